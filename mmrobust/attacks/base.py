@@ -1,0 +1,89 @@
+"""What an attack is, and what it may ask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..objective import Objective
+from ..threat import ThreatModel, to_pixels
+
+
+class Oracle(Protocol):
+    """Values and gradients of an objective on a fixed batch of N images.
+
+    :class:`mmrobust.objective.LossOracle` is the detector's; an attack knows no more
+    of the network than this, so it can be tested on functions with a known optimum.
+    """
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        """Objective (N,) of images (C, H, W)."""
+        ...
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Objective (N,) and its gradient with respect to each image."""
+        ...
+
+
+class Attack(ABC):
+    """Finds an image in the threat model that makes the objective large.
+
+    Args:
+        norm: ``'linf'`` or ``'l2'``.
+        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        objective: see :class:`mmrobust.objective.Objective`.
+
+    Raises:
+        ConfigError: if one of them is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        norm: str = 'linf',
+        eps: float | str = 4,
+        objective: str | Sequence[str] = 'total',
+    ) -> None:
+        self.threat = ThreatModel(norm=norm, eps=to_pixels(eps))
+        self.objective = Objective(objective)
+
+    @abstractmethod
+    def perturb(
+        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+    ) -> list[Tensor]:
+        """Returns one adversarial image for every clean one.
+
+        Args:
+            oracle: the objective on this batch.
+            images: clean images (C, H, W) in pixel units, on the network's device.
+            generator: CPU generator for every random draw.
+
+        Returns:
+            Images of the same shapes inside the threat model.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that define the attack, for the report."""
+        return {
+            'norm': self.threat.norm,
+            'eps': self.threat.eps,
+            'step_size': None,
+            'num_steps': 0,
+            'objective': None,
+            'restarts': 1,
+        }
+
+
+def positive_int(value: Any, name: str) -> int:
+    """Reads a count of at least 1.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise ConfigError(f'{name}={value!r} must be a whole number of at least 1.')
+    return int(value)

@@ -1,0 +1,34 @@
+"""Random noise: the sanity baseline that every attack has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..registry import ATTACKS
+from .base import Attack, Oracle
+
+
+@ATTACKS.register_module()
+class RandomNoise(Attack):
+    """One random image on the boundary of the ball, without asking the network.
+
+    linf: each value moves by +eps or -eps with equal chance; l2: a uniformly random
+    direction of length eps. A model that loses as much to it as to a gradient attack
+    is either fragile to noise, or the attack is broken.
+
+    Args:
+        norm: ``'linf'`` or ``'l2'``.
+        eps: radius in pixel units of 0-255.
+    """
+
+    def __init__(self, norm: str = 'linf', eps: float | str = 4) -> None:
+        super().__init__(norm=norm, eps=eps)
+
+    def perturb(
+        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+    ) -> list[Tensor]:
+        """See :meth:`Attack.perturb`."""
+        return [self.threat.random_boundary(image, generator) for image in images]

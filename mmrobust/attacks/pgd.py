@@ -1,0 +1,140 @@
+"""Projected gradient ascent, of which FGSM is the one-step case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..registry import ATTACKS
+from ..threat import to_pixels
+from .base import Attack, Oracle, positive_int
+
+
+@ATTACKS.register_module()
+class PGD(Attack):
+    """PGD (Madry et al., arXiv 1706.06083), with restarts and the best iterate kept.
+
+    Steps follow the sign of the gradient (linf) or the normalised gradient (l2) and
+    are projected onto the ball and the pixel range. Of all iterates and restarts the
+    one with the largest objective is returned, image by image; the clean image counts
+    as an iterate, so the result is never worse than the start.
+
+    Cost per image and restart: ``num_steps`` forward and backward passes, one more
+    forward pass for the value of the last iterate, and once for the clean image where
+    the first start is random.
+
+    Args:
+        norm: ``'linf'`` or ``'l2'``.
+        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        step_size: step in pixel units; by default ``2.5 * eps / num_steps``, at most
+            eps, so that every point of the ball can be reached.
+        num_steps: number of steps, at least 1.
+        objective: see :class:`mmrobust.objective.Objective`.
+        random_start: start at a random point of the ball, not at the image. Restarts
+            after the first always do.
+        restarts: number of runs, at least 1.
+        keep_best: return the best iterate; otherwise the last one of the last run,
+            without the extra forward passes, as adversarial training needs it.
+
+    Raises:
+        ConfigError: if a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        norm: str = 'linf',
+        eps: float | str = 4,
+        step_size: float | str | None = None,
+        num_steps: int = 10,
+        objective: str | Sequence[str] = 'total',
+        random_start: bool = True,
+        restarts: int = 1,
+        keep_best: bool = True,
+    ) -> None:
+        super().__init__(norm=norm, eps=eps, objective=objective)
+        self.num_steps = positive_int(num_steps, 'num_steps')
+        self.restarts = positive_int(restarts, 'restarts')
+        self.step_size = _step_size(step_size, self.threat.eps, self.num_steps)
+        self.random_start = random_start
+        self.keep_best = keep_best
+
+    def perturb(
+        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+    ) -> list[Tensor]:
+        """See :meth:`Attack.perturb`."""
+        threat, best = self.threat, _Best(images)
+        current = list(images)
+        if self.keep_best and self.random_start:
+            best.offer(images, oracle.value(images))
+        for restart in range(self.restarts):
+            if self.random_start or restart > 0:
+                current = [threat.random_start(image, generator) for image in images]
+            for _ in range(self.num_steps):
+                values, grads = oracle.value_and_grad(current)
+                if self.keep_best:
+                    best.offer(current, values)
+                current = [
+                    threat.project(image, threat.step(point, grad, self.step_size))
+                    for image, point, grad in zip(images, current, grads, strict=True)
+                ]
+            if self.keep_best:
+                best.offer(current, oracle.value(current))
+        return best.images if self.keep_best else current
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Attack.describe`."""
+        return {
+            **super().describe(),
+            'step_size': self.step_size,
+            'num_steps': self.num_steps,
+            'objective': self.objective.name,
+            'restarts': self.restarts,
+            'random_start': self.random_start,
+        }
+
+
+class _Best:
+    """The image with the largest value seen so far, for each image of the batch."""
+
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self.images = list(images)
+        self.values: Tensor | None = None
+
+    def offer(self, images: Sequence[Tensor], values: Tensor) -> None:
+        # An overflow is no success: without this, one NaN would win or lose for good.
+        values = torch.nan_to_num(
+            values.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
+        )
+        if self.values is None:
+            self.images, self.values = list(images), values
+            return
+        better = values > self.values
+        # torch.where instead of an if: no waiting for the GPU in every step.
+        self.images = [
+            torch.where(better[i], image, self.images[i])
+            for i, image in enumerate(images)
+        ]
+        self.values = torch.where(better, values, self.values)
+
+
+def _step_size(step_size: float | str | None, eps: float, num_steps: int) -> float:
+    if step_size is None:
+        return min(eps, 2.5 * eps / num_steps)
+    try:
+        size = float(step_size)
+    except ValueError:
+        size = to_pixels(step_size, 'step_size')
+    if not 0 <= size < float('inf'):
+        # Same sentence as for eps; this always raises.
+        return to_pixels(step_size, 'step_size')
+    if eps > 0 and size < eps / 200:
+        raise ConfigError(
+            f'step_size={step_size!r} is under a 200th of eps={eps:g}, so the attack '
+            'would hardly move: step_size is in pixel units of 0-255, like '
+            f'step_size={2.5 * eps / num_steps:.3g} here.'
+        )
+    return size

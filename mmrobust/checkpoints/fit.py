@@ -1,0 +1,105 @@
+"""Reading checkpoints with errors a user understands, and checking that they fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from typing import Any
+from urllib.error import URLError
+
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+# BatchNorm's counters: no weights, and absent from files of old torch versions.
+_OPTIONAL = ('num_batches_tracked',)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a checkpoint from a file or URL onto the CPU.
+
+    Pickled code of unknown origin is not run: torch reads tensors and the few classes
+    that mmengine's own checkpoints hold.
+
+    Args:
+        path: a file, or anything else that mmengine's CheckpointLoader knows.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ConfigError: if it is missing, damaged, not a checkpoint, cannot be downloaded,
+            or holds other classes.
+    """
+    if '://' not in path and not os.path.isfile(path):
+        raise ConfigError(f'checkpoint {path!r} does not exist: check the path.')
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+    except pickle.UnpicklingError as error:
+        if 'weights_only' in str(error).lower() and 'GLOBAL' in str(error):
+            reason = str(error).split('GLOBAL', 1)[1].split('was not', 1)[0].strip()
+            raise ConfigError(
+                f'checkpoint {path!r} holds pickled code ({reason}), which is not run '
+                'for files of unknown origin: save its tensors alone with torch.save, or, '
+                'if you trust the file, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.'
+            ) from error
+        raise ConfigError(f'checkpoint {path!r} is no readable torch file.') from error
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise ConfigError(
+            f'checkpoint {path!r} could not be downloaded ({error}): download it where '
+            'there is a network and give the path of the file instead.'
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f'checkpoint {path!r} cannot be read and is probably damaged or incomplete '
+            f'({str(error).splitlines()[0]}).'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
+    return checkpoint
+
+
+def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights inside a checkpoint, whatever level they lie on."""
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def misfits(own: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """Names of weights that are missing or of another shape in ``given``."""
+    return [
+        name
+        for name, value in own.items()
+        if not name.endswith(_OPTIONAL)
+        and (name not in given or given[name].shape != value.shape)
+    ]
+
+
+def check_checkpoint(path: str, model: nn.Module) -> None:
+    """Makes sure that a checkpoint carries every weight of the model.
+
+    mmengine loads what fits and logs the rest; a detector that is half random then
+    gives a low AP that looks like a successful attack.
+
+    Args:
+        path: the checkpoint.
+        model: the bare model it is meant for.
+
+    Raises:
+        ConfigError: if any weight is missing or has another shape.
+    """
+    given = state_dict_of(read_checkpoint(path))
+    given = {name.removeprefix('module.'): value for name, value in given.items()}
+    wrong = misfits(model.state_dict(), given)
+    if wrong:
+        shown = ', '.join(wrong[:3]) + (', ...' if len(wrong) > 3 else '')
+        raise ConfigError(
+            f'checkpoint {path!r} does not fit {type(model).__name__}: {len(wrong)} of '
+            f'{len(model.state_dict())} weights are missing or have another shape '
+            f'({shown}); is it the checkpoint of this config?'
+        )

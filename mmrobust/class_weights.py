@@ -1,0 +1,135 @@
+"""Class-weighted classification losses for the class-wise attack A_cwa.
+
+Source: the code of arXiv 2305.17438; the attack goes back to Chen et al., "Class-Aware
+Robust Adversarial Training for Object Detection", CVPR 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+
+def class_weights(counts: Sequence[int]) -> Tensor:
+    """Inverse class frequency with mean 1.
+
+    Args:
+        counts: objects of each class, (num_classes,).
+
+    Returns:
+        ``w_c = (sum of counts / count_c)``, rescaled to mean 1 over the classes that
+        occur. A class without objects has weight 1; the published code divides by
+        zero there.
+    """
+    numbers = torch.as_tensor(counts, dtype=torch.float32)
+    present = numbers > 0
+    weights = torch.ones_like(numbers)
+    if present.any():
+        inverse = numbers.sum() / numbers[present]
+        weights[present] = inverse / inverse.mean()
+    return weights
+
+
+def count_classes(datasets: Iterable[Any], num_classes: int) -> list[int]:
+    """Counts the objects of every class in the annotations (crowds included).
+
+    Args:
+        datasets: mmdet datasets, whose ``get_data_info(i)`` gives ``instances``.
+        num_classes: length of the result.
+    """
+    counts = [0] * num_classes
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            for instance in dataset.get_data_info(index).get('instances', ()):
+                counts[instance['bbox_label']] += 1
+    return counts
+
+
+@contextmanager
+def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[None]:
+    """Weights the classification loss of every head by class while the context lasts.
+
+    The loss modules are asked for their elementwise losses, which are then weighted
+    and reduced as the head had asked. A loss matrix (N, num_classes), as focal loss
+    gives, is weighted column by column; a vector (N,), as cross entropy gives, by the
+    class of its target, background having weight 1. Heads with another number of
+    classes (an RPN's objectness) are left alone.
+
+    Args:
+        model: the bare detector.
+        weights: (num_classes,), from :func:`class_weights`.
+
+    Raises:
+        ConfigError: if the model has no head whose classification loss is a module
+            that can be weighted.
+    """
+    heads = [
+        module
+        for module in model.modules()
+        if getattr(module, 'num_classes', None) == len(weights)
+        and isinstance(getattr(module, 'loss_cls', None), nn.Module)
+        and 'RPN' not in type(module).__name__
+    ]
+    if not heads:
+        raise ConfigError(
+            "the objective 'cwa' needs a head with a `loss_cls` module for "
+            f'{len(weights)} classes, and {type(model).__name__} has none: use cls or reg.'
+        )
+    with ExitStack() as stack:
+        for loss in {id(head.loss_cls): head.loss_cls for head in heads}.values():
+            weighting = _Weighting(weights)
+            for handle in (
+                loss.register_forward_pre_hook(weighting.before, with_kwargs=True),
+                loss.register_forward_hook(weighting.after, with_kwargs=True),
+            ):
+                stack.callback(handle.remove)
+        yield
+
+
+class _Weighting:
+    """Turns one call of a loss module into its class-weighted version."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
+        self.avg_factor: Any = None
+        self.reduction: str | None = None
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        kwargs = dict(kwargs)
+        if len(args) > 3:  # (pred, target, weight, avg_factor) by position
+            kwargs['avg_factor'], args = args[3], args[:3]
+        self.avg_factor = kwargs.pop('avg_factor', None)
+        reduction = kwargs.get('reduction_override') or getattr(
+            module, 'reduction', 'mean'
+        )
+        self.reduction = reduction
+        kwargs['reduction_override'] = 'none'
+        return args, kwargs
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, loss: Tensor) -> Tensor:
+        weights = self.weights.to(loss)
+        if loss.dim() == 2 and loss.shape[1] == len(weights):
+            loss = loss * weights
+        elif loss.dim() == 1:
+            target = args[1] if len(args) > 1 else kwargs.get('target', kwargs.get('label'))
+            target = target[0] if isinstance(target, tuple) else target
+            padded = torch.cat([weights, weights.new_ones(1)])  # background, the last
+            known = target.long().clamp(0, len(weights))
+            loss = loss * padded[known]
+        else:
+            raise ConfigError(
+                f'{type(module).__name__} gives losses of shape {tuple(loss.shape)}, '
+                "which the objective 'cwa' cannot weight by class: use cls or reg."
+            )
+        if self.reduction == 'none':
+            return loss
+        if self.avg_factor is None:
+            return loss.mean() if self.reduction == 'mean' else loss.sum()
+        # As mmdet's weight_reduce_loss: a sum ignores the factor only by raising.
+        return loss.sum() / (self.avg_factor + torch.finfo(torch.float32).eps)

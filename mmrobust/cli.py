@@ -1,0 +1,166 @@
+"""What the command-line tools share: options, early checks, errors as sentences."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+
+from .errors import ConfigError
+
+_MIN_FREE_BYTES = 64 * 2**20
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a tool; a user's mistake ends with one sentence and exit status 2."""
+    try:
+        main()
+    except Exception as error:
+        sentence = as_sentence(error)
+        if sentence is None:
+            raise
+        print(f'error: {sentence}', file=sys.stderr)
+        sys.exit(2)
+
+
+def as_sentence(error: BaseException) -> str | None:
+    """Says in one sentence what the user can change, or None for a defect of ours."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, ConfigError):
+        return text
+    if isinstance(error, FileNotFoundError):
+        path = error.filename or text.rsplit("directory: '", 1)[-1].rstrip("'")
+        return f'{path} does not exist: check the path, or data_root in the config.'
+    if isinstance(error, PermissionError):
+        return f'no right to use {error.filename}: choose another place or change it.'
+    if isinstance(error, OSError) and error.errno == 28:
+        return f'no space left on the device while writing {error.filename or "a file"}.'
+    if isinstance(error, KeyError) and 'is not in the' in text:
+        return text.split(' Please check', 1)[0].strip('\'"') + ': check the name.'
+    if isinstance(error, AssertionError) and 'failed to load image' in text:
+        return f'{text.split("Original")[0]}: the file is damaged; replace or remove it.'
+    return None
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that mmdet's train and test tools have in common."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as key=value; lists as key="[a,b]" or '
+        'key=a,b. data_root=PATH is also put into the datasets and evaluators',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torch.distributed.launch passes --local-rank since torch 2.0.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config with the command line's overrides and decides the work dir.
+
+    Raises:
+        ConfigError: if the config is missing or no config, or the work dir unusable.
+    """
+    if 'LOCAL_RANK' not in os.environ:
+        os.environ['LOCAL_RANK'] = str(args.local_rank)
+    cfg = read_config(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        merge_options(cfg, args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = os.path.splitext(os.path.basename(args.config))[0]
+        cfg.work_dir = os.path.join('./work_dirs', name)
+    check_work_dir(cfg.work_dir)
+    return cfg
+
+
+def read_config(path: str) -> Config:
+    """Reads a config file.
+
+    Raises:
+        ConfigError: if it does not exist, cannot be parsed or has no model.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f'config {path!r} does not exist: check the path.')
+    try:
+        cfg = Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f'config {path!r} needs a file that is missing: {error}.') from error
+    except (SyntaxError, NameError, KeyError, OSError, ImportError, ValueError) as error:
+        reason = ' '.join(str(error).split())
+        raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
+    if 'model' not in cfg:
+        raise ConfigError(f'config {path!r} has no model.')
+    return cfg
+
+
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Merges ``--cfg-options``; a new ``data_root`` reaches datasets and evaluators.
+
+    Config files put ``data_root`` into paths while they are read, so that overriding
+    the variable alone would change nothing.
+    """
+    old_root = cfg.get('data_root')
+    cfg.merge_from_dict(options)
+    new_root = options.get('data_root')
+    if new_root is None or not old_root:
+        return
+    # Paths are joined by + in configs: keep the slash that they rely on.
+    if old_root.endswith('/') and not new_root.endswith('/'):
+        new_root += '/'
+        cfg.data_root = new_root
+    for key, value in cfg.items():
+        if key.endswith(('dataloader', 'evaluator')):
+            _replace_root(value, old_root, new_root)
+
+
+def _replace_root(node: Any, old: str, new: str) -> None:
+    items = (
+        node.items()
+        if isinstance(node, (dict, ConfigDict))
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    for key, value in list(items):
+        if isinstance(value, str) and value.startswith(old):
+            node[key] = new + value[len(old) :]
+        else:
+            _replace_root(value, old, new)
+
+
+def check_work_dir(path: str) -> None:
+    """Makes sure that results can be written, before anything is computed.
+
+    Raises:
+        ConfigError: if the folder cannot be made or written, or the disk is full.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f'work dir {path!r} cannot be written ({error.strerror}): give another one '
+            'with --work-dir.'
+        ) from error
+    free = shutil.disk_usage(path).free
+    if free < _MIN_FREE_BYTES:
+        raise ConfigError(
+            f'work dir {path!r} has only {free / 2**20:.0f} MiB left: free some space or '
+            'give another one with --work-dir.'
+        )

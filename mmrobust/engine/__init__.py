@@ -1,0 +1,22 @@
+"""Loops, hooks and optimizer rules that plug into mmengine's Runner."""
+
+from __future__ import annotations
+
+from .adversaries import Adversary, FreeAdversary, PGDAdversary
+from .eval_loops import AttackTestLoop, AttackValLoop
+from .hooks import AdversaryStateHook, AttackVisualizationHook
+from .optim import BackboneLrOptimWrapperConstructor
+from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
+
+__all__ = [
+    'AdvEpochBasedTrainLoop',
+    'AdvIterBasedTrainLoop',
+    'Adversary',
+    'AdversaryStateHook',
+    'AttackTestLoop',
+    'AttackValLoop',
+    'AttackVisualizationHook',
+    'BackboneLrOptimWrapperConstructor',
+    'FreeAdversary',
+    'PGDAdversary',
+]

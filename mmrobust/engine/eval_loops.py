@@ -1,0 +1,372 @@
+"""Attack evaluation: one benign pass, then one pass per attack, in one loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_distributed
+from mmengine.evaluator import Evaluator
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.runner import Runner, TestLoop, ValLoop
+from mmengine.runner.amp import autocast
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..attacks import Attack
+from ..batch import (
+    attack_samples,
+    count_boxes_outside,
+    float_images,
+    gt_frame_of,
+    split_batch,
+    with_images,
+)
+from ..class_weights import class_weights, count_classes
+from ..errors import ConfigError
+from ..objective import LossOracle, loss_mode
+from ..registry import ATTACKS, LOOPS
+from ..report import AttackResult, RobustnessReport
+from ..seeding import derive_seed, seeded
+from .preflight import check_has_boxes
+from .progress import Progress
+from .saving import AdversarialImages
+
+
+class _AttackEvaluation:
+    """What the validation and the test loop share.
+
+    The loops differ in the names of their hooks and in ``val_step``/``test_step``,
+    which do the same in mmengine.
+    """
+
+    runner: Runner
+    dataloader: DataLoader
+    evaluator: Evaluator
+    fp16: bool
+    stage: str
+
+    def _set_up(
+        self,
+        attacks: dict[str, Any],
+        seed: int,
+        gt_frame: str,
+        num_images: int | None,
+        save_adv: str | None,
+    ) -> None:
+        self.attacks: dict[str, Attack] = {
+            name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
+            for name, attack in attacks.items()
+        }
+        self.seed = seed
+        self.save_adv = save_adv
+        dataset = self.dataloader.dataset
+        check_has_boxes(dataset, 'attack')
+        if num_images is not None:
+            _restrict_metrics(self.evaluator, dataset)
+        sampler = self.dataloader.sampler
+        if is_distributed() and not getattr(sampler, 'round_up', True):
+            raise ConfigError(
+                'losses synchronise the processes, so all need the same number of '
+                'images: set sampler.round_up=True in the test dataloader.'
+            )
+        if gt_frame not in ('auto', 'original', 'input'):
+            raise ConfigError(
+                f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
+            )
+        self.gt_frame = gt_frame
+        if gt_frame == 'auto' and self.attacks:
+            self.gt_frame = gt_frame_of(dataset)
+
+    def run(self) -> dict[str, float]:
+        """Runs all passes.
+
+        Returns:
+            Benign metrics under their own names, and those of each attack behind the
+            attack's name, like ``pgd/coco/bbox_mAP``.
+        """
+        runner, stage = self.runner, self.stage
+        runner.call_hook(f'before_{stage}')
+        runner.call_hook(f'before_{stage}_epoch')
+        runner.model.eval()
+        notes = self._weight_classes()
+        report = RobustnessReport.start(runner, self.dataloader.dataset, self.seed, notes)
+        for index, data_batch in enumerate(self.dataloader):
+            self.run_iter(index, data_batch)  # type: ignore[attr-defined]
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        report.benign = dict(metrics)
+        progress = Progress(
+            list(self.attacks), len(self.dataloader), runner.logger
+        )
+        for name, attack in self.attacks.items():
+            self._save(report, complete=False)
+            result = self._attack_pass(name, attack, report.benign, progress)
+            report.attacks.append(result)
+            metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
+        self._save(report, complete=True)
+        runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
+        runner.call_hook(f'after_{stage}')
+        if self.attacks:
+            print_log('\n' + report.table(), logger='current')
+        return metrics
+
+    def _save(self, report: RobustnessReport, complete: bool) -> None:
+        """Only the test loop keeps a report."""
+
+    def _attack_pass(
+        self, name: str, attack: Attack, benign: dict[str, float], progress: Progress
+    ) -> AttackResult:
+        result = AttackResult(name, attack.describe())
+        saver = AdversarialImages.maybe(self.save_adv, name, attack.describe())
+        renamed = _rename_dumps(self.evaluator, name)
+        self._outside = 0
+        progress.start(name)
+        for index, data_batch in enumerate(self.dataloader):
+            adversarial = self._perturb(attack, data_batch, result)
+            self._predict(index, data_batch, adversarial, name)
+            if saver:
+                saver.save(data_batch['data_samples'], adversarial)
+            progress.update(index + 1)
+        result.seconds = progress.finish()
+        result.metrics = dict(self.evaluator.evaluate(len(self.dataloader.dataset)))
+        _restore_dumps(renamed)
+        missing = [key for key in benign if key not in result.metrics]
+        if missing:
+            # CocoMetric gives no numbers at all when nothing is detected any more.
+            result.metrics.update(dict.fromkeys(missing, 0.0))
+            result.checks.append('no detection is left; missing metrics count as 0')
+        if self._outside:
+            result.checks.append(
+                f'{self._outside} boxes lie outside their image: is the frame of the '
+                f'boxes ({self.gt_frame}) right?'
+            )
+        return result.sum_over_processes()
+
+    def _perturb(
+        self, attack: Attack, data_batch: dict, result: AttackResult
+    ) -> list[Tensor]:
+        """Attacks each image of the batch alone; see :class:`LossOracle`."""
+        model = _bare(self.runner.model)
+        device = next(model.parameters()).device
+        adversarial: list[Tensor] = []
+        with loss_mode(model):
+            for single in split_batch(data_batch):
+                samples = attack_samples(single['data_samples'], device, self.gt_frame)
+                self._outside += count_boxes_outside(samples)
+                oracle = LossOracle(model, single, samples, attack.objective)
+                image_id = single['data_samples'][0].get('img_id', '')
+                with seeded(derive_seed(self.seed, image_id), device) as generator:
+                    images = float_images(single, device)
+                    adversarial += attack.perturb(oracle, images, generator)
+                result.forwards += oracle.forwards
+                result.backwards += oracle.backwards
+        return adversarial
+
+    @torch.no_grad()
+    def _predict(
+        self, index: int, data_batch: dict, images: Sequence[Tensor], name: str
+    ) -> list[BaseDataElement]:
+        """The stock prediction step on other images, with the original samples."""
+        attacked = with_images(data_batch, images)
+        with autocast(enabled=self.fp16):
+            outputs = self.runner.model.test_step(attacked)
+        self.evaluator.process(data_samples=outputs, data_batch=attacked)
+        # Not after_test_iter: hooks there read the clean picture from disk and would
+        # draw the attacked boxes on it, over the benign results.
+        self.runner.call_hook(
+            'after_attack_iter',
+            batch_idx=index,
+            data_batch=data_batch,
+            adversarial=images,
+            outputs=outputs,
+            attack=name,
+            gt_frame=self.gt_frame,
+        )
+        return outputs
+
+    def _weight_classes(self) -> list[str]:
+        """Counts classes for the objectives that need it; returns notes for the report.
+
+        Counted in the training set, as the published attack's weights should be; its
+        code takes the evaluated set's.
+        """
+        waiting = [a for a in self.attacks.values() if a.objective.needs_class_weights]
+        if not waiting:
+            return []
+        dataset = self.dataloader.dataset
+        classes = dataset.metainfo['classes']
+        notes = []
+        try:
+            train = MMENGINE_DATASETS.build(self.runner.cfg.train_dataloader['dataset'])
+            if train.metainfo['classes'] != classes:
+                raise ValueError('the training set has other classes')
+            counts = count_classes([train], len(classes))
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            notes.append(
+                'class weights of cwa are those of the evaluated set, because the '
+                f'training set could not be used ({error})'
+            )
+            print_log(notes[0], logger='current', level=logging.WARNING)
+            counts = count_classes([dataset], len(classes))
+        weights = class_weights(counts)
+        for attack in waiting:
+            attack.objective.class_weights = weights
+        return notes
+
+
+@LOOPS.register_module()
+class AttackValLoop(_AttackEvaluation, ValLoop):
+    """mmengine's ValLoop plus one pass per attack.
+
+    Benign metrics keep their names, so that ``save_best`` works as before; attacked
+    ones are prefixed, like ``pgd/coco/bbox_mAP``.
+
+    Args:
+        runner: the runner.
+        dataloader: the data loader or its config; its pipeline has to load boxes.
+        evaluator: the evaluator or its config.
+        attacks: name to attack config, for instance
+            ``dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=10))``.
+        seed: seed of every random draw; each image's draws depend on it and on the
+            image's id alone.
+        gt_frame: ``'auto'`` reads the frame of the boxes off the pipeline;
+            ``'original'`` or ``'input'`` set it.
+        num_images: evaluate on this many images, a fixed choice by ``seed``.
+        save_adv: folder for the adversarial images, without loss; none by default.
+        fp16: predict under autocast; attacks always compute in full precision.
+
+    Raises:
+        ConfigError: for settings or data that cannot give a valid attack.
+    """
+
+    stage = 'val'
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        attacks: dict[str, Any] | None = None,
+        seed: int = 0,
+        gt_frame: str = 'auto',
+        num_images: int | None = None,
+        save_adv: str | None = None,
+        fp16: bool = False,
+    ) -> None:
+        loader = _subset(dataloader, num_images, seed)
+        super().__init__(runner, loader, evaluator, fp16=fp16)
+        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
+
+
+@LOOPS.register_module()
+class AttackTestLoop(_AttackEvaluation, TestLoop):
+    """mmengine's TestLoop plus one pass per attack and a report.
+
+    Args:
+        runner: the runner.
+        dataloader: see :class:`AttackValLoop`.
+        evaluator: see :class:`AttackValLoop`.
+        attacks: see :class:`AttackValLoop`.
+        seed: see :class:`AttackValLoop`.
+        gt_frame: see :class:`AttackValLoop`.
+        num_images: see :class:`AttackValLoop`.
+        save_adv: see :class:`AttackValLoop`.
+        report: path of the JSON report, by default ``robustness.json`` in the work
+            directory; a Markdown twin is written beside it. It is rewritten after
+            every pass.
+        fp16: see :class:`AttackValLoop`.
+    """
+
+    stage = 'test'
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        attacks: dict[str, Any] | None = None,
+        seed: int = 0,
+        gt_frame: str = 'auto',
+        num_images: int | None = None,
+        save_adv: str | None = None,
+        report: str | None = None,
+        fp16: bool = False,
+    ) -> None:
+        loader = _subset(dataloader, num_images, seed)
+        super().__init__(runner, loader, evaluator, fp16=fp16)
+        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
+        self.report = report or os.path.join(runner.work_dir, 'robustness.json')
+
+    def _save(self, report: RobustnessReport, complete: bool) -> None:
+        report.write(self.report, complete)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _subset(
+    dataloader: DataLoader | dict, num_images: int | None, seed: int
+) -> DataLoader | dict:
+    """Puts a fixed, seeded choice of images in place of a loader config's dataset."""
+    if num_images is None:
+        return dataloader
+    if num_images != int(num_images) or num_images < 1:
+        raise ConfigError(f'num_images={num_images!r} must be a whole number from 1.')
+    if not isinstance(dataloader, dict):
+        raise ConfigError('num_images needs the dataloader as a config, not built.')
+    dataset = MMENGINE_DATASETS.build(dataloader['dataset'])
+    if not hasattr(dataset, 'get_subset_'):
+        raise ConfigError(
+            f'num_images is not possible with {type(dataset).__name__}: it has no '
+            'get_subset_, as mmengine BaseDatasets have.'
+        )
+    dataset.full_init()
+    if num_images > len(dataset):
+        raise ConfigError(
+            f'num_images={num_images} is more than the {len(dataset)} images there are.'
+        )
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:num_images]
+    dataset.get_subset_(sorted(int(index) for index in chosen))
+    return {**dataloader, 'dataset': dataset}
+
+
+def _restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
+    """Tells metrics with an annotation file of their own which images count.
+
+    Otherwise they would score all of the file's images, and the others as missed.
+    """
+    ids = [dataset.get_data_info(index).get('img_id') for index in range(len(dataset))]
+    for metric in evaluator.metrics:
+        if getattr(metric, '_coco_api', None) is None:
+            continue
+        if not hasattr(metric, 'img_ids'):
+            raise ConfigError(
+                f'num_images is not possible with {type(metric).__name__}, which always '
+                'scores its whole annotation file.'
+            )
+        metric.img_ids = ids
+
+
+def _rename_dumps(evaluator: Evaluator, name: str) -> list[tuple[Any, str]]:
+    """Lets metrics that dump predictions write one file per attack."""
+    renamed = []
+    for metric in evaluator.metrics:
+        path = getattr(metric, 'out_file_path', None)
+        if path is not None:
+            renamed.append((metric, path))
+            stem, extension = os.path.splitext(path)
+            metric.out_file_path = f'{stem}.{name}{extension}'
+    return renamed
+
+
+def _restore_dumps(renamed: list[tuple[Any, str]]) -> None:
+    for metric, path in renamed:
+        metric.out_file_path = path

@@ -1,0 +1,151 @@
+"""Hooks: the adversary's state in checkpoints, and pictures of attacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.dist import get_world_size, master_only
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from ..batch import attack_samples
+from ..registry import HOOKS
+from .adversaries import Adversary
+from .pictures import attack_picture
+
+
+@HOOKS.register_module()
+class AdversaryStateHook(Hook):
+    """Keeps the adversary's settings and carried perturbation in checkpoints.
+
+    The adversarial train loops register it themselves; nothing needs to be configured.
+    The checkpoint still loads anywhere: it only has one more key.
+
+    Args:
+        adversary: the loop's adversary.
+    """
+
+    key = 'mmrobust_adversary'
+
+    def __init__(self, adversary: Adversary) -> None:
+        self.adversary = adversary
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Adds settings and state; called on the main process only."""
+        checkpoint['meta']['adversary'] = self.adversary.describe()
+        # meta counts the updates that the weights have seen; runner.iter lags by one
+        # while the hooks of an update run.
+        state = self.adversary.state_dict(checkpoint['meta']['iter'])
+        if state:
+            checkpoint[self.key] = state
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Restores the state when training resumes."""
+        if not runner._resume or self.key not in checkpoint:
+            return
+        if get_world_size() > 1:
+            print_log(
+                'The carried perturbation is saved by the first process only, so '
+                'training resumes with a perturbation of zero.',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return
+        self.adversary.load_state_dict(checkpoint[self.key])
+
+
+@HOOKS.register_module()
+class AttackVisualizationHook(Hook):
+    """Draws clean image | attacked image | amplified difference.
+
+    With the detections on either image and the ground truth. mmdet's own
+    DetVisualizationHook reads the picture from disk again and would draw the attacked
+    boxes on the clean image. Pictures go through the runner's visualizer to all its
+    backends (files, TensorBoard, ...).
+
+    Args:
+        num_images: images to draw per attack and process, the first ones of the set.
+        score_thr: detections below this score are not drawn.
+        out_dir: write PNG files to this folder of the run's log directory instead of
+            handing them to the visualizer's backends.
+    """
+
+    def __init__(
+        self, num_images: int = 8, score_thr: float = 0.3, out_dir: str | None = None
+    ) -> None:
+        self.num_images = num_images
+        self.score_thr = score_thr
+        self.out_dir = out_dir
+        self._clean: dict[Any, BaseDataElement] = {}
+        self._drawn: dict[str, int] = {}
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Forgets the pictures of an earlier evaluation."""
+        self._clean.clear()
+        self._drawn.clear()
+
+    before_val_epoch = before_test_epoch
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Remembers the benign detections of the images that will be drawn."""
+        for output in outputs or ():
+            if len(self._clean) < self.num_images:
+                self._clean[output.get('img_id')] = output.cpu()
+
+    after_val_iter = after_test_iter
+
+    @master_only
+    def after_attack_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict,
+        adversarial: Sequence[Tensor],
+        outputs: Sequence[BaseDataElement],
+        attack: str,
+        gt_frame: str,
+    ) -> None:
+        """Draws the images of one attacked batch."""
+        if self._drawn.get(attack, 0) >= self.num_images:
+            return
+        truths = attack_samples(data_batch['data_samples'], 'cpu', gt_frame)
+        for i, output in enumerate(outputs):
+            number = self._drawn.get(attack, 0)
+            image_id = output.get('img_id')
+            if number >= self.num_images or image_id not in self._clean:
+                continue
+            picture = attack_picture(
+                runner.visualizer,
+                data_batch['inputs'][i],
+                adversarial[i].detach().cpu(),
+                self._clean[image_id],
+                output.cpu(),
+                truths[i],
+                self.score_thr,
+                attack,
+            )
+            self._emit(runner, f'attack_{attack}_{image_id}', picture, number)
+            self._drawn[attack] = number + 1
+
+    def _emit(self, runner: Runner, name: str, picture: np.ndarray, step: int) -> None:
+        if self.out_dir is None:
+            runner.visualizer.add_image(name, picture, step)
+            return
+        folder = os.path.join(
+            runner.work_dir, runner.timestamp, self.out_dir, 'attacks'
+        )
+        mmcv.imwrite(picture[..., ::-1], os.path.join(folder, f'{name}.png'))

@@ -1,0 +1,80 @@
+"""Optimizer rules: a smaller learning rate for the backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from ..errors import ConfigError
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Multiplies the backbone's learning rate after all other rules have been applied.
+
+    An adversarially pre-trained backbone keeps its robustness when it is changed
+    slowly; arXiv 2305.17438 multiplies by 0.1. mmengine's own
+    ``custom_keys={'backbone': dict(lr_mult=0.1)}`` makes every other rule (bias and
+    norm multipliers) be ignored inside the backbone; here they stay in force.
+
+    Args:
+        optim_wrapper_cfg: as DefaultOptimWrapperConstructor's.
+        paramwise_cfg: as DefaultOptimWrapperConstructor's, plus
+            ``backbone_lr_mult`` (0.1) and ``backbone_key`` (``'backbone'``), the
+            component of a parameter's name that marks it, wherever it stands.
+
+    Raises:
+        ConfigError: if a multiplier is negative, or no trainable parameter matches.
+    """
+
+    def __init__(
+        self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
+    ) -> None:
+        paramwise = dict(paramwise_cfg or {})
+        paramwise.setdefault('backbone_lr_mult', 0.1)
+        paramwise.setdefault('backbone_key', 'backbone')
+        if paramwise['backbone_lr_mult'] < 0:
+            raise ConfigError(
+                f'backbone_lr_mult={paramwise["backbone_lr_mult"]} must not be negative.'
+            )
+        super().__init__(optim_wrapper_cfg, paramwise)
+
+    def add_params(
+        self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any
+    ) -> None:
+        """Adds parameter groups by the normal rules, then slows the backbone down."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix == '':  # the outermost call of a recursion over modules
+            self._slow_backbone(params, module)
+
+    def _slow_backbone(self, params: list[dict], module: nn.Module) -> None:
+        factor = self.paramwise_cfg['backbone_lr_mult']
+        key = self.paramwise_cfg['backbone_key']
+        inside = {
+            id(parameter)
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if key in name.split('.')
+        }
+        matched = 0
+        for group in params:
+            weights = [p for p in group['params'] if p.requires_grad]
+            # Groups hold one parameter each at this point.
+            if weights and all(id(p) in inside for p in weights):
+                group['lr'] = group.get('lr', self.base_lr) * factor
+                matched += sum(p.numel() for p in weights)
+        if matched == 0:
+            top = sorted({name.split('.')[0] for name, _ in module.named_parameters()})
+            raise ConfigError(
+                f'backbone_lr_mult={factor} matched no trainable parameter, because no '
+                f'name has the component {key!r} (top-level modules: '
+                f'{", ".join(top)}): set paramwise_cfg.backbone_key.'
+            )
+        print_log(
+            f'Backbone learning rate x{factor} for {matched:,} parameters '
+            f'({key!r}): {(self.base_lr or 0) * factor:g} instead of {self.base_lr:g}.',
+            logger='current',
+        )

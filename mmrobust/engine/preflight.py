@@ -1,0 +1,37 @@
+"""Checks of the data before hours of computing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def check_has_boxes(dataset: Any, purpose: str) -> None:
+    """Makes sure that at least one image of a dataset has an object.
+
+    Reads annotations only, and stops at the first object.
+
+    Args:
+        dataset: an mmdet dataset or a wrapper of it. Datasets that give no
+            ``instances`` (classification, say) pass.
+        purpose: ``'training'`` or ``'attack'``, for the message.
+
+    Raises:
+        ConfigError: if the dataset is empty or has no object at all.
+    """
+    if len(dataset) == 0:
+        raise ConfigError(
+            f'the dataset for the {purpose} is empty: check ann_file, data_prefix and '
+            'filter_cfg.'
+        )
+    if not hasattr(dataset, 'get_data_info'):
+        return
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        if 'instances' not in info or len(info['instances']) > 0:
+            return
+    raise ConfigError(
+        f'the dataset for the {purpose} has {len(dataset)} images and no box at all: '
+        'check ann_file and that metainfo names the classes of the annotation file.'
+    )

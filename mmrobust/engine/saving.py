@@ -1,0 +1,60 @@
+"""Adversarial images on disk, without loss."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from ..report import write_atomically
+
+
+class AdversarialImages:
+    """Writes each adversarial image as the network saw it.
+
+    ``<folder>/<attack>/<image id>.npz`` holds ``image``, float32 (C, H, W) in pixel
+    units of 0-255, in the loader's channel order (BGR in mmdet) and at the network's
+    input size; a ``.png`` rounded to 8 bits lies beside it for looking at, and
+    ``attack.json`` describes the attack. JPEG would undo part of a perturbation.
+
+    Args:
+        folder: where the attack's folder is made.
+        name: the attack's name.
+        description: the attack's settings.
+    """
+
+    def __init__(self, folder: str, name: str, description: dict[str, Any]) -> None:
+        self.folder = Path(folder) / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({'name': name, **description}, indent=2)
+        write_atomically(self.folder / 'attack.json', text)
+
+    @classmethod
+    def maybe(
+        cls, folder: str | None, name: str, description: dict[str, Any]
+    ) -> AdversarialImages | None:
+        """Makes one if a folder is given."""
+        return cls(folder, name, description) if folder else None
+
+    def save(self, samples: Sequence[BaseDataElement], images: Sequence[Tensor]) -> None:
+        """Writes the images of one batch."""
+        for sample, image in zip(samples, images, strict=True):
+            array = image.detach().cpu().numpy()
+            stem = self.folder / str(sample.get('img_id', 'image'))
+            temporary = f'{stem}.tmp.npz'
+            np.savez_compressed(
+                temporary,
+                image=array,
+                img_path=str(sample.get('img_path', '')),
+                ori_shape=sample.get('ori_shape', array.shape[1:]),
+            )
+            os.replace(temporary, f'{stem}.npz')
+            picture = array.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+            cv2.imwrite(f'{stem}.png', picture)

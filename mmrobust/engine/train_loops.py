@@ -1,0 +1,161 @@
+"""Adversarial train loops, by epoch and by iteration.
+
+They call the stock ``model.train_step`` on adversarial images. That is the one seam
+that works alike on one device, under DDP, with AMP, EMA, gradient clipping and compile,
+and it leaves checkpoints that load in plain mmdet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from ..errors import ConfigError
+from ..registry import ADVERSARIES, LOOPS
+from .adversaries import Adversary
+from .hooks import AdversaryStateHook
+from .preflight import check_has_boxes
+from .replay import ReplayDataLoader, ReplayIterator
+
+
+class _AdversarialTraining:
+    """What both loops share: building the adversary, and one adversarial iteration."""
+
+    runner: Runner
+    dataloader: DataLoader
+    adversary: Adversary
+    _iter: int
+
+    def _build_loader(self, runner: Runner, dataloader: Any) -> DataLoader:
+        if not isinstance(dataloader, dict):
+            return dataloader
+        diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+        return runner.build_dataloader(
+            dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
+        )
+
+    def _set_up(self, adversary: Adversary | dict) -> Adversary:
+        self.adversary = (
+            ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
+        )
+        return self.adversary
+
+    def _check(self) -> None:
+        """Refuses what would silently not be the training that was asked for."""
+        wrapper = self.runner.optim_wrapper
+        if not hasattr(wrapper, '_accumulative_counts'):
+            raise ConfigError(
+                f'{type(wrapper).__name__} holds several optimizers, which adversarial '
+                'training does not support: use one OptimWrapper.'
+            )
+        counts = wrapper._accumulative_counts
+        if counts > 1 and self.adversary.replays > 1:
+            raise ConfigError(
+                f'FreeAT replays each batch, so accumulative_counts={counts} would '
+                'accumulate one batch with itself: set accumulative_counts=1, or use '
+                'PGDAdversary.'
+            )
+        check_has_boxes(self.dataloader.dataset, 'training')
+        print_log(f'Adversarial training: {self.adversary.describe()}', logger='current')
+
+    def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
+        self.runner.call_hook(
+            'before_train_iter', batch_idx=idx, data_batch=data_batch
+        )
+        outputs = self.adversary.train_step(
+            self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
+        )
+        # Before the hooks: CheckpointHook saves the perturbation as of this update.
+        self.runner.call_hook(
+            'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
+        )
+        self._iter += 1
+
+
+@LOOPS.register_module()
+class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop on adversarial images.
+
+    Args:
+        runner: the runner.
+        dataloader: the training data loader or its config.
+        max_epochs: passes over the data. With FreeAT every batch is used
+            ``replays`` times in a pass, and each use counts as one iteration.
+        adversary: config for the ``ADVERSARIES`` registry, for instance
+            ``dict(type='mmrobust.FreeAdversary', eps=4, replays=4)``.
+        **kwargs: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
+
+    Raises:
+        ConfigError: before the first update, for gradient accumulation with FreeAT,
+            several optimizers, or a dataset without any box.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        max_epochs: int,
+        adversary: Adversary | dict,
+        **kwargs: Any,
+    ) -> None:
+        built = self._set_up(adversary)
+        loader = self._build_loader(runner, dataloader)
+        # Replayed before super().__init__, which counts the iterations by its length.
+        loader = ReplayDataLoader(loader, built.replays)
+        super().__init__(runner, loader, max_epochs, **kwargs)
+        built.updates_per_epoch = len(loader)  # type: ignore[attr-defined]
+        runner.register_hook(AdversaryStateHook(built))
+
+    def run(self) -> Any:
+        """Launches training."""
+        self._check()
+        return super().run()
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """One update."""
+        self._run_adversarial_iter(idx, data_batch)
+
+
+@LOOPS.register_module()
+class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
+    """mmengine's IterBasedTrainLoop on adversarial images.
+
+    Args:
+        runner: the runner.
+        dataloader: the training data loader or its config.
+        max_iters: updates; with FreeAT each replay of a batch is one.
+        adversary: config for the ``ADVERSARIES`` registry.
+        **kwargs: as IterBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
+
+    Raises:
+        ConfigError: as :class:`AdvEpochBasedTrainLoop`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        max_iters: int,
+        adversary: Adversary | dict,
+        **kwargs: Any,
+    ) -> None:
+        built = self._set_up(adversary)
+        loader = self._build_loader(runner, dataloader)
+        super().__init__(runner, loader, max_iters, **kwargs)
+        self.dataloader_iterator = ReplayIterator(
+            self.dataloader_iterator, built.replays
+        )
+        built.updates_per_epoch = len(loader) * built.replays  # type: ignore[attr-defined]
+        runner.register_hook(AdversaryStateHook(built))
+
+    def run(self) -> Any:
+        """Launches training."""
+        self._check()
+        return super().run()
+
+    def run_iter(self, data_batch: Any) -> None:  # type: ignore[override]
+        """One update."""
+        self._run_adversarial_iter(self._iter, data_batch)

@@ -1,0 +1,49 @@
+"""Registries of mmrobust, children of mmengine's root registries.
+
+``type='mmrobust.X'`` finds a class from any scope without further imports: mmengine
+imports this module and the locations named here on first use. Being a child of the
+root (not of mmdet's registry) is what makes that lookup work from mmpretrain too.
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
+from mmengine.registry import Registry
+
+LOOPS = Registry(
+    'loop',
+    parent=MMENGINE_LOOPS,
+    scope='mmrobust',
+    locations=['mmrobust.engine'],
+)
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmrobust',
+    locations=['mmrobust.engine'],
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_CONSTRUCTORS,
+    scope='mmrobust',
+    locations=['mmrobust.engine'],
+)
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmrobust',
+    locations=['mmrobust.datasets'],
+)
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer',
+    parent=MMENGINE_INITIALIZERS,
+    scope='mmrobust',
+    locations=['mmrobust.checkpoints'],
+)
+# No counterpart in mmengine: roots of their own.
+ATTACKS = Registry('attack', scope='mmrobust', locations=['mmrobust.attacks'])
+ADVERSARIES = Registry('adversary', scope='mmrobust', locations=['mmrobust.engine'])

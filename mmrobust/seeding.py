@@ -1,0 +1,45 @@
+"""Randomness that depends on the image, not on the order of the work."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive_seed(*parts: object) -> int:
+    """Derives a seed in [0, 2**63) from any printable parts, the same on any machine."""
+    text = '/'.join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Seeds torch, numpy and random inside the context and restores them after it.
+
+    mmdet's samplers draw from the global generators, so an attack on Faster R-CNN is
+    only repeatable, and only independent of world size and image order, when they
+    start from a seed of the image.
+
+    Args:
+        seed: non-negative seed.
+        device: device whose generator is seeded beside the CPU's.
+
+    Yields:
+        A CPU generator of its own for the attack's draws.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = [device] if device.type == 'cuda' else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield torch.Generator().manual_seed(derive_seed(seed, 'attack'))
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

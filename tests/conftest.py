@@ -1,0 +1,50 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.runner import Runner
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_repeatable() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        init_default_scope('mmdet')
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='session')
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny COCO dataset of six images, the last one without objects."""
+    return tiny.make_coco(tmp_path_factory.mktemp('coco'))
+
+
+@pytest.fixture
+def build_runner(coco: Path, tmp_path: Path) -> Callable[..., Runner]:
+    """Builds a Runner on the tiny dataset; keyword arguments override the config."""
+
+    def build(model: dict | None = None, **overrides: Any) -> Runner:
+        cfg = tiny.runner_config(coco, tmp_path / 'work', model or tiny.fcos(), **overrides)
+        # Runners of one name would share a message hub.
+        cfg['experiment_name'] = f'test_{uuid.uuid4().hex}'
+        return Runner.from_cfg(Config(cfg))
+
+    return build
