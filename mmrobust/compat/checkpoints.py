@@ -1,0 +1,87 @@
+"""Resuming of mmengine's checkpoints with torch's protection left on.
+
+Since torch 2.6, ``torch.load`` refuses every class that it does not know, and
+mmengine 0.10.7 does not tell it about its own: a run can't resume what it has saved.
+The few classes and functions that such a file holds are declared safe here, so that
+files of unknown origin are still read without the power to run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, by which the methods of HistoryBuffer are pickled.
+
+    The real one would give a file access to any attribute of anything else it may
+    name, and so a way around the protection.
+
+    Args:
+        owner: ``mmengine.logging.HistoryBuffer``; all else is refused.
+        name: One of its statistics.
+
+    Returns:
+        The method.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise pickle.UnpicklingError(
+            f"'getattr' of {name!r} is not allowed in a checkpoint."
+        )
+    return getattr(HistoryBuffer, name)
+
+
+def _safe_globals() -> list[tuple[Any, str]]:
+    """Return what a checkpoint of mmengine's Runner names, with its name there.
+
+    The message hub keeps each logged value's history in arrays, metrics are numpy
+    scalars, and numpy pickles both as a function, a type of number and raw bytes.
+    Arrays of objects stay refused.
+    """
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    core = np._core if hasattr(np, '_core') else np.core
+    numbers = {type(np.dtype(code)) for code in '?bhilqBHILQefdg'}
+    safe = [
+        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (_history_method, 'builtins.getattr'),
+        (np.ndarray, 'numpy.ndarray'),
+        (np.dtype, 'numpy.dtype'),
+    ]
+    safe += [(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in numbers]
+    # numpy 2 renamed the module; a file may come from either side of that.
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        safe.append((core.multiarray._reconstruct, f'{module}._reconstruct'))
+        safe.append((core.multiarray.scalar, f'{module}.scalar'))
+    return safe
+
+
+def allow_mmengine_checkpoints() -> bool:
+    """Let ``torch.load`` read the checkpoints of mmengine's Runner.
+
+    Only what such files hold is added to torch's list of safe names. Older versions
+    of torch, which do not protect by default, need nothing; calling again changes
+    nothing.
+
+    Returns:
+        bool: True if the names are on torch's list now.
+    """
+    try:
+        import mmengine.logging  # noqa: F401
+        import torch
+    except ImportError:
+        return False
+    # add_safe_globals came with 2.4, names that differ from the object's own and
+    # the protection by default with 2.6.
+    if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
+        return False
+    # Pairs, not bare classes: OneDL's mmengine adds and then removes the bare ones
+    # at each load, and would take ours away with its own.
+    torch.serialization.add_safe_globals(_safe_globals())
+    return True

@@ -1,0 +1,150 @@
+"""Content-aware reassembly of features, an upsampling.
+
+Wang et al., "CARAFE: content-aware reassembly of features", ICCV 2019: each pixel of
+the larger map is the sum of a k x k window of the smaller one, weighted by a kernel
+that is predicted for that pixel. Masks hold the kernels, (b, groups * k * k, h * s,
+w * s), features (b, c, h, w), outputs (b, c, h * s, w * s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import widen
+
+
+def _windows(
+    features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int
+) -> Iterator[tuple[int, tuple[slice, slice], Tensor, Tensor]]:
+    """Yield, per element of the kernel, what is multiplied.
+
+    One element at a time keeps the memory at that of the output, where unfolding
+    would need k * k times as much.
+
+    Yields:
+        tuple: The index of the element; its rows and columns in the padded map;
+        features, (b, groups, c / groups, h, 1, w, 1); masks, (b, groups, 1, h, s,
+        w, s).
+    """
+    height, width = features.shape[-2:]
+    padded = F.pad(features, (kernel // 2,) * 4).unflatten(1, (groups, -1))
+    grid = (height, scale, width, scale)
+    kernels = masks.unflatten(1, (groups, kernel * kernel))
+    kernels = kernels.reshape(*kernels.shape[:3], *grid)
+    for element in range(kernel * kernel):
+        y, x = divmod(element, kernel)
+        place = (slice(y, y + height), slice(x, x + width))
+        window = padded[(..., *place)][..., :, None, :, None]
+        yield element, place, window, kernels[:, :, element, None]
+
+
+def carafe_naive_forward(
+    features: Tensor,
+    masks: Tensor,
+    output: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write the upsampled features to ``output``, of the shapes named above.
+
+    Args:
+        features: The smaller map.
+        masks: Kernels of the pixels of the larger map.
+        output: Where the larger map goes.
+        kernel_size: k, odd.
+        group_size: Groups of channels that have their own kernels.
+        scale_factor: s, a whole number.
+    """
+    total: Tensor | float = 0.0
+    geometry = (kernel_size, group_size, scale_factor)
+    for _, _, window, kernel in _windows(widen(features), widen(masks), *geometry):
+        total = total + window * kernel
+    output.copy_(total.reshape(output.shape))
+
+
+def carafe_naive_backward(
+    top_grad: Tensor,
+    features: Tensor,
+    masks: Tensor,
+    bottom_grad: Tensor,
+    mask_grad: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Add the gradients of features and masks to ``bottom_grad`` and ``mask_grad``.
+
+    The other arguments are those of :func:`carafe_naive_forward`, with ``top_grad``
+    of the shape of its output.
+    """
+    height, width = features.shape[-2:]
+    border = kernel_size // 2
+    grid = (height, scale_factor, width, scale_factor)
+    grad = widen(top_grad).unflatten(1, (group_size, -1))
+    grad = grad.reshape(*grad.shape[:3], *grid)
+    padded = F.pad(widen(bottom_grad), (border,) * 4).unflatten(1, (group_size, -1))
+    mask_grads = mask_grad.unflatten(1, (group_size, kernel_size * kernel_size))
+    geometry = (kernel_size, group_size, scale_factor)
+    windows = _windows(widen(features), widen(masks), *geometry)
+    for element, place, window, kernel in windows:
+        padded[(..., *place)] += (grad * kernel).sum(dim=(-3, -1))
+        share = (grad * window).sum(dim=2)
+        mask_grads[:, :, element] += share.reshape(mask_grads[:, :, element].shape)
+    inner = padded[..., border : border + height, border : border + width]
+    bottom_grad.copy_(inner.reshape(bottom_grad.shape))
+
+
+def carafe_forward(
+    features: Tensor,
+    masks: Tensor,
+    rfeatures: Tensor,
+    routput: Tensor,
+    rmasks: Tensor,
+    output: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Write the upsampled features to ``output``.
+
+    ``rfeatures``, of the shape of ``features``, keeps what the backward pass needs
+    (the compiled kernel keeps a reordered copy); ``routput`` and ``rmasks`` are not
+    used. The rest is as in :func:`carafe_naive_forward`.
+    """
+    rfeatures.copy_(features)
+    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
+
+
+def carafe_backward(
+    top_grad: Tensor,
+    rfeatures: Tensor,
+    masks: Tensor,
+    rtop_grad: Tensor,
+    rbottom_grad_hs: Tensor,
+    rbottom_grad: Tensor,
+    rmask_grad: Tensor,
+    bottom_grad: Tensor,
+    mask_grad: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Add the gradients of features and masks to ``bottom_grad`` and ``mask_grad``.
+
+    ``rfeatures`` is what :func:`carafe_forward` kept; the other buffers named
+    ``r...`` are not used. The rest is as in :func:`carafe_naive_backward`.
+    """
+    carafe_naive_backward(
+        top_grad,
+        rfeatures,
+        masks,
+        bottom_grad,
+        mask_grad,
+        kernel_size,
+        group_size,
+        scale_factor,
+    )

@@ -1,0 +1,266 @@
+"""Deformable convolutions, versions 1 and 2, on torchvision's kernel.
+
+Dai et al., "Deformable convolutional networks", ICCV 2017; Zhu et al., "Deformable
+ConvNets v2", CVPR 2019. Both libraries order the offsets alike: per offset group and
+kernel element first the vertical, then the horizontal one. The buffers ``columns``
+and ``ones`` and the size ``im2col_step`` are the compiled kernels' own business.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision  # noqa: F401  (registers torch.ops.torchvision)
+from torch import Tensor
+
+from .precision import widen
+
+
+def _mask_and_bias(
+    input: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return mask and bias, or what torchvision's kernel wants where none is."""
+    if mask is None:
+        mask = input.new_zeros((input.shape[0], 1))
+    if bias is None:
+        bias = input.new_zeros(weight.shape[0])
+    return widen(mask), widen(bias)
+
+
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: tuple[int, ...],
+) -> Tensor:
+    """Convolve; ``geometry`` is stride, padding, dilation (y, x) and both groups."""
+    input, weight, offset = widen(input), widen(weight), widen(offset)
+    return torch.ops.torchvision.deform_conv2d(
+        input,
+        weight,
+        offset,
+        *_mask_and_bias(input, weight, mask, bias),
+        *geometry,
+        mask is not None,
+    )
+
+
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    geometry: tuple[int, ...],
+) -> tuple[Tensor, ...]:
+    """Return the gradients of input, weight, offset, mask and bias."""
+    input, weight, offset = widen(input), widen(weight), widen(offset)
+    return torch.ops.torchvision._deform_conv2d_backward(
+        widen(grad_output),
+        input,
+        weight,
+        offset,
+        *_mask_and_bias(input, weight, mask, None),
+        *geometry,
+        mask is not None,
+    )
+
+
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Write the deformable convolution of ``input``.
+
+    Args:
+        input: Feature map, (b, c, h, w).
+        weight: Kernel, (out, c / group, kH, kW).
+        offset: Offsets in pixels, (b, deformable_group * kH * kW * 2, h', w').
+        output: Where the result goes, (b, out, h', w').
+        columns: Not used.
+        ones: Not used.
+        kW: Width of the kernel.
+        kH: Height of the kernel.
+        dW: Horizontal stride.
+        dH: Vertical stride.
+        padW: Horizontal padding.
+        padH: Vertical padding.
+        dilationW: Horizontal dilation.
+        dilationH: Vertical dilation.
+        group: Groups of channels that are convolved apart.
+        deformable_group: Groups of channels that have their own offsets.
+        im2col_step: Not used.
+    """
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    output.copy_(_forward(input, weight, offset, None, None, geometry))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,
+    gradInput: Tensor,
+    gradOffset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Add the gradients of input and offsets to ``gradInput`` and ``gradOffset``.
+
+    The other arguments are those of :func:`deform_conv_forward`.
+    """
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grads = _backward(gradOutput, input, weight, offset, None, geometry)
+    gradInput += grads[0]
+    gradOffset += grads[2]
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,
+    gradWeight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    """Add ``scale`` times the gradient of the kernel to ``gradWeight``.
+
+    The other arguments are those of :func:`deform_conv_forward`.
+    """
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    # The gradient of the kernel does not depend on the kernel, which the compiled
+    # function is not even given; only its shape matters.
+    weight = torch.zeros_like(gradWeight)
+    grads = _backward(gradOutput, input, weight, offset, None, geometry)
+    gradWeight += scale * grads[1]
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Write the deformable convolution of ``input`` with weighted samples.
+
+    Args:
+        input: Feature map, (b, c, h, w).
+        weight: Kernel, (out, c / group, kernel_h, kernel_w).
+        bias: Bias, (out,), used if ``with_bias``.
+        ones: Not used.
+        offset: Offsets in pixels,
+            (b, deformable_group * kernel_h * kernel_w * 2, h', w').
+        mask: Weights of the samples, mostly in [0, 1],
+            (b, deformable_group * kernel_h * kernel_w, h', w').
+        output: Where the result goes, (b, out, h', w').
+        columns: Not used.
+        kernel_h: Height of the kernel.
+        kernel_w: Width of the kernel.
+        stride_h: Vertical stride.
+        stride_w: Horizontal stride.
+        pad_h: Vertical padding.
+        pad_w: Horizontal padding.
+        dilation_h: Vertical dilation.
+        dilation_w: Horizontal dilation.
+        group: Groups of channels that are convolved apart.
+        deformable_group: Groups of channels that have their own offsets.
+        with_bias: Add the bias.
+    """
+    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    geometry = (*geometry, group, deformable_group)
+    bias_used = bias if with_bias else None
+    output.copy_(_forward(input, weight, offset, mask, bias_used, geometry))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Add the gradients of all inputs to the tensors ``grad_*`` of their shapes.
+
+    The other arguments are those of :func:`modulated_deform_conv_forward`.
+    """
+    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    geometry = (*geometry, group, deformable_group)
+    grads = _backward(grad_output, input, weight, offset, mask, geometry)
+    grad_input += grads[0]
+    grad_weight += grads[1]
+    grad_offset += grads[2]
+    grad_mask += grads[3]
+    if with_bias:
+        grad_bias += grads[4]

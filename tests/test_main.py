@@ -1,0 +1,89 @@
+"""``python -m mmrobust SCRIPT`` is ``python SCRIPT`` with the repairs in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', *arguments],
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A script, with a module beside it, that prints what it sees."""
+    folder = tmp_path / 'scripts'
+    folder.mkdir()
+    (folder / 'beside.py').write_text('VALUE = 7\n')
+    path = folder / 'show.py'
+    path.write_text(
+        'import json, sys\n'
+        'import beside\n'
+        'seen = dict(name=__name__, file=__file__, argv=sys.argv, path=sys.path,\n'
+        "            value=beside.VALUE, main=sys.modules['__main__'].__file__)\n"
+        'print(json.dumps(seen))\n'
+        "sys.exit(5 if '--fail' in sys.argv else 0)\n"
+    )
+    return path
+
+
+def test_a_script_sees_what_python_shows_it(script: Path, tmp_path: Path) -> None:
+    arguments = ['scripts/show.py', 'config.py', '--work-dir', 'x', '-h']
+    ours = run(tmp_path, '-m', 'mmrobust', *arguments)
+    assert ours.returncode == 0, ours.stderr
+    theirs = run(tmp_path, *arguments)
+    seen, expected = json.loads(ours.stdout), json.loads(theirs.stdout)
+    assert Path(seen.pop('file')).name == Path(expected.pop('file')).name == 'show.py'
+    assert Path(seen.pop('main')).name == Path(expected.pop('main')).name
+    assert seen == expected
+    assert seen['argv'] == arguments
+    assert seen['path'][0] == str(script.parent)
+
+
+def test_the_exit_code_is_the_scripts(script: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, '-m', 'mmrobust', str(script), '--fail').returncode == 5
+
+
+def test_a_missing_script_is_one_sentence(tmp_path: Path) -> None:
+    result = run(tmp_path, '-m', 'mmrobust', 'nowhere.py', '--flag')
+    assert result.returncode == 2
+    assert result.stderr == "mmrobust: there is no script 'nowhere.py'.\n"
+    assert result.stdout == ''
+
+
+def test_usage(tmp_path: Path) -> None:
+    for flag in ('-h', '--help'):
+        result = run(tmp_path, '-m', 'mmrobust', flag)
+        assert result.returncode == 0
+        assert result.stdout.startswith('usage: python -m mmrobust SCRIPT')
+    result = run(tmp_path, '-m', 'mmrobust')
+    assert result.returncode == 2
+    assert result.stderr.startswith('usage: python -m mmrobust SCRIPT')
+
+
+def test_mmdets_own_tools_start(tmp_path: Path) -> None:
+    """The test.py of mmdet imports the operators before it looks at its arguments."""
+    tools = Path(mmdet.__file__).parent / '.mim' / 'tools'
+    if not tools.is_dir():  # a source checkout keeps them beside the package
+        tools = Path(mmdet.__file__).parents[1] / 'tools'
+    result = run(tmp_path, '-m', 'mmrobust', str(tools / 'test.py'), '--help')
+    assert result.returncode == 0, result.stderr
+    assert 'checkpoint' in result.stdout
+    assert 'MMDet test' in result.stdout
