@@ -45,9 +45,7 @@ train_cfg = dict(
 param_scheduler = [
     # 500 updates, as everything that counts iterations here counts updates.
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(
-        type='MultiStepLR', by_epoch=True, begin=0, end=6, milestones=[5], gamma=0.1
-    ),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=6, milestones=[5], gamma=0.1),
 ]
 optim_wrapper = dict(
     _delete_=True,

@@ -188,7 +188,9 @@ def gt_frame_of(dataset: Any) -> str:
             "dict(type='LoadAnnotations', with_bbox=True) to it."
         )
     before, after = names[: loading[0]], names[loading[0] :]
-    unknown = [name for name in before if name not in _HARMLESS and 'Resize' not in name]
+    unknown = [
+        name for name in before if name not in _HARMLESS and 'Resize' not in name
+    ]
     if unknown:
         raise ConfigError(
             f'{unknown[0]} stands before LoadAnnotations in the pipeline, so the frame '

@@ -79,10 +79,12 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
     if not heads:
         raise ConfigError(
             "the objective 'cwa' needs a head with a `loss_cls` module for "
-            f'{len(weights)} classes, and {type(model).__name__} has none: use cls or reg.'
+            f'{len(weights)} classes, and {type(model).__name__} has none: use cls or '
+            'reg.'
         )
     with ExitStack() as stack:
-        for loss in {id(head.loss_cls): head.loss_cls for head in heads}.values():
+        losses: dict[int, Any] = {id(head.loss_cls): head.loss_cls for head in heads}
+        for loss in losses.values():
             weighting = _Weighting(weights)
             for handle in (
                 loss.register_forward_pre_hook(weighting.before, with_kwargs=True),
@@ -100,7 +102,9 @@ class _Weighting:
         self.avg_factor: Any = None
         self.reduction: str | None = None
 
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def before(
+        self, module: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
         kwargs = dict(kwargs)
         if len(args) > 3:  # (pred, target, weight, avg_factor) by position
             kwargs['avg_factor'], args = args[3], args[:3]
@@ -112,12 +116,15 @@ class _Weighting:
         kwargs['reduction_override'] = 'none'
         return args, kwargs
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict, loss: Tensor) -> Tensor:
+    def after(
+        self, module: nn.Module, args: tuple, kwargs: dict, loss: Tensor
+    ) -> Tensor:
         weights = self.weights.to(loss)
         if loss.dim() == 2 and loss.shape[1] == len(weights):
             loss = loss * weights
         elif loss.dim() == 1:
-            target = args[1] if len(args) > 1 else kwargs.get('target', kwargs.get('label'))
+            named: Any = kwargs.get('target', kwargs.get('label'))
+            target = args[1] if len(args) > 1 else named
             target = target[0] if isinstance(target, tuple) else target
             padded = torch.cat([weights, weights.new_ones(1)])  # background, the last
             known = target.long().clamp(0, len(weights))

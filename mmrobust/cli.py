@@ -40,11 +40,15 @@ def as_sentence(error: BaseException) -> str | None:
     if isinstance(error, PermissionError):
         return f'no right to use {error.filename}: choose another place or change it.'
     if isinstance(error, OSError) and error.errno == 28:
-        return f'no space left on the device while writing {error.filename or "a file"}.'
+        return (
+            f'no space left on the device while writing {error.filename or "a file"}.'
+        )
     if isinstance(error, KeyError) and 'is not in the' in text:
         return text.split(' Please check', 1)[0].strip('\'"') + ': check the name.'
     if isinstance(error, AssertionError) and 'failed to load image' in text:
-        return f'{text.split("Original")[0]}: the file is damaged; replace or remove it.'
+        return (
+            f'{text.split("Original")[0]}: the file is damaged; replace or remove it.'
+        )
     return None
 
 
@@ -99,8 +103,17 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
-        raise ConfigError(f'config {path!r} needs a file that is missing: {error}.') from error
-    except (SyntaxError, NameError, KeyError, OSError, ImportError, ValueError) as error:
+        raise ConfigError(
+            f'config {path!r} needs a file that is missing: {error}.'
+        ) from error
+    except (
+        SyntaxError,
+        NameError,
+        KeyError,
+        OSError,
+        ImportError,
+        ValueError,
+    ) as error:
         reason = ' '.join(str(error).split())
         raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
     if 'model' not in cfg:
@@ -161,6 +174,6 @@ def check_work_dir(path: str) -> None:
     free = shutil.disk_usage(path).free
     if free < _MIN_FREE_BYTES:
         raise ConfigError(
-            f'work dir {path!r} has only {free / 2**20:.0f} MiB left: free some space or '
-            'give another one with --work-dir.'
+            f'work dir {path!r} has only {free / 2**20:.0f} MiB left: free some space '
+            'or give another one with --work-dir.'
         )

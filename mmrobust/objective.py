@@ -45,8 +45,8 @@ class Objective:
     ) -> None:
         if isinstance(terms, str) and terms not in NAMED:
             raise ConfigError(
-                f'objective={terms!r} is unknown: choose one of {", ".join(NAMED)}, or a '
-                "list of loss names such as ['loss_cls', 'loss_bbox']."
+                f'objective={terms!r} is unknown: choose one of {", ".join(NAMED)}, or '
+                "a list of loss names such as ['loss_cls', 'loss_bbox']."
             )
         if not isinstance(terms, str) and not terms:
             raise ConfigError("objective=[] is empty: name loss terms, or use 'total'.")
@@ -177,7 +177,7 @@ class LossOracle:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         data_batch: dict,
         samples: Sequence[Any],
         objective: Objective,
@@ -194,7 +194,9 @@ class LossOracle:
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """The objective without gradients: images (C, H, W) to values (N,)."""
         with torch.no_grad(), self.objective.attached(self.model):
-            return torch.stack([self._loss(part, images) for part in self._parts(images)])
+            return torch.stack(
+                [self._loss(part, images) for part in self._parts(images)]
+            )
 
     def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The objective and its gradient with respect to every image.

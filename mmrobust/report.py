@@ -163,7 +163,9 @@ class RobustnessReport:
 
     def table(self) -> str:
         """The figures as a Markdown table, one row per attack."""
-        shown = [k for k in self.benign if k.split('/')[-1] in _SHOWN] or list(self.benign)
+        shown = [k for k in self.benign if k.split('/')[-1] in _SHOWN] or list(
+            self.benign
+        )
         names = [key.split('/')[-1] for key in shown]
         rows = [
             ['attack', 'norm', 'eps', 'steps', 'objective', *names],
@@ -192,9 +194,15 @@ class RobustnessReport:
         lines = ['# Robustness report', '']
         if not complete:
             lines += ['**Not complete: attacks are still to be run.**', '']
-        lines += [self.table(), '', 'eps in pixel units of 0-255, on the network input.']
+        lines += [
+            self.table(),
+            '',
+            'eps in pixel units of 0-255, on the network input.',
+        ]
         warnings = [f'- {text}' for text in self.checks] + [
-            f'- {attack.name}: {text}' for attack in self.attacks for text in attack.checks
+            f'- {attack.name}: {text}'
+            for attack in self.attacks
+            for text in attack.checks
         ]
         lines += ['', '## Checks', '', *(warnings or ['No warnings.'])]
         lines += ['', '## Cost', '', '| attack | forwards | backwards | seconds |']
@@ -208,7 +216,7 @@ class RobustnessReport:
             'checkpoint': self.checkpoint,
             'sha256': self.checkpoint_sha256,
             'seed': self.seed,
-            'dataset': f'{self.dataset["ann_file"]}, {self.dataset["num_images"]} images',
+            'dataset': '{ann_file}, {num_images} images'.format(**self.dataset),
             'versions': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             **self.environment,
         }

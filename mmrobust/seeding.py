@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(*parts: object) -> int:
-    """Derives a seed in [0, 2**63) from any printable parts, the same on any machine."""
+    """Derives a seed in [0, 2**63) from printable parts, the same everywhere."""
     text = '/'.join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') >> 1
 

@@ -52,9 +52,9 @@ def to_pixels(value: float | int | str, name: str = 'eps') -> float:
     if 0 < pixels < 1 and not fraction:
         meant = pixels * 255
         raise ConfigError(
-            f'{name}={value!r} is below one pixel unit and looks like the [0, 1] scale: '
-            f"write {name}={meant:.3g} if that was meant, or '{pixels:g}/255' for really "
-            f'{pixels:g} pixel units.'
+            f'{name}={value!r} is below one pixel unit and looks like the [0, 1] '
+            f"scale: write {name}={meant:.3g} if that was meant, or '{pixels:g}/255' "
+            f'for really {pixels:g} pixel units.'
         )
     return pixels
 
@@ -106,10 +106,14 @@ class ThreatModel:
             low = (clean - self.eps).clamp_min(self.lo)
             high = (clean + self.eps).clamp_max(self.hi)
             return torch.minimum(torch.maximum(adversarial, low), high)
-        delta = adversarial - clean
-        length = delta.norm().clamp_min(_TINY)
-        delta = delta * (self.eps / length).clamp_max(1.0)
+        delta = self.project_delta(adversarial - clean)
         return (clean + delta).clamp(self.lo, self.hi)
+
+    def project_delta(self, delta: Tensor) -> Tensor:
+        """Brings a perturbation back into the ball around zero, whatever the pixels."""
+        if self.norm == 'linf':
+            return delta.clamp(-self.eps, self.eps)
+        return delta * (self.eps / delta.norm().clamp_min(_TINY)).clamp_max(1.0)
 
     def step(self, adversarial: Tensor, grad: Tensor, step_size: float) -> Tensor:
         """Moves along the steepest ascent direction of the norm, without projecting.

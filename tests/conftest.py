@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny  # noqa: E402
+import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,9 @@ def build_runner(coco: Path, tmp_path: Path) -> Callable[..., Runner]:
     """Builds a Runner on the tiny dataset; keyword arguments override the config."""
 
     def build(model: dict | None = None, **overrides: Any) -> Runner:
-        cfg = tiny.runner_config(coco, tmp_path / 'work', model or tiny.fcos(), **overrides)
+        cfg = tiny.runner_config(
+            coco, tmp_path / 'work', model or tiny.fcos(), **overrides
+        )
         # Runners of one name would share a message hub.
         cfg['experiment_name'] = f'test_{uuid.uuid4().hex}'
         return Runner.from_cfg(Config(cfg))

@@ -12,7 +12,9 @@ import numpy as np
 CLASSES = ('disc', 'square', 'stripe')
 
 
-def make_coco(root: Path, num_images: int = 6, sizes: Any = None, seed: int = 0) -> Path:
+def make_coco(
+    root: Path, num_images: int = 6, sizes: Any = None, seed: int = 0
+) -> Path:
     """Writes images with coloured shapes and their boxes in COCO's layout.
 
     Images have different sizes; the last one has no object.
@@ -44,9 +46,7 @@ def make_coco(root: Path, num_images: int = 6, sizes: Any = None, seed: int = 0)
                     bbox=[x, y, side, side],
                     area=side * side,
                     iscrowd=0,
-                    segmentation=[
-                        [x, y, x + side, y, x + side, y + side, x, y + side]
-                    ],
+                    segmentation=[[x, y, x + side, y, x + side, y + side, x, y + side]],
                 )
             )
         name = f'{index:03d}.png'
@@ -169,7 +169,10 @@ def _two_stage(kind: str) -> dict:
         )
 
     proposals = dict(
-        nms_pre=100, max_per_img=50, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
+        nms_pre=100,
+        max_per_img=50,
+        nms=dict(type='nms', iou_threshold=0.7),
+        min_bbox_size=0,
     )
     return dict(
         type=kind,
@@ -216,7 +219,9 @@ def _two_stage(kind: str) -> dict:
             ),
             rpn_proposal=proposals,
             rcnn=dict(
-                assigner=assigner(0.5, 0.5), sampler=sampler(64, 0.25, True), pos_weight=-1
+                assigner=assigner(0.5, 0.5),
+                sampler=sampler(64, 0.25, True),
+                pos_weight=-1,
             ),
         ),
         test_cfg=dict(
@@ -291,7 +296,9 @@ def mmdet_model(config: str, **backbone: Any) -> dict:
     model['neck']['in_channels'] = [8 * 2**i for i in outputs]
     model['test_cfg'] = dict(max_per_img=10)
     if 'dn_cfg' in model:
-        model['dn_cfg']['group_cfg'] = dict(dynamic=True, num_groups=None, num_dn_queries=4)
+        model['dn_cfg']['group_cfg'] = dict(
+            dynamic=True, num_groups=None, num_dn_queries=4
+        )
     return model
 
 
@@ -327,7 +334,9 @@ FAMILIES = {
 }
 
 
-def pipeline(test: bool, scale: tuple[int, int] = (128, 96), masks: bool = False) -> list:
+def pipeline(
+    test: bool, scale: tuple[int, int] = (128, 96), masks: bool = False
+) -> list:
     """mmdet's usual pipeline; in the test one annotations come after resizing."""
     load = dict(type='LoadImageFromFile')
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)

@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of any mmdet detector')
     parser.add_argument('--repeats', type=int, default=10, help='measurements per side')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
     parser.add_argument('--work-dir', default='work_dirs/benchmark')
     cli.add_common_options(parser)
     return parser.parse_args()
@@ -48,7 +50,9 @@ def main() -> None:
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batch = next(iter(loader))
     rows = [*training_rows(runner, batch, args), *attack_rows(runner, batch, args)]
-    print(f'\n{args.config}, {args.device}, {torch.get_num_threads()} threads, ', end='')
+    print(
+        f'\n{args.config}, {args.device}, {torch.get_num_threads()} threads, ', end=''
+    )
     print(f'batch {len(batch["inputs"])} of {tuple(batch["inputs"][0].shape)}\n')
     print('| what | seconds | ratio |\n| --- | ---: | ---: |')
     base = rows[0][1]

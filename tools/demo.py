@@ -54,7 +54,9 @@ def main() -> None:
     cv2.imwrite(str(grid), picture_grid(work_dir))
     seconds = round(time.monotonic() - started)
     took = datetime.timedelta(seconds=seconds)
-    text = f'# Standard against robust training\n\n{table}\n\n![comparison]({grid.name})\n'
+    text = (
+        f'# Standard against robust training\n\n{table}\n\n![comparison]({grid.name})\n'
+    )
     write_atomically(work_dir / 'comparison.md', text)
     print(f'\n{table}\n\nBox mAP on the validation images; eps in units of 0-255.')
     print(f'Took {took}.\nPictures: {grid}')
@@ -87,7 +89,10 @@ def comparison(reports: dict[str, dict]) -> str:
     """The two reports as one Markdown table, a row for each detector."""
     first = next(iter(reports.values()))
     columns = ['training', 'benign'] + [attack['name'] for attack in first['attacks']]
-    lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' + '| ---: ' * (len(columns) - 1) + '|']
+    lines = [
+        '| ' + ' | '.join(columns) + ' |',
+        '| --- ' + '| ---: ' * (len(columns) - 1) + '|',
+    ]
     for row, report in reports.items():
         metrics = [report['benign']['metrics']]
         metrics += [attack['metrics'] for attack in report['attacks']]
@@ -114,7 +119,7 @@ def picture_grid(work_dir: Path) -> np.ndarray:
     strips = []
     for name in shared[:GRID_IMAGES]:
         for row in ROWS:
-            picture = cv2.imread(str(pictures[row][name]))
+            picture = np.asarray(cv2.imread(str(pictures[row][name])))
             label = np.full((picture.shape[0], 130, 3), 255, np.uint8)
             cv2.putText(
                 label, row, (8, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0), 2, 16

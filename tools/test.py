@@ -97,14 +97,18 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     has_attacks = 'attacks' in cfg.test_cfg
     if not args.attack:
         if given:
-            raise ConfigError(f'--{next(iter(given)).replace("_", "-")} needs --attack.')
+            raise ConfigError(
+                f'--{next(iter(given)).replace("_", "-")} needs --attack.'
+            )
         if evaluation and not has_attacks:
             option = next(iter(evaluation)).replace('_', '-')
             raise ConfigError(f'--{option} needs --attack.')
         cfg.test_cfg.update(evaluation)
     else:
         if len(set(args.attack)) < len(args.attack):
-            raise ConfigError(f'--attack {" ".join(args.attack)} names one attack twice.')
+            raise ConfigError(
+                f'--attack {" ".join(args.attack)} names one attack twice.'
+            )
         attacks = {name: attack_preset(name, **given) for name in args.attack}
         for attack in attacks.values():
             ATTACKS.build(attack)  # refuses impossible settings before any work

@@ -54,8 +54,8 @@ def main() -> None:
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or {}):
             raise ConfigError(
-                '--auto-scale-lr needs auto_scale_lr=dict(enable=..., base_batch_size=...) '
-                'in the config.'
+                '--auto-scale-lr needs auto_scale_lr=dict(enable=..., '
+                'base_batch_size=...) in the config.'
             )
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto':

@@ -51,8 +51,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             reason = str(error).split('GLOBAL', 1)[1].split('was not', 1)[0].strip()
             raise ConfigError(
                 f'checkpoint {path!r} holds pickled code ({reason}), which is not run '
-                'for files of unknown origin: save its tensors alone with torch.save, or, '
-                f'if you trust the file, set {_TRUST}=1.'
+                'for files of unknown origin: save its tensors alone with torch.save, '
+                f'or, if you trust the file, set {_TRUST}=1.'
             ) from error
         raise ConfigError(f'checkpoint {path!r} is no readable torch file.') from error
     except (URLError, TimeoutError, ConnectionError) as error:
@@ -76,7 +76,9 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
             break
-    return {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    return {
+        key: value for key, value in checkpoint.items() if isinstance(value, Tensor)
+    }
 
 
 def misfits(own: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:

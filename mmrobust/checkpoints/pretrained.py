@@ -12,12 +12,19 @@ from ..errors import ConfigError
 from ..registry import WEIGHT_INITIALIZERS
 from .fit import misfits, read_checkpoint, state_dict_of
 
-_PREFIXES = ('', 'backbone.', 'module.', 'module.backbone.', 'model.', 'model.backbone.')
+_PREFIXES = (
+    '',
+    'backbone.',
+    'module.',
+    'module.backbone.',
+    'model.',
+    'model.backbone.',
+)
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedBackbone:
-    """An ``init_cfg`` that refuses to leave a backbone partly random.
+    r"""An ``init_cfg`` that refuses to leave a backbone partly random.
 
     mmengine's ``Pretrained`` loads what fits and warns about the rest, so a wrong key
     prefix silently gives a random backbone, and the detector on it is not robust.
@@ -26,7 +33,7 @@ class PretrainedBackbone:
         checkpoint: file or URL; the backbone's own keys, or with one of the prefixes
             ``backbone.``, ``module.``, ``model.`` or their combinations.
         fresh: regular expressions of weights that may be absent from the file because
-            they do not exist in a classifier, such as ``r'norm[0-2]\\.'`` of a ConvNeXt
+            they do not exist in a classifier, such as ``r'norm[0-2]\.'`` of a ConvNeXt
             with four outputs.
 
     Raises:
@@ -47,11 +54,14 @@ class PretrainedBackbone:
         missing = [n for n in wrong if not any(p.match(n) for p in self.fresh)]
         if missing:
             raise ConfigError(
-                f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights of '
-                f'{type(module).__name__} (for instance {missing[0]!r}; the file has, for '
-                f'instance, {next(iter(given), "no tensor")!r}): is it the right file?'
+                f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights '
+                f'of {type(module).__name__} (for instance {missing[0]!r}; the file '
+                f'has, for instance, {next(iter(given), "no tensor")!r}): is it the '
+                'right file?'
             )
-        loaded = {name: found[name] for name in own if name not in wrong and name in found}
+        loaded = {
+            name: found[name] for name in own if name not in wrong and name in found
+        }
         module.load_state_dict(loaded, strict=False)
         print_log(
             f'{type(module).__name__}: {len(loaded)} weights from {self.checkpoint}'

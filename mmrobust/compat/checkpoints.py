@@ -36,7 +36,7 @@ def _history_method(owner: Any, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
-def _safe_globals() -> list[tuple[Any, str]]:
+def _safe_globals() -> list[Any]:
     """Return what a checkpoint of mmengine's Runner names, with its name there.
 
     The message hub keeps each logged value's history in arrays, metrics are numpy

@@ -47,7 +47,7 @@ def _guarded_imports(module: ModuleType) -> Iterator[tuple[str, str, str]]:
                 f'{statement.module}'.startswith('mmcv.')
             ):
                 for alias in statement.names:
-                    yield statement.module, alias.name, alias.asname or alias.name
+                    yield str(statement.module), alias.name, alias.asname or alias.name
 
 
 def _is_placeholder(value: Any, module: ModuleType) -> bool:

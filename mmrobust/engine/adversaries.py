@@ -20,8 +20,6 @@ from ..registry import ADVERSARIES
 from ..seeding import derive_seed
 from ..threat import ThreatModel, to_pixels
 
-_INF = float('inf')
-
 
 class Adversary(ABC):
     """Makes a batch adversarial and lets the stock ``model.train_step`` learn from it.
@@ -58,13 +56,17 @@ class Adversary(ABC):
         self.warmup_iters = warmup_iters
 
     def threat_at(self, iteration: int) -> ThreatModel:
-        """The threat model of an iteration, smaller than the full one in the warm-up."""
+        """The threat model of an iteration, smaller while eps warms up."""
         share = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
         return ThreatModel(self.norm, self.eps * share)
 
     @abstractmethod
     def train_step(
-        self, model: nn.Module, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
+        self,
+        model: Any,
+        optim_wrapper: OptimWrapper,
+        data_batch: dict,
+        iteration: int,
     ) -> dict[str, Tensor]:
         """Perturbs the batch and updates the weights once.
 
@@ -82,7 +84,7 @@ class Adversary(ABC):
         """What has to be saved to continue exactly after ``iteration`` updates."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Restores what :meth:`state_dict` gave."""
 
     def describe(self) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class Adversary(ABC):
 
 @ADVERSARIES.register_module()
 class FreeAdversary(Adversary):
-    """FreeAT: each batch is replayed, and every replay updates weights and perturbation.
+    """FreeAT: every replay of a batch updates the weights and the perturbation.
 
     Shafahi et al., "Adversarial Training for Free!", arXiv 1904.12843; as training for
     detectors in arXiv 2305.17438. The backward pass that feeds the weights also gives
@@ -113,9 +115,10 @@ class FreeAdversary(Adversary):
         step_size: step of the perturbation, by default eps (as in the papers).
         replays: updates per batch, m in the papers. Schedules count updates; give
             the number of passes over the data as usual divided by m.
-        objective: ``'total'``, or names of loss terms for the perturbation alone; the
-            latter costs a second backward pass that reaches only the image. The code
-            of arXiv 2305.17438 uses ``['loss_cls', 'loss_bbox']``.
+        objective: ``'total'``, the loss that the weights are trained with, or names of
+            loss terms for the perturbation alone; the latter costs a second backward
+            pass that reaches only the image. The code of arXiv 2305.17438 uses
+            ``['loss_cls', 'loss_bbox']``.
         carry: ``'epoch'`` starts every pass over the data from a zero perturbation,
             so that epoch checkpoints resume exactly; ``'run'`` carries it through the
             whole training, as the papers do, and saves it in checkpoints.
@@ -147,7 +150,11 @@ class FreeAdversary(Adversary):
         self._deltas: list[Tensor] = []
 
     def train_step(
-        self, model: nn.Module, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
+        self,
+        model: Any,
+        optim_wrapper: OptimWrapper,
+        data_batch: dict,
+        iteration: int,
     ) -> dict[str, Tensor]:
         """See :meth:`Adversary.train_step`."""
         threat = self.threat_at(iteration)
@@ -156,7 +163,7 @@ class FreeAdversary(Adversary):
         images = float_images(data_batch, _device(model))
         deltas = self._fit(images)
         leaves = [
-            threat.project(image, image + delta).requires_grad_()
+            (image + delta).clamp_(threat.lo, threat.hi).requires_grad_()
             for image, delta in zip(images, deltas, strict=True)
         ]
         batch = with_images(data_batch, leaves)
@@ -171,12 +178,9 @@ class FreeAdversary(Adversary):
             outputs, grads = _step_with_own_objective(
                 model, optim_wrapper, batch, leaves, self.objective
             )
-        # The perturbation keeps to the ball but not to the pixel range, which differs
-        # for the next image in its slot.
-        ball = ThreatModel(threat.norm, threat.eps, -_INF, _INF)
         step_size = self._step_share * threat.eps
         self._deltas[: len(images)] = [
-            _advance(ball, delta, grad, step_size)
+            _advance(threat, delta, grad, step_size)
             for delta, grad in zip(deltas, grads, strict=True)
         ]
         return outputs
@@ -197,7 +201,7 @@ class FreeAdversary(Adversary):
         ]
 
     def state_dict(self, iteration: int) -> dict[str, Any]:
-        """See :meth:`Adversary.state_dict`; empty where the next update starts at zero."""
+        """See :meth:`Adversary.state_dict`; empty where the next update resets it."""
         if self._resets_at(iteration):
             return {}
         return {'deltas': [delta.cpu() for delta in self._deltas]}
@@ -257,7 +261,11 @@ class PGDAdversary(Adversary):
         self._step_share = self._attack.step_size / self.eps if self.eps else 0.0
 
     def train_step(
-        self, model: nn.Module, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
+        self,
+        model: Any,
+        optim_wrapper: OptimWrapper,
+        data_batch: dict,
+        iteration: int,
     ) -> dict[str, Tensor]:
         """See :meth:`Adversary.train_step`."""
         bare, device = _bare(model), _device(model)
@@ -268,7 +276,9 @@ class PGDAdversary(Adversary):
         attack.step_size = self._step_share * attack.threat.eps
         seed = derive_seed('pgd-at', torch.initial_seed(), get_rank(), iteration)
         with loss_mode(bare):
-            oracle = LossOracle(bare, data_batch, samples, self.objective, per_image=False)
+            oracle = LossOracle(
+                bare, data_batch, samples, self.objective, per_image=False
+            )
             adversarial = attack.perturb(
                 oracle, images, torch.Generator().manual_seed(seed)
             )
@@ -286,7 +296,7 @@ class PGDAdversary(Adversary):
         }
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
@@ -295,17 +305,21 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _advance(
-    ball: ThreatModel, delta: Tensor, grad: Tensor | None, step_size: float
+    threat: ThreatModel, delta: Tensor, grad: Tensor | None, step_size: float
 ) -> Tensor:
+    """One step of a perturbation inside the ball.
+
+    Not kept inside the pixel range: that differs for the next image in its slot.
+    """
     if grad is None:  # no loss depended on this image
         return delta
-    moved = ball.project(torch.zeros_like(delta), ball.step(delta, grad, step_size))
+    moved = threat.project_delta(threat.step(delta, grad, step_size))
     # A loss scaler skips updates with overflowing gradients; so does the perturbation.
-    return torch.where(torch.isfinite(grad).all(), moved, delta)
+    return torch.where(torch.isfinite(grad.sum()), moved, delta)
 
 
 def _step_with_own_objective(
-    model: nn.Module,
+    model: Any,
     optim_wrapper: OptimWrapper,
     data_batch: dict,
     leaves: list[Tensor],

@@ -48,7 +48,7 @@ class _AttackEvaluation:
     """
 
     runner: Runner
-    dataloader: DataLoader
+    dataloader: Any
     evaluator: Evaluator
     fp16: bool
     stage: str
@@ -68,21 +68,22 @@ class _AttackEvaluation:
         self.seed = seed
         self.save_adv = save_adv
         dataset = self.dataloader.dataset
-        check_has_boxes(dataset, 'attack')
         if num_images is not None:
             _restrict_metrics(self.evaluator, dataset)
-        sampler = self.dataloader.sampler
-        if is_distributed() and not getattr(sampler, 'round_up', True):
-            raise ConfigError(
-                'losses synchronise the processes, so all need the same number of '
-                'images: set sampler.round_up=True in the test dataloader.'
-            )
         if gt_frame not in ('auto', 'original', 'input'):
             raise ConfigError(
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
             )
         self.gt_frame = gt_frame
-        if gt_frame == 'auto' and self.attacks:
+        if not self.attacks:
+            return
+        if is_distributed() and not getattr(self.dataloader.sampler, 'round_up', True):
+            raise ConfigError(
+                'losses synchronise the processes, so all need the same number of '
+                'images: set sampler.round_up=True in the test dataloader.'
+            )
+        check_has_boxes(dataset, 'attack')
+        if gt_frame == 'auto':
             self.gt_frame = gt_frame_of(dataset)
 
     def run(self) -> dict[str, float]:
@@ -97,14 +98,14 @@ class _AttackEvaluation:
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
         notes = self._weight_classes()
-        report = RobustnessReport.start(runner, self.dataloader.dataset, self.seed, notes)
+        report = RobustnessReport.start(
+            runner, self.dataloader.dataset, self.seed, notes
+        )
         for index, data_batch in enumerate(self.dataloader):
             self.run_iter(index, data_batch)  # type: ignore[attr-defined]
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         report.benign = dict(metrics)
-        progress = Progress(
-            list(self.attacks), len(self.dataloader), runner.logger
-        )
+        progress = Progress(list(self.attacks), len(self.dataloader), runner.logger)
         for name, attack in self.attacks.items():
             self._save(report, complete=False)
             result = self._attack_pass(name, attack, report.benign, progress)
@@ -308,7 +309,7 @@ class AttackTestLoop(_AttackEvaluation, TestLoop):
         report.write(self.report, complete)
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
@@ -323,18 +324,19 @@ def _subset(
     if not isinstance(dataloader, dict):
         raise ConfigError('num_images needs the dataloader as a config, not built.')
     dataset = MMENGINE_DATASETS.build(dataloader['dataset'])
-    if not hasattr(dataset, 'get_subset_'):
-        raise ConfigError(
-            f'num_images is not possible with {type(dataset).__name__}: it has no '
-            'get_subset_, as mmengine BaseDatasets have.'
-        )
     dataset.full_init()
     if num_images > len(dataset):
         raise ConfigError(
             f'num_images={num_images} is more than the {len(dataset)} images there are.'
         )
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:num_images]
-    dataset.get_subset_(sorted(int(index) for index in chosen))
+    try:
+        dataset.get_subset_(sorted(int(index) for index in chosen))
+    except (AttributeError, NotImplementedError) as error:
+        raise ConfigError(
+            f'num_images is not possible with {type(dataset).__name__}, which cannot '
+            'be cut to a subset: leave it out, or use a plain dataset.'
+        ) from error
     return {**dataloader, 'dataset': dataset}
 
 
@@ -345,14 +347,13 @@ def _restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
     """
     ids = [dataset.get_data_info(index).get('img_id') for index in range(len(dataset))]
     for metric in evaluator.metrics:
-        if getattr(metric, '_coco_api', None) is None:
-            continue
-        if not hasattr(metric, 'img_ids'):
+        if hasattr(metric, 'img_ids'):
+            metric.img_ids = ids
+        elif getattr(metric, '_coco_api', None) is not None:
             raise ConfigError(
-                f'num_images is not possible with {type(metric).__name__}, which always '
-                'scores its whole annotation file.'
+                f'num_images is not possible with {type(metric).__name__}, which '
+                'always scores its whole annotation file.'
             )
-        metric.img_ids = ids
 
 
 def _rename_dumps(evaluator: Evaluator, name: str) -> list[tuple[Any, str]]:

@@ -39,7 +39,8 @@ class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise.setdefault('backbone_key', 'backbone')
         if paramwise['backbone_lr_mult'] < 0:
             raise ConfigError(
-                f'backbone_lr_mult={paramwise["backbone_lr_mult"]} must not be negative.'
+                f'backbone_lr_mult={paramwise["backbone_lr_mult"]} must not be '
+                'negative.'
             )
         super().__init__(optim_wrapper_cfg, paramwise)
 

@@ -113,7 +113,9 @@ def _draw(
             boxes[:, :2],
             font_sizes=11,
             colors='white',
-            bboxes=[{'facecolor': 'black', 'alpha': 0.6, 'pad': 0.5, 'edgecolor': 'none'}]
+            bboxes=[
+                {'facecolor': 'black', 'alpha': 0.6, 'pad': 0.5, 'edgecolor': 'none'}
+            ]
             * len(labels),
         )
     return visualizer.get_image()

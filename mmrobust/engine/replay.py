@@ -23,6 +23,8 @@ class ReplayDataLoader(DataLoader):
         times: how often each batch comes, at least 1.
     """
 
+    times: int
+
     def __init__(self, loader: DataLoader, times: int) -> None:
         # No super().__init__(): that would build a second loader.
         self.__dict__.update(loader.__dict__)

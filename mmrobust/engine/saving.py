@@ -43,7 +43,9 @@ class AdversarialImages:
         """Makes one if a folder is given."""
         return cls(folder, name, description) if folder else None
 
-    def save(self, samples: Sequence[BaseDataElement], images: Sequence[Tensor]) -> None:
+    def save(
+        self, samples: Sequence[BaseDataElement], images: Sequence[Tensor]
+    ) -> None:
         """Writes the images of one batch."""
         for sample, image in zip(samples, images, strict=True):
             array = image.detach().cpu().numpy()

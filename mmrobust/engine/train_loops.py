@@ -59,12 +59,12 @@ class _AdversarialTraining:
                 'PGDAdversary.'
             )
         check_has_boxes(self.dataloader.dataset, 'training')
-        print_log(f'Adversarial training: {self.adversary.describe()}', logger='current')
+        print_log(
+            f'Adversarial training: {self.adversary.describe()}', logger='current'
+        )
 
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
-        self.runner.call_hook(
-            'before_train_iter', batch_idx=idx, data_batch=data_batch
-        )
+        self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
         outputs = self.adversary.train_step(
             self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
         )
@@ -145,9 +145,8 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         built = self._set_up(adversary)
         loader = self._build_loader(runner, dataloader)
         super().__init__(runner, loader, max_iters, **kwargs)
-        self.dataloader_iterator = ReplayIterator(
-            self.dataloader_iterator, built.replays
-        )
+        inner: Any = self.dataloader_iterator  # type: ignore[has-type]
+        self.dataloader_iterator = ReplayIterator(inner, built.replays)
         built.updates_per_epoch = len(loader) * built.replays  # type: ignore[attr-defined]
         runner.register_hook(AdversaryStateHook(built))
 

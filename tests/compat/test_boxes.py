@@ -12,7 +12,7 @@ from mmrobust import compat
 
 compat.install()
 
-from mmcv.ops import (  # noqa: E402
+from mmcv.ops import (
     batched_nms,
     bbox_overlaps,
     nms,

@@ -13,13 +13,13 @@ from mmrobust import compat
 
 compat.install()
 
-from mmcv.ops import (  # noqa: E402
+from mmcv.ops import (
     DeformConv2dPack,
     ModulatedDeformConv2dPack,
     deform_conv2d,
     modulated_deform_conv2d,
 )
-from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402
+from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction,
     multi_scale_deformable_attn_pytorch,
 )

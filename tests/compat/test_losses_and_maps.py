@@ -13,13 +13,13 @@ from mmrobust import compat
 
 compat.install()
 
-from mmcv.ops import (  # noqa: E402
+from mmcv.ops import (
     carafe,
     masked_conv2d,
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
-from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss  # noqa: E402
+from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 
 TARGET = torch.tensor([0, 2, 3, 1, 3])  # 3 is the background of 3 classes
 

@@ -20,7 +20,7 @@ from mmrobust.compat.placeholders import repair_placeholders
 
 compat.install()
 
-import mmcv.ops  # noqa: E402
+import mmcv.ops
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from mmrobust import compat
 
 compat.install()
 
-from mmcv.ops import RoIAlign, RoIPool, roi_align, roi_pool  # noqa: E402
+from mmcv.ops import RoIAlign, RoIPool, roi_align, roi_pool
 
 
 def ramp(height: int, width: int) -> Tensor:

@@ -9,6 +9,7 @@ w * s), features (b, c, h, w), outputs (b, c, h * s, w * s).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +19,7 @@ from .precision import widen
 
 def _windows(
     features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int
-) -> Iterator[tuple[int, tuple[slice, slice], Tensor, Tensor]]:
+) -> Iterator[tuple[int, Any, Tensor, Tensor]]:
     """Yield, per element of the kernel, what is multiplied.
 
     One element at a time keeps the memory at that of the output, where unfolding
@@ -36,8 +37,8 @@ def _windows(
     kernels = kernels.reshape(*kernels.shape[:3], *grid)
     for element in range(kernel * kernel):
         y, x = divmod(element, kernel)
-        place = (slice(y, y + height), slice(x, x + width))
-        window = padded[(..., *place)][..., :, None, :, None]
+        place = (..., slice(y, y + height), slice(x, x + width))
+        window = padded[place][..., :, None, :, None]
         yield element, place, window, kernels[:, :, element, None]
 
 
@@ -59,7 +60,7 @@ def carafe_naive_forward(
         group_size: Groups of channels that have their own kernels.
         scale_factor: s, a whole number.
     """
-    total: Tensor | float = 0.0
+    total: Any = 0.0
     geometry = (kernel_size, group_size, scale_factor)
     for _, _, window, kernel in _windows(widen(features), widen(masks), *geometry):
         total = total + window * kernel
@@ -91,7 +92,7 @@ def carafe_naive_backward(
     geometry = (kernel_size, group_size, scale_factor)
     windows = _windows(widen(features), widen(masks), *geometry)
     for element, place, window, kernel in windows:
-        padded[(..., *place)] += (grad * kernel).sum(dim=(-3, -1))
+        padded[place] += (grad * kernel).sum(dim=(-3, -1))
         share = (grad * window).sum(dim=2)
         mask_grads[:, :, element] += share.reshape(mask_grads[:, :, element].shape)
     inner = padded[..., border : border + height, border : border + width]

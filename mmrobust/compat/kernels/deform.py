@@ -219,8 +219,8 @@ def modulated_deform_conv_forward(
         deformable_group: Groups of channels that have their own offsets.
         with_bias: Add the bias.
     """
-    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    geometry = (*geometry, group, deformable_group)
+    strides = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    geometry = (*strides, group, deformable_group)
     bias_used = bias if with_bias else None
     output.copy_(_forward(input, weight, offset, mask, bias_used, geometry))
 
@@ -255,8 +255,8 @@ def modulated_deform_conv_backward(
 
     The other arguments are those of :func:`modulated_deform_conv_forward`.
     """
-    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    geometry = (*geometry, group, deformable_group)
+    strides = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    geometry = (*strides, group, deformable_group)
     grads = _backward(grad_output, input, weight, offset, mask, geometry)
     grad_input += grads[0]
     grad_weight += grads[1]

@@ -1,0 +1,8 @@
+# The small FCOS of standard_fcos.py with FreeAT, for the same number of updates: every
+# batch is used for 4 of them, so the detector sees a quarter of the batches.
+_base_ = './standard_fcos.py'
+
+train_cfg = dict(
+    type='mmrobust.AdvIterBasedTrainLoop',
+    adversary=dict(type='mmrobust.FreeAdversary', eps=8, replays=4, carry='run'),
+)

@@ -1,0 +1,149 @@
+"""Sets up everything in a virtual environment, then runs a job in it.
+
+    python tools/bootstrap.py demo     train two detectors, attack both, compare
+    python tools/bootstrap.py test     run the tests
+    python tools/bootstrap.py lint     ruff and mypy
+    python tools/bootstrap.py setup    only set up
+
+Needs Python 3.10 or newer and a network for the first time, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST, NEWEST = (3, 10), (3, 12)
+# stack: default environment, and what is installed from this checkout
+STACKS = {
+    'openmmlab': ('.venv', 'openmmlab,demo,test,dev'),
+    'onedl': ('.venv-onedl', 'onedl,demo,test,dev'),
+}
+JOBS: dict[str, list[list[str]]] = {
+    'demo': [['tools/demo.py']],
+    'test': [['-m', 'pytest']],
+    'lint': [
+        ['-m', 'ruff', 'check', '.'],
+        ['-m', 'ruff', 'format', '--check', '.'],
+        ['-m', 'mypy', 'mmrobust', 'tools'],
+    ],
+    'setup': [],
+}
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Reads the command line; what is unknown here belongs to the job."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('job', choices=sorted(JOBS))
+    parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab')
+    parser.add_argument('--venv', help='folder of the virtual environment')
+    parser.add_argument(
+        '--torch-index',
+        metavar='URL',
+        help='extra package index, for instance https://download.pytorch.org/whl/cpu, '
+        'which avoids the CUDA packages',
+    )
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sets up the environment and runs the job; returns the job's exit status."""
+    args, rest = parse_args(argv)
+    check_python(sys.version_info[:2])
+    default, extras = STACKS[args.stack]
+    venv = Path(args.venv or os.environ.get('MMROBUST_VENV') or ROOT / default)
+    python = set_up(venv, extras, args.stack, args.torch_index)
+    for number, command in enumerate(JOBS[args.job]):
+        extra = rest if number == 0 else []
+        status = subprocess.run([str(python), *command, *extra], cwd=ROOT).returncode
+        if status:
+            return status
+    return 0
+
+
+def check_python(version: tuple[int, ...]) -> None:
+    """Refuses a Python that is too old, and warns of one that was not tested."""
+    text = '.'.join(map(str, version))
+    if version < OLDEST:
+        fail(f'Python {text} is too old: run this with Python 3.10, 3.11 or 3.12.')
+    if version > NEWEST:
+        print(f'Python {text} was not tested; 3.10 to 3.12 were.', flush=True)
+
+
+def set_up(venv: Path, extras: str, stack: str, torch_index: str | None) -> Path:
+    """Makes the environment and installs this checkout, unless that is done already.
+
+    Args:
+        venv: folder of the environment.
+        extras: extras to install, by commas.
+        stack: names the constraints file.
+        torch_index: extra package index, or None.
+
+    Returns:
+        The environment's Python.
+    """
+    python = venv / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
+    stamp = venv / 'mmrobust-setup'
+    wanted = fingerprint(extras, stack)
+    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return python
+    started = time.monotonic()
+    print(f'Setting up {venv} (a few minutes the first time) ...', flush=True)
+    if not python.exists():
+        run_step(
+            [sys.executable, '-m', 'venv', str(venv)],
+            f'no virtual environment could be made in {venv}: install the venv module '
+            '(Debian: apt install python3-venv) or choose a folder with --venv',
+        )
+    command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', '-q']
+    command += ['-c', f'constraints/{stack}.txt', '-e', f'.[{extras}]']
+    if torch_index:
+        command += ['--extra-index-url', torch_index]
+    run_step(
+        command,
+        'the packages could not be installed: is there a network, and space on the '
+        'disk? The reason stands in the lines above',
+    )
+    # Written last and in one piece: an interrupted set-up is done again.
+    partial = stamp.with_name(f'{stamp.name}.{os.getpid()}')
+    partial.write_text(wanted)
+    os.replace(partial, stamp)
+    print(f'Set up in {time.monotonic() - started:.0f} s.', flush=True)
+    return python
+
+
+def fingerprint(extras: str, stack: str) -> str:
+    """Changes with everything that decides what has to be installed."""
+    digest = hashlib.sha256(f'{extras} {sys.version_info[:2]} {ROOT}'.encode())
+    for name in ('pyproject.toml', 'setup.py', f'constraints/{stack}.txt'):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def run_step(command: list[str], advice: str) -> None:
+    """Runs a command of the set-up; its failure ends the program with the advice."""
+    try:
+        status = subprocess.run(command, cwd=ROOT).returncode
+    except OSError as error:
+        fail(f'{advice} ({error.strerror}).')
+    if status:
+        fail(f'{advice}.')
+
+
+def fail(sentence: str) -> NoReturn:
+    """Ends the program with one sentence and status 2."""
+    print(f'error: {sentence}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
