@@ -19,6 +19,10 @@ class BuildWithMim(build_py):
 
     def run(self):
         """Build the package, then add the folders."""
+        if not self.editable_mode:
+            # An earlier build's copy would keep modules that were deleted since.
+            built = os.path.join(self.build_lib, 'mmrobust')
+            shutil.rmtree(built, ignore_errors=True)
         super().run()
         for folder in FOLDERS:
             source = os.path.join(ROOT, folder)
@@ -26,7 +30,6 @@ class BuildWithMim(build_py):
                 self._link(source, os.path.join(ROOT, 'mmrobust', '.mim', folder))
             else:
                 target = os.path.join(self.build_lib, 'mmrobust', '.mim', folder)
-                shutil.rmtree(target, ignore_errors=True)
                 ignored = shutil.ignore_patterns('__pycache__', '*.pyc')
                 shutil.copytree(source, target, ignore=ignored)
 

@@ -7,6 +7,7 @@ pixel units of 0-255, one tensor (C, H, W) per image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -105,8 +106,9 @@ def _attack_sample(
     copy = sample.new(data={}, metainfo=sample.metainfo)
     for key in ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_seg'):
         if key in sample:
-            # clone() copies tensors and masks: rescaling below works in place.
-            copy.set_field(sample.get(key).clone().to(device), key)
+            # Not clone(), which shares the boxes: what follows must not reach the
+            # evaluator's samples.
+            copy.set_field(deepcopy(sample.get(key)).to(device), key)
     width_scale, height_scale = (float(s) for s in sample.get('scale_factor', (1, 1)))
     if gt_frame == 'input' or (width_scale, height_scale) == (1.0, 1.0):
         return copy

@@ -45,10 +45,15 @@ def as_sentence(error: BaseException) -> str | None:
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
         return text.split(' Please check', 1)[0].strip('\'"') + ': check the name.'
-    if isinstance(error, AssertionError) and 'failed to load image' in text:
-        return (
-            f'{text.split("Original")[0]}: the file is damaged; replace or remove it.'
-        )
+    if isinstance(error, ValueError) and 'need at least one array to conc' in text:
+        # numpy's words, when mmengine serialises an empty list of images.
+        return 'a dataset is empty: check ann_file, data_prefix and filter_cfg.'
+    if isinstance(error, AssertionError) and 'failed to load image: ' in text:
+        # From a worker process, the message is the end of a traceback.
+        path = text.rsplit('failed to load image: ', 1)[1]
+        return f'image {path} cannot be decoded: replace or remove it.'
+    if 'imdecode' in text and 'buf.empty()' in text:
+        return 'an image file is empty: look for files of 0 bytes among the images.'
     return None
 
 

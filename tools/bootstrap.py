@@ -39,9 +39,11 @@ JOBS: dict[str, list[list[str]]] = {
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Reads the command line; what is unknown here belongs to the job."""
+    """Reads the command line; what is unknown here, or after --, is the job's."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a shortened option could be one of the job's
     )
     parser.add_argument('job', choices=sorted(JOBS))
     parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab')
@@ -52,7 +54,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='extra package index, for instance https://download.pytorch.org/whl/cpu, '
         'which avoids the CUDA packages',
     )
-    return parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # By hand, because Python's versions differ in whether they keep the '--'.
+    end = given.index('--') if '--' in given else len(given)
+    args, unknown = parser.parse_known_args(given[:end])
+    return args, unknown + given[end + 1 :]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     check_python(sys.version_info[:2])
     default, extras = STACKS[args.stack]
     venv = Path(args.venv or os.environ.get('MMROBUST_VENV') or ROOT / default)
+    # Absolute, because every command runs in ROOT, wherever this one was called.
+    venv = venv.expanduser().absolute()
     python = set_up(venv, extras, args.stack, args.torch_index)
     for number, command in enumerate(JOBS[args.job]):
         extra = rest if number == 0 else []
@@ -94,16 +102,11 @@ def set_up(venv: Path, extras: str, stack: str, torch_index: str | None) -> Path
     python = venv / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
     stamp = venv / 'mmrobust-setup'
     wanted = fingerprint(extras, stack)
-    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
+    if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
         return python
     started = time.monotonic()
     print(f'Setting up {venv} (a few minutes the first time) ...', flush=True)
-    if not python.exists():
-        run_step(
-            [sys.executable, '-m', 'venv', str(venv)],
-            f'no virtual environment could be made in {venv}: install the venv module '
-            '(Debian: apt install python3-venv) or choose a folder with --venv',
-        )
+    make_venv(venv, python, ours=stamp.is_file())
     command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', '-q']
     command += ['-c', f'constraints/{stack}.txt', '-e', f'.[{extras}]']
     if torch_index:
@@ -115,10 +118,68 @@ def set_up(venv: Path, extras: str, stack: str, torch_index: str | None) -> Path
     )
     # Written last and in one piece: an interrupted set-up is done again.
     partial = stamp.with_name(f'{stamp.name}.{os.getpid()}')
-    partial.write_text(wanted)
-    os.replace(partial, stamp)
+    try:
+        partial.write_text(wanted)
+        os.replace(partial, stamp)
+    except OSError as error:
+        fail(f'{stamp} cannot be written ({error.strerror}).')
     print(f'Set up in {time.monotonic() - started:.0f} s.', flush=True)
     return python
+
+
+def make_venv(venv: Path, python: Path, *, ours: bool) -> None:
+    """Makes the environment, repairs a half-made one, keeps a good one.
+
+    Args:
+        venv: folder of the environment.
+        python: the environment's Python.
+        ours: whether an earlier set-up was completed in it, so that nothing of the
+            user's is lost when it is emptied for another Python.
+    """
+    try:
+        venv.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(
+            f'{venv} cannot be made ({error.strerror}): '
+            'choose a folder that can be written with --venv.'
+        )
+    version = venv_version(python)
+    options = []
+    if version and version != sys.version_info[:2]:
+        if not ours:
+            text = '.'.join(map(str, version))
+            fail(
+                f'{venv} holds an environment of Python {text}: '
+                'delete it, run this with that Python, or choose a folder with --venv.'
+            )
+        options = ['--clear']
+    elif version and has_pip(python):
+        return
+    run_step(
+        [sys.executable, '-m', 'venv', *options, str(venv)],
+        f'no virtual environment could be made in {venv}: install the venv module '
+        '(Debian: apt install python3-venv) or choose a folder with --venv',
+    )
+
+
+def venv_version(python: Path) -> tuple[int, ...] | None:
+    """The major and minor version of an environment's Python; None if it has none."""
+    code = 'import sys; print(*sys.version_info[:2])'
+    try:
+        output = subprocess.run([str(python), '-c', code], capture_output=True)
+    except OSError:
+        return None
+    return tuple(map(int, output.stdout.split())) or None
+
+
+def has_pip(python: Path) -> bool:
+    """Whether the environment has pip; one whose making was interrupted has none."""
+    return (
+        subprocess.run(
+            [str(python), '-c', 'import pip'], stderr=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
 
 
 def fingerprint(extras: str, stack: str) -> str:

@@ -53,16 +53,24 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
         # CocoMetric takes the ground truth from `instances`, as the data lie in a
         # cache folder that a config does not know.
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'instances'),
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+            'instances',
+        ),
     ),
 ]
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
@@ -89,7 +97,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator
 
-num_updates = 600
+num_updates = 1200
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=num_updates, val_interval=num_updates
 )

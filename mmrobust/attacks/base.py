@@ -84,6 +84,10 @@ def positive_int(value: Any, name: str) -> int:
     Raises:
         ConfigError: for anything else.
     """
-    if isinstance(value, bool) or value != int(value) or value < 1:
+    try:
+        valid = not isinstance(value, bool) and value == int(value) and value >= 1
+    except (TypeError, ValueError, OverflowError):
+        valid = False
+    if not valid:
         raise ConfigError(f'{name}={value!r} must be a whole number of at least 1.')
     return int(value)

@@ -126,7 +126,7 @@ def _step_size(step_size: float | str | None, eps: float, num_steps: int) -> flo
         return min(eps, 2.5 * eps / num_steps)
     try:
         size = float(step_size)
-    except ValueError:
+    except (TypeError, ValueError):
         size = to_pixels(step_size, 'step_size')
     if not 0 <= size < float('inf'):
         # Same sentence as for eps; this always raises.

@@ -111,10 +111,14 @@ def make_digits(
 
 def _read_settings(root: Path) -> dict | None:
     """Returns the settings a folder was made with, None if there is nothing in it."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    # Not Path.exists, which raises where a parent folder cannot be read.
+    if not os.path.exists(root) or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
-        return json.loads((root / _MARKER).read_text())
+        settings = json.loads((root / _MARKER).read_text())
+        if not isinstance(settings, dict) or not set(SPLITS) <= settings.keys():
+            raise ValueError(f'{_MARKER} lacks the number of images')
+        return settings
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise ConfigError(
             f'{root} was not made by mmrobust (it has no readable {_MARKER}), so '

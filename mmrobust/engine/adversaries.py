@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..attacks import PGD
+from ..attacks.base import positive_int
 from ..batch import float_images, resize_delta, with_images
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, loss_mode
@@ -136,15 +138,13 @@ class FreeAdversary(Adversary):
         warmup_iters: int = 0,
     ) -> None:
         super().__init__(norm, eps, objective, warmup_iters)
-        if replays != int(replays) or replays < 1:
-            raise ConfigError(f'replays={replays!r} must be a whole number from 1.')
+        self.replays = positive_int(replays, 'replays')
         if carry not in ('epoch', 'run'):
             raise ConfigError(f"carry={carry!r} is unknown: choose 'epoch' or 'run'.")
         # PGD's rules for a step size are the rules here too.
         size = self.eps if step_size is None else step_size
         size = PGD(norm, f'{self.eps}/255', size, num_steps=1).step_size
         self._step_share = size / self.eps if self.eps else 0.0
-        self.replays = int(replays)
         self.carry = carry
         self.updates_per_epoch = 0
         self._deltas: list[Tensor] = []
@@ -161,7 +161,7 @@ class FreeAdversary(Adversary):
         if self._resets_at(iteration):
             self._deltas = []
         images = float_images(data_batch, _device(model))
-        deltas = self._fit(images)
+        deltas = self._fit(images, threat)
         leaves = [
             (image + delta).clamp_(threat.lo, threat.hi).requires_grad_()
             for image, delta in zip(images, deltas, strict=True)
@@ -169,14 +169,20 @@ class FreeAdversary(Adversary):
         batch = with_images(data_batch, leaves)
         if getattr(_bare(model).data_preprocessor, 'batch_augments', None):
             # They edit boxes in place, which on a CPU are the loader's own; the next
-            # replay needs them unchanged.
-            batch['data_samples'] = [s.clone() for s in data_batch['data_samples']]
+            # replay needs them unchanged. (A sample's clone() shares its boxes.)
+            batch['data_samples'] = deepcopy(data_batch['data_samples'])
         if self.objective.terms is None:
             outputs = model.train_step(batch, optim_wrapper=optim_wrapper)
             grads = [leaf.grad for leaf in leaves]
         else:
             outputs, grads = _step_with_own_objective(
                 model, optim_wrapper, batch, leaves, self.objective
+            )
+        if all(grad is None for grad in grads):
+            raise ConfigError(
+                f'no gradient reaches the image in {type(_bare(model)).__name__}, so '
+                'that training would not be adversarial: look for torch.no_grad or '
+                'detach in its backbone.'
             )
         step_size = self._step_share * threat.eps
         self._deltas[: len(images)] = [
@@ -192,13 +198,18 @@ class FreeAdversary(Adversary):
             and iteration % self.updates_per_epoch == 0
         )
 
-    def _fit(self, images: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            resize_delta(self._deltas[slot], image.shape).to(image)
-            if slot < len(self._deltas)
-            else torch.zeros_like(image)
-            for slot, image in enumerate(images)
-        ]
+    def _fit(self, images: Sequence[Tensor], threat: ThreatModel) -> list[Tensor]:
+        deltas = []
+        for slot, image in enumerate(images):
+            if slot >= len(self._deltas):
+                deltas.append(torch.zeros_like(image))
+                continue
+            delta = self._deltas[slot].to(image)
+            if delta.shape != image.shape:
+                # A larger copy of the same pixels has a larger l2 norm.
+                delta = threat.project_delta(resize_delta(delta, image.shape))
+            deltas.append(delta)
+        return deltas
 
     def state_dict(self, iteration: int) -> dict[str, Any]:
         """See :meth:`Adversary.state_dict`; empty where the next update resets it."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..attacks import Attack
+from ..attacks.base import positive_int
 from ..batch import (
     attack_samples,
     count_boxes_outside,
@@ -319,8 +320,7 @@ def _subset(
     """Puts a fixed, seeded choice of images in place of a loader config's dataset."""
     if num_images is None:
         return dataloader
-    if num_images != int(num_images) or num_images < 1:
-        raise ConfigError(f'num_images={num_images!r} must be a whole number from 1.')
+    num_images = positive_int(num_images, 'num_images')
     if not isinstance(dataloader, dict):
         raise ConfigError('num_images needs the dataloader as a config, not built.')
     dataset = MMENGINE_DATASETS.build(dataloader['dataset'])
@@ -356,18 +356,19 @@ def _restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
             )
 
 
-def _rename_dumps(evaluator: Evaluator, name: str) -> list[tuple[Any, str]]:
-    """Lets metrics that dump predictions write one file per attack."""
+def _rename_dumps(evaluator: Evaluator, name: str) -> list[tuple[Any, str, str]]:
+    """Lets metrics that write their results to files write one file per attack."""
     renamed = []
     for metric in evaluator.metrics:
-        path = getattr(metric, 'out_file_path', None)
-        if path is not None:
-            renamed.append((metric, path))
-            stem, extension = os.path.splitext(path)
-            metric.out_file_path = f'{stem}.{name}{extension}'
+        for attribute in ('out_file_path', 'outfile_prefix'):
+            path = getattr(metric, attribute, None)
+            if path is not None:
+                renamed.append((metric, attribute, path))
+                stem, extension = os.path.splitext(path)
+                setattr(metric, attribute, f'{stem}.{name}{extension}')
     return renamed
 
 
-def _restore_dumps(renamed: list[tuple[Any, str]]) -> None:
-    for metric, path in renamed:
-        metric.out_file_path = path
+def _restore_dumps(renamed: list[tuple[Any, str, str]]) -> None:
+    for metric, attribute, path in renamed:
+        setattr(metric, attribute, path)

@@ -37,10 +37,10 @@ class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise = dict(paramwise_cfg or {})
         paramwise.setdefault('backbone_lr_mult', 0.1)
         paramwise.setdefault('backbone_key', 'backbone')
-        if paramwise['backbone_lr_mult'] < 0:
+        factor = paramwise['backbone_lr_mult']
+        if not isinstance(factor, (int, float)) or not 0 <= factor < float('inf'):
             raise ConfigError(
-                f'backbone_lr_mult={paramwise["backbone_lr_mult"]} must not be '
-                'negative.'
+                f'backbone_lr_mult={factor!r} must be a finite number and not negative.'
             )
         super().__init__(optim_wrapper_cfg, paramwise)
 

@@ -58,10 +58,16 @@ class _AdversarialTraining:
                 'accumulate one batch with itself: set accumulative_counts=1, or use '
                 'PGDAdversary.'
             )
+        settings = self.adversary.describe()
+        restarts = settings.get('carry') == 'epoch' and settings['eps'] > 0
+        if restarts and getattr(self.adversary, 'updates_per_epoch', 0) == 1:
+            raise ConfigError(
+                'there is one update per pass over the data, and each pass starts '
+                'from a zero perturbation, so no update would be adversarial: set '
+                "carry='run' or more replays."
+            )
         check_has_boxes(self.dataloader.dataset, 'training')
-        print_log(
-            f'Adversarial training: {self.adversary.describe()}', logger='current'
-        )
+        print_log(f'Adversarial training: {settings}', logger='current')
 
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)

@@ -1,0 +1,218 @@
+"""The backbone's learning rate, parameter by parameter, against tables by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+from mmrobust.errors import ConfigError
+from torch import nn
+
+OURS = 'mmrobust.BackboneLrOptimWrapperConstructor'
+
+
+class Toy(nn.Module):
+    """A backbone with a norm layer and a frozen part, a head, a stray parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.backbone.stem = nn.Linear(5, 5)
+        self.backbone.stem.requires_grad_(False)
+        self.head = nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))
+        self.scale = nn.Parameter(torch.ones(1))
+        # Not a backbone, whatever its name begins with.
+        self.backbone_neck = nn.Linear(2, 2)
+
+
+def groups_of(
+    model: nn.Module, constructor: str | None = OURS, **paramwise: Any
+) -> dict[str, tuple[float, float]]:
+    """Trainable parameter's name to (learning rate, weight decay)."""
+    cfg: dict[str, Any] = dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.5)
+    )
+    if constructor:
+        cfg['constructor'] = constructor
+    if paramwise:
+        cfg['paramwise_cfg'] = paramwise
+    wrapper = build_optim_wrapper(model, cfg)
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    found = {}
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group['params']:
+            if parameter.requires_grad:
+                name = names.pop(id(parameter))
+                found[name] = (group['lr'], group['weight_decay'])
+    assert not names, 'every parameter belongs to one group'
+    return found
+
+
+def test_the_table_of_a_toy_model() -> None:
+    found = groups_of(
+        Toy(),
+        backbone_lr_mult=0.1,
+        bias_lr_mult=2.0,
+        bias_decay_mult=0.0,
+        norm_decay_mult=0.25,
+    )
+    expected = {
+        # In the backbone: a tenth of what the rules give elsewhere.
+        'backbone.0.weight': (0.1, 0.5),
+        'backbone.0.bias': (0.2, 0.0),
+        'backbone.1.weight': (0.1, 0.125),
+        'backbone.1.bias': (0.1, 0.125),  # mmengine: no bias rule in norm layers
+        'head.0.weight': (1.0, 0.5),
+        'head.0.bias': (2.0, 0.0),
+        'head.1.weight': (1.0, 0.125),
+        'head.1.bias': (1.0, 0.125),
+        'scale': (1.0, 0.5),
+        'backbone_neck.weight': (1.0, 0.5),
+        'backbone_neck.bias': (2.0, 0.0),
+    }
+    assert found == {k: pytest.approx(v) for k, v in expected.items()}
+
+
+def test_native_custom_keys_drop_the_other_rules_inside_the_backbone() -> None:
+    """The difference that the constructor exists for."""
+    rules: dict[str, Any] = dict(bias_lr_mult=2.0, bias_decay_mult=0.0)
+    ours = groups_of(Toy(), backbone_lr_mult=0.1, **rules)
+    keys = {'backbone.': dict(lr_mult=0.1)}
+    native = groups_of(Toy(), None, custom_keys=keys, **rules)
+    assert native['backbone.0.bias'] == pytest.approx((0.1, 0.5))
+    assert ours['backbone.0.bias'] == pytest.approx((0.2, 0.0))
+    different = {name for name in ours if ours[name] != pytest.approx(native[name])}
+    # bias_decay_mult reaches biases of norm layers too, bias_lr_mult does not.
+    assert different == {'backbone.0.bias', 'backbone.1.bias'}
+    assert native['backbone.1.bias'] == pytest.approx((0.1, 0.5))
+    assert ours['backbone.1.bias'] == pytest.approx((0.1, 0.0))
+
+
+def test_custom_keys_of_the_user_stay_in_force() -> None:
+    """The multiplier comes on top of a rule for a part of the backbone."""
+    found = groups_of(
+        Toy(), backbone_lr_mult=0.1, custom_keys={'backbone.1': dict(lr_mult=0.5)}
+    )
+    assert found['backbone.1.weight'][0] == pytest.approx(0.05)
+    assert found['backbone.0.weight'][0] == pytest.approx(0.1)
+    assert found['head.0.weight'][0] == 1.0
+
+
+def test_without_settings_the_backbone_gets_a_tenth() -> None:
+    """mmengine takes a shortcut without paramwise_cfg, which must not be taken here."""
+    found = groups_of(Toy())
+    assert found['backbone.0.weight'] == pytest.approx((0.1, 0.5))
+    assert found['backbone.1.bias'] == pytest.approx((0.1, 0.5))
+    assert found['head.0.weight'] == (1.0, 0.5)
+
+
+def test_zero_and_one_are_allowed() -> None:
+    assert groups_of(Toy(), backbone_lr_mult=0)['backbone.0.weight'][0] == 0
+    found = groups_of(Toy(), backbone_lr_mult=1)
+    assert {lr for lr, _ in found.values()} == {1.0}
+
+
+def test_another_component_of_the_name() -> None:
+    """Wherever it stands: a detector inside another one has its backbone deeper."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = Toy()
+
+    found = groups_of(Outer(), backbone_lr_mult=0.1)
+    assert found['student.backbone.0.weight'][0] == pytest.approx(0.1)
+    assert found['student.head.0.weight'][0] == 1.0
+    found = groups_of(Toy(), backbone_lr_mult=0.1, backbone_key='head')
+    assert found['head.0.weight'][0] == pytest.approx(0.1)
+    assert found['backbone.0.weight'][0] == 1.0
+
+
+def test_the_table_of_a_detector() -> None:
+    """FCOS with a frozen stage: the backbone at a tenth, biases doubled."""
+    config = tiny.fcos()
+    config['backbone']['frozen_stages'] = 1
+    model = MODELS.build(config)
+    rules = dict(bias_lr_mult=2.0, bias_decay_mult=0.0)
+    found = groups_of(model, backbone_lr_mult=0.1, **rules)
+    plain = groups_of(model, None, **rules)
+    assert found.keys() == plain.keys()
+    for name in found:
+        factor = 0.1 if name.startswith('backbone.') else 1.0
+        assert found[name] == pytest.approx((factor * plain[name][0], plain[name][1]))
+    # ResNet-18 has 20 convolutions with a norm each; stem and first stage are frozen.
+    assert sum(name.startswith('backbone.') for name in found) == 3 * (20 - 5)
+    assert found['bbox_head.conv_cls.bias'] == (2.0, 0.0)
+
+
+def test_no_match_is_refused() -> None:
+    """Training the backbone at full speed would go unnoticed."""
+    sentence = (
+        r"backbone_lr_mult=0.1 matched no trainable parameter.*'trunk'.*"
+        r'top-level modules: backbone, backbone_neck, head, scale\)'
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        groups_of(Toy(), backbone_key='trunk')
+
+
+def test_a_wholly_frozen_backbone_is_no_match() -> None:
+    model = Toy()
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ConfigError, match='matched no trainable parameter'):
+        groups_of(model)
+
+
+@pytest.mark.parametrize('factor', [-0.1, float('nan'), float('inf'), 'x', None])
+def test_an_impossible_multiplier_is_refused(factor: Any) -> None:
+    with pytest.raises(ConfigError, match='backbone_lr_mult='):
+        groups_of(Toy(), backbone_lr_mult=factor)
+
+
+def test_through_a_runner_with_schedulers(build_runner: Callable[..., Runner]) -> None:
+    """The ratio holds in every update: each group is scaled from its own rate."""
+    runner = build_runner(
+        train_cfg=dict(
+            type='mmrobust.AdvEpochBasedTrainLoop',
+            max_epochs=2,
+            adversary=dict(type='mmrobust.FreeAdversary', eps=4, replays=2),
+        ),
+        val_dataloader=None,
+        val_evaluator=None,
+        val_cfg=None,
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            constructor=OURS,
+            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.05),
+            paramwise_cfg=dict(backbone_lr_mult=0.1, bias_lr_mult=2.0),
+        ),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.5, by_epoch=False, begin=0, end=3),
+            dict(type='MultiStepLR', by_epoch=True, milestones=[1], gamma=0.1),
+        ],
+    )
+    rates: dict[str, list[float]] = {}
+
+    class Note(Hook):
+        def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+            names = {id(p): n for n, p in runner.model.named_parameters()}
+            for group in runner.optim_wrapper.optimizer.param_groups:
+                for parameter in group['params']:
+                    rates.setdefault(names[id(parameter)], []).append(group['lr'])
+
+    runner.register_hook(Note(), priority='VERY_HIGH')
+    runner.train_loop.adversary.train_step = lambda *args: {'loss': torch.zeros(())}
+    runner.train()
+    # 3 batches, twice each, 2 passes: warm-up in updates 0-2, decay from update 6 on.
+    factors = [0.5, 0.75, 1, 1, 1, 1] + [0.1] * 6
+    head = [0.01 * factor for factor in factors]
+    assert rates['bbox_head.conv_cls.weight'] == pytest.approx(head)
+    assert rates['bbox_head.conv_cls.bias'] == pytest.approx([2 * lr for lr in head])
+    assert rates['neck.lateral_convs.0.conv.weight'] == pytest.approx(head)
+    assert rates['backbone.conv1.weight'] == pytest.approx([0.1 * lr for lr in head])
