@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -142,6 +143,8 @@ class RobustnessReport:
     def as_dict(self, complete: bool = True) -> dict[str, Any]:
         """The report as the JSON file holds it."""
         content = asdict(self)
+        content['benign'] = {'metrics': self.benign}
+        content['benign'] = {'metrics': self.benign}
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
@@ -220,6 +223,7 @@ class RobustnessReport:
             'versions': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             **self.environment,
         }
+        facts['command'] = shlex.join(self.environment.get('command', ()))
         lines += ['', '## How to repeat it', '']
         lines += [f'- {key}: {value}' for key, value in facts.items()]
         return '\n'.join(lines) + '\n'

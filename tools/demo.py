@@ -23,7 +23,7 @@ from mmrobust.report import write_atomically
 
 ROWS = ('standard', 'robust')
 METRIC = 'coco/bbox_mAP'
-GRID_IMAGES = 3
+GRID_IMAGES = 3  # the first ones of the set, not chosen
 
 
 def parse_args() -> argparse.Namespace:

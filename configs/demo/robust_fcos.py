@@ -4,5 +4,12 @@ _base_ = './standard_fcos.py'
 
 train_cfg = dict(
     type='mmrobust.AdvIterBasedTrainLoop',
-    adversary=dict(type='mmrobust.FreeAdversary', eps=8, replays=4, carry='run'),
+    # From scratch, digits are learnt sooner while eps still grows.
+    adversary=dict(
+        type='mmrobust.FreeAdversary',
+        eps=8,
+        replays=4,
+        carry='run',
+        warmup_iters=700,
+    ),
 )

@@ -63,11 +63,15 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f'checkpoint {path!r} cannot be read and is probably damaged or incomplete '
-            f'({str(error).splitlines()[0]}).'
+            f'({_first_line(error)}).'
         ) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
     return checkpoint
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

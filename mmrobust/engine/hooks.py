@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import mmcv
 import numpy as np
@@ -138,7 +139,9 @@ class AttackVisualizationHook(Hook):
                 self.score_thr,
                 attack,
             )
-            self._emit(runner, f'attack_{attack}_{image_id}', picture, number)
+            # An id may be a path, as WIDER FACE's are.
+            name = f'attack_{attack}_{quote(str(image_id), safe="")}'
+            self._emit(runner, name, picture, number)
             self._drawn[attack] = number + 1
 
     def _emit(self, runner: Runner, name: str, picture: np.ndarray, step: int) -> None:

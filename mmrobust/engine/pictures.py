@@ -43,8 +43,8 @@ def attack_picture(
     factor = max(1, int(127 / largest))
     scale = max(1, round(_MIN_SIDE / min(clean.shape[1:])))
     panels = [
-        (f'clean: {_count(clean_output, score_thr)} detections', _rgb(clean)),
-        (f'{name}: {_count(attacked_output, score_thr)} detections', _rgb(attacked)),
+        (f'clean: {_found(clean_output, score_thr)}', _rgb(clean)),
+        (f'{name}: {_found(attacked_output, score_thr)}', _rgb(attacked)),
         (f'difference x {factor} (largest {largest:.1f})', 128 + factor * delta),
     ]
     outputs = [clean_output, attacked_output, None]
@@ -76,8 +76,9 @@ def _kept(output: BaseDataElement, score_thr: float) -> BaseDataElement:
     return instances[instances.scores >= score_thr]
 
 
-def _count(output: BaseDataElement, score_thr: float) -> int:
-    return len(_kept(output, score_thr))
+def _found(output: BaseDataElement, score_thr: float) -> str:
+    count = len(_kept(output, score_thr))
+    return f'{count} detection' + ('' if count == 1 else 's')
 
 
 def _draw(

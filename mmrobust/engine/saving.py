@@ -7,12 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..report import write_atomically
 
 
@@ -22,7 +24,8 @@ class AdversarialImages:
     ``<folder>/<attack>/<image id>.npz`` holds ``image``, float32 (C, H, W) in pixel
     units of 0-255, in the loader's channel order (BGR in mmdet) and at the network's
     input size; a ``.png`` rounded to 8 bits lies beside it for looking at, and
-    ``attack.json`` describes the attack. JPEG would undo part of a perturbation.
+    ``attack.json`` describes the attack. Characters of an id that no file name may have
+    are percent-encoded. JPEG would undo part of a perturbation.
 
     Args:
         folder: where the attack's folder is made.
@@ -49,8 +52,15 @@ class AdversarialImages:
         """Writes the images of one batch."""
         for sample, image in zip(samples, images, strict=True):
             array = image.detach().cpu().numpy()
-            stem = self.folder / str(sample.get('img_id', 'image'))
-            temporary = f'{stem}.tmp.npz'
+            image_id = sample.get('img_id')
+            if image_id is None:
+                raise ConfigError(
+                    'adversarial images are saved by their img_id, which the samples '
+                    "do not have: add 'img_id' to the meta_keys of PackDetInputs."
+                )
+            # An id may be a path (WIDER FACE); processes may share a padded image.
+            stem = self.folder / quote(str(image_id), safe='')
+            temporary = f'{stem}.{os.getpid()}.tmp.npz'
             np.savez_compressed(
                 temporary,
                 image=array,

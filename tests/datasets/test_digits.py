@@ -65,7 +65,7 @@ def digest(root: Path) -> dict[str, str]:
 def build(root: Path | None, split: str = 'val', **kwargs):
     return DATASETS.build(
         dict(
-            type='DigitsDataset',
+            type='mmrobust.DigitsDataset',
             data_root=root and str(root),
             ann_file=f'annotations/instances_{split}.json',
             data_prefix=dict(img=f'{split}/'),

@@ -24,6 +24,12 @@ from torch import Tensor, nn
 Sizes = Sequence[tuple[int, int]]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_quiet_and_repeatable: None) -> None:
+    """Threads wait for each other longer than these tiny detectors compute."""
+    torch.set_num_threads(1)
+
+
 def make_batch(sizes: Sizes, seed: int, low: int = 0, high: int = 256) -> dict:
     """Images of uint8 noise with two boxes each, as PackDetInputs leaves them.
 

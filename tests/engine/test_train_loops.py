@@ -28,6 +28,12 @@ Build = Callable[..., Runner]
 NO_VALIDATION = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_quiet_and_repeatable: None) -> None:
+    """Threads wait for each other longer than these tiny detectors compute."""
+    torch.set_num_threads(1)
+
+
 def free(**kwargs: Any) -> dict:
     return dict(type='mmrobust.FreeAdversary', **kwargs)
 

@@ -1,0 +1,96 @@
+"""Checkpoints that fit, that do not, and that are none."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+
+from mmrobust.checkpoints import check_checkpoint, read_checkpoint
+from mmrobust.errors import ConfigError
+
+
+def _model(**backbone):
+    torch.manual_seed(0)
+    config = tiny.fcos()
+    config['backbone'].update(backbone)
+    return MODELS.build(ConfigDict(config))
+
+
+def test_a_fitting_checkpoint_passes(tmp_path):
+    model = _model()
+    state = {f'module.{k}': v for k, v in model.state_dict().items()}
+    state = {k: v for k, v in state.items() if 'num_batches_tracked' not in k}
+    torch.save({'state_dict': state}, tmp_path / 'c.pth')
+    check_checkpoint(str(tmp_path / 'c.pth'), model)
+
+
+@pytest.mark.parametrize('damage', ['missing', 'shape'])
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, damage):
+    model = _model()
+    state = dict(model.state_dict())
+    if damage == 'missing':
+        del state['bbox_head.conv_cls.weight']
+    else:
+        state['bbox_head.conv_cls.weight'] = torch.zeros(80, 16, 3, 3)
+    torch.save({'state_dict': state}, tmp_path / 'c.pth')
+    with pytest.raises(ConfigError, match=r'1 of \d+ weights.*conv_cls'):
+        check_checkpoint(str(tmp_path / 'c.pth'), model)
+
+
+class Dangerous:
+    """Would run a command when unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('should_not_exist',)
+
+
+def test_files_that_are_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match='does not exist'):
+        read_checkpoint('none.pth')
+    torch.save({'state_dict': {'a': torch.zeros(10000)}}, 'whole.pth')
+    whole = (tmp_path / 'whole.pth').read_bytes()
+    (tmp_path / 'cut.pth').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'text.pth').write_text('no checkpoint')
+    (tmp_path / 'empty.pth').write_bytes(b'')
+    for name in ('cut.pth', 'text.pth', 'empty.pth'):
+        with pytest.raises(ConfigError, match='damaged|no readable'):
+            read_checkpoint(name)
+    torch.save([1, 2], 'list.pth')
+    with pytest.raises(ConfigError, match='holds a list'):
+        read_checkpoint('list.pth')
+    torch.save({'state_dict': {}, 'x': Dangerous()}, 'dangerous.pth')
+    with pytest.raises(ConfigError, match='pickled code'):
+        read_checkpoint('dangerous.pth')
+    assert not os.path.exists('should_not_exist')
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.', 'model.'])
+def test_a_backbone_is_loaded_completely(tmp_path, prefix):
+    path = str(tmp_path / 'b.pth')
+    source = _model()
+    state = {prefix + k: v + 1 for k, v in source.backbone.state_dict().items()}
+    torch.save({'state_dict': state}, path)
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=path)
+    model = _model(init_cfg=init)
+    model.init_weights()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, state[prefix + name])
+
+
+def test_a_partial_backbone_is_refused_unless_it_may_be_fresh(tmp_path):
+    path = str(tmp_path / 'b.pth')
+    state = dict(_model().backbone.state_dict())
+    kept = {k: v + 1 for k, v in state.items() if not k.startswith('layer4')}
+    torch.save(kept, path)
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=path)
+    with pytest.raises(ConfigError, match=r"lacks \d+ of the .*'layer4"):
+        _model(init_cfg=init).init_weights()
+    model = _model(init_cfg={**init, 'fresh': [r'layer4\.']})
+    model.init_weights()
+    assert torch.equal(model.backbone.conv1.weight, kept['conv1.weight'])

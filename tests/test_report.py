@@ -1,0 +1,100 @@
+"""The report: the contract of its keys, and writing that loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from mmrobust.report import (
+    AttackResult,
+    RobustnessReport,
+    file_sha256,
+    write_atomically,
+)
+
+SETTINGS = {
+    'norm': 'linf',
+    'eps': 4.0,
+    'step_size': 1.0,
+    'num_steps': 10,
+    'objective': 'cls',
+    'restarts': 2,
+}
+
+
+def _report() -> RobustnessReport:
+    report = RobustnessReport(
+        config='c.py',
+        checkpoint='c.pth',
+        checkpoint_sha256='00',
+        seed=3,
+        versions={'torch': '2'},
+        dataset={'type': 'CocoDataset', 'ann_file': 'a.json', 'num_images': 5},
+        environment={'command': ['tools/test.py', 'a b']},
+    )
+    report.benign = {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_s': float('nan')}
+    metrics = {'coco/bbox_mAP': 0.125}
+    report.attacks = [AttackResult('cls', SETTINGS, metrics, ['a doubt'], 11, 10, 2.5)]
+    return report
+
+
+def test_keys_and_values(tmp_path):
+    path = tmp_path / 'deeper' / 'robustness.json'
+    _report().write(path, complete=True)
+    content = json.loads(path.read_text())
+    assert {
+        'config', 'checkpoint', 'checkpoint_sha256', 'seed', 'versions', 'dataset',
+        'benign', 'attacks', 'complete',
+    } <= content.keys()  # fmt: skip
+    assert content['complete'] is True
+    assert content['dataset']['ann_file'] == 'a.json'
+    assert content['dataset']['num_images'] == 5
+    # JSON has no NaN; a reader gets null.
+    assert content['benign'] == {
+        'metrics': {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_s': None}
+    }
+    assert content['attacks'] == [
+        {
+            'name': 'cls',
+            **SETTINGS,
+            'metrics': {'coco/bbox_mAP': 0.125},
+            'checks': ['a doubt'],
+            'cost': {'forwards': 11, 'backwards': 10, 'seconds': 2.5},
+        }
+    ]
+
+
+def test_markdown_twin(tmp_path):
+    _report().write(tmp_path / 'r.json', complete=False)
+    text = (tmp_path / 'r.md').read_text()
+    assert 'Not complete' in text
+    assert '| none (benign) |  |  |  |  | 0.500 |' in text
+    assert '| cls | linf | 4 | 10 x 2 | cls | 0.125 |' in text
+    assert '- cls: a doubt' in text
+    assert '| cls | 11 | 10 | 2.5 |' in text
+    assert "tools/test.py 'a b'" in text  # can be pasted into a shell
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'r.json'
+    write_atomically(path, 'old')
+
+    def fail(*args):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+        write_atomically(path, 'new')
+    assert path.read_text() == 'old'
+    assert os.listdir(tmp_path) == ['r.json']
+
+
+def test_hash_of_a_file(tmp_path):
+    path = tmp_path / 'f'
+    path.write_bytes(b'abc')
+    # The well-known SHA-256 of "abc".
+    assert file_sha256(str(path)).startswith('ba7816bf8f01cfea414140de5dae2223')
+    assert file_sha256('https://host/file.pth') is None
+    assert file_sha256(None) is None
