@@ -176,7 +176,7 @@ def test_the_reference_leaves_no_lower_ap(coco, detectors, family):
     for index in range(len(data)):
         batch, image, sample = _item(coco, index)
         torch.manual_seed(index)
-        iterates, values = reference_pgd(model, image, sample, reference_total)
+        iterates, _ = reference_pgd(model, image, sample, reference_total)
         with loss_mode(model):
             samples = attack_samples(batch['data_samples'], 'cpu', 'original')
             oracle = LossOracle(model, batch, samples, Objective())

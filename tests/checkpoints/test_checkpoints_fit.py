@@ -59,7 +59,7 @@ def test_files_that_are_no_checkpoint(tmp_path, monkeypatch):
     (tmp_path / 'text.pth').write_text('no checkpoint')
     (tmp_path / 'empty.pth').write_bytes(b'')
     for name in ('cut.pth', 'text.pth', 'empty.pth'):
-        with pytest.raises(ConfigError, match='damaged|no readable'):
+        with pytest.raises(ConfigError, match=r'damaged|no readable'):
             read_checkpoint(name)
     torch.save([1, 2], 'list.pth')
     with pytest.raises(ConfigError, match='holds a list'):
