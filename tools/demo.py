@@ -79,9 +79,12 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
     cfg = Config.fromfile(folder / f'{row}_fcos.py')
     cfg.merge_from_dict(options or {})
     cfg.work_dir, cfg.resume = str(work_dir), True
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    runner.test()
+    trained = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
+    if not trained.exists():
+        Runner.from_cfg(cfg).train()
+    # A new runner, so that the report names the checkpoint that it measured.
+    cfg.resume, cfg.load_from = False, str(trained)
+    Runner.from_cfg(cfg).test()
     return json.loads((work_dir / 'robustness.json').read_text(encoding='utf-8'))
 
 

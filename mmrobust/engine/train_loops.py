@@ -59,6 +59,12 @@ class _AdversarialTraining:
                 'PGDAdversary.'
             )
         settings = self.adversary.describe()
+        warmup, updates = self.adversary.warmup_iters, self.runner.max_iters
+        if warmup > updates:
+            raise ConfigError(
+                f'warmup_iters={warmup} is more than the {updates} updates of the '
+                'training, so eps would never reach its full size: make it smaller.'
+            )
         restarts = settings.get('carry') == 'epoch' and settings['eps'] > 0
         if restarts and getattr(self.adversary, 'updates_per_epoch', 0) == 1:
             raise ConfigError(
