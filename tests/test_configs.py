@@ -371,5 +371,6 @@ def test_the_demo_compares_like_with_like() -> None:
     adversary = ADVERSARIES.build(robust.train_cfg.adversary)
     assert isinstance(adversary, FreeAdversary)
     assert (adversary.eps, adversary.replays) == (8, 4)
+    assert adversary.warmup_iters <= 0.8 * robust.train_cfg.max_iters
     # The last validation falls on the last update, and so does the schedule's end.
     assert standard.param_scheduler[-1]['end'] == standard.train_cfg.max_iters

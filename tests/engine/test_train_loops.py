@@ -560,6 +560,15 @@ def test_a_pass_of_one_update_is_refused(build: Build, coco: Path) -> None:
     refused(runner, "one update per pass.*set carry='run'")
 
 
+@pytest.mark.parametrize('adversary', [free(warmup_iters=13), pgd(warmup_iters=4)])
+def test_a_warm_up_beyond_the_end_is_refused(build: Build, adversary: dict) -> None:
+    """The adversary would be weaker than its settings say, to the end."""
+    runner = build(train_cfg=epochs(1, adversary))
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    refused(runner, r'more than the (12|3) updates of the training')
+
+
 @pytest.mark.parametrize(
     ('adversary', 'sentence'),
     [

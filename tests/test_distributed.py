@@ -1,0 +1,284 @@
+"""Two processes (gloo, CPU): training keeps them equal, evaluation gives one figure.
+
+Run by torchrun, this file is the script of the two processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+import numpy as np
+import pytest
+import tiny
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmrobust.errors import ConfigError
+
+MAP = 'coco/bbox_mAP'
+# The sign of its gradient does not change with the normaliser, which mmdet's heads
+# average over the processes, so that the images are the same for one and two.
+CLS = dict(type='mmrobust.PGD', eps=8, num_steps=2, objective='cls')
+ATTACKS = dict(
+    zero=dict(type='mmrobust.PGD', eps=0, num_steps=1),
+    noise=dict(type='mmrobust.RandomNoise', eps=8),
+    cls=CLS,
+)
+# Heads take images of different sizes, and so of different cost.
+ADVERSARIES = dict(
+    free=dict(type='mmrobust.FreeAdversary', eps=4, replays=2),
+    named=dict(type='mmrobust.FreeAdversary', eps=4, replays=2, objective=['loss_cls']),
+    pgd=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=1),
+    none=dict(type='mmrobust.FreeAdversary', eps=0, replays=2),
+)
+
+
+def runner_for(root: Path, work_dir: Path, name: str, **overrides: Any) -> Runner:
+    cfg = tiny.runner_config(root, work_dir, tiny.fcos(), **overrides)
+    cfg['experiment_name'] = name
+    if torch.distributed.is_initialized():
+        cfg['launcher'] = 'pytorch'
+        # mmengine's default asks for a GPU.
+        cfg['model_wrapper_cfg'] = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            device_ids=None,
+        )
+    return Runner.from_cfg(Config(cfg))
+
+
+def evaluate(root: Path, folder: Path, name: str, **loop: Any) -> dict[str, Any]:
+    """Metrics of all attacks on the five images."""
+    test_cfg = dict(
+        type='mmrobust.AttackTestLoop',
+        attacks=ATTACKS,
+        save_adv=str(folder / name / 'adv'),
+        **loop,
+    )
+    runner = runner_for(
+        root,
+        folder / name,
+        name,
+        test_cfg=test_cfg,
+        load_from=str(folder / 'trained.pth'),
+    )
+    return {key: float(value) for key, value in runner.test().items()}
+
+
+class _Notes(Hook):
+    """The images of each update, in numbers."""
+
+    def __init__(self) -> None:
+        self.images: list[list[int]] = []
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        self.images.append([s.img_id for s in data_batch['data_samples']])
+
+
+def train(root: Path, folder: Path, name: str) -> dict[str, Any]:
+    """One pass of adversarial training; what this process ends with."""
+    loader = tiny.loader(root, test=False, batch_size=1, scale=(64, 48))
+    runner = runner_for(
+        root,
+        folder / name,
+        name,
+        train_dataloader=loader,
+        train_cfg=dict(
+            type='mmrobust.AdvEpochBasedTrainLoop',
+            max_epochs=1,
+            adversary=ADVERSARIES[name],
+        ),
+        val_dataloader=None,
+        val_evaluator=None,
+        val_cfg=None,
+    )
+    notes = _Notes()
+    runner.register_hook(notes)
+    runner.train()
+    digest = hashlib.sha256()
+    for _, weight in sorted(runner.model.module.named_parameters()):
+        digest.update(weight.detach().numpy().tobytes())
+    return dict(weights=digest.hexdigest(), images=notes.images, iter=runner.iter)
+
+
+def refusal(root: Path, folder: Path) -> str:
+    """The message for a sampler that gives the processes different numbers."""
+    loader = tiny.loader(root, test=True)
+    loader['sampler']['round_up'] = False
+    runner = runner_for(
+        root,
+        folder / 'refused',
+        'refused',
+        test_dataloader=loader,
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS),
+    )
+    try:
+        runner.test()
+    except ConfigError as error:
+        return str(error)
+    return 'not refused'
+
+
+def main(folder: Path) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=120))
+    init_default_scope('mmdet')
+    root = folder / 'coco'
+    rank = torch.distributed.get_rank()
+    result = dict(
+        metrics=evaluate(root, folder, 'two'),
+        subset=evaluate(root, folder, 'two_subset', num_images=3),
+        trained={name: train(root, folder, name) for name in ADVERSARIES},
+        refusal=refusal(root, folder),
+    )
+    (folder / f'rank{rank}.json').write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector trained on five images, and what two processes made of it."""
+    folder = tmp_path_factory.mktemp('distributed')
+    root = tiny.make_coco(folder / 'coco', num_images=5)
+    torch.set_num_threads(1)
+    init_default_scope('mmdet')
+    runner = runner_for(
+        root,
+        folder / 'training',
+        'training',
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=40),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=4e-3),
+            clip_grad=dict(max_norm=10),
+        ),
+        val_dataloader=None,
+        val_evaluator=None,
+        val_cfg=None,
+    )
+    runner.train()
+    torch.save(dict(state_dict=runner.model.state_dict()), folder / 'trained.pth')
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    environment = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([*paths, os.environ.get('PYTHONPATH', '')]),
+        'OMP_NUM_THREADS': '1',
+    }
+    command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run']
+    command += ['--standalone', '--nproc_per_node=2', __file__, str(folder)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope='module')
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each process found."""
+    return [json.loads((folder / f'rank{r}.json').read_text()) for r in range(2)]
+
+
+@pytest.mark.parametrize('name', list(ADVERSARIES))
+def test_training_keeps_the_processes_equal(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    first, second = (rank['trained'][name] for rank in ranks)
+    assert first['weights'] == second['weights']
+    # Five images and a repeated one, three on each, each handed out `replays` times.
+    replays = ADVERSARIES[name].get('replays', 1)
+    assert first['iter'] == second['iter'] == 3 * replays
+    seen = [images[0] for rank in (first, second) for images in rank['images']]
+    assert set(seen) == {10, 11, 12, 13, 14}
+    assert len(seen) == 6 * replays
+
+
+def test_training_is_adversarial_under_ddp(ranks: list[dict[str, Any]]) -> None:
+    """Each adversary leads elsewhere; an override that DDP ignores would not."""
+    weights = {name: found['weights'] for name, found in ranks[0]['trained'].items()}
+    assert len(set(weights.values())) == len(weights)
+
+
+def test_two_processes_give_the_figures_of_one(
+    folder: Path, ranks: list[dict[str, Any]]
+) -> None:
+    """Five images on two processes: an uneven split, and it comes to its end."""
+    torch.set_num_threads(1)
+    single = evaluate(folder / 'coco', folder, 'one')
+    assert single[MAP] > 0.3
+    assert single[f'cls/{MAP}'] < 0.8 * single[MAP]
+    for rank in ranks:
+        assert rank['metrics'].keys() == single.keys()
+        for key, value in single.items():
+            # Rounding of the shared normaliser can flip the sign of single gradients.
+            tolerance = 0.05 if key.startswith('cls/') else 0
+            assert rank['metrics'][key] == pytest.approx(value, abs=tolerance), key
+            if key.startswith('zero/'):
+                assert value == single[key.removeprefix('zero/')]
+    assert ranks[0]['metrics'] == ranks[1]['metrics']
+    # The images themselves, which the figures round away.
+    for name in ('noise', 'cls'):
+        ours = images_of(folder / 'two' / 'adv' / name)
+        theirs = images_of(folder / 'one' / 'adv' / name)
+        assert sorted(ours) == sorted(theirs) == ['10', '11', '12', '13', '14']
+        for key in ours:
+            agreement = float((ours[key] == theirs[key]).mean())
+            assert agreement == 1 if name == 'noise' else agreement > 0.98
+
+
+def images_of(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.load(path)['image'] for path in folder.glob('*.npz')}
+
+
+def test_a_subset_is_the_same_for_all_processes(
+    folder: Path, ranks: list[dict[str, Any]]
+) -> None:
+    torch.set_num_threads(1)
+    single = evaluate(folder / 'coco', folder, 'one_subset', num_images=3)
+    assert ranks[0]['subset'] == ranks[1]['subset']
+    for key in (MAP, f'zero/{MAP}', f'noise/{MAP}'):
+        assert ranks[0]['subset'][key] == single[key]
+    ours, theirs = (
+        sorted(images_of(folder / name / 'adv' / 'noise'))
+        for name in ('two_subset', 'one_subset')
+    )
+    assert ours == theirs
+    assert len(ours) == 3
+
+
+def test_the_report_is_written_once_and_adds_up(folder: Path) -> None:
+    report = json.loads((folder / 'two' / 'robustness.json').read_text())
+    assert report['complete'] is True
+    assert report['environment']['processes'] == 2
+    assert report['dataset']['num_images'] == 5
+    costs = {attack['name']: attack['cost'] for attack in report['attacks']}
+    # Six images, one of them twice: clean value, two steps, last iterate.
+    assert (costs['cls']['forwards'], costs['cls']['backwards']) == (24, 12)
+    assert costs['noise']['forwards'] == 0
+
+
+def test_an_uneven_sampler_is_refused_by_all(ranks: list[dict[str, Any]]) -> None:
+    """Losses synchronise: the process with more images would wait for ever."""
+    for rank in ranks:
+        assert 'set sampler.round_up=True' in rank['refusal']
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))
