@@ -10,6 +10,6 @@ train_cfg = dict(
         eps=8,
         replays=4,
         carry='run',
-        warmup_iters=700,
+        warmup_iters=600,
     ),
 )

@@ -105,7 +105,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator
 
-num_updates = 1400
+num_updates = 1200
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=num_updates, val_interval=num_updates
 )

@@ -1,8 +1,8 @@
 """Handwritten digits on photographs: a small detection dataset without a download.
 
 scikit-learn brings 1797 real handwritten digits (8 x 8) and two real photographs.
-Digits, enlarged smoothly, in random size and colour, are pasted on crops of the
-photographs. The images are written once, as PNG files in COCO's layout::
+Digits, enlarged smoothly, in random size and bright colour, are pasted on dimmed crops
+of the photographs. The images are written once, as PNG files in COCO's layout::
 
     annotations/instances_{train,val}.json  train/0000.png ...  val/0000.png ...
     digits.json    the settings; tells such a folder from any other
@@ -27,7 +27,7 @@ from ..registry import DATASETS
 from .drawing import CLASSES, SPLITS, file_name, load_sources, write_json, write_split
 
 # Raise it with every change that changes the data: caches are kept per version.
-VERSION = 1
+VERSION = 2
 PALETTE = [
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
     (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (0, 128, 128),
