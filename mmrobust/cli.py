@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -44,7 +45,9 @@ def as_sentence(error: BaseException) -> str | None:
             f'no space left on the device while writing {error.filename or "a file"}.'
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
-        return text.split(' Please check', 1)[0].strip('\'"') + ': check the name.'
+        return text.split('. Please check', 1)[0].strip('\'"') + ': check the name.'
+    if isinstance(error, json.JSONDecodeError):
+        return f'an annotation file is no valid JSON ({text}): is it complete?'
     if isinstance(error, ValueError) and 'need at least one array to conc' in text:
         # numpy's words, when mmengine serialises an empty list of images.
         return 'a dataset is empty: check ann_file, data_prefix and filter_cfg.'
@@ -111,14 +114,7 @@ def read_config(path: str) -> Config:
         raise ConfigError(
             f'config {path!r} needs a file that is missing: {error}.'
         ) from error
-    except (
-        SyntaxError,
-        NameError,
-        KeyError,
-        OSError,
-        ImportError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # a config is a program, and fails like one
         reason = ' '.join(str(error).split())
         raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
     if 'model' not in cfg:
@@ -131,12 +127,20 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
 
     Config files put ``data_root`` into paths while they are read, so that overriding
     the variable alone would change nothing.
+
+    Raises:
+        ConfigError: for a ``data_root`` that the config does not have.
     """
     old_root = cfg.get('data_root')
     cfg.merge_from_dict(options)
     new_root = options.get('data_root')
-    if new_root is None or not old_root:
+    if new_root is None:
         return
+    if not old_root:
+        raise ConfigError(
+            'data_root is no setting of this config, so changing it has no effect: set '
+            'the paths of the dataloaders and evaluators themselves.'
+        )
     # Paths are joined by + in configs: keep the slash that they rely on.
     if old_root.endswith('/') and not new_root.endswith('/'):
         new_root += '/'
@@ -154,15 +158,23 @@ def _replace_root(node: Any, old: str, new: str) -> None:
         if isinstance(node, list)
         else ()
     )
+    inside = old if old.endswith('/') else old + '/'
     for key, value in list(items):
-        if isinstance(value, str) and value.startswith(old):
+        if isinstance(value, str) and (value == old or value.startswith(inside)):
             node[key] = new + value[len(old) :]
         else:
             _replace_root(value, old, new)
 
 
-def check_work_dir(path: str) -> None:
+def check_work_dir(
+    path: str, name: str = 'work dir', option: str = '--work-dir'
+) -> None:
     """Makes sure that results can be written, before anything is computed.
+
+    Args:
+        path: the folder.
+        name: how it is called in the message.
+        option: by which another one can be given.
 
     Raises:
         ConfigError: if the folder cannot be made or written, or the disk is full.
@@ -173,12 +185,12 @@ def check_work_dir(path: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f'work dir {path!r} cannot be written ({error.strerror}): give another one '
-            'with --work-dir.'
+            f'{name} {path!r} cannot be written ({error.strerror}): give another one '
+            f'with {option}.'
         ) from error
     free = shutil.disk_usage(path).free
     if free < _MIN_FREE_BYTES:
         raise ConfigError(
-            f'work dir {path!r} has only {free / 2**20:.0f} MiB left: free some space '
-            'or give another one with --work-dir.'
+            f'{name} {path!r} has only {free / 2**20:.0f} MiB left: free some space or '
+            f'give another one with {option}.'
         )

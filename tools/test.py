@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from copy import deepcopy
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
@@ -20,6 +21,8 @@ from mmrobust.registry import ATTACKS
 
 _ATTACK_ONLY = ('eps', 'step_size', 'num_steps', 'norm', 'restarts')
 _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
+# What a config's test loop keeps when --attack replaces its attacks.
+_LOOP = ('fp16', 'gt_frame', *_EVALUATION)
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,7 +78,15 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {args.out!r} must be a .pkl file.')
+    for option in ('out', 'report', 'save_adv'):  # before hours of computing
+        path = getattr(args, option)
+        if path is not None:
+            folder = path if option == 'save_adv' else os.path.dirname(path) or '.'
+            flag = '--' + option.replace('_', '-')
+            cli.check_work_dir(folder, f'folder of {flag}', flag)
     if args.show or args.show_dir:
+        hooks = cfg.setdefault('default_hooks', ConfigDict())
+        hooks.setdefault('visualization', ConfigDict(type='DetVisualizationHook'))
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         _set_tta(cfg)
@@ -112,9 +123,9 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         attacks = {name: attack_preset(name, **given) for name in args.attack}
         for attack in attacks.values():
             ATTACKS.build(attack)  # refuses impossible settings before any work
-        fp16 = cfg.test_cfg.get('fp16', False)
+        loop = {key: value for key, value in cfg.test_cfg.items() if key in _LOOP}
         cfg.test_cfg = ConfigDict(
-            type='mmrobust.AttackTestLoop', attacks=attacks, fp16=fp16, **evaluation
+            type='mmrobust.AttackTestLoop', attacks=attacks, **{**loop, **evaluation}
         )
         has_attacks = True
     if has_attacks and args.tta:

@@ -1,0 +1,281 @@
+"""What the command-line tools share: one sentence per mistake, options that arrive."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmrobust import cli
+from mmrobust.errors import ConfigError
+
+# --------------------------------------------------------------- run, as_sentence
+
+
+def fails_with(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(fails_with(ConfigError('eps=-1\n is   negative.')))
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert err == 'error: eps=-1 is negative.\n'
+    assert out == ''
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    """What the user cannot change must not be hidden behind a sentence."""
+    for error in (RuntimeError('CUDA'), ValueError('x'), KeyError('y'), TypeError('z')):
+        assert cli.as_sentence(error) is None
+        with pytest.raises(type(error)):
+            cli.run(fails_with(error))
+
+
+def test_success_and_exits_pass_through() -> None:
+    cli.run(lambda: None)
+    with pytest.raises(SystemExit) as caught:
+        cli.run(fails_with(SystemExit(0)))
+    assert caught.value.code == 0
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(fails_with(KeyboardInterrupt()))
+
+
+def raised_by(action: Callable[[], Any]) -> BaseException:
+    try:
+        action()
+    except Exception as error:
+        return error
+    raise AssertionError('nothing was raised')
+
+
+def test_files() -> None:
+    missing = raised_by(Path('/nowhere/at/all.json').read_text)
+    sentence = cli.as_sentence(missing)
+    assert sentence == (
+        '/nowhere/at/all.json does not exist: check the path, or data_root in the '
+        'config.'
+    )
+    # Wrapped, as the message of another error: the name is still found.
+    again = FileNotFoundError(f'CocoDataset: {missing}')
+    assert cli.as_sentence(again) == sentence
+    denied = PermissionError(errno.EACCES, 'Permission denied', '/root/x')
+    assert cli.as_sentence(denied) == (
+        'no right to use /root/x: choose another place or change it.'
+    )
+    full = OSError(errno.ENOSPC, 'No space left on device', '/disk/x')
+    assert cli.as_sentence(full) == (
+        'no space left on the device while writing /disk/x.'
+    )
+    full = OSError(errno.ENOSPC, 'No space left on device')
+    assert 'while writing a file.' in str(cli.as_sentence(full))
+
+
+def test_an_unknown_name_in_a_registry() -> None:
+    error = raised_by(lambda: MODELS.build(dict(type='mmdet.FCOSS')))
+    sentence = str(cli.as_sentence(error))
+    assert sentence.startswith('mmdet.FCOSS is not in the ')
+    assert sentence.endswith(' registry: check the name.')
+    assert '\n' not in sentence
+    assert 'Please' not in sentence
+
+
+def test_damaged_data() -> None:
+    error = raised_by(lambda: json.loads('{"images": ['))
+    assert str(cli.as_sentence(error)).startswith('an annotation file is no valid JSON')
+    packed = (
+        'Caught AssertionError in DataLoader worker process 0.\nOriginal Traceback '
+        '(most recent call last):\n  File "x.py", line 1\n'
+        'AssertionError: failed to load image: /data/a b.jpg\n'
+    )
+    expected = 'image /data/a b.jpg cannot be decoded: replace or remove it.'
+    assert cli.as_sentence(AssertionError(packed)) == expected
+
+
+# -------------------------------------------------------------------- read_config
+
+
+def write(folder: Path, text: str, name: str = 'config.py') -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('text', 'sentence'),
+    [
+        ('model = dict(\n', r'cannot be read: .*\(<unknown>, line 1\)'),
+        ('x = 1\n', 'has no model'),
+        ('', 'has no model'),
+        ('model = unknown\n', "cannot be read: name 'unknown' is not defined"),
+        ("_base_ = './gone.py'\nmodel = 1\n", 'gone.py'),
+        ("_base_ = 'mmdet::gone/gone.py'\nmodel = 1\n", 'gone'),
+        (
+            "model = 1\ncustom_imports = dict(imports=['nonexistent_package'])\n",
+            'nonexistent_package',
+        ),
+        ("model = 1 + 'a'\n", 'cannot be read: unsupported operand'),
+        ('model = 1 / 0\n', 'cannot be read: division by zero'),
+        ('model = [][0]\n', 'cannot be read: list index out of range'),
+    ],
+)
+def test_a_config_that_cannot_be_read(tmp_path: Path, text: str, sentence: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        cli.read_config(path)
+    assert 'config.py' in str(caught.value)
+    assert '\n' not in str(cli.as_sentence(caught.value))
+
+
+def test_a_config_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='does not exist: check the path'):
+        cli.read_config(str(tmp_path / 'gone.py'))
+    with pytest.raises(ConfigError, match='does not exist: check the path'):
+        cli.read_config(str(tmp_path))  # a folder
+    with pytest.raises(ConfigError, match='cannot be read'):
+        cli.read_config(write(tmp_path, 'weights', 'checkpoint.pth'))
+
+
+# ------------------------------------------------------------------ merge_options
+
+TEXT = """
+data_root = 'data/coco/'
+model = dict(type='FCOS')
+train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(
+    type='CocoDataset', data_root=data_root, ann_file='a.json')))
+val_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[
+    dict(data_root=data_root, ann_file=data_root + 'b.json'),
+    dict(data_root='data/coco2/', ann_file='data/coco2/c.json')]))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'b.json')
+test_evaluator = [val_evaluator, dict(type='Other', ann_file='elsewhere/b.json')]
+"""
+
+
+@pytest.mark.parametrize('root', ['new/place', 'new/place/'])
+def test_data_root_reaches_datasets_and_evaluators(tmp_path: Path, root: str) -> None:
+    cfg = Config.fromfile(write(tmp_path, TEXT))
+    cli.merge_options(cfg, {'data_root': root})
+    assert cfg.data_root == 'new/place/'
+    train = cfg.train_dataloader.dataset.dataset
+    assert (train.data_root, train.ann_file) == ('new/place/', 'a.json')
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        first, second = loader.dataset.datasets
+        assert first.data_root == 'new/place/'
+        assert first.ann_file == 'new/place/b.json'
+        # Another dataset, whose name begins alike.
+        assert second.data_root == 'data/coco2/'
+        assert second.ann_file == 'data/coco2/c.json'
+    assert cfg.val_evaluator.ann_file == 'new/place/b.json'
+    assert cfg.test_evaluator[0].ann_file == 'new/place/b.json'
+    assert cfg.test_evaluator[1].ann_file == 'elsewhere/b.json'
+
+
+def test_data_root_without_a_slash(tmp_path: Path) -> None:
+    text = TEXT.replace("'data/coco/'\n", "'data/coco'\n").replace(
+        "data_root + 'b.json'", "data_root + '/b.json'"
+    )
+    cfg = Config.fromfile(write(tmp_path, text))
+    cli.merge_options(cfg, {'data_root': 'new'})
+    first, second = cfg.val_dataloader.dataset.datasets
+    assert (first.data_root, first.ann_file) == ('new', 'new/b.json')
+    assert second.data_root == 'data/coco2/'
+
+
+def test_other_options_are_merged_as_ever(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, TEXT))
+    cli.merge_options(cfg, {'model.type': 'VFNet', 'new.key': 1})
+    assert cfg.model.type == 'VFNet'
+    assert cfg.new.key == 1
+    assert cfg.val_evaluator.ann_file == 'data/coco/b.json'
+
+
+def test_an_option_beside_data_root_wins(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write(tmp_path, TEXT))
+    options = {'data_root': 'new/', 'val_evaluator.ann_file': 'mine.json'}
+    cli.merge_options(cfg, options)
+    assert cfg.val_evaluator.ann_file == 'mine.json'
+    assert cfg.test_evaluator[0].ann_file == 'new/b.json'
+
+
+def test_a_data_root_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    """Otherwise the tools would go on with the data that the config names."""
+    cfg = Config.fromfile(write(tmp_path, 'model = 1\n'))
+    with pytest.raises(ConfigError, match='data_root is no setting of this config'):
+        cli.merge_options(cfg, {'data_root': 'new/'})
+
+
+# --------------------------------------------------------- work dir, load_config
+
+
+def test_a_work_dir_is_made(tmp_path: Path) -> None:
+    cli.check_work_dir(str(tmp_path / 'a' / 'b'))
+    assert list((tmp_path / 'a').iterdir()) == [tmp_path / 'a' / 'b']
+    assert not list((tmp_path / 'a' / 'b').iterdir())
+    cli.check_work_dir(str(tmp_path / 'a' / 'b'))
+
+
+def test_a_work_dir_that_cannot_be_written(tmp_path: Path) -> None:
+    """A regular file stands in the way: nobody's rights help, root's neither."""
+    file = tmp_path / 'file'
+    file.write_text('')
+    for path in (file, file / 'below'):
+        with pytest.raises(ConfigError, match=r'cannot be written .* with --work-dir'):
+            cli.check_work_dir(str(path))
+    with pytest.raises(ConfigError, match=r'folder of --report .* with --report'):
+        cli.check_work_dir(str(file), 'folder of --report', '--report')
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = argparse.Namespace(free=3 * 2**20)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(ConfigError, match='has only 3 MiB left: free some space'):
+        cli.check_work_dir(str(tmp_path))
+
+
+def arguments(config: str, **kwargs: Any) -> argparse.Namespace:
+    defaults = dict(launcher='none', cfg_options=None, work_dir=None, local_rank=0)
+    return argparse.Namespace(config=config, **{**defaults, **kwargs})
+
+
+def test_the_work_dir_is_decided_as_in_mmdet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Command line before config before the config's name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    plain = write(tmp_path, 'model = 1\n', 'plain.py')
+    named = write(tmp_path, "model = 1\nwork_dir = 'named'\n", 'named.py')
+    assert cli.load_config(arguments(plain)).work_dir == './work_dirs/plain'
+    assert (tmp_path / 'work_dirs' / 'plain').is_dir()
+    assert cli.load_config(arguments(named)).work_dir == 'named'
+    cfg = cli.load_config(arguments(named, work_dir='given', launcher='pytorch'))
+    assert cfg.work_dir == 'given'
+    assert cfg.launcher == 'pytorch'
+    cfg = cli.load_config(arguments(plain, cfg_options={'work_dir': 'option'}))
+    assert cfg.work_dir == 'option'
+
+
+def test_the_local_rank_comes_from_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, 'model = 1\n')
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    cli.load_config(arguments(path, local_rank=1))
+    assert os.environ['LOCAL_RANK'] == '3'  # torchrun's
+    monkeypatch.delenv('LOCAL_RANK')
+    cli.load_config(arguments(path, local_rank=1))
+    assert os.environ['LOCAL_RANK'] == '1'  # torch.distributed.launch's
