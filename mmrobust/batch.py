@@ -51,22 +51,26 @@ def with_images(data_batch: dict, images: Sequence[Tensor]) -> dict:
     return {**data_batch, 'inputs': torch.stack(list(images)) if stacked else images}
 
 
+def take(data_batch: dict, indices: Sequence[int]) -> dict:
+    """Returns a batch of some of the images, with all that belongs to them."""
+    count = len(data_batch['inputs'])
+
+    def part(value: Any) -> Any:
+        if not isinstance(value, (list, tuple, Tensor)) or len(value) != count:
+            return value
+        chosen = [value[i] for i in indices]
+        return torch.stack(chosen) if isinstance(value, Tensor) else chosen
+
+    return {key: part(value) for key, value in data_batch.items()}
+
+
 def split_batch(data_batch: dict) -> list[dict]:
     """Splits a batch into batches of one image.
 
     Detection losses are normalised over the batch and images are padded to the
     largest one, so only an image alone has an adversarial example of its own.
     """
-    count = len(data_batch['inputs'])
-    return [
-        {
-            key: value[i : i + 1]
-            if isinstance(value, (list, tuple, Tensor)) and len(value) == count
-            else value
-            for key, value in data_batch.items()
-        }
-        for i in range(count)
-    ]
+    return [take(data_batch, [i]) for i in range(len(data_batch['inputs']))]
 
 
 def resize_delta(delta: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:

@@ -51,6 +51,32 @@ def count_classes(datasets: Iterable[Any], num_classes: int) -> list[int]:
     return counts
 
 
+def classes_of(model: nn.Module) -> int:
+    """Number of classes that the model's classification losses are over.
+
+    Raises:
+        ConfigError: if no head has such a loss, or heads differ in it.
+    """
+    found = {head.num_classes for head in _classifying_heads(model)}
+    if len(found) != 1:
+        raise ConfigError(
+            f'class weights need heads with a `loss_cls` module for the same classes, '
+            f'and {type(model).__name__} has '
+            + (f'heads for {sorted(found)} classes.' if found else 'none.')
+        )
+    return found.pop()
+
+
+def _classifying_heads(model: nn.Module) -> list[Any]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, 'num_classes', None), int)
+        and isinstance(getattr(module, 'loss_cls', None), nn.Module)
+        and 'RPN' not in type(module).__name__
+    ]
+
+
 @contextmanager
 def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[None]:
     """Weights the classification loss of every head by class while the context lasts.
@@ -69,16 +95,10 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
         ConfigError: if the model has no head whose classification loss is a module
             that can be weighted.
     """
-    heads = [
-        module
-        for module in model.modules()
-        if getattr(module, 'num_classes', None) == len(weights)
-        and isinstance(getattr(module, 'loss_cls', None), nn.Module)
-        and 'RPN' not in type(module).__name__
-    ]
+    heads = [h for h in _classifying_heads(model) if h.num_classes == len(weights)]
     if not heads:
         raise ConfigError(
-            "the objective 'cwa' needs a head with a `loss_cls` module for "
+            'class weights need a head with a `loss_cls` module for '
             f'{len(weights)} classes, and {type(model).__name__} has none: use cls or '
             'reg.'
         )
@@ -132,7 +152,7 @@ class _Weighting:
         else:
             raise ConfigError(
                 f'{type(module).__name__} gives losses of shape {tuple(loss.shape)}, '
-                "which the objective 'cwa' cannot weight by class: use cls or reg."
+                'which cannot be weighted by class: use cls or reg.'
             )
         if self.reduction == 'none':
             return loss

@@ -17,7 +17,13 @@ from .errors import ConfigError
 # arXiv 2305.17438 use them (its code: head losses only, no RPN, centerness or
 # auxiliary-layer terms).
 CLS, REG = 'loss_cls', 'loss_bbox'
-NAMED = {'total': None, 'cls': (CLS,), 'reg': (REG,), 'cwa': (CLS, REG)}
+NAMED = {
+    'total': None,
+    'cls': (CLS,),
+    'reg': (REG,),
+    'cls+reg': (CLS, REG),
+    'cwa': (CLS, REG),
+}
 
 # Denoising queries are built from the ground truth and from random noise: a loss on
 # them leaks the labels and differs between two calls.
@@ -28,10 +34,10 @@ class Objective:
     """A scalar to maximise, selected from a detector's loss dict.
 
     Args:
-        terms: ``'total'`` (every loss), ``'cls'``, ``'reg'``, ``'cwa'`` (class-weighted
-            classification plus box regression), or the names of loss terms. A name
-            matches exactly; if none does, it matches behind a stage prefix, so that
-            ``loss_cls`` finds the ``s0.loss_cls`` of a cascade.
+        terms: ``'total'`` (every loss), ``'cls'``, ``'reg'``, ``'cls+reg'``, ``'cwa'``
+            (class-weighted classification plus box regression), or the names of loss
+            terms. A name matches exactly; if none does, it matches behind a stage
+            prefix, so that ``loss_cls`` finds the ``s0.loss_cls`` of a cascade.
         class_weights: weights (num_classes,) for ``'cwa'``.
 
     Raises:

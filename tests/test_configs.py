@@ -163,6 +163,8 @@ def test_the_parts_are_those_of_the_paper() -> None:
         objective='total',
         replays=4,
         warmup_iters=0,
+        share=1.0,
+        class_weighting=None,
         step_size=4,
         carry='epoch',
     )

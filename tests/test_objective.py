@@ -185,5 +185,5 @@ def test_a_missing_term_is_named_with_those_that_exist():
         Objective('cls')(
             {'loss_heatmap': torch.tensor(1.0), 'loss_wh': torch.tensor(1.0)}
         )
-    with pytest.raises(ConfigError, match='total, cls, reg, cwa'):
+    with pytest.raises(ConfigError, match='total, cls, reg, cls\\+reg, cwa'):
         Objective('clss')

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from .adversaries import Adversary, FreeAdversary, PGDAdversary
+from .adversaries import (
+    Adversary,
+    CWATAdversary,
+    FreeAdversary,
+    MTDAdversary,
+    NoAdversary,
+    PGDAdversary,
+)
 from .eval_loops import AttackTestLoop, AttackValLoop
 from .hooks import AdversaryStateHook, AttackVisualizationHook
 from .optim import BackboneLrOptimWrapperConstructor
@@ -17,6 +24,9 @@ __all__ = [
     'AttackValLoop',
     'AttackVisualizationHook',
     'BackboneLrOptimWrapperConstructor',
+    'CWATAdversary',
     'FreeAdversary',
+    'MTDAdversary',
+    'NoAdversary',
     'PGDAdversary',
 ]

@@ -73,6 +73,7 @@ class _AdversarialTraining:
                 "carry='run' or more replays."
             )
         check_has_boxes(self.dataloader.dataset, 'training')
+        self.adversary.prepare(self.dataloader.dataset)
         print_log(f'Adversarial training: {settings}', logger='current')
 
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:

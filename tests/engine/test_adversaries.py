@@ -2,90 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.optim import OptimWrapper
-from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
 from mmrobust.engine import FreeAdversary, PGDAdversary
 from mmrobust.engine.adversaries import Adversary
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ADVERSARIES
 from mmrobust.seeding import seeded
 from torch import Tensor, nn
-
-Sizes = Sequence[tuple[int, int]]
+from updates import (
+    Sizes,
+    assert_same_state,
+    make_batch,
+    make_model,
+    sgd,
+    train,
+    watch_inputs,
+)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(_quiet_and_repeatable: None) -> None:
     """Threads wait for each other longer than these tiny detectors compute."""
     torch.set_num_threads(1)
-
-
-def make_batch(sizes: Sizes, seed: int, low: int = 0, high: int = 256) -> dict:
-    """Images of uint8 noise with two boxes each, as PackDetInputs leaves them.
-
-    The full range on purpose: at 0 and 255 the perturbation leaves the pixel range.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    images, samples = [], []
-    for height, width in sizes:
-        image = torch.randint(low, high, (3, height, width), generator=generator)
-        images.append(image.to(torch.uint8))
-        boxes = torch.tensor([[8.0, 8, 40, 40], [16, 20, 60, 52]])
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=(height, width),
-                ori_shape=(height, width),
-                batch_input_shape=(height, width),
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        labels = torch.tensor([seed % 3, (seed + 1) % 3])
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
-        )
-        samples.append(sample)
-    return dict(inputs=images, data_samples=samples)
-
-
-def make_model(config: dict | None = None) -> nn.Module:
-    init_default_scope('mmdet')
-    model = MODELS.build(config or tiny.fcos())
-    model.init_weights()
-    return model.train()
-
-
-def sgd(model: nn.Module) -> OptimWrapper:
-    return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
-
-
-def watch_inputs(model: nn.Module) -> list[list[Tensor]]:
-    """Records the images of every forward pass, before the data preprocessor."""
-    seen: list[list[Tensor]] = []
-
-    def note(module: nn.Module, args: tuple) -> None:
-        seen.append([image.detach().clone() for image in args[0]['inputs']])
-
-    model.data_preprocessor.register_forward_pre_hook(note)
-    return seen
-
-
-def assert_same_state(first: nn.Module, second: nn.Module) -> None:
-    """Parameters and buffers (BatchNorm statistics) are equal bit by bit."""
-    theirs = second.state_dict()
-    assert first.state_dict().keys() == theirs.keys()
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, theirs[name]), name
 
 
 def nearest(delta: Tensor, height: int, width: int) -> Tensor:
@@ -132,24 +76,6 @@ def free_by_hand(
                 noise[slot] = torch.clamp(moved, -eps, eps)
             deltas.append([d.clone() for d in noise if d is not None])
     return seen, deltas
-
-
-def train(
-    adversary: Adversary,
-    model: nn.Module,
-    batches: list[dict],
-    wrapper: OptimWrapper | None = None,
-) -> list[list[Tensor]]:
-    """Updates with an adversary as its loop would; returns deltas after each update."""
-    wrapper = wrapper or sgd(model)
-    deltas, iteration = [], 0
-    for batch in batches:
-        for _ in range(adversary.replays):
-            adversary.train_step(model, wrapper, batch, iteration)
-            iteration += 1
-            state = adversary.state_dict(iteration)
-            deltas.append([delta.clone() for delta in state.get('deltas', ())])
-    return deltas
 
 
 # The second batch is smaller and of other sizes, the third meets the second slot again.
@@ -533,7 +459,7 @@ def test_the_random_start_depends_on_seed_and_iteration_only(
         torch.rand(10)
     assert torch.equal(start_of(PGDAdversary(eps=8, num_steps=1), 7), start)
     assert not torch.equal(start_of(adversary, 8), start)
-    monkeypatch.setattr('mmrobust.engine.adversaries.get_rank', lambda: 1)
+    monkeypatch.setattr('mmrobust.engine.adversaries.inner.get_rank', lambda: 1)
     assert not torch.equal(start_of(adversary, 7), start)
     monkeypatch.undo()
     torch.manual_seed(6)
@@ -593,6 +519,10 @@ def test_no_warm_up_means_the_full_radius_at_once() -> None:
         (dict(step_size='x'), "step_size='x' is not a size"),
         (dict(step_size=float('nan')), 'negative or not finite'),
         (dict(step_size=[1]), 'is not a size'),
+        (dict(share=0), 'share=0 must be above 0 and at most 1'),
+        (dict(share=1.5), 'share=1.5 must be above 0'),
+        (dict(share='half'), "share='half' must be above 0"),
+        (dict(class_weighting='image'), "choose 'batch', 'dataset' or None"),
         (dict(warmup_iters=-1), 'warmup_iters=-1 must not be negative'),
         (dict(objective='loss'), "objective='loss' is unknown"),
         (dict(objective=[]), 'is empty'),
@@ -644,6 +574,8 @@ def test_descriptions_carry_what_defines_the_training() -> None:
         objective='loss_cls',
         replays=3,
         warmup_iters=0,
+        share=1.0,
+        class_weighting=None,
         step_size=4.0,
         carry='run',
     )
@@ -655,6 +587,8 @@ def test_descriptions_carry_what_defines_the_training() -> None:
         objective='total',
         replays=1,
         warmup_iters=9,
+        share=1.0,
+        class_weighting=None,
         step_size=150.0,
         num_steps=5,
         random_start=True,

@@ -1,0 +1,93 @@
+"""Batches and updates, as the tests of the training methods share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.optim import OptimWrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from mmrobust.engine.adversaries import Adversary
+from torch import Tensor, nn
+
+Sizes = Sequence[tuple[int, int]]
+
+
+def make_batch(sizes: Sizes, seed: int, low: int = 0, high: int = 256) -> dict:
+    """Images of uint8 noise with two boxes each, as PackDetInputs leaves them.
+
+    The full range on purpose: at 0 and 255 the perturbation leaves the pixel range.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, samples = [], []
+    for height, width in sizes:
+        image = torch.randint(low, high, (3, height, width), generator=generator)
+        images.append(image.to(torch.uint8))
+        boxes = torch.tensor([[8.0, 8, 40, 40], [16, 20, 60, 52]])
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                batch_input_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        labels = torch.tensor([seed % 3, (seed + 1) % 3])
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        sample.ignored_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
+
+
+def make_model(config: dict | None = None) -> nn.Module:
+    init_default_scope('mmdet')
+    model = MODELS.build(config or tiny.fcos())
+    model.init_weights()
+    return model.train()
+
+
+def sgd(model: nn.Module) -> OptimWrapper:
+    return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
+
+
+def watch_inputs(model: nn.Module) -> list[list[Tensor]]:
+    """Records the images of every forward pass, before the data preprocessor."""
+    seen: list[list[Tensor]] = []
+
+    def note(module: nn.Module, args: tuple) -> None:
+        seen.append([image.detach().clone() for image in args[0]['inputs']])
+
+    model.data_preprocessor.register_forward_pre_hook(note)
+    return seen
+
+
+def assert_same_state(first: nn.Module, second: nn.Module) -> None:
+    """Parameters and buffers (BatchNorm statistics) are equal bit by bit."""
+    theirs = second.state_dict()
+    assert first.state_dict().keys() == theirs.keys()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def train(
+    adversary: Adversary,
+    model: nn.Module,
+    batches: list[dict],
+    wrapper: OptimWrapper | None = None,
+) -> list[list[Tensor]]:
+    """Updates with an adversary as its loop would; returns deltas after each update."""
+    wrapper = wrapper or sgd(model)
+    deltas, iteration = [], 0
+    for batch in batches:
+        for _ in range(adversary.replays):
+            adversary.train_step(model, wrapper, batch, iteration)
+            iteration += 1
+            state = adversary.state_dict(iteration)
+            deltas.append([delta.clone() for delta in state.get('deltas', ())])
+    return deltas
