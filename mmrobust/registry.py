@@ -10,6 +10,7 @@ from __future__ import annotations
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
 from mmengine.registry import Registry
@@ -37,6 +38,12 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope='mmrobust',
     locations=['mmrobust.datasets'],
+)
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmrobust',
+    locations=['mmrobust.models'],
 )
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer',
