@@ -41,11 +41,11 @@ class DNDETR(DABDETR):
 
     def __init__(self, *args: Any, dn_cfg: dict | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        known = dict(
-            num_classes=self.bbox_head.num_classes,
-            embed_dims=self.embed_dims,
-            num_matching_queries=self.num_queries,
-        )
+        known = {
+            'num_classes': self.bbox_head.num_classes,
+            'embed_dims': self.embed_dims,
+            'num_matching_queries': self.num_queries,
+        }
         dn_cfg = dict(dn_cfg or {})
         twice = sorted(known.keys() & dn_cfg.keys())
         if twice:
@@ -134,7 +134,11 @@ class DNDETR(DABDETR):
             self_attn_masks=mask,
             reg_branches=self.bbox_head.fc_reg,
         )
-        return dict(hidden_states=hidden_states, references=references, dn_meta=meta)
+        return {
+            'hidden_states': hidden_states,
+            'references': references,
+            'dn_meta': meta,
+        }
 
 
 @MODELS.register_module()

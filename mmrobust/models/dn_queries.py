@@ -68,7 +68,7 @@ class DnQueryGenerator(CdnQueryGenerator):
         ):
             if not 0 <= scale <= 1:
                 raise ConfigError(f'dn_cfg.{name}={scale} must lie between 0 and 1.')
-        group_cfg = group_cfg or dict(dynamic=False, num_groups=5)
+        group_cfg = group_cfg or {'dynamic': False, 'num_groups': 5}
         if not group_cfg.get('dynamic', True) and group_cfg.get('num_groups', 0) < 1:
             raise ConfigError(
                 f'dn_cfg.group_cfg={dict(group_cfg)} has no groups: set num_groups to '
