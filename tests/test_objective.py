@@ -73,7 +73,7 @@ def test_loss_equals_the_training_loss_and_leaves_no_trace(coco, family):
     batch, samples = _batch(coco, family)
     losses = _training_losses(model, batch, samples)
     denoising = {k for k in losses if k.split('.')[-1].startswith('dn_')}
-    assert bool(denoising) == (family == 'dino')
+    assert bool(denoising) == (family in ('dino', 'dn_detr'))
     wanted, _ = model.parse_losses(
         {k: v for k, v in losses.items() if k not in denoising}
     )

@@ -312,6 +312,19 @@ def dab_detr() -> dict:
     return mmdet_model('dab_detr/dab-detr_r50_8xb2-50e_coco.py')
 
 
+def dn_detr() -> dict:
+    """DN-DETR, whose denoising queries exist in training only."""
+    model = dab_detr()
+    model['type'] = 'mmrobust.DNDETR'
+    model['bbox_head']['type'] = 'mmrobust.DNDETRHead'
+    model['dn_cfg'] = dict(
+        label_noise_scale=0.3,
+        box_noise_scale=0.4,
+        group_cfg=dict(dynamic=False, num_groups=2),
+    )
+    return model
+
+
 def deformable_detr() -> dict:
     """Deformable DETR, whose loss needs the detector's training flag."""
     return mmdet_model('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
@@ -329,6 +342,7 @@ FAMILIES = {
     'retinanet': retinanet,
     'detr': detr,
     'dab_detr': dab_detr,
+    'dn_detr': dn_detr,
     'deformable_detr': deformable_detr,
     'dino': dino,
 }

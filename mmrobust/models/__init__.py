@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from .bounded_loss import BoundedLoss
+from .dn_detr import DNDETR, DNDETRHead
+from .dn_queries import DnQueryGenerator
 
-__all__ = ['BoundedLoss']
+__all__ = ['DNDETR', 'BoundedLoss', 'DNDETRHead', 'DnQueryGenerator']
 
 if find_spec('mmpretrain') is not None:  # a detector alone does not need it
     from .convnext_convstem import ConvNeXtConvStem
