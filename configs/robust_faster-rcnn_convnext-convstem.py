@@ -1,6 +1,9 @@
-# Faster R-CNN with a ConvNeXt-T-ConvStem backbone on COCO: the recipe of arXiv 2305.17438 on
-# the backbone of arXiv 2303.01870.
-_base_ = ['./robust_faster-rcnn_convnext.py', './_base_/backbones/convnext_tiny_convstem.py']
+# Faster R-CNN with a ConvNeXt-T-ConvStem backbone on COCO: the recipe of arXiv
+# 2305.17438 on the backbone of arXiv 2303.01870.
+_base_ = [
+    './robust_faster-rcnn_convnext.py',
+    './_base_/backbones/convnext_tiny_convstem.py',
+]
 
 model = dict(
     data_preprocessor={{_base_.convstem_data_preprocessor}},

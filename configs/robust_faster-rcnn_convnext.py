@@ -1,9 +1,7 @@
 # Faster R-CNN with a ConvNeXt-T backbone on COCO, made robust as in arXiv 2305.17438.
 _base_ = ['./robust_faster-rcnn_r50.py', './_base_/backbones/convnext_tiny.py']
 
-model = dict(
-    backbone={{_base_.backbone}}, neck=dict(in_channels=[96, 192, 384, 768])
-)
+model = dict(backbone={{_base_.backbone}}, neck=dict(in_channels=[96, 192, 384, 768]))
 optim_wrapper = dict(
     optimizer=dict(weight_decay=0.05),
     # LayerNorm keeps its weight decay.

@@ -32,7 +32,9 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='mmrobust.BackboneLrOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
-    paramwise_cfg=dict(backbone_lr_mult=0.1, norm_decay_mult=0.0, bypass_duplicate=True),
+    paramwise_cfg=dict(
+        backbone_lr_mult=0.1, norm_decay_mult=0.0, bypass_duplicate=True
+    ),
     clip_grad=dict(max_norm=100, norm_type=2),
 )
 

@@ -186,7 +186,10 @@ def gt_frame_of(dataset: Any) -> str:
             )
         dataset = inner
     names = [type(transform).__name__ for transform in dataset.pipeline.transforms]
-    loading = [i for i, name in enumerate(names) if 'LoadAnnotations' in name]
+    # Also LoadPanopticAnnotations and custom ones.
+    loading = [
+        i for i, n in enumerate(names) if n.startswith('Load') and 'Annotations' in n
+    ]
     if not loading:
         raise ConfigError(
             f'the pipeline of {type(dataset).__name__} loads no annotations '

@@ -1,5 +1,5 @@
-# ConvNeXt-T from mmpretrain, as arXiv 2305.17438 uses it. Feature levels of 96, 192, 384
-# and 768 channels; normalisation of ImageNet in RGB.
+# ConvNeXt-T from mmpretrain, as arXiv 2305.17438 uses it. Feature levels of 96, 192,
+# 384 and 768 channels; normalisation of ImageNet in RGB.
 backbone = dict(
     _delete_=True,
     type='mmpretrain.ConvNeXt',

@@ -1,5 +1,6 @@
-# PASCAL VOC: trainval of 2007 and 2012 for training, test of 2007 for evaluation. Unlike
-# in mmdet's own file the training set is not repeated, so that max_epochs counts passes.
+# PASCAL VOC: trainval of 2007 and 2012 for training, test of 2007 for evaluation.
+# Unlike in mmdet's own file the training set is not repeated, so that max_epochs counts
+# passes.
 voc_root = 'data/VOCdevkit/'
 voc_train_pipeline = [
     dict(type='LoadImageFromFile'),

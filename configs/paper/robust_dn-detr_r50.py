@@ -1,0 +1,16 @@
+# DN-DETR, ResNet-50, with the preset `paper`: see _base_/paper.py for what the training
+# and the attacks take from the published code. Its losses are not bounded. Beside that:
+_base_ = ['../robust_dn-detr_r50.py', '../_base_/paper.py']
+
+train_cfg = dict(adversary={{_base_.paper_adversary}})
+test_cfg = dict(attacks={{_base_.paper_attacks}})
+# - the rule for the backbone switches off all other rules inside it.
+optim_wrapper = dict(
+    constructor='DefaultOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        _delete_=True,
+        norm_decay_mult=0.0,
+        bypass_duplicate=True,
+        custom_keys=dict(backbone=dict(lr_mult=0.01, decay_mult=1.0)),
+    ),
+)

@@ -1,0 +1,16 @@
+# DN-DETR with a ConvNeXt-T backbone on PASCAL VOC, linf radius 8 as is customary there;
+# otherwise as on COCO.
+_base_ = [
+    './robust_dn-detr_convnext.py',
+    './_base_/datasets/voc0712.py',
+    './_base_/attacks/linf8.py',
+]
+
+model = dict(bbox_head=dict(num_classes=20))
+train_dataloader = {{_base_.voc_train}}
+val_dataloader = {{_base_.voc_test}}
+test_dataloader = {{_base_.voc_test}}
+val_evaluator = {{_base_.voc_metric}}
+test_evaluator = {{_base_.voc_metric}}
+train_cfg = dict(adversary=dict(eps=8))
+test_cfg = dict(attacks={{_base_.linf8_attacks}})
