@@ -7,9 +7,20 @@ compiled operators, lets torchvision's kernels stand in for them.
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import compat
 from .version import __version__
 
 compat.install()
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'robustify']
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: a config that imports the package should not pay for this.
+    if name == 'robustify':
+        from .conversion import robustify
+
+        return robustify
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -9,9 +9,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hub import get_config
 
 from .errors import ConfigError
 
@@ -79,18 +81,22 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(
+    args: argparse.Namespace, convert: Callable[[Config], Config] | None = None
+) -> Config:
     """Reads the config with the command line's overrides and decides the work dir.
+
+    Args:
+        args: the command line.
+        convert: see :func:`configure`.
 
     Raises:
         ConfigError: if the config is missing or no config, or the work dir unusable.
     """
     if 'LOCAL_RANK' not in os.environ:
         os.environ['LOCAL_RANK'] = str(args.local_rank)
-    cfg = read_config(args.config)
+    cfg = configure(args, convert)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -100,16 +106,41 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def configure(
+    args: argparse.Namespace, convert: Callable[[Config], Config] | None = None
+) -> Config:
+    """Reads the config with the command line's overrides.
+
+    Args:
+        args: the command line.
+        convert: applied before the overrides, which have the last word.
+    """
+    cfg = read_config(args.config)
+    if convert is not None:
+        cfg = convert(cfg)
+    if args.cfg_options is not None:
+        merge_options(cfg, args.cfg_options)
+    return cfg
+
+
 def read_config(path: str) -> Config:
-    """Reads a config file.
+    """Reads a config.
+
+    Args:
+        path: a file, or the name of a config inside a package, as ``_base_`` takes it:
+            ``'mmdet::fcos/...'``.
 
     Raises:
         ConfigError: if it does not exist, cannot be parsed or has no model.
     """
-    if not os.path.isfile(path):
+    in_package = '::' in path
+    if in_package and find_spec(path.split('::')[0]) is None:
+        # mmengine would install the package.
+        raise ConfigError(f'config {path!r} is in a package that is not installed.')
+    if not in_package and not os.path.isfile(path):
         raise ConfigError(f'config {path!r} does not exist: check the path.')
     try:
-        cfg = Config.fromfile(path)
+        cfg = get_config(path) if in_package else Config.fromfile(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f'config {path!r} needs a file that is missing: {error}.'

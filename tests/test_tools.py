@@ -356,6 +356,25 @@ def test_a_mistake_in_training_is_one_sentence(
     assert sentence in call('train.py', str(project / 'config.py'), *arguments)
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (('--eps', '4'), '--eps needs --robust METHOD'),
+        (('--backbone', 'resnet50'), '--backbone needs --robust METHOD'),
+        (('--dump', 'x.py'), '--dump needs --robust METHOD'),
+        (('--robust', 'fre'), "method 'fre' is unknown"),
+        (('--robust', 'free', '--eps', '-1'), "eps='-1' is negative"),
+        (('--robust', 'free', '--dump', 'x.yaml'), 'must be a .py file'),
+        (('--robust', 'free'), 'the config is adversarial already'),
+    ],
+)
+def test_a_mistake_in_converting_is_one_sentence(
+    call: Call, project: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    arguments = tuple(a.replace('FILE', str(project / 'file')) for a in arguments)
+    assert sentence in call('train.py', str(project / 'config.py'), *arguments)
+
+
 # ------------------------------------------------------ what reaches the runner
 
 
@@ -374,6 +393,7 @@ def config_of(
 
     seen: list[Config] = []
     monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(tmp_path)
 
     def run(tool: str, *arguments: str, config: Path | None = None) -> Config:
         positional = [str(config or project / 'config.py')]
@@ -465,6 +485,45 @@ def test_tta_wraps_the_model(config_of: Callable[..., Config]) -> None:
     assert cfg.model.type == 'DetTTAModel'
     assert cfg.model.module.type == 'FCOS'
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+
+
+def test_a_standard_config_is_made_robust(
+    config_of: Callable[..., Config], project: Path, tmp_path: Path
+) -> None:
+    """--robust first, then --cfg-options, which have the last word."""
+    standard = Config.fromfile(project / 'config.py')
+    standard.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8)
+    del standard['optim_wrapper']['constructor']
+    standard.dump(tmp_path / 'standard.py')
+    cfg = config_of(
+        'train.py',
+        *('--robust', 'free', '--eps', '8/255', '--replays', '2', '--schedule', '1'),
+        *('--cfg-options', 'optim_wrapper.optimizer.lr=0.5'),
+        config=tmp_path / 'standard.py',
+    )
+    assert cfg.train_cfg.type == 'mmrobust.AdvEpochBasedTrainLoop'
+    assert cfg.train_cfg.max_epochs == 4
+    assert cfg.train_cfg.adversary.replays == 2
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert list(cfg.test_cfg.attacks) == ['noise', 'pgd']
+
+
+def test_a_robust_config_is_written(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readable, alone, and nothing else: no work dir, no training."""
+    monkeypatch.chdir(tmp_path)
+    name = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+    command = ['train.py', name, '--robust', 'pgd', '--num-steps', '2']
+    monkeypatch.setattr(sys, 'argv', [*command, '--dump', 'out/mine.py'])
+    runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+    assert [path.name for path in tmp_path.rglob('*')] == ['out', 'mine.py']
+    cfg = Config.fromfile(tmp_path / 'out' / 'mine.py')
+    assert cfg.train_cfg.adversary.num_steps == 2
+    assert cfg.custom_imports.imports == ['mmrobust']
+    assert 'work_dir' not in cfg
+    assert 'launcher' not in cfg
 
 
 def test_resuming(config_of: Callable[..., Config], project: Path) -> None:

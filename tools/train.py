@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.checkpoints import read_checkpoint
+from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
+
+_ROBUST_ONLY = (
+    'eps',
+    'norm',
+    'replays',
+    'num_steps',
+    'schedule',
+    'preset',
+    'backbone',
+    'backbone_weights',
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--amp', action='store_true', help='train with automatic mixed precision'
@@ -35,14 +50,80 @@ def parse_args() -> argparse.Namespace:
         'the work dir',
     )
     cli.add_common_options(parser)
+    group = parser.add_argument_group(
+        'robust',
+        'Make a standard config robust first. Sizes are in pixel units of 0-255: 4, or '
+        '4/255.',
+    )
+    group.add_argument(
+        '--robust', metavar='METHOD', help=f'one of: {", ".join(METHODS)}'
+    )
+    group.add_argument('--eps', help='radius of the perturbation (default 4)')
+    group.add_argument('--norm', help='linf (default) or l2')
+    group.add_argument(
+        '--replays', type=int, help='updates per batch (free; default 4)'
+    )
+    group.add_argument(
+        '--num-steps',
+        type=int,
+        help='steps of the attack in training (pgd: default 3; mtd, cwat: 1)',
+    )
+    group.add_argument(
+        '--schedule',
+        type=float,
+        help="updates relative to the config's own (default 2 for free, else 1)",
+    )
+    group.add_argument('--preset', help=f'one of: {", ".join(PRESETS)}')
+    group.add_argument('--backbone', help=f'swap in one of: {", ".join(BACKBONES)}')
+    group.add_argument(
+        '--backbone-weights', help="file or URL of the backbone's weights, or none"
+    )
+    group.add_argument(
+        '--dump', metavar='FILE', help='write the resulting config and stop'
+    )
     return parser.parse_args()
+
+
+def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
+    """What ``--robust`` and its options do to a config.
+
+    Raises:
+        ConfigError: for one of the options without ``--robust``.
+    """
+    given = {key: getattr(args, key) for key in _ROBUST_ONLY}
+    given = {key: value for key, value in given.items() if value is not None}
+    if args.dump is not None and not args.dump.endswith('.py'):
+        raise ConfigError(f'--dump {args.dump!r} must be a .py file.')
+    if args.robust is not None:
+        return lambda cfg: robustify(cfg, args.robust, **given)
+    if given or args.dump is not None:
+        option = next(iter(given), 'dump').replace('_', '-')
+        raise ConfigError(f'--{option} needs --robust METHOD.')
+    return None
+
+
+def dump(cfg: Config, path: str) -> None:
+    """Writes a config in one piece.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    folder = os.path.dirname(path) or '.'
+    cli.check_work_dir(folder, 'folder of --dump', '--dump')
+    partial = os.path.join(folder, f'.{os.getpid()}.{os.path.basename(path)}')
+    cfg.dump(partial)
+    os.replace(partial, path)
+    print(f'Wrote {path}; train with: python tools/train.py {path}')
 
 
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    cfg = cli.load_config(args)
+    convert = converter(args)
+    if args.dump is not None:
+        return dump(cli.configure(args, convert), args.dump)
+    cfg = cli.load_config(args, convert)
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to train with.')

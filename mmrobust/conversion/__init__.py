@@ -1,0 +1,8 @@
+"""Turning a standard mmdet config into its robust variant."""
+
+from __future__ import annotations
+
+from .backbones import BACKBONES
+from .robustify import METHODS, PRESETS, robustify
+
+__all__ = ['BACKBONES', 'METHODS', 'PRESETS', 'robustify']

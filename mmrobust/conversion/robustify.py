@@ -1,0 +1,223 @@
+"""One call that makes a standard mmdet config robust."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ..attacks.base import positive_int
+from ..errors import ConfigError
+from ..registry import ADVERSARIES
+from ..threat import ThreatModel, to_pixels
+from .backbones import swap_backbone, weights_init
+from .evaluation import innermost, loads_annotations, set_evaluation
+from .paper import follow_paper
+from .schedule import convert_loop
+
+METHODS = ('free', 'pgd', 'fast', 'mtd', 'cwat', 'none')
+PRESETS = ('default', 'paper')
+
+
+def robustify(
+    cfg: Config | str,
+    method: str = 'free',
+    *,
+    norm: str = 'linf',
+    eps: float | str = 4,
+    replays: int = 4,
+    num_steps: int | None = None,
+    schedule: float | None = None,
+    preset: str = 'default',
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
+) -> Config:
+    """Turns a standard mmdet config into its robust variant.
+
+    The recipe is that of arXiv 2305.17438: the adversarial loop with its schedule,
+    AdamW with the backbone's learning rate x0.1 after all other rules, gradient
+    clipping, and the attack evaluation as test loop. Data, model and hooks stay, and
+    so do an AdamW's learning rate and a clipping that are there already.
+
+    Args:
+        cfg: a config, a config file or a name like ``'mmdet::fcos/...'``; it is not
+            changed.
+        method: ``'free'`` (FreeAT), ``'pgd'`` (PGD-AT), ``'fast'`` (fast AT),
+            ``'mtd'``, ``'cwat'`` or ``'none'`` (standard training, same recipe).
+        norm: ``'linf'`` or ``'l2'``.
+        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        replays: updates per batch of FreeAT.
+        num_steps: steps of the inner attack of ``'pgd'`` (default 3), ``'mtd'`` and
+            ``'cwat'`` (default 1).
+        schedule: number of updates relative to the config's own training; 2 for
+            ``'free'`` as in the paper, else 1. Passes over the data follow.
+        preset: ``'default'``, or ``'paper'`` for what the published code does
+            differently (see ``configs/_base_/paper.py``).
+        backbone: key of ``BACKBONES`` to swap in, with matching neck channels and
+            normalisation.
+        backbone_weights: file or URL of the backbone's weights; ``'none'`` for none.
+
+    Returns:
+        The robust config. ``dump`` writes it as a file that stands alone.
+
+    Raises:
+        ConfigError: for what cannot be converted, with the reason.
+    """
+    cfg = _copy(cfg)
+    if method not in METHODS:
+        raise ConfigError(
+            f'method {method!r} is unknown: choose from {", ".join(METHODS)}.'
+        )
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} is unknown: choose 'default' or 'paper'.")
+    if schedule is not None and not 0 < schedule < float('inf'):
+        raise ConfigError(f'schedule={schedule!r} must be a finite number above 0.')
+    replays = positive_int(replays, 'replays') if method == 'free' else 1
+    adversary = _adversary(method, norm, eps, replays, num_steps)
+    ADVERSARIES.build(deepcopy(adversary))  # refuses impossible settings
+    radius = ThreatModel(norm, to_pixels(eps)).eps
+    _refuse_model(cfg.get('model'))
+    length = schedule or (2.0 if method == 'free' else 1.0)
+    convert_loop(cfg, adversary, replays, length)
+    _refuse_optimizer(cfg.get('optim_wrapper'), replays)
+    _refuse_dataset(cfg.get('train_dataloader'))
+    if backbone is not None:
+        swap_backbone(cfg, backbone, backbone_weights)
+    elif backbone_weights is not None:
+        _set_weights(cfg, backbone_weights)
+    _set_optimizer(cfg)
+    set_evaluation(cfg, norm, radius)
+    if preset == 'paper':
+        follow_paper(cfg, method)
+    imports = cfg.setdefault('custom_imports', ConfigDict(imports=[]))
+    imports.imports = list(dict.fromkeys([*imports.imports, 'mmrobust']))
+    imports.setdefault('allow_failed_imports', False)
+    return cfg
+
+
+def _copy(cfg: Config | str) -> Config:
+    if isinstance(cfg, str):
+        from ..cli import read_config
+
+        return read_config(cfg)
+    return Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
+
+
+def _adversary(
+    method: str, norm: str, eps: float | str, replays: int, num_steps: int | None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {'norm': norm, 'eps': eps}
+    if num_steps is not None and method not in ('pgd', 'mtd', 'cwat'):
+        raise ConfigError(
+            f'num_steps={num_steps!r} has no meaning for the method {method!r}: leave '
+            'it out.'
+        )
+    if num_steps is not None:
+        settings['num_steps'] = num_steps
+    if method == 'none':
+        return {'type': 'mmrobust.NoAdversary'}
+    if method == 'free':
+        return {'type': 'mmrobust.FreeAdversary', **settings, 'replays': replays}
+    if method == 'fast':
+        step_size = 1.25 * to_pixels(eps)
+        settings.update(step_size=step_size, num_steps=1)
+    kind = {'mtd': 'MTDAdversary', 'cwat': 'CWATAdversary'}.get(method, 'PGDAdversary')
+    return {'type': f'mmrobust.{kind}', **settings}
+
+
+def _refuse_model(model: Any) -> None:
+    if not model:
+        raise ConfigError('the config has no model.')
+    preprocessor = (model.get('data_preprocessor') or {}).get('type', '')
+    if 'MultiBranch' in preprocessor:
+        raise ConfigError(
+            f'{model.type} takes several branches of images ({preprocessor}), which '
+            'adversarial training does not support: use a model with a single input.'
+        )
+    if not isinstance(model.get('backbone'), dict):
+        raise ConfigError(
+            f'{model.get("type")} has no backbone in the config (it has '
+            f'{", ".join(k for k in model if k != "type")}), and the recipe needs one.'
+        )
+
+
+def _refuse_optimizer(wrapper: Any, replays: int) -> None:
+    if not isinstance(wrapper, dict):
+        raise ConfigError('the config has no optim_wrapper, so nothing to learn with.')
+    optimizer = wrapper.get('optimizer')
+    nested = [
+        key
+        for key, value in wrapper.items()
+        if isinstance(value, dict) and 'optimizer' in value
+    ]
+    if optimizer is None and nested:
+        raise ConfigError(
+            f'the config has several optimizers ({", ".join(nested)}), which '
+            'adversarial training does not support: use one.'
+        )
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get('type'), str):
+        raise ConfigError(
+            'optim_wrapper.optimizer is not a single dict(type=...): write it as '
+            "optimizer=dict(type='AdamW', lr=1e-4)."
+        )
+    constructor = wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
+    if constructor != 'DefaultOptimWrapperConstructor':
+        raise ConfigError(
+            f'the config has optimizer rules of its own ({constructor}), which the '
+            'rule for the backbone would replace: remove optim_wrapper.constructor '
+            'and the paramwise_cfg that belongs to it.'
+        )
+    counts = wrapper.get('accumulative_counts', 1)
+    if counts > 1 and replays > 1:
+        raise ConfigError(
+            f'FreeAT replays each batch, so accumulative_counts={counts} would '
+            "accumulate one batch with itself: set it to 1, or use the method 'pgd'."
+        )
+
+
+def _refuse_dataset(loader: Any) -> None:
+    if not isinstance(loader, dict) or 'dataset' not in loader:
+        raise ConfigError('the config has no train_dataloader with a dataset.')
+    for dataset in innermost(loader['dataset']):
+        loading = filter(loads_annotations, dataset.get('pipeline') or [])
+        # True is the default of all that load annotations.
+        if not any(transform.get('with_bbox', True) for transform in loading):
+            raise ConfigError(
+                f'the training pipeline of {dataset.get("type")} loads no boxes, and '
+                "there is nothing else to attack: add dict(type='LoadAnnotations', "
+                'with_bbox=True) to it.'
+            )
+
+
+def _set_weights(cfg: Config, weights: str) -> None:
+    backbone = cfg.model.backbone
+    if backbone.get('style') == 'caffe':
+        raise ConfigError(
+            'the backbone is a ResNet of Caffe style, and robust weights are made for '
+            "images normalised as torchvision's: add the backbone 'resnet50' (or "
+            "'resnet18'), which sets style and normalisation."
+        )
+    fresh = (r'norm[0-3]\.',) if 'ConvNeXt' in backbone.type else ()
+    backbone.init_cfg = weights_init(weights, fresh)
+
+
+def _set_optimizer(cfg: Config) -> None:
+    """AdamW as in arXiv 2305.17438; what belongs to the detector's own rules stays."""
+    wrapper = cfg.optim_wrapper
+    own = wrapper.optimizer if wrapper.optimizer.type == 'AdamW' else ConfigDict()
+    has_batch_norm = 'Res' in cfg.model.backbone.type
+    wrapper.optimizer = ConfigDict(
+        type='AdamW',
+        lr=own.get('lr', 1e-4),
+        betas=own.get('betas', (0.9, 0.999)),
+        weight_decay=0.1 if has_batch_norm else 0.05,
+    )
+    rules = ConfigDict(wrapper.get('paramwise_cfg') or {})
+    rules.backbone_lr_mult = 0.1
+    if has_batch_norm:
+        rules.norm_decay_mult = 0.0
+    wrapper.paramwise_cfg = rules
+    wrapper.constructor = 'mmrobust.BackboneLrOptimWrapperConstructor'
+    if not wrapper.get('clip_grad'):
+        wrapper.clip_grad = ConfigDict(max_norm=100, norm_type=2)

@@ -1,0 +1,461 @@
+"""robustify: what it changes, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmrobust
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+from mmrobust import robustify
+from mmrobust.conversion import BACKBONES
+from mmrobust.errors import ConfigError
+from mmrobust.registry import ADVERSARIES, ATTACKS
+
+FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+FCOS = (
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
+)
+DAB_DETR = 'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py'
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equality of configs, lists and tuples alike."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items() if k != '_scope_'}
+        return [plain(v) for v in node] if isinstance(node, (list, tuple)) else node
+
+    return plain(first) == plain(second)
+
+
+# -------------------------------------------------- against the configs by hand
+
+
+@pytest.mark.parametrize('backbone', ['resnet50', 'convnext-tiny'])
+@pytest.mark.parametrize(
+    ('base', 'name'), [(FASTER_RCNN, 'faster-rcnn'), (FCOS, 'fcos')]
+)
+def test_it_gives_what_the_configs_by_hand_say(
+    base: str, name: str, backbone: str
+) -> None:
+    """Model, loop, clipping and attacks, and the optimizer's groups."""
+    suffix = {'resnet50': 'r50', 'convnext-tiny': 'convnext'}[backbone]
+    by_hand = Config.fromfile(CONFIGS / f'robust_{name}_{suffix}.py')
+    cfg = robustify(base, backbone=backbone)
+    assert same(
+        cfg.train_cfg, {**by_hand.train_cfg, 'adversary': cfg.train_cfg.adversary}
+    )
+    assert (
+        ADVERSARIES.build(cfg.train_cfg.adversary).describe()
+        == ADVERSARIES.build(by_hand.train_cfg.adversary).describe()
+    )
+    assert {
+        n: ATTACKS.build(a).describe() for n, a in cfg.test_cfg.attacks.items()
+    } == {n: ATTACKS.build(a).describe() for n, a in by_hand.test_cfg.attacks.items()}
+    assert same(cfg.model.neck, by_hand.model.neck)
+    for key in ('mean', 'std', 'bgr_to_rgb'):
+        assert same(
+            cfg.model.data_preprocessor[key], by_hand.model.data_preprocessor[key]
+        )
+    assert same(cfg.model.backbone.init_cfg, by_hand.model.backbone.init_cfg)
+    assert same(cfg.optim_wrapper.clip_grad, by_hand.optim_wrapper.clip_grad)
+    assert same(cfg.optim_wrapper.optimizer, by_hand.optim_wrapper.optimizer)
+    groups = []
+    for one in (cfg, by_hand):
+        for node in (one.model, one.model.backbone):
+            node.pop('init_cfg', None)
+        model = MODELS.build(one.model)
+        wrapper = build_optim_wrapper(model, one.optim_wrapper)
+        names = {id(p): n for n, p in model.named_parameters()}
+        groups.append(
+            {
+                names[id(p)]: (g['lr'], g['weight_decay'], p.requires_grad)
+                for g in wrapper.optimizer.param_groups
+                for p in g['params']
+            }
+        )
+    if name == 'faster-rcnn':
+        assert groups[0] == groups[1]
+    else:
+        # In mmdet's own FCOS config BatchNorm's weights do not learn; the rest agrees.
+        shared = groups[0].keys() & groups[1].keys()
+        assert len(shared) > 100
+        assert {n: groups[0][n] for n in shared} == {n: groups[1][n] for n in shared}
+
+
+def test_what_it_does_not_have_to_change_stays() -> None:
+    before = Config.fromfile(CONFIGS / 'demo' / 'standard_fcos.py')
+    text = before.pretty_text
+    cfg = robustify(before, eps=8)
+    assert before.pretty_text == text  # the config given is not changed
+    changed = {k for k in set(cfg) | set(before) if cfg.get(k) != before.get(k)}
+    assert changed == {
+        *('train_cfg', 'param_scheduler', 'optim_wrapper', 'test_cfg'),
+        'default_hooks',
+    } - {k for k in ('default_hooks',) if cfg.default_hooks == before.default_hooks}
+    assert cfg.optim_wrapper.optimizer.lr == 2e-3  # an AdamW keeps its learning rate
+    assert cfg.optim_wrapper.clip_grad.max_norm == 10
+    assert cfg.optim_wrapper.paramwise_cfg.bias_decay_mult == 0
+    assert cfg.custom_imports.imports == ['mmrobust']
+
+
+# ------------------------------------------------------------- schedules
+
+
+def epochs(cfg: Config) -> list[Any]:
+    return [
+        (s['type'], s.get('begin'), s.get('end'), s.get('milestones'), s.get('T_max'))
+        for s in cfg.param_scheduler
+    ]
+
+
+def test_schedule_in_passes() -> None:
+    """Twice the updates: 12 epochs become 2 * 12 / 4 passes of 4 updates per batch."""
+    cfg = robustify(FASTER_RCNN)
+    assert cfg.train_cfg.max_epochs == 6
+    assert epochs(cfg) == [
+        ('LinearLR', 0, 500, None, None),
+        ('MultiStepLR', 0, 6, [4, 5], None),
+    ]
+    cfg = robustify(FASTER_RCNN, method='pgd')
+    assert cfg.train_cfg.max_epochs == 12
+    assert epochs(cfg)[1] == ('MultiStepLR', 0, 12, [8, 11], None)
+    cfg = robustify(FASTER_RCNN, replays=8, schedule=4)
+    assert cfg.train_cfg.max_epochs == 6
+    cfg = robustify(DAB_DETR)
+    assert cfg.train_cfg.max_epochs == 25
+    assert epochs(cfg) == [('MultiStepLR', 0, 25, [20], None)]
+
+
+def test_schedule_in_updates() -> None:
+    """Iterations count updates, so twice the updates is twice max_iters."""
+    cfg = robustify('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_90k_coco.py')
+    assert cfg.train_cfg.type == 'mmrobust.AdvIterBasedTrainLoop'
+    assert cfg.train_cfg.max_iters == 180000
+    assert epochs(cfg) == [
+        ('LinearLR', 0, 500, None, None),
+        ('MultiStepLR', 0, 180000, [120000, 160000], None),
+    ]
+    cfg = robustify('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_90k_coco.py', 'mtd')
+    assert cfg.train_cfg.max_iters == 90000
+
+
+def test_a_warm_up_in_epochs_and_hooks_that_count_them() -> None:
+    """YOLOX: 5 epochs of warm-up are 1.25 passes of 4 updates, 15 last epochs 8."""
+    cfg = robustify('mmdet::yolox/yolox_s_8xb8-300e_coco.py')
+    assert cfg.train_cfg.max_epochs == 150
+    kinds = epochs(cfg)
+    assert kinds[0][1:3] == (0, 1)
+    assert kinds[1][1:3] == (1, 142)
+    assert kinds[2][2] == 150
+    (switch,) = [h for h in cfg.custom_hooks if h['type'] == 'YOLOXModeSwitchHook']
+    assert switch.num_last_epochs == 8
+    cfg = robustify('mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py')
+    assert cfg.train_cfg.dynamic_intervals == [(140, 1)]
+    assert epochs(cfg) == [
+        ('LinearLR', 0, 1000, None, None),
+        ('CosineAnnealingLR', 75, 150, None, 75),
+    ]
+    (switch,) = [h for h in cfg.custom_hooks if h['type'] == 'PipelineSwitchHook']
+    assert switch.switch_epoch == 140
+
+
+# ------------------------------------------------------------- methods and presets
+
+
+@pytest.mark.parametrize(
+    ('method', 'options', 'expected'),
+    [
+        ('free', {}, dict(type='FreeAdversary', eps=4, replays=4, step_size=4)),
+        ('pgd', {}, dict(type='PGDAdversary', num_steps=3)),
+        (
+            'pgd',
+            dict(num_steps=7, eps=8),
+            dict(num_steps=7, eps=8, step_size=8 * 2.5 / 7),
+        ),
+        ('fast', {}, dict(type='PGDAdversary', num_steps=1, step_size=5)),
+        ('mtd', {}, dict(type='MTDAdversary', num_steps=1, step_size=4)),
+        ('cwat', {}, dict(type='CWATAdversary', class_weighting='batch')),
+        ('none', {}, dict(type='NoAdversary', eps=0)),
+        ('free', dict(norm='l2', eps=300), dict(norm='l2', eps=300, step_size=300)),
+    ],
+)
+def test_methods(method: str, options: dict, expected: dict) -> None:
+    cfg = robustify(FASTER_RCNN, method, **options)
+    described = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
+    assert described.items() >= expected.items()
+    pgd = ATTACKS.build(cfg.test_cfg.attacks.pgd).describe()
+    eps = options.get('eps', 4)
+    assert (pgd['eps'], pgd['norm']) == (eps, options.get('norm', 'linf'))
+    assert (pgd['step_size'], pgd['num_steps']) == (eps / 4, 10)
+
+
+@pytest.mark.parametrize(
+    ('base', 'name'),
+    [(FASTER_RCNN, 'robust_faster-rcnn_r50'), (FCOS, 'robust_fcos_r50')],
+)
+def test_the_paper_preset_is_that_of_the_configs(base: str, name: str) -> None:
+    by_hand = Config.fromfile(CONFIGS / 'paper' / f'{name}.py')
+    cfg = robustify(base, preset='paper', backbone='resnet50')
+    assert (
+        ADVERSARIES.build(cfg.train_cfg.adversary).describe()
+        == ADVERSARIES.build(by_hand.train_cfg.adversary).describe()
+    )
+    assert same(
+        cfg.test_cfg.attacks,
+        {k: {**v, 'norm': 'linf'} for k, v in by_hand.test_cfg.attacks.items()},
+    )
+    for part in ('roi_head', 'bbox_head'):
+        head = cfg.model.get(part, {})
+        head = head.get('bbox_head', head)
+        mine = by_hand.model.get(part, {})
+        mine = mine.get('bbox_head', mine)
+        for loss in ('loss_cls', 'loss_bbox'):
+            assert same(head.get(loss), mine.get(loss))
+    rules, expected = (
+        cfg.optim_wrapper.paramwise_cfg,
+        by_hand.optim_wrapper.paramwise_cfg,
+    )
+    assert same(rules.custom_keys, expected.custom_keys)
+    assert cfg.optim_wrapper.constructor == by_hand.optim_wrapper.constructor
+
+
+def test_a_detr_keeps_its_tenth_and_gets_another() -> None:
+    cfg = robustify(DAB_DETR)
+    for node in (cfg.model, cfg.model.backbone):
+        node.pop('init_cfg', None)
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    names = {id(p): n for n, p in model.named_parameters()}
+    rates = {
+        names[id(p)]: g['lr']
+        for g in wrapper.optimizer.param_groups
+        for p in g['params']
+    }
+    assert rates['backbone.layer4.0.conv1.weight'] == pytest.approx(1e-6)
+    assert rates['bbox_head.fc_cls.weight'] == pytest.approx(1e-4)
+    paper = robustify(DAB_DETR, preset='paper').optim_wrapper.paramwise_cfg
+    assert paper.custom_keys.backbone.lr_mult == pytest.approx(0.01)
+
+
+# ------------------------------------------------------------- backbones
+
+
+@pytest.mark.parametrize(
+    ('base', 'backbone', 'out_indices', 'channels'),
+    [
+        (FASTER_RCNN, 'convnext-tiny-convstem', [0, 1, 2, 3], [96, 192, 384, 768]),
+        (FASTER_RCNN, 'resnet18', [0, 1, 2, 3], [64, 128, 256, 512]),
+        (DAB_DETR, 'convnext-tiny', [3], [768]),
+        (
+            'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+            'convnext-tiny',
+            [1, 2, 3],
+            [192, 384, 768],
+        ),
+    ],
+)
+def test_a_swapped_backbone_fits(
+    base: str, backbone: str, out_indices: list[int], channels: list[int]
+) -> None:
+    cfg = robustify(base, backbone=backbone, backbone_weights='mine.pth')
+    assert list(cfg.model.backbone.out_indices) == out_indices
+    assert list(cfg.model.neck.in_channels) == channels
+    assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
+    mean, std = BACKBONES[backbone].normalisation
+    assert cfg.model.data_preprocessor.mean == mean
+    assert cfg.model.data_preprocessor.std == std
+    assert cfg.model.data_preprocessor.bgr_to_rgb is True
+    if 'convstem' in backbone:
+        assert std == [255.0, 255.0, 255.0]
+
+
+def test_weights_alone() -> None:
+    cfg = robustify(FASTER_RCNN, backbone_weights='mine.pth')
+    assert cfg.model.backbone.type == 'ResNet'
+    assert cfg.model.backbone.init_cfg == dict(
+        type='mmrobust.PretrainedBackbone', checkpoint='mine.pth'
+    )
+    assert (
+        robustify(FASTER_RCNN, backbone_weights='none').model.backbone.init_cfg is None
+    )
+
+
+# ------------------------------------------------------------- a whole run
+
+
+def test_a_converted_config_trains_and_is_attacked(coco: Path, tmp_path: Path) -> None:
+    """Dumped, read again, trained for an epoch, tested."""
+    standard = tiny.runner_config(coco, tmp_path / 'work', tiny.faster_rcnn())
+    cfg = robustify(Config(standard))
+    assert cfg.train_cfg.max_epochs == 1  # 2 * 1 / 4, and at least one
+    cfg.dump(tmp_path / 'robust.py')
+    cfg = Config.fromfile(tmp_path / 'robust.py')
+    for attack in cfg.test_cfg.attacks.values():
+        if 'num_steps' in attack:
+            attack.num_steps = 1
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 3 * 4
+    metrics = runner.test()
+    for name in ('noise', 'pgd', 'cls', 'reg', 'cwa'):
+        assert f'{name}/coco/bbox_mAP' in metrics
+    assert (tmp_path / 'work' / 'robustness.json').is_file()
+
+
+def test_a_test_pipeline_without_boxes_gets_them(coco: Path, tmp_path: Path) -> None:
+    standard = tiny.runner_config(coco, tmp_path, tiny.fcos())
+    pipeline = standard['test_dataloader']['dataset']['pipeline']
+    del pipeline[2]
+    cfg = robustify(Config(standard))
+    names = [t['type'] for t in cfg.test_dataloader.dataset.pipeline]
+    assert names == [
+        *('LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackDetInputs')
+    ]
+
+
+# ------------------------------------------------------------- refusals
+
+Change = Callable[[ConfigDict], Any]
+
+
+@pytest.mark.parametrize(
+    ('change', 'options', 'sentence'),
+    [
+        (lambda c: c.model.pop('backbone'), {}, 'FCOS has no backbone in the config'),
+        (lambda c: c.pop('model'), {}, 'has no model'),
+        (lambda c: c.pop('optim_wrapper'), {}, 'has no optim_wrapper'),
+        (
+            lambda c: c.optim_wrapper.update(optimizer='SGD'),
+            {},
+            'optimizer is not a single dict',
+        ),
+        (
+            lambda c: c.optim_wrapper.__setitem__(
+                'optimizer', ConfigDict(a=dict(type='SGD'))
+            ),
+            {},
+            'optimizer is not a single dict',
+        ),
+        (
+            lambda c: setattr(
+                c,
+                'optim_wrapper',
+                ConfigDict(
+                    constructor='Mine',
+                    backbone=dict(optimizer=dict(type='SGD')),
+                    head=dict(optimizer=dict(type='SGD')),
+                ),
+            ),
+            {},
+            r'several optimizers \(backbone, head\)',
+        ),
+        (
+            lambda c: c.optim_wrapper.update(constructor='LayerDecay'),
+            {},
+            r'optimizer rules of its own \(LayerDecay\)',
+        ),
+        (
+            lambda c: c.optim_wrapper.update(accumulative_counts=4),
+            {},
+            "accumulative_counts=4 would accumulate .* or use the method 'pgd'",
+        ),
+        (
+            lambda c: c.train_cfg.update(type='MyLoop'),
+            {},
+            'a train loop of its own, MyLoop',
+        ),
+        (lambda c: c.pop('train_cfg'), {}, 'has no train_cfg'),
+        (lambda c: c.train_cfg.pop('max_epochs'), {}, 'has no max_epochs'),
+        (
+            lambda c: c.train_dataloader.dataset.pipeline.pop(1),
+            {},
+            'pipeline of CocoDataset loads no boxes',
+        ),
+        (
+            lambda c: c.train_dataloader.dataset.pipeline[1].update(with_bbox=False),
+            {},
+            'loads no boxes',
+        ),
+        (lambda c: c.pop('train_dataloader'), {}, 'has no train_dataloader'),
+        (
+            lambda c: c.model.data_preprocessor.update(
+                type='MultiBranchDataPreprocessor'
+            ),
+            {},
+            'takes several branches',
+        ),
+        (None, dict(method='fre'), "method 'fre' is unknown: choose from free, pgd"),
+        (None, dict(preset='papers'), "choose 'default' or 'paper'"),
+        (None, dict(preset='paper', method='pgd'), "the preset 'paper' is FreeAT"),
+        (None, dict(eps=-1), 'eps=-1 is negative'),
+        (None, dict(eps=0.016), 'write eps=4.08'),
+        (None, dict(norm='l1'), "norm='l1' is unknown"),
+        (None, dict(replays=0), 'replays=0 must be'),
+        (None, dict(schedule=0), 'schedule=0 must be a finite number above 0'),
+        (None, dict(num_steps=3), "no meaning for the method 'free'"),
+        (None, dict(method='pgd', num_steps=0), 'num_steps=0 must be'),
+        (
+            None,
+            dict(backbone='resnet51'),
+            "'resnet51' is unknown: choose from resnet18",
+        ),
+        (None, dict(backbone='resnet18'), 'no file of robust weights is known'),
+        (
+            lambda c: c.model.pop('neck'),
+            dict(backbone='resnet50'),
+            'no neck whose in_channels',
+        ),
+        (
+            lambda c: c.model.backbone.update(strides=(1, 2, 1, 1)),
+            dict(backbone='resnet50'),
+            r'feature levels of strides \[8, 8, 8\]',
+        ),
+        (
+            lambda c: c.model.neck.update(num_outs=2),
+            dict(backbone='resnet50'),
+            'does not fit into FCOS',
+        ),
+        (
+            lambda c: c.model.backbone.update(style='caffe'),
+            dict(backbone_weights='mine.pth'),
+            "Caffe style.*add the backbone 'resnet50'",
+        ),
+    ],
+)
+def test_refusals(
+    coco: Path, tmp_path: Path, change: Change | None, options: dict, sentence: str
+) -> None:
+    cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
+    if change is not None:
+        change(cfg)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        robustify(cfg, **options)
+    assert str(caught.value).endswith('.')
+    assert '\n' not in str(caught.value)
+
+
+def test_a_config_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match='does not exist: check the path'):
+        robustify('nowhere.py')
+    with pytest.raises(ConfigError, match='package that is not installed'):
+        robustify('nowhere::fcos.py')
+    with pytest.raises(ConfigError, match='fcos/nothing'):
+        robustify('mmdet::fcos/nothing.py')
+
+
+def test_the_package_offers_it() -> None:
+    assert mmrobust.robustify is robustify
+    with pytest.raises(AttributeError, match='nothing'):
+        mmrobust.nothing  # noqa: B018
+    assert torch.is_tensor(torch.zeros(1))
