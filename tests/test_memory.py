@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmrobust.memory import Memory
 from mmrobust.objective import LossOracle, Objective, loss_mode
+from mmrobust.zoo.batch import Drawing
 
 CLASSES = 3
 
@@ -107,8 +108,6 @@ def test_dynamic_rcnn_does_not_learn_thresholds_from_an_attack():
     def learned() -> tuple:
         assigner = head.bbox_assigner
         return assigner.pos_iou_thr, head.bbox_head.loss_bbox.beta, head.iou_history
-
-    from mmrobust.zoo.batch import Drawing
 
     drawing = Drawing(96, 96, len(tiny.CLASSES), seed=0)
     batch = dict(inputs=[drawing.image], data_samples=[drawing.sample()])

@@ -48,7 +48,7 @@ def _shrink(part: dict[str, Any]) -> None:
         part['init_cfg'] = None
     for key in ('pretrained', 'teacher_ckpt'):
         if key in part:
-            part[key] = None
+            part[key] = False if part[key] is True else None
     if isinstance(part.get('teacher_config'), str):
         # Relative to a checkout of mmdet: configs/gfl/...
         path = config_root() / part['teacher_config'].partition('configs/')[2]
