@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .errors import ConfigError
 
+_ANNOTATIONS = ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_seg')
+
 # Transforms that may stand before LoadAnnotations without losing track of the boxes:
 # loading and packing, resizing (undone by ``scale_factor``), padding right and bottom.
 _HARMLESS = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadProposals', 'Pad')
@@ -108,7 +110,8 @@ def _attack_sample(
     sample: BaseDataElement, device: torch.device | str, gt_frame: str
 ) -> BaseDataElement:
     copy = sample.new(data={}, metainfo=sample.metainfo)
-    for key in ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_seg'):
+    # The proposals of Fast R-CNN are resized along with the image, and stay.
+    for key in (*_ANNOTATIONS, 'proposals'):
         if key in sample:
             # Not clone(), which shares the boxes: what follows must not reach the
             # evaluator's samples.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from .batch import with_images
 from .class_weights import weighted_classification_loss
 from .errors import ConfigError
+from .memory import Memory
 
 # The head's classification and box terms, as the attacks A_cls, A_reg and A_cwa of
 # arXiv 2305.17438 use them (its code: head losses only, no RPN, centerness or
@@ -37,7 +40,8 @@ class Objective:
         terms: ``'total'`` (every loss), ``'cls'``, ``'reg'``, ``'cls+reg'``, ``'cwa'``
             (class-weighted classification plus box regression), or the names of loss
             terms. A name matches exactly; if none does, it matches behind a stage
-            prefix, so that ``loss_cls`` finds the ``s0.loss_cls`` of a cascade.
+            prefix, so that ``loss_cls`` finds the ``s0.loss_cls`` of a cascade and the
+            ``stage0_loss_cls`` of Sparse R-CNN.
         class_weights: weights (num_classes,) for ``'cwa'``.
 
     Raises:
@@ -93,9 +97,8 @@ class Objective:
         selected: list[str] = []
         for term in self.terms:
             matches = [key for key in known if key == term]
-            matches = matches or [
-                key for key in known if key[:1] == 's' and key.endswith('.' + term)
-            ]
+            stage = re.compile(rf's(tage)?\d+[._]{re.escape(term)}')
+            matches = matches or [key for key in known if stage.fullmatch(key)]
             if not matches:
                 raise ConfigError(
                     f'the model has no loss named {term!r} for the objective '
@@ -117,6 +120,16 @@ class Objective:
             yield
 
 
+# Beside detectors and heads: where mmdet asks for ``self.training`` for anything else
+# than dropout. In an older or newer mmdet some may be missing.
+_ALSO_READ_IT = (
+    ('mmdet.models.backbones.trident_resnet', 'TridentBottleneck'),
+    ('mmdet.models.backbones.trident_resnet', 'TridentConv'),
+    ('mmdet.models.layers.transformer.ddq_detr_layers', 'DDQTransformerDecoder'),
+    ('mmdet.models.roi_heads.mask_heads.grid_head', 'GridHead'),
+)
+
+
 def _reads_training_flag() -> tuple[type, ...]:
     """Classes whose own ``training`` flag decides how losses are computed."""
     try:
@@ -127,7 +140,11 @@ def _reads_training_flag() -> tuple[type, ...]:
         from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
     except ImportError:  # a classifier without mmdet installed
         return ()
-    return BaseDetector, BaseDenseHead, BaseMaskHead, DETRHead, BaseRoIHead
+    heads = [BaseDetector, BaseDenseHead, BaseMaskHead, DETRHead, BaseRoIHead]
+    for module, name in _ALSO_READ_IT:
+        with suppress(ImportError, AttributeError):
+            heads.append(getattr(import_module(module), name))
+    return tuple(heads)
 
 
 @contextmanager
@@ -138,7 +155,8 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     ``nn.MultiheadAttention``), but the ``training`` flag of the detector and its heads
     is set, each by itself: FCOS with norm_on_bbox, VFNet, RepPoints, Deformable DETR
     and DINO give wrong losses or none without it. Weights are frozen, so a backward
-    pass reaches the image only. All flags are restored on exit.
+    pass reaches the image only. All flags are restored on exit, and so is what losses
+    remember between calls (the counts of Seesaw loss, the history of Dynamic R-CNN).
 
     Args:
         model: the bare detector, not a distributed wrapper.
@@ -146,6 +164,7 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     frozen = [(weight, weight.requires_grad) for weight in model.parameters()]
     heads = _reads_training_flag()
+    memory = Memory(model)
     try:
         model.eval()
         for module, _ in training:
@@ -159,6 +178,7 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
         for weight, flag in frozen:
             weight.requires_grad_(flag)
+        memory.restore()
 
 
 class LossOracle:
@@ -196,6 +216,7 @@ class LossOracle:
         self.per_image = per_image
         self.forwards = 0
         self.backwards = 0
+        self._memory = Memory(model)
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """The objective without gradients: images (C, H, W) to values (N,)."""
@@ -233,12 +254,15 @@ class LossOracle:
         return [[i] for i in indices] if self.per_image else [indices]
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
+        # A loss must not depend on how often it was asked for.
+        self._memory.restore()
         batch = with_images(self.data_batch, [images[i] for i in part])
         batch['data_samples'] = [self.samples[i] for i in part]
         preprocessor = self.model.data_preprocessor
         # Not as in training: that would augment the batch. What else training=True
-        # does, padding masks and segmentation to the batch's shape, the losses need.
-        data = preprocessor(batch, False)
+        # does, padding masks and segmentation to the batch's shape, the losses need;
+        # and BoxInst makes its masks there.
+        data = preprocessor(batch, hasattr(preprocessor, 'get_images_color_similarity'))
         if getattr(preprocessor, 'pad_mask', False):
             preprocessor.pad_gt_masks(data['data_samples'])
         if getattr(preprocessor, 'pad_seg', False):

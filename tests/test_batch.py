@@ -58,6 +58,18 @@ def test_boxes_in_the_input_frame_stay():
     assert copy.gt_instances.bboxes.tensor.tolist() == [[10, 20, 30, 40]]
 
 
+def test_proposals_come_along_as_they_are():
+    """ProposalBroadcaster has resized them with the image, wherever the boxes are."""
+    sample = _sample(HorizontalBoxes(torch.tensor([[10.0, 20.0, 30.0, 40.0]])))
+    sample.proposals = InstanceData(
+        bboxes=torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), scores=torch.ones(2)
+    )
+    (copy,) = attack_samples([sample], 'cpu', 'original')
+    assert copy.proposals.bboxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    copy.proposals.bboxes += 1
+    assert sample.proposals.bboxes[0].tolist() == [1, 2, 3, 4]
+
+
 def test_masks_follow():
     bitmap = np.zeros((1, 50, 100), np.uint8)
     bitmap[0, 20:40, 10:30] = 1

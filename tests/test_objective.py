@@ -180,6 +180,48 @@ def test_stages_of_a_cascade_are_found():
     assert Objective('cls')(losses) == 3
 
 
+def test_stages_of_sparse_rcnn_are_found():
+    losses = {f'stage{i}_loss_cls': torch.tensor(2.0**i) for i in range(3)}
+    losses |= {'stage0_loss_bbox': torch.tensor(64.0)}
+    losses |= {'some_loss_cls': torch.tensor(128.0), 'aux_loss_bbox': torch.tensor(1.0)}
+    assert Objective('cls')(losses) == 1 + 2 + 4
+    assert Objective('reg')(losses) == 64
+
+
+def test_layers_that_compute_something_else_in_training_are_told():
+    """All of mmdet's classes whose own flag changes losses, beside dropout."""
+    from mmdet.models.backbones.trident_resnet import TridentBottleneck, TridentConv
+    from mmdet.models.layers import DropBlock
+    from mmdet.models.roi_heads.mask_heads import GridHead
+
+    block = TridentBottleneck(
+        inplanes=8,
+        planes=2,
+        trident_dilations=(1, 2, 3),
+        test_branch_idx=1,
+        concat_output=False,
+    )
+    grid = GridHead(
+        num_convs=1, in_channels=9, conv_kernel_size=3, point_feat_channels=4
+    )
+    model = nn.ModuleList([block, grid, DropBlock(0.1, 3)]).eval()
+    image, rois = torch.randn(1, 8, 6, 6), torch.randn(2, 9, 14, 14)
+
+    def branches() -> int:
+        return len(block(image))
+
+    def differ() -> bool:
+        maps = grid(rois)
+        return not torch.equal(maps['fused'], maps['unfused'])
+
+    assert (branches(), differ()) == (1, False)
+    with loss_mode(model):
+        assert (branches(), differ()) == (3, True)
+        told = {type(module) for module in model.modules() if module.training}
+    assert told == {TridentBottleneck, TridentConv, GridHead}
+    assert (branches(), differ()) == (1, False)
+
+
 def test_a_missing_term_is_named_with_those_that_exist():
     with pytest.raises(ConfigError, match='loss_heatmap, loss_wh'):
         Objective('cls')(

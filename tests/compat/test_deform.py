@@ -94,6 +94,72 @@ def test_gradients(geometry: tuple[int, ...]) -> None:
     )
 
 
+def slow_modulated(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, padding: int
+) -> Tensor:
+    """Deformable convolution v2 of one image, with addresses as the C++ code has them.
+
+    Offsets and masks are lists of numbers to it, whose sizes it does not know.
+    """
+    channels, height, width = x.shape
+    side = weight.shape[-1]
+    rows, columns = (n + 2 * padding - side + 1 for n in (height, width))
+    offset, mask = offset.flatten(), mask.flatten()
+
+    def pixel(channel: int, y: Tensor, x_: Tensor) -> Tensor:
+        total = x.new_zeros(())
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x_), math.floor(x_) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - (y - row).abs()) * (1 - (x_ - column).abs())
+                    total = total + share * x[channel, row, column]
+        return total
+
+    values = []
+    for out in range(len(weight)):
+        for r in range(rows):
+            for c in range(columns):
+                total = x.new_zeros(())
+                for k in range(side * side):
+                    i, j = divmod(k, side)
+                    place = r * columns + c
+                    y = r - padding + i + offset[2 * k * rows * columns + place]
+                    x_ = c - padding + j + offset[(2 * k + 1) * rows * columns + place]
+                    share = mask[k * rows * columns + place]
+                    for channel in range(channels):
+                        sample = pixel(channel, y, x_)
+                        total = total + weight[out, channel, i, j] * share * sample
+                values.append(total)
+    return torch.stack(values).view(len(weight), rows, columns)
+
+
+@pytest.mark.parametrize('larger', [0, 2])
+def test_offsets_of_a_larger_map_are_read_as_the_compiled_kernel_does(
+    larger: int,
+) -> None:
+    """DyHead gives the offsets of a map to the convolution of the next smaller one."""
+    shape = (2, 18, 3 + larger, 4 + larger)
+    inputs = [
+        rand(2, 2, 3, 4, dtype=torch.float64),
+        rand(*shape, seed=1, dtype=torch.float64),
+        rand(2, 9, *shape[2:], seed=2, dtype=torch.float64),
+        rand(2, 2, 3, 3, seed=3, dtype=torch.float64),
+    ]
+    grad_output = rand(2, 2, 3, 4, seed=4, dtype=torch.float64)
+    fast_inputs = [value.clone().requires_grad_() for value in inputs]
+    fast = modulated_deform_conv2d(*fast_inputs, None, 1, 1, 1, 1, 1)
+    fast.backward(grad_output)
+    slow_inputs = [value.clone().requires_grad_() for value in inputs]
+    x, offset, mask, weight = slow_inputs
+    slow = torch.stack(
+        [slow_modulated(x[b], offset[b], mask[b], weight, 1) for b in range(2)]
+    )
+    slow.backward(grad_output)
+    torch.testing.assert_close(fast, slow)
+    for one, two in zip(fast_inputs, slow_inputs, strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+
+
 def test_modules_start_as_convolutions() -> None:
     x = rand(2, 4, 6, 6)
     plain = DeformConv2dPack(4, 3, 3, padding=1)

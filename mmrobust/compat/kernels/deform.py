@@ -67,6 +67,26 @@ def _backward(
     )
 
 
+def _as_read(field: Tensor, height: int, width: int) -> Tensor:
+    """View offsets or masks (b, c, H, W) as the compiled kernel reads them.
+
+    It does not look at their size: it takes the first ``c * height * width`` numbers
+    of each image. DyHead in mmdet relies on that, with offsets of a larger map.
+    """
+    size = field.shape[1] * height * width
+    if field.shape[2:] == (height, width) or field[0].numel() < size:
+        return field
+    return field.flatten(1)[:, :size].unflatten(1, (-1, height, width))
+
+
+def _add_as_read(total: Tensor, grad: Tensor) -> None:
+    """Add the gradient of what :func:`_as_read` gave."""
+    if total.shape == grad.shape:
+        total += grad
+    else:
+        total.view(len(total), -1)[:, : grad[0].numel()] += grad.flatten(1)
+
+
 def deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -222,6 +242,7 @@ def modulated_deform_conv_forward(
     strides = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
     geometry = (*strides, group, deformable_group)
     bias_used = bias if with_bias else None
+    offset, mask = (_as_read(field, *output.shape[2:]) for field in (offset, mask))
     output.copy_(_forward(input, weight, offset, mask, bias_used, geometry))
 
 
@@ -257,10 +278,11 @@ def modulated_deform_conv_backward(
     """
     strides = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
     geometry = (*strides, group, deformable_group)
+    offset, mask = (_as_read(field, *grad_output.shape[2:]) for field in (offset, mask))
     grads = _backward(grad_output, input, weight, offset, mask, geometry)
     grad_input += grads[0]
     grad_weight += grads[1]
-    grad_offset += grads[2]
-    grad_mask += grads[3]
+    _add_as_read(grad_offset, grads[2])
+    _add_as_read(grad_mask, grads[3])
     if with_bias:
         grad_bias += grads[4]

@@ -1,0 +1,16 @@
+"""mmdet's own model families at a size for a CPU, with a synthetic batch for each."""
+
+from __future__ import annotations
+
+from .batch import tiny_batch
+from .families import OUT_OF_SCOPE, config_root, families, representative
+from .shrink import tiny_model
+
+__all__ = [
+    'OUT_OF_SCOPE',
+    'config_root',
+    'families',
+    'representative',
+    'tiny_batch',
+    'tiny_model',
+]

@@ -1,0 +1,324 @@
+"""Whether a model can be trained adversarially and attacked, without silent errors."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..attacks import PGD
+from ..batch import attack_samples, float_images, split_batch, with_images
+from ..engine import FreeAdversary
+from ..errors import ConfigError
+from ..objective import LossOracle, Objective, loss_mode
+from ..seeding import seeded
+from .batch import tiny_batch
+from .shrink import tiny_model
+
+OBJECTIVES = ('total', 'cls', 'reg')
+YES, NO, NOT_APPLICABLE = 'yes', 'no', 'n/a'
+EPS = 4
+SEED = 7
+# The box branch of a fresh head can be dead (all ReLUs off), and then is built anew.
+SEEDS = (0, 1, 2)
+ZERO = 'the gradient is zero'
+TOLERANCE = 1e-4
+
+Row = dict[str, Any]
+
+
+class CheckError(AssertionError):
+    """A property that does not hold; the message goes into the table."""
+
+
+def require(holds: Any, message: str) -> None:
+    """Raises :class:`CheckError` with the message where a check fails."""
+    if not holds:
+        raise CheckError(message)
+
+
+def examine(model: Any, batch: dict[str, Any]) -> Row:
+    """Trains and attacks a model.
+
+    Args:
+        model: a detector.
+        batch: as its data loader yields it, see :func:`mmrobust.zoo.tiny_batch`.
+
+    Returns:
+        ``trains`` and one entry per objective, each ``'yes'``, ``'no'`` or ``'n/a'``
+        (the model has no such loss), and ``reasons``.
+    """
+    row: Row = {'reasons': []}
+
+    def attempt(name: str, check: Callable[[], str]) -> None:
+        try:
+            row[name] = check()
+        except Exception as error:
+            row[name] = NO
+            row['reasons'].append(f'{name}: {in_a_few_words(error)}')
+            traceback.print_exc()
+
+    settle(model, batch)
+    attempt('trains', partial(check_training, model, batch))
+    model.zero_grad(set_to_none=True)
+    for objective in OBJECTIVES:
+        attempt(objective, partial(check_attack, model, batch, objective))
+    return row
+
+
+def settle(model: Any, batch: dict[str, Any]) -> None:
+    """Makes a fresh model more like a trained one.
+
+    No layer is all zero, as the last ones of some heads are, which would hide a wrong
+    branch; and BatchNorm has statistics that fit, without which activations double
+    from block to block.
+    """
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.01)
+    with loss_mode(model), torch.no_grad():
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        oracle = LossOracle(
+            model, batch, samples_of(batch), Objective(), per_image=False
+        )
+        oracle.value(float_images(batch, 'cpu'))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def check_training(model: Any, batch: dict[str, Any]) -> str:
+    """Two updates of FreeAT move weights and perturbation, and leave the batch."""
+    model.train()
+    optimizer = torch.optim.SGD(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=1e-3
+    )
+    wrapper = OptimWrapper(optimizer, clip_grad={'max_norm': 1.0})
+    adversary = FreeAdversary(eps=EPS, replays=2)
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    facts = _facts(batch)
+    for iteration in range(2):
+        logs = adversary.train_step(model, wrapper, batch, iteration)
+        require(torch.isfinite(logs['loss']).all(), 'the training loss is not finite')
+        deltas = adversary.state_dict(iteration)['deltas']
+        for delta in deltas:
+            require(torch.isfinite(delta).all(), 'the perturbation is not finite')
+            require(delta.abs().sum() > 0, 'the perturbation stays zero')
+            require(delta.abs().max() <= EPS, 'the perturbation leaves the ball')
+    require(_same(facts, _facts(batch)), "training changes the loader's batch")
+    values = dict(model.named_parameters())
+    require(
+        all(torch.isfinite(value).all() for value in values.values()),
+        'weights are not finite',
+    )
+    require(
+        any(not torch.equal(values[name], weights[name]) for name in weights),
+        'no weight moves',
+    )
+    return YES
+
+
+def check_attack(model: Any, batch: dict[str, Any], objective: str) -> str:
+    """PGD finds a gradient, leaves no trace, and the model predicts on its result."""
+    model.eval()
+    target = Objective(objective)
+    images = float_images(batch, 'cpu')
+    before, facts = _state(model), _facts(batch)
+    with loss_mode(model), seeded(SEED, torch.device('cpu')) as generator:
+        samples = samples_of(batch)
+        together = LossOracle(model, batch, samples, target, per_image=False)
+        try:
+            value = check_gradient(together, images)
+        except ConfigError as error:
+            if objective != 'total' and 'no loss named' in str(error):
+                return NOT_APPLICABLE
+            raise
+        oracle = LossOracle(model, batch, samples, target)
+        # Both ways of PGD: the best iterate as in evaluation, the last as in training.
+        best = objective == 'total'
+        attack = PGD(eps=EPS, num_steps=2, objective=objective, keep_best=best)
+        adversarial = attack.perturb(oracle, images, generator)
+    trace = _difference(before, _state(model))
+    require(not trace, f'the attack changes {trace}')
+    require(_same(facts, _facts(batch)), "the attack changes the loader's batch")
+    for image, moved in zip(images, adversarial, strict=True):
+        require(torch.isfinite(moved).all(), 'an attacked image is not finite')
+        require((moved - image).abs().max() <= EPS, 'an attack leaves the ball')
+    if not best:  # The best iterate can be the image itself.
+        pairs = zip(images, adversarial, strict=True)
+        require(not any(torch.equal(*pair) for pair in pairs), 'no pixel moves')
+    if objective == 'total':
+        wanted = training_loss(model, batch)
+        gap = abs(value - wanted) / max(abs(wanted), 1e-12)
+        require(
+            gap <= TOLERANCE,
+            f'loss {value:.6g} in attack mode, {wanted:.6g} in training mode',
+        )
+    model.eval()
+    # One image at a time, as mmdet's test loaders have them: guided anchoring and
+    # others take no more.
+    with torch.no_grad():
+        for single in split_batch(with_images(batch, adversarial)):
+            results = model.test_step(single)
+            require(len(results) == 1, 'no prediction for an attacked image')
+    return YES
+
+
+def check_gradient(oracle: LossOracle, images: Sequence[Tensor]) -> float:
+    """The raw gradient reaches every image; the oracle itself would hide NaN."""
+    seen: list[Tensor] = []
+    with seeded(SEED, torch.device('cpu')):
+        leaves = [image.clone().requires_grad_() for image in images]
+        loss = oracle._loss(list(range(len(images))), leaves)
+        require(torch.isfinite(loss), f'the loss is {loss.item()}')
+        require(loss.requires_grad, 'no gradient reaches the image')
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    for grad in grads:
+        require(grad is not None, 'no gradient reaches the image')
+        require(torch.isfinite(grad).all(), 'the gradient is not finite')
+        seen.append(grad)
+    require(all(grad.abs().sum() > 0 for grad in seen), ZERO)
+    return loss.item()
+
+
+def training_loss(model: Any, batch: dict[str, Any]) -> float:
+    """The loss in training mode, without dropout and with running statistics.
+
+    Denoising terms are left out, as they are random and no part of an objective.
+    """
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with _deterministic_training(model), seeded(SEED, torch.device('cpu')):
+        data = {'inputs': float_images(batch, 'cpu'), 'data_samples': samples_of(batch)}
+        with torch.no_grad():
+            losses = model(**model.data_preprocessor(data, True), mode='loss')
+        kept = {k: v for k, v in losses.items() if 'dn_' not in k}
+        loss = model.parse_losses(kept)[0].item()
+    model.load_state_dict(state)
+    return loss
+
+
+@contextmanager
+def _deterministic_training(model: Any) -> Iterator[None]:
+    attributes = ('p', 'dropout', 'drop_prob', 'drop_rate', 'attn_drop_rate')
+    changed: list[tuple[Any, str, Any]] = []
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+        if 'Drop' in type(module).__name__ or isinstance(module, nn.MultiheadAttention):
+            for name in attributes:
+                if isinstance(getattr(module, name, None), float):
+                    changed.append((module, name, getattr(module, name)))
+                    setattr(module, name, 0.0)
+    preprocessor: Any = model.data_preprocessor
+    augments = getattr(preprocessor, 'batch_augments', None)
+    preprocessor.batch_augments = None
+    try:
+        yield
+    finally:
+        preprocessor.batch_augments = augments
+        for module, name, value in changed:
+            setattr(module, name, value)
+
+
+def samples_of(batch: dict[str, Any]) -> list[Any]:
+    """The ground truth as an attack gets it."""
+    return attack_samples(batch['data_samples'], 'cpu', 'input')
+
+
+def _state(model: nn.Module) -> dict[str, dict[str, Any]]:
+    modules = dict(model.named_modules())
+    return {
+        'weights': {k: v.detach().clone() for k, v in model.named_parameters()},
+        'buffers': {k: v.clone() for k, v in model.named_buffers()},
+        'training flags': {k: torch.tensor(v.training) for k, v in modules.items()},
+        'requires_grad': {
+            k: torch.tensor(v.requires_grad) for k, v in model.named_parameters()
+        },
+        'weight gradients': {
+            k: torch.tensor(v.grad is None) for k, v in model.named_parameters()
+        },
+    }
+
+
+def _difference(before: dict[str, dict], after: dict[str, dict]) -> str:
+    for kind, values in before.items():
+        for name, value in values.items():
+            if name not in after[kind] or not _equal(value, after[kind][name]):
+                return f'{kind}: {name}'
+    return ''
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.equal(one, two)
+
+
+def _facts(batch: dict[str, Any]) -> list[Tensor]:
+    """Images, boxes and labels of a batch, copied."""
+    facts = [image.clone() for image in batch['inputs']]
+    for sample in batch['data_samples']:
+        boxes = sample.gt_instances.bboxes
+        facts.append(getattr(boxes, 'tensor', boxes).clone())
+        facts.append(sample.gt_instances.labels.clone())
+        if 'masks' in sample.gt_instances:
+            masks = sample.gt_instances.masks
+            facts.append(masks.to_tensor(torch.uint8, 'cpu'))
+        if 'gt_sem_seg' in sample:
+            facts.append(sample.gt_sem_seg.sem_seg.clone())
+    return facts
+
+
+def _same(one: list[Tensor], two: list[Tensor]) -> bool:
+    pairs = zip(one, two, strict=False)
+    return len(one) == len(two) and all(_equal(a, b) for a, b in pairs)
+
+
+def examine_config(path: Path) -> Row:
+    """Builds the shrunk model of a config and examines it.
+
+    Args:
+        path: an mmdet config.
+
+    Returns:
+        As :func:`examine`.
+    """
+    from mmdet.registry import MODELS
+
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    # Some models ask how far their training is.
+    MessageHub.get_current_instance().update_info('iter', 0)
+    MessageHub.get_current_instance().update_info('epoch', 0)
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        tiny = tiny_model(cfg)
+        model = MODELS.build(tiny)
+        model.init_weights()
+        # As the Runner does without a distributed run.
+        model = revert_sync_batchnorm(model)
+        row = examine(model, tiny_batch(cfg, tiny))
+        if not row['reasons'] or any(ZERO not in text for text in row['reasons']):
+            break
+    return row
+
+
+def in_a_few_words(error: BaseException) -> str:
+    """Says in at most one line what went wrong."""
+    text = ' '.join(str(error).split())
+    if not isinstance(error, CheckError):
+        text = f'{type(error).__name__}: {text}'
+    return text if len(text) <= 160 else text[:157] + '...'

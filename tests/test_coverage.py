@@ -1,0 +1,247 @@
+"""tools/coverage.py: working models pass, broken ones are found, the table adds up."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from mmrobust import zoo
+from mmrobust.zoo.batch import Drawing
+from mmrobust.zoo.examine import examine, examine_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def tool() -> ModuleType:
+    # Not under its own name, which is that of a well-known package.
+    spec = importlib.util.spec_from_file_location(
+        'coverage_tool', ROOT / 'tools/coverage.py'
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def result(row: dict) -> tuple:
+    return row['trains'], row['total'], row['cls'], row['reg']
+
+
+@pytest.mark.parametrize(
+    ('family', 'wanted'),
+    [
+        ('centernet', ('yes', 'yes', 'n/a', 'n/a')),  # losses of other names
+        ('ddod', ('yes', 'yes', 'yes', 'yes')),  # counts positives
+        ('fast_rcnn', ('yes', 'yes', 'yes', 'yes')),  # gets its proposals as data
+        ('maskformer', ('yes', 'yes', 'yes', 'n/a')),  # panoptic
+        ('yolox', ('yes', 'yes', 'yes', 'yes')),  # resizes batches in training
+    ],
+)
+def test_families_of_every_kind_work(family, wanted):
+    row = examine_config(zoo.representative(family))
+    assert row['reasons'] == []
+    assert result(row) == wanted
+
+
+def test_every_family_has_a_config_or_a_reason():
+    names = zoo.families()
+    assert len(names) > 90
+    assert set(names) >= set(zoo.OUT_OF_SCOPE)
+    for name in set(names) - set(zoo.OUT_OF_SCOPE):
+        assert zoo.representative(name).is_file(), name
+
+
+@pytest.mark.parametrize('family', ['ld', 'mask2former', 'swin', 'timm_example'])
+def test_a_tiny_model_downloads_nothing(family):
+    config = Config.fromfile(zoo.representative(family))
+    before = config.pretty_text
+    assert 'http' in before or 'torchvision' in before or 'pretrained=True' in before
+    text = str(zoo.tiny_model(config).to_dict())
+    for word in ('http', 'torchvision://', 'Pretrained', "'pretrained': True"):
+        assert word not in text
+    assert config.pretty_text == before
+
+
+class Broken(nn.Module):
+    """A backbone that is spoiled by a function of its input and itself."""
+
+    def __init__(self, inner: nn.Module, spoil: Callable) -> None:
+        super().__init__()
+        self.inner = inner
+        self.extra = nn.Parameter(torch.zeros(1))
+        self.spoil = spoil
+
+    def forward(self, images: torch.Tensor) -> tuple:
+        return self.inner(self.spoil(self, images) + 0 * self.extra)
+
+
+def detach(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+    return images.detach()
+
+
+def learn(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        backbone.extra += 1
+    return images
+
+
+def differ(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+    return images * 1.5 if backbone.training else images
+
+
+def overflow(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+    # Finite forwards, but 0 * inf backwards.
+    return images + 0 * (images - images).abs().sqrt()
+
+
+def leave_out(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([images[:1], images[1:].detach()])
+
+
+def edit(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+    backbone.samples[0].gt_instances.bboxes.tensor += 1
+    return images
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'wanted', 'reason'),
+    [
+        (detach, ('no', 'no', 'no', 'no'), 'no gradient reaches the image'),
+        (learn, ('yes', 'no', 'no', 'no'), 'the attack changes weights'),
+        (differ, ('yes', 'no', 'yes', 'yes'), 'in attack mode'),
+        (overflow, ('no', 'no', 'no', 'no'), 'not finite|stays zero'),
+        (leave_out, ('no', 'no', 'no', 'no'), 'zero'),
+        (edit, ('no', 'no', 'no', 'no'), "changes the loader's batch"),
+    ],
+)
+def test_a_broken_model_is_found(spoil, wanted, reason):
+    torch.manual_seed(0)
+    model = MODELS.build(ConfigDict(tiny.retinanet()))
+    model.init_weights()
+    drawings = [Drawing(96, 128, 3, seed=seed) for seed in range(2)]
+    samples = [drawing.sample() for drawing in drawings]
+    batch = dict(inputs=[d.image for d in drawings], data_samples=samples)
+
+    model.backbone = Broken(model.backbone, lambda backbone, images: images)
+    assert result(examine(model, batch)) == ('yes', 'yes', 'yes', 'yes')
+
+    model.backbone.spoil = spoil
+    object.__setattr__(model.backbone, 'samples', samples)
+    row = examine(model, batch)
+    assert result(row) == wanted
+    assert all(re.search(reason, text) for text in row['reasons']), row['reasons']
+
+
+def good(path: Path) -> dict:
+    return dict(trains='yes', total='yes', cls='n/a', reg='n/a', reasons=[])
+
+
+def crash(path: Path) -> dict:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def hang(path: Path) -> dict:
+    time.sleep(60)
+    raise AssertionError
+
+
+def fail(path: Path) -> dict:
+    raise RuntimeError('a | b\nc')
+
+
+def quit_(path: Path) -> dict:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ('task', 'reason'),
+    [
+        (crash, 'the process died (SIGSEGV)'),
+        (hang, 'no result within 1 s'),
+        (fail, 'build: RuntimeError: a | b c'),
+        (quit_, 'the process ended with status 3'),
+    ],
+)
+def test_a_process_that_fails_ends_as_a_row(tool, task, reason):
+    row = tool.run_alone(task, Path('x.py'), timeout=1)
+    assert result(row) == ('no', 'no', 'no', 'no')
+    assert row['reasons'] == [reason]
+    assert 0 <= row['seconds'] < 10
+
+
+def test_the_table_adds_up(tool):
+    rows = {
+        'b': dict(config='b.py', seconds=1.25, **good(Path())),
+        'a': dict(config='a.py', seconds=2.5, **good(Path())) | dict(cls='yes'),
+        'c': dict(
+            config='c.py',
+            trains='yes',
+            total='no',
+            cls='no',
+            reg='yes',
+            seconds=0.0,
+            reasons=['x | y', 'x | y'],
+        ),
+    }
+    text = tool.markdown(rows, dict(d='no model'), 'python tools/coverage.py')
+    assert '**2 of 3 families work**: 3 train, 2 attacked on total, ' in text
+    assert '1 attacked on cls, 1 attacked on reg. 1 folders are out of scope.' in text
+    lines = [line for line in text.splitlines() if line[:4] in ('| a ', '| b ', '| c ')]
+    assert lines == [
+        '| a | a.py | yes | yes | yes | n/a | 2.5 |  |',
+        '| b | b.py | yes | yes | n/a | n/a | 1.2 |  |',
+        '| c | c.py | yes | no | no | yes | 0.0 | x \\| y |',
+    ]
+    assert '| d | no model |' in text
+    assert '- command: `python tools/coverage.py`' in text
+    assert f'torch {torch.__version__.split("+")[0]}' in text
+
+
+def test_results_are_kept_after_each_family_and_resumed(tool, tmp_path, monkeypatch):
+    out = tmp_path / 'new' / 'table.md'
+    ran = tmp_path / 'ran.txt'
+
+    def task(path: Path) -> dict:
+        with ran.open('a') as file:
+            file.write(path.parent.name + '\n')
+        return good(path) | (
+            dict(total='no', reasons=['r']) if 'fcos' in path.name else {}
+        )
+
+    monkeypatch.setattr(tool, 'examine_config', task)
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, 'argv', ['coverage.py', '--out', str(out), *arguments])
+        tool.main()
+
+    call('--family', 'fcos', 'glip')
+    assert ran.read_text() == 'fcos\n'
+    assert json.loads(out.with_suffix('.json').read_text())['fcos']['total'] == 'no'
+    assert '**0 of 1 families work**' in out.read_text()
+    assert '| glip | needs a pretrained language model (BERT) |' in out.read_text()
+
+    call('--family', 'fcos', 'atss', '--resume')
+    assert ran.read_text() == 'fcos\natss\n'
+    assert '**1 of 2 families work**' in out.read_text()
+
+    call('--family', 'atss')
+    assert set(json.loads(out.with_suffix('.json').read_text())) == {'atss'}
+
+    with pytest.raises(tool.ConfigError, match="'nonsense' is no folder"):
+        call('--family', 'nonsense')

@@ -1,0 +1,121 @@
+"""Losses that remember earlier calls forget what an attack asked."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from mmrobust.memory import Memory
+from mmrobust.objective import LossOracle, Objective, loss_mode
+from mmrobust.zoo.batch import Drawing
+
+CLASSES = 3
+
+
+class Head(nn.Module):
+    """A classification loss in a model with a normalisation, and a list of counts."""
+
+    def __init__(self, loss: dict) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.loss_cls = MODELS.build(loss)
+        self.counts = [0, 0.5]
+        self.names = ['a']
+        self.calls = 0
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        self.counts[0] += 1
+        self.names.append('b')
+        self.calls += 1
+        if 'GHM' in type(self.loss_cls).__name__:
+            found = self.loss_cls(scores, labels, torch.ones_like(scores))
+        else:
+            found = self.loss_cls(scores, labels)
+        if isinstance(found, dict):
+            return sum(found.values())
+        return found
+
+
+def _case(name: str) -> tuple[Head, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0, 1, 1, 3, 3, 2])
+    settings = {
+        'SeesawLoss': dict(num_classes=CLASSES),
+        'GHMC': dict(bins=5, momentum=0.75, use_sigmoid=True),
+        'EQLV2Loss': dict(num_classes=CLASSES, use_distributed=False),
+    }
+    width = {'SeesawLoss': CLASSES + 2, 'GHMC': CLASSES, 'EQLV2Loss': CLASSES + 1}
+    scores = torch.randn(len(labels), width[name], generator=generator)
+    if name == 'GHMC':
+        labels = (torch.rand(scores.shape, generator=generator) > 0.5).long()
+    return Head(dict(type=name, **settings[name])), scores, labels
+
+
+@pytest.mark.parametrize('name', ['SeesawLoss', 'GHMC', 'EQLV2Loss'])
+def test_a_loss_that_remembers_gives_its_first_value_again(name):
+    head, scores, labels = _case(name)
+    head.loss(scores, labels)  # a past, other than the initial state
+    state = {k: v.clone() for k, v in head.state_dict().items()}
+    buffers = dict(head.named_buffers())
+    memory = Memory(head)
+    first = head.loss(scores, labels)
+    # Without this the test would say nothing: it does remember.
+    assert any(not torch.equal(v, state[k]) for k, v in head.state_dict().items())
+    for _ in range(3):
+        memory.restore()
+        assert torch.equal(head.loss(scores, labels), first)
+    memory.restore()
+    assert all(torch.equal(v, state[k]) for k, v in head.state_dict().items())
+    assert all(v is buffers[k] for k, v in head.named_buffers())
+
+
+def test_plain_counts_are_restored_and_nothing_else():
+    head, scores, labels = _case('SeesawLoss')
+    memory = Memory(head)
+    for _ in range(2):
+        head.loss(scores, labels)
+        head.loss(scores, labels)
+        head.norm(torch.randn(5, 4))
+        memory.restore()
+        assert head.counts == [0, 0.5]
+        assert head.calls == 0
+    head.train(False)
+    memory.restore()
+    assert not head.training
+    assert head.names == ['a', 'b', 'b', 'b', 'b']
+    assert head.norm.num_batches_tracked == 2
+
+
+def test_dynamic_rcnn_does_not_learn_thresholds_from_an_attack():
+    config = tiny.faster_rcnn()
+    config['roi_head']['type'] = 'DynamicRoIHead'
+    loss = dict(type='SmoothL1Loss', beta=1.0)
+    config['roi_head']['bbox_head']['loss_bbox'] = loss
+    config['train_cfg']['rcnn']['dynamic_rcnn'] = dict(
+        iou_topk=5,
+        beta_topk=2,
+        update_iter_interval=2,
+        initial_iou=0.05,
+        initial_beta=1.0,
+    )
+    model = MODELS.build(ConfigDict(config))
+    head = model.roi_head
+
+    def learned() -> tuple:
+        assigner = head.bbox_assigner
+        return assigner.pos_iou_thr, head.bbox_head.loss_bbox.beta, head.iou_history
+
+    drawing = Drawing(96, 96, len(tiny.CLASSES), seed=0)
+    batch = dict(inputs=[drawing.image], data_samples=[drawing.sample()])
+    before = learned()
+    images = [drawing.image.float()]
+    with loss_mode(model):
+        oracle = LossOracle(model, batch, batch['data_samples'], Objective())
+        for _ in range(3):
+            oracle.value(images)
+        assert len(head.iou_history) == 1  # of the last call, and of no other
+    assert learned() == before == (0.5, 1.0, [])

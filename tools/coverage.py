@@ -1,0 +1,223 @@
+"""Measures which of mmdet's model families mmrobust works with.
+
+One config of every family (a folder of mmdet's own configs) is shrunk and, in a process
+of its own, trained adversarially and attacked; everything that could go wrong without
+an error is checked. The result is a table in Markdown, with a JSON file beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+import mmdet.models  # noqa: F401  (here, so that a forked process has it already)
+import torch
+from mmengine.logging import MMLogger
+from mmrobust import cli, zoo
+from mmrobust.errors import ConfigError
+from mmrobust.report import package_versions, write_atomically
+from mmrobust.zoo.examine import (
+    NO,
+    OBJECTIVES,
+    YES,
+    Row,
+    examine_config,
+    in_a_few_words,
+)
+
+
+def run_alone(
+    task: Callable[[Path], Row], path: Path, timeout: float, log: Path | None = None
+) -> Row:
+    """Runs a task in a process of its own.
+
+    Args:
+        task: gives the row's results.
+        path: its argument.
+        timeout: seconds after which the process is killed.
+        log: where its output goes.
+
+    Returns:
+        The row and the processor time it took in seconds; with ``no`` everywhere and
+        a reason if the process gave none.
+    """
+    # A forked process has all imports already, which take longer than the checks.
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context('fork' if 'fork' in methods else 'spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    started = time.monotonic()
+    process = context.Process(target=_child, args=(task, path, sender, log))
+    process.start()
+    sender.close()
+    row: Row | None = None
+    reason = f'no result within {timeout:g} s'
+    try:
+        if receiver.poll(timeout):
+            row = receiver.recv()
+    except EOFError:
+        process.join(10)
+        code = process.exitcode
+        died = code is not None and code < 0
+        reason = (
+            f'the process died ({signal.Signals(-code).name})'
+            if died
+            else f'the process ended with status {code}'
+        )
+    if process.is_alive() and row is None:
+        process.kill()
+    process.join(10)
+    if row is None:
+        row = dict.fromkeys(('trains', *OBJECTIVES), NO)
+        row['reasons'] = [reason]
+    row.setdefault('seconds', round(time.monotonic() - started, 1))
+    return row
+
+
+def _child(
+    task: Callable[[Path], Row], path: Path, sender: Any, log: Path | None
+) -> None:
+    torch.set_num_threads(1)
+    started = time.process_time()
+    with (
+        open(log or os.devnull, 'w', encoding='utf-8') as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
+        MMLogger.get_instance('coverage', log_level='ERROR')
+        try:
+            row = task(path)
+        except Exception as error:
+            traceback.print_exc()
+            row = dict.fromkeys(('trains', *OBJECTIVES), NO)
+            row['reasons'] = [f'build: {in_a_few_words(error)}']
+        # Of this process, so that a busy machine gives the same table.
+        sender.send({**row, 'seconds': round(time.process_time() - started, 1)})
+        sender.close()
+
+
+def works(row: Row) -> bool:
+    """Whether nothing failed."""
+    return NO not in (row['trains'], *(row[name] for name in OBJECTIVES))
+
+
+def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str:
+    """The table.
+
+    Args:
+        rows: results by family.
+        skipped: families that were not tried, with the reason.
+        command: how to repeat it.
+    """
+    good = sum(works(row) for row in rows.values())
+    trained = sum(row['trains'] == YES for row in rows.values())
+    attacked = {
+        name: sum(row[name] == YES for row in rows.values()) for name in OBJECTIVES
+    }
+    lines = [
+        "# Which of mmdet's model families work",
+        '',
+        "One config of every family (a folder of mmdet's own configs), shrunk, with "
+        'two synthetic images. *trains*: two updates of FreeAT. *total*, *cls*, *reg*: '
+        'PGD on that objective; checked are a finite gradient that is not zero, the '
+        'same loss as in training (dropout off, BatchNorm on its running statistics), '
+        'no trace in weights, buffers and flags, and a prediction on the attacked '
+        'images. n/a: the model has no loss of that name. "yes" says that it runs and '
+        'is right, not how robust the model gets.',
+        '',
+        f'**{good} of {len(rows)} families work**: {trained} train, '
+        + ', '.join(f'{attacked[name]} attacked on {name}' for name in OBJECTIVES)
+        + f'. {len(skipped)} folders are out of scope.',
+        '',
+        '| family | config | trains | total | cls | reg | seconds | failure |',
+        '| --- | --- | --- | --- | --- | --- | ---: | --- |',
+    ]
+    for family, row in sorted(rows.items()):
+        cells = [family, row['config'], row['trains'], *(row[n] for n in OBJECTIVES)]
+        reasons = '; '.join(dict.fromkeys(row['reasons'])).replace('|', '\\|')
+        cells += [f'{row["seconds"]:.1f}', reasons]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    if skipped:
+        lines += ['', '## Out of scope', '', '| folder | why |', '| --- | --- |']
+        lines += [f'| {name} | {why} |' for name, why in sorted(skipped.items())]
+    versions = ', '.join(f'{k} {v}' for k, v in package_versions().items())
+    lines += ['', '## How to repeat it', '', f'- command: `{command}`']
+    lines += [f'- versions: {versions}, Python {sys.version.split()[0]}']
+    total = sum(row['seconds'] for row in rows.values())
+    lines += [f'- time: {total:.0f} s of one processor core']
+    return '\n'.join(lines) + '\n'
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--family', nargs='+', metavar='NAME', help='only these folders of configs'
+    )
+    parser.add_argument('--out', default='docs/coverage.md', help='the table')
+    parser.add_argument(
+        '--timeout', type=float, default=120, help='seconds per family (default 120)'
+    )
+    parser.add_argument('--jobs', type=int, default=1, help='families at a time')
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='keep the results in the JSON file beside the table, run the others',
+    )
+    parser.add_argument('--logs', help='folder for the output of every family')
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Runs all families and writes the table after each."""
+    args = parse_args()
+    table = Path(args.out)
+    store = table.with_suffix('.json')
+    known = zoo.families()
+    unknown = sorted(set(args.family or ()) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]!r} is no folder of mmdet's configs: choose from "
+            f'{", ".join(known)}.'
+        )
+    wanted = args.family or known
+    skipped = {k: v for k, v in zoo.OUT_OF_SCOPE.items() if k in wanted}
+    rows: dict[str, Row] = {}
+    if args.resume and store.exists():
+        rows = json.loads(store.read_text(encoding='utf-8'))
+    todo = [name for name in wanted if name not in skipped and name not in rows]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    if args.logs:
+        Path(args.logs).mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    command = 'python ' + shlex.join(['tools/coverage.py', *sys.argv[1:]])
+
+    def run(family: str) -> tuple[str, Row]:
+        config = zoo.representative(family)
+        log = Path(args.logs, f'{family}.log') if args.logs else None
+        row = run_alone(examine_config, config, args.timeout, log)
+        return family, {'config': config.name, **row}
+
+    with ThreadPoolExecutor(max(1, args.jobs)) as pool:
+        for family, row in pool.map(run, todo):
+            rows[family] = row
+            print(family, *(row[k] for k in ('trains', *OBJECTIVES)), *row['reasons'])
+            sys.stdout.flush()
+            write_atomically(store, json.dumps(rows, indent=1, sort_keys=True) + '\n')
+            write_atomically(table, markdown(rows, skipped, command))
+
+
+if __name__ == '__main__':
+    cli.run(main)
