@@ -99,6 +99,7 @@ class _AttackEvaluation:
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
         notes = self._weight_classes()
+        self._check_objectives()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
@@ -192,6 +193,24 @@ class _AttackEvaluation:
             gt_frame=self.gt_frame,
         )
         return outputs
+
+    def _check_objectives(self) -> None:
+        """Asks for every named objective once, before a pass that may take hours.
+
+        Raises:
+            ConfigError: if the model does not have the losses that an attack names.
+        """
+        named = [a for a in self.attacks.values() if a.objective.terms is not None]
+        if not named:
+            return
+        batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
+        model = _bare(self.runner.model)
+        device = next(model.parameters()).device
+        with loss_mode(model), seeded(self.seed, device):
+            samples = attack_samples(batch['data_samples'], device, self.gt_frame)
+            for attack in named:
+                oracle = LossOracle(model, batch, samples, attack.objective)
+                oracle.value(float_images(batch, device))
 
     def _weight_classes(self) -> list[str]:
         """Counts classes for the objectives that need it; returns notes for the report.

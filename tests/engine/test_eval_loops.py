@@ -1096,3 +1096,28 @@ def test_built_attacks_are_taken_as_they_are(build: Build, trained: Path) -> Non
     )
     assert f'noise/{MAP}' in runner.test()
     assert runner.test_loop.attacks['noise'].threat.eps == 3
+
+
+def test_an_objective_that_the_model_lacks_is_named_before_the_benign_pass(
+    build: Build, trained: Path, tmp_path: Path
+) -> None:
+    """Not after the hours of the passes before it."""
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(first=NOISE, mask=dict(PGD, objective=['loss_mask'])),
+        ),
+    )
+    predictions: list[int] = []
+    stock = type(runner.model).test_step
+
+    def count(self: Any, data: Any) -> Any:
+        predictions.append(1)
+        return stock(self, data)
+
+    runner.model.test_step = count.__get__(runner.model)
+    with pytest.raises(ConfigError, match="no loss named 'loss_mask'"):
+        runner.test()
+    assert not predictions
+    assert not list(tmp_path.rglob('robustness.json'))
