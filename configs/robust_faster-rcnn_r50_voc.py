@@ -7,6 +7,7 @@ _base_ = [
 ]
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))
+data_root = {{_base_.voc_root}}
 train_dataloader = {{_base_.voc_train}}
 val_dataloader = {{_base_.voc_test}}
 test_dataloader = {{_base_.voc_test}}
