@@ -1,26 +1,7 @@
 # DN-DETR with a ConvNeXt-T backbone on COCO, made robust as in arXiv 2305.17438.
-_base_ = './robust_dn-detr_r50.py'
+_base_ = ['./robust_dn-detr_r50.py', './_base_/backbones/convnext_tiny.py']
 
-model = dict(
-    # As _base_/backbones/convnext_tiny.py, with the last stage's level alone.
-    backbone=dict(
-        _delete_=True,
-        type='mmpretrain.ConvNeXt',
-        arch='tiny',
-        out_indices=[3],
-        drop_path_rate=0.0,
-        layer_scale_init_value=1.0,
-        gap_before_final_norm=False,
-        frozen_stages=1,
-        init_cfg=dict(
-            type='mmrobust.PretrainedBackbone',
-            checkpoint='https://huggingface.co/suixin1424/oddefense/resolve/main/'
-            'convnext_tiny_mmcls-linf-eps-4-advan.pth',
-            fresh=[r'norm3\.'],
-        ),
-    ),
-    neck=dict(in_channels=[768]),
-)
+model = dict(backbone={{_base_.backbone_c5}}, neck=dict(in_channels=[768]))
 optim_wrapper = dict(
     optimizer=dict(weight_decay=0.05),
     # LayerNorm keeps its weight decay.

@@ -10,6 +10,7 @@ custom_imports = dict(imports=['mmrobust'], allow_failed_imports=False)
 
 model = dict(
     type='mmrobust.DNDETR',
+    data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
         # Without an adversarially pre-trained backbone the detector will hardly become
         # robust.

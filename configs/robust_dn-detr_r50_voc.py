@@ -7,10 +7,11 @@ _base_ = [
 ]
 
 model = dict(bbox_head=dict(num_classes=20))
+data_root = {{_base_.voc_root}}
 train_dataloader = {{_base_.voc_train}}
-val_dataloader = {{_base_.voc_test}}
+val_dataloader = {{_base_.voc_val}}
 test_dataloader = {{_base_.voc_test}}
-val_evaluator = {{_base_.voc_metric}}
+val_evaluator = {{_base_.voc_val_metric}}
 test_evaluator = {{_base_.voc_metric}}
 train_cfg = dict(adversary=dict(eps=8))
 test_cfg = dict(attacks={{_base_.linf8_attacks}})

@@ -6,6 +6,7 @@ model = dict(backbone={{_base_.backbone}}, neck=dict(in_channels=[96, 192, 384, 
 find_unused_parameters = True
 optim_wrapper = dict(
     optimizer=dict(weight_decay=0.05),
-    # LayerNorm keeps its weight decay.
-    paramwise_cfg=dict(norm_decay_mult=None),
+    # Norms keep their weight decay; without a rule for them, their biases would follow
+    # that for biases.
+    paramwise_cfg=dict(norm_decay_mult=1.0),
 )

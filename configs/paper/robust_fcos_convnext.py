@@ -16,6 +16,8 @@ optim_wrapper = dict(
     constructor='DefaultOptimWrapperConstructor',
     paramwise_cfg=dict(
         _delete_=True,
+        # mmcv's default; in mmengine the rule for biases would hold for norms' too.
+        norm_decay_mult=1.0,
         bias_lr_mult=2.0,
         bias_decay_mult=0.0,
         custom_keys=dict(backbone=dict(lr_mult=0.1, decay_mult=1.0)),

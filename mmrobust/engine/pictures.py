@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
@@ -71,12 +73,16 @@ def _rgb(image: Tensor) -> np.ndarray:
     return image.float().cpu().numpy().transpose(1, 2, 0)[..., ::-1]
 
 
-def _kept(output: BaseDataElement, score_thr: float) -> BaseDataElement:
+def _kept(output: BaseDataElement, score_thr: float) -> Any:
+    if 'pred_instances' not in output:  # a panoptic segmentation
+        return ()
     instances = output.pred_instances
     return instances[instances.scores >= score_thr]
 
 
 def _found(output: BaseDataElement, score_thr: float) -> str:
+    if 'pred_instances' not in output:
+        return 'no boxes predicted'
     count = len(_kept(output, score_thr))
     return f'{count} detection' + ('' if count == 1 else 's')
 

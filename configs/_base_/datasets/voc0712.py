@@ -59,3 +59,6 @@ voc_test = dict(
     ),
 )
 voc_metric = dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='11points')
+# `_delete_` is gone once it has been obeyed, so that what is used twice exists twice.
+voc_val = dict(voc_test)
+voc_val_metric = dict(voc_metric)
