@@ -217,6 +217,9 @@ def _set_optimizer(cfg: Config) -> None:
     rules.backbone_lr_mult = 0.1
     if has_batch_norm:
         rules.norm_decay_mult = 0.0
+    elif 'bias_decay_mult' in rules:
+        # Without a rule for norms, their biases would follow that for biases.
+        rules.setdefault('norm_decay_mult', 1.0)
     wrapper.paramwise_cfg = rules
     wrapper.constructor = 'mmrobust.BackboneLrOptimWrapperConstructor'
     if not wrapper.get('clip_grad'):
