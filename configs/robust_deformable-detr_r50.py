@@ -44,6 +44,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(backbone_lr_mult=0.1, norm_decay_mult=0.0),
 )
 
+# Without this key --auto-scale-lr is refused.
+auto_scale_lr = dict(enable=False)
 test_cfg = dict(type='mmrobust.AttackTestLoop', attacks={{_base_.attacks}})
 default_hooks = dict(
     attack_visualization=dict(type='mmrobust.AttackVisualizationHook'),

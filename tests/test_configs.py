@@ -209,6 +209,17 @@ def test_all_types_of_a_config_exist(path: Path) -> None:
     exists(OPTIMIZERS, cfg.optim_wrapper.optimizer)
 
 
+@pytest.mark.parametrize('path', WHOLE, ids=name_of)
+def test_the_batch_that_the_rate_is_for(path: Path) -> None:
+    """What `--auto-scale-lr` needs; the README names the exceptions from 16."""
+    cfg = parse(path)
+    if 'demo' in path.parts:
+        assert 'auto_scale_lr' not in cfg
+        return
+    batch = 64 if 'ssd' in path.stem else 32 if 'deformable' in path.stem else 16
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=batch)
+
+
 # -------------------------------------------------------------- variables and parts
 
 

@@ -222,11 +222,11 @@ class _AttackEvaluation:
         if not waiting:
             return []
         dataset = self.dataloader.dataset
-        classes = dataset.metainfo['classes']
+        classes = _object_classes(dataset)
         notes = []
         try:
             train = MMENGINE_DATASETS.build(self.runner.cfg.train_dataloader['dataset'])
-            if train.metainfo['classes'] != classes:
+            if _object_classes(train) != classes:
                 raise ValueError('the training set has other classes')
             counts = count_classes([train], len(classes))
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -331,6 +331,11 @@ class AttackTestLoop(_AttackEvaluation, TestLoop):
 
 def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
+
+
+def _object_classes(dataset: Any) -> Any:
+    """Classes of boxes; a panoptic dataset's background classes come after them."""
+    return dataset.metainfo.get('thing_classes', dataset.metainfo['classes'])
 
 
 def _subset(

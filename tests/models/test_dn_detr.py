@@ -23,7 +23,7 @@ from mmrobust.models import DNDETR, DNDETRHead, DnQueryGenerator
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from torch import Tensor, nn
 
-FULL_SIZE = Path(__file__).parents[2] / 'configs/_base_/models/dn_detr_r50.py'
+FULL_SIZE = Path(__file__).parents[2] / 'configs/robust_dn-detr_r50.py'
 TERMS = ('loss_cls', 'loss_bbox', 'loss_iou')
 TWO_AND_ONE = (
     ([[8.0, 8, 40, 40], [16, 20, 60, 52]], [0, 2]),
@@ -116,15 +116,28 @@ def test_the_full_size_config_is_mmdets_but_for_what_it_says():
 
     ours = Config.fromfile(FULL_SIZE).model.to_dict()
     theirs = get_config('mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py').model.to_dict()
-    assert ours.pop('dn_cfg')
-    assert ours['positional_encoding'].pop('temperature') == 10
-    assert theirs['positional_encoding'].pop('temperature') == 20
-    assert ours.pop('type') == 'mmrobust.DNDETR'
-    assert ours['bbox_head'].pop('type') == 'mmrobust.DNDETRHead'
-    assert theirs.pop('type') == 'DABDETR'
-    assert theirs['bbox_head'].pop('type') == 'DABDETRHead'
     for name, off in (('with_random_refpoints', False), ('num_patterns', 0)):
-        assert theirs.pop(name) == off
+        assert ours[name] == theirs[name] == off
+    assert ours.pop('dn_cfg') == dict(
+        label_noise_scale=0.3, box_noise_scale=0.4, group_cfg=groups_of(5)
+    )
+    changes = (
+        ('type', 'mmrobust.DNDETR', 'DABDETR'),
+        ('bbox_head.type', 'mmrobust.DNDETRHead', 'DABDETRHead'),
+        ('positional_encoding.temperature', 10, 20),
+        ('data_preprocessor.pad_size_divisor', 32, 1),
+        ('backbone.init_cfg.type', 'mmrobust.PretrainedBackbone', 'Pretrained'),
+    )
+    for path, mine, stock in changes:
+        *parents, key = path.split('.')
+        one, two = ours, theirs
+        for parent in parents:
+            one, two = one[parent], two[parent]
+        assert one.pop(key) == mine
+        assert two.pop(key) == stock
+    for model in (ours, theirs):
+        model['backbone']['init_cfg'].pop('checkpoint')
+    ours.pop('_scope_', None)  # where mmengine looks up what has no prefix
     assert ours == theirs
 
 
