@@ -44,6 +44,9 @@ STRIDES = (8, 16, 32, 64)
 MEAN = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)
 STD = torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1)
 
+# 10 / 6, 10 / 3 and 10 / 1, divided by their mean, which is 5.
+COUNTS, WEIGHTS = [6, 3, 1], torch.tensor([1 / 3, 2 / 3, 2])
+
 # What the head's losses are, and the rest of the training loss: (cls, reg, rest).
 Terms = tuple[Tensor, Tensor, Tensor]
 
@@ -373,18 +376,22 @@ def paper_model(family: str, bound: float | None = None) -> nn.Module:
     return model.train()
 
 
+class Annotations:
+    """A dataset with so many objects of every class, one in each image."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.labels = [label for label, n in enumerate(counts) for _ in range(n)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def get_data_info(self, index: int) -> dict:
+        return dict(instances=[dict(bbox_label=self.labels[index])])
+
+
 def class_wise(attack: PGD, counts: Sequence[int]) -> None:
     """Gives an attack the weights that the test loop would count for it."""
-
-    class Annotations:
-        def __len__(self) -> int:
-            return sum(counts)
-
-        def get_data_info(self, index: int) -> dict:
-            label = [c for c, n in enumerate(counts) for _ in range(n)][index]
-            return dict(instances=[dict(bbox_label=label)])
-
-    counted = count_classes([Annotations()], len(counts))
+    counted = count_classes([Annotations(counts)], len(counts))
     attack.objective.class_weights = class_weights(counted)
 
 
@@ -430,9 +437,8 @@ def test_every_step_of_an_attack_is_the_reference(family: str, name: str) -> Non
     reference = deepcopy(model).eval()
     weights = None
     if name == 'cwa':
-        class_wise(attack, [6, 3, 1])
-        # 10 / 6, 10 / 3 and 10 / 1, divided by their mean, which is 5.
-        weights = torch.tensor([1 / 3, 2 / 3, 2])
+        class_wise(attack, COUNTS)
+        weights = WEIGHTS
     batch = make_batch([(64, 96), (80, 112)], 0)
     iterates = iterates_of(model, batch, attack, seed=10)
     for slot, walked in enumerate(iterates):
@@ -462,7 +468,7 @@ def test_class_weights_change_the_perturbation(family: str) -> None:
     """With uneven counts A_cwa is not the sum of both losses, with even ones it is."""
     model, batch = paper_model(family), make_batch([(64, 96)], 0)
     attacks = [paper_attack(family, 'cwa') for _ in range(2)]
-    class_wise(attacks[0], [6, 3, 1])
+    class_wise(attacks[0], COUNTS)
     class_wise(attacks[1], [4, 4, 4])
     attacks.append(
         PGD(
@@ -542,8 +548,13 @@ def reference_update(
     rate: float,
     max_norm: float,
     seed: int,
+    weights: Tensor | None = None,
+    follow_all: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Bound]:
     """One update with plain SGD after clipping the norm of its gradient.
+
+    The noise follows the head's two losses, or all of them; losses are weighted by
+    class where weights are given.
 
     Returns the images seen, the new noise, its gradient, and the bound.
     """
@@ -555,17 +566,16 @@ def reference_update(
     assert x.shape == clean.shape  # no padding: the published noise covers no more
     torch.manual_seed(seed)
     bound = Bound(limit)
-    cls, reg, rest = TERMS[family](model, x, samples, None, bound)
-    weights = [w for w in model.parameters() if w.requires_grad]
-    updates = torch.autograd.grad(
-        cls + reg + rest, weights, retain_graph=True, allow_unused=True
-    )
-    (grad,) = torch.autograd.grad(cls + reg, seen)
+    cls, reg, rest = TERMS[family](model, x, samples, weights, bound)
+    total = cls + reg + rest
+    learnt = [w for w in model.parameters() if w.requires_grad]
+    updates = torch.autograd.grad(total, learnt, retain_graph=True, allow_unused=True)
+    (grad,) = torch.autograd.grad(total if follow_all else cls + reg, seen)
     noise = (noise + 4 * grad.sign()).clamp(-4, 4)
     norm = torch.stack([u.norm() for u in updates if u is not None]).norm()
     factor = min(1.0, max_norm / (float(norm) + 1e-6))
     with torch.no_grad():
-        for weight, update in zip(weights, updates, strict=True):
+        for weight, update in zip(learnt, updates, strict=True):
             if update is not None:
                 weight -= rate * factor * update
     return seen.detach(), noise, grad, bound
@@ -661,3 +671,32 @@ def test_every_update_of_freeat_is_the_reference(
             )
             assert (noise != free).float().mean() > 0.01
             assert furthest(moves(before, unbounded), expected) > 1e-2
+
+
+@pytest.mark.parametrize('family', ['faster_rcnn', 'fcos'])
+def test_class_wise_training_weights_before_it_bounds(family: str) -> None:
+    """The published training type ``cwa``: the noise follows all losses as well."""
+    ours = paper_model(family)
+    batch = make_batch([(64, 96)] * 2, 0)
+    before, theirs = deepcopy(ours), deepcopy(ours)
+    adversary = FreeAdversary(eps=4, carry='run', class_weighting='dataset')
+    adversary.prepare(Annotations(COUNTS))
+    wrapper = OptimWrapper(torch.optim.SGD(ours.parameters(), lr=0.01))
+    torch.manual_seed(100)
+    adversary.train_step(ours, wrapper, batch, 0)
+    *_, moved, grad, bound = reference_update(
+        family,
+        theirs,
+        batch,
+        None,
+        limit=6.0,
+        rate=0.01,
+        max_norm=float('inf'),
+        seed=100,
+        weights=WEIGHTS,
+        follow_all=True,
+    )
+    assert bound.above > 0
+    noise = torch.stack(adversary.state_dict(1)['deltas'])
+    assert_same_up_to_ties(noise, moved, grad)
+    assert furthest(moves(before, ours), moves(before, theirs)) < 1e-4
