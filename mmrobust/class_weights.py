@@ -85,7 +85,8 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
     and reduced as the head had asked. A loss matrix (N, num_classes), as focal loss
     gives, is weighted column by column; a vector (N,), as cross entropy gives, by the
     class of its target, background having weight 1. Heads with another number of
-    classes (an RPN's objectness) are left alone.
+    classes (an RPN's objectness) are left alone. A bounded loss is weighted before it
+    is bounded, as in the code of arXiv 2305.17438.
 
     Args:
         model: the bare detector.
@@ -103,7 +104,7 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
             'reg.'
         )
     with ExitStack() as stack:
-        losses: dict[int, Any] = {id(head.loss_cls): head.loss_cls for head in heads}
+        losses = {id(loss): loss for loss in map(_inner_loss, heads)}
         for loss in losses.values():
             weighting = _Weighting(weights)
             for handle in (
@@ -112,6 +113,14 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
             ):
                 stack.callback(handle.remove)
         yield
+
+
+def _inner_loss(head: Any) -> nn.Module:
+    """The module that computes a head's elementwise losses."""
+    from .models.bounded_loss import BoundedLoss  # not at the top: it needs mmdet
+
+    loss: nn.Module = head.loss_cls
+    return loss.loss if isinstance(loss, BoundedLoss) else loss
 
 
 class _Weighting:
