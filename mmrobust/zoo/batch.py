@@ -39,7 +39,9 @@ def tiny_batch(config: Config, model: dict[str, Any]) -> dict[str, Any]:
     panoptic = 'LoadPanopticAnnotations' in kinds
     rescale = kinds.get('SegRescale', {}).get('scale_factor', 1)
     classes = [part['num_classes'] for part in dicts(model) if 'num_classes' in part]
-    sizes = list(SIZES)
+    keeps_ratio = kinds.get('Resize', {}).get('keep_ratio', True)
+    equal = 'Pad' in kinds or not keeps_ratio
+    sizes = [SIZES[0]] * 2 if equal else list(SIZES)
     for part in dicts(model):
         if part.get('type') in _FIXED_SIZES:
             sizes = [_FIXED_SIZES[part['type']]] * 2
