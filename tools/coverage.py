@@ -154,8 +154,7 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
     ]
     for family, row in sorted(rows.items()):
         cells = [family, row['config'], *(row[name] for name in COLUMNS)]
-        reasons = '; '.join(dict.fromkeys(row['reasons'])).replace('|', '\\|')
-        cells += [f'{row["seconds"]:.1f}', reasons]
+        cells += [f'{row["seconds"]:.1f}', _joined(row['reasons'])]
         lines.append('| ' + ' | '.join(cells) + ' |')
     if skipped:
         lines += ['', '## Out of scope', '', '| folder | why |', '| --- | --- |']
@@ -167,6 +166,16 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
     total = sum(row['seconds'] for row in rows.values())
     lines += [f'- time: {total:.0f} s of one processor core']
     return '\n'.join(lines) + '\n'
+
+
+def _joined(reasons: list[str]) -> str:
+    """One cell of the table; checks that failed for one reason share it."""
+    checks: dict[str, list[str]] = {}
+    for reason in reasons:
+        check, _, text = reason.partition(': ')
+        checks.setdefault(text, []).append(check)
+    texts = [f'{", ".join(names)}: {text}' for text, names in checks.items()]
+    return '; '.join(texts).replace('|', '\\|')
 
 
 def _optional_versions() -> dict[str, str]:
@@ -229,7 +238,9 @@ def main() -> None:
         return family, {'config': config.name, **row}
 
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
-        for family, row in pool.map(run, todo):
+        # Forking beside other threads is only for those who ask for it.
+        mapped = pool.map(run, todo) if args.jobs > 1 else map(run, todo)
+        for family, row in mapped:
             rows[family] = row
             print(family, *(row[name] for name in COLUMNS), *row['reasons'])
             sys.stdout.flush()

@@ -12,12 +12,13 @@ from mmengine.structures import InstanceData, PixelData
 from .shrink import dicts
 
 # (height, width) of the two images: unequal, so that the batch is padded.
-SIZES = ((96, 128), (128, 96))
+SIZES = ((64, 96), (96, 64))
 
-# Whose layers are made for one input size.
+# Whose layers are made for one input size, or for maps that are not too small.
 _FIXED_SIZES: dict[str, tuple[int, int]] = {
+    'DetectoRS_ResNet': (96, 96),
     'SSDVGG': (300, 300),
-    'HourglassNet': (128, 128),
+    'HourglassNet': (64, 64),
 }
 
 

@@ -95,8 +95,8 @@ def _shrink(part: dict[str, Any]) -> None:
         if applies and key in part:
             part[key] = min(part[key], most)
     if kind == 'BatchFixedSizePad':
-        part['size'] = (128, 128)
+        part['size'] = (96, 96)
     if kind == 'BatchSyncRandomResize':
-        part['random_size_range'] = (96, 160)
+        part['random_size_range'] = (64, 128)
     if kind == 'BatchResize':
-        part['scale'] = (128, 96)
+        part['scale'] = (96, 64)
