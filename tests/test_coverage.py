@@ -39,17 +39,20 @@ def tool() -> ModuleType:
 
 
 def result(row: dict) -> tuple:
-    return row['trains'], row['total'], row['cls'], row['reg']
+    return tuple(row[name] for name in ('trains', 'total', 'cls', 'reg', 'predicts'))
 
 
 @pytest.mark.parametrize(
     ('family', 'wanted'),
     [
-        ('centernet', ('yes', 'yes', 'n/a', 'n/a')),  # losses of other names
-        ('ddod', ('yes', 'yes', 'yes', 'yes')),  # counts positives
-        ('fast_rcnn', ('yes', 'yes', 'yes', 'yes')),  # gets its proposals as data
-        ('maskformer', ('yes', 'yes', 'yes', 'n/a')),  # panoptic
-        ('yolox', ('yes', 'yes', 'yes', 'yes')),  # resizes batches in training
+        ('centernet', ('yes', 'yes', 'n/a', 'n/a', 'yes')),  # losses of other names
+        ('ddod', ('yes', 'yes', 'yes', 'yes', 'yes')),  # counts positives
+        (
+            'fast_rcnn',
+            ('yes', 'yes', 'yes', 'yes', 'yes'),
+        ),  # proposals as data
+        ('maskformer', ('yes', 'yes', 'yes', 'n/a', 'yes')),  # panoptic
+        ('yolox', ('yes', 'yes', 'yes', 'yes', 'yes')),  # resizes batches in training
     ],
 )
 def test_families_of_every_kind_work(family, wanted):
@@ -121,12 +124,12 @@ def edit(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ('spoil', 'wanted', 'reason'),
     [
-        (detach, ('no', 'no', 'no', 'no'), 'no gradient reaches the image'),
-        (learn, ('yes', 'no', 'no', 'no'), 'the attack changes weights'),
-        (differ, ('yes', 'no', 'yes', 'yes'), 'in attack mode'),
-        (overflow, ('no', 'no', 'no', 'no'), 'not finite|stays zero'),
-        (leave_out, ('no', 'no', 'no', 'no'), 'zero'),
-        (edit, ('no', 'no', 'no', 'no'), "changes the loader's batch"),
+        (detach, ('no', 'no', 'no', 'no', 'no'), 'no gradient reaches the image'),
+        (learn, ('yes', 'no', 'no', 'no', 'no'), 'the attack changes weights'),
+        (differ, ('yes', 'no', 'yes', 'yes', 'yes'), 'in attack mode'),
+        (overflow, ('no', 'no', 'no', 'no', 'no'), 'not finite|stays zero'),
+        (leave_out, ('no', 'no', 'no', 'no', 'no'), 'zero'),
+        (edit, ('no', 'no', 'no', 'no', 'no'), "changes the loader's batch"),
     ],
 )
 def test_a_broken_model_is_found(spoil, wanted, reason):
@@ -138,7 +141,7 @@ def test_a_broken_model_is_found(spoil, wanted, reason):
     batch = dict(inputs=[d.image for d in drawings], data_samples=samples)
 
     model.backbone = Broken(model.backbone, lambda backbone, images: images)
-    assert result(examine(model, batch)) == ('yes', 'yes', 'yes', 'yes')
+    assert result(examine(model, batch)) == ('yes', 'yes', 'yes', 'yes', 'yes')
 
     model.backbone.spoil = spoil
     object.__setattr__(model.backbone, 'samples', samples)
@@ -148,11 +151,13 @@ def test_a_broken_model_is_found(spoil, wanted, reason):
 
 
 def good(path: Path) -> dict:
-    return dict(trains='yes', total='yes', cls='n/a', reg='n/a', reasons=[])
+    return dict(
+        trains='yes', total='yes', cls='n/a', reg='n/a', predicts='yes', reasons=[]
+    )
 
 
 def crash(path: Path) -> dict:
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
@@ -172,7 +177,7 @@ def quit_(path: Path) -> dict:
 @pytest.mark.parametrize(
     ('task', 'reason'),
     [
-        (crash, 'the process died (SIGSEGV)'),
+        (crash, 'the process died (SIGKILL)'),
         (hang, 'no result within 1 s'),
         (fail, 'build: RuntimeError: a | b c'),
         (quit_, 'the process ended with status 3'),
@@ -180,7 +185,7 @@ def quit_(path: Path) -> dict:
 )
 def test_a_process_that_fails_ends_as_a_row(tool, task, reason):
     row = tool.run_alone(task, Path('x.py'), timeout=1)
-    assert result(row) == ('no', 'no', 'no', 'no')
+    assert result(row) == ('no', 'no', 'no', 'no', 'no')
     assert row['reasons'] == [reason]
     assert 0 <= row['seconds'] < 10
 
@@ -195,18 +200,22 @@ def test_the_table_adds_up(tool):
             total='no',
             cls='no',
             reg='yes',
+            predicts='no',
             seconds=0.0,
-            reasons=['x | y', 'x | y'],
+            reasons=['total: x | y', 'cls: x | y', 'predicts: z: 1'],
         ),
     }
     text = tool.markdown(rows, dict(d='no model'), 'python tools/coverage.py')
     assert '**2 of 3 families work**: 3 train, 2 attacked on total, ' in text
-    assert '1 attacked on cls, 1 attacked on reg. 1 folders are out of scope.' in text
+    assert (
+        '1 attacked on cls, 1 attacked on reg, 2 predict. Folders out of scope: 1.'
+        in text
+    )
     lines = [line for line in text.splitlines() if line[:4] in ('| a ', '| b ', '| c ')]
     assert lines == [
-        '| a | a.py | yes | yes | yes | n/a | 2.5 |  |',
-        '| b | b.py | yes | yes | n/a | n/a | 1.2 |  |',
-        '| c | c.py | yes | no | no | yes | 0.0 | x \\| y |',
+        '| a | a.py | yes | yes | yes | n/a | yes | 2.5 |  |',
+        '| b | b.py | yes | yes | n/a | n/a | yes | 1.2 |  |',
+        '| c | c.py | yes | no | no | yes | no | 0.0 | total, cls: x \\| y; predicts: z: 1 |',
     ]
     assert '| d | no model |' in text
     assert '- command: `python tools/coverage.py`' in text

@@ -18,7 +18,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mmrobust import cli, zoo
 from mmrobust.errors import ConfigError
 from mmrobust.report import package_versions, write_atomically
 from mmrobust.zoo.examine import (
+    COLUMNS,
     NO,
     OBJECTIVES,
     YES,
@@ -80,7 +82,7 @@ def run_alone(
         process.kill()
     process.join(10)
     if row is None:
-        row = dict.fromkeys(('trains', *OBJECTIVES), NO)
+        row = dict.fromkeys(COLUMNS, NO)
         row['reasons'] = [reason]
     row.setdefault('seconds', round(time.monotonic() - started, 1))
     return row
@@ -101,7 +103,7 @@ def _child(
             row = task(path)
         except Exception as error:
             traceback.print_exc()
-            row = dict.fromkeys(('trains', *OBJECTIVES), NO)
+            row = dict.fromkeys(COLUMNS, NO)
             row['reasons'] = [f'build: {in_a_few_words(error)}']
         # Of this process, so that a busy machine gives the same table.
         sender.send({**row, 'seconds': round(time.process_time() - started, 1)})
@@ -110,7 +112,7 @@ def _child(
 
 def works(row: Row) -> bool:
     """Whether nothing failed."""
-    return NO not in (row['trains'], *(row[name] for name in OBJECTIVES))
+    return NO not in (row[name] for name in COLUMNS)
 
 
 def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str:
@@ -123,6 +125,7 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
     """
     good = sum(works(row) for row in rows.values())
     trained = sum(row['trains'] == YES for row in rows.values())
+    predicting = sum(row['predicts'] == YES for row in rows.values())
     attacked = {
         name: sum(row[name] == YES for row in rows.values()) for name in OBJECTIVES
     }
@@ -130,34 +133,58 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
         "# Which of mmdet's model families work",
         '',
         "One config of every family (a folder of mmdet's own configs), shrunk, with "
-        'two synthetic images. *trains*: two updates of FreeAT. *total*, *cls*, *reg*: '
-        'PGD on that objective; checked are a finite gradient that is not zero, the '
-        'same loss as in training (dropout off, BatchNorm on its running statistics), '
-        'no trace in weights, buffers and flags, and a prediction on the attacked '
-        'images. n/a: the model has no loss of that name. "yes" says that it runs and '
-        'is right, not how robust the model gets.',
+        'two synthetic images; no checkpoint is loaded.',
+        '',
+        '- *trains*: two updates of FreeAT move weights and perturbation and leave the '
+        'batch as it was.',
+        '- *total*, *cls*, *reg*: PGD on that objective. The gradient is finite and '
+        'not zero, the total loss is that of training (dropout off, BatchNorm on its '
+        'running statistics), and weights, buffers and flags are the same afterwards. '
+        'n/a: the model has no loss of that name.',
+        '- *predicts*: it predicts on the attacked images.',
+        '',
+        '"yes" says that it runs and is right, not how robust a model gets.',
         '',
         f'**{good} of {len(rows)} families work**: {trained} train, '
         + ', '.join(f'{attacked[name]} attacked on {name}' for name in OBJECTIVES)
-        + f'. {len(skipped)} folders are out of scope.',
+        + f', {predicting} predict. Folders out of scope: {len(skipped)}.',
         '',
-        '| family | config | trains | total | cls | reg | seconds | failure |',
-        '| --- | --- | --- | --- | --- | --- | ---: | --- |',
+        f'| family | config | {" | ".join(COLUMNS)} | seconds | failure |',
+        f'| --- | --- |{" --- |" * len(COLUMNS)} ---: | --- |',
     ]
     for family, row in sorted(rows.items()):
-        cells = [family, row['config'], row['trains'], *(row[n] for n in OBJECTIVES)]
-        reasons = '; '.join(dict.fromkeys(row['reasons'])).replace('|', '\\|')
-        cells += [f'{row["seconds"]:.1f}', reasons]
+        cells = [family, row['config'], *(row[name] for name in COLUMNS)]
+        cells += [f'{row["seconds"]:.1f}', _joined(row['reasons'])]
         lines.append('| ' + ' | '.join(cells) + ' |')
     if skipped:
         lines += ['', '## Out of scope', '', '| folder | why |', '| --- | --- |']
         lines += [f'| {name} | {why} |' for name, why in sorted(skipped.items())]
-    versions = ', '.join(f'{k} {v}' for k, v in package_versions().items())
+    found = {**package_versions(), **_optional_versions()}
+    versions = ', '.join(f'{k} {v}' for k, v in found.items())
     lines += ['', '## How to repeat it', '', f'- command: `{command}`']
     lines += [f'- versions: {versions}, Python {sys.version.split()[0]}']
     total = sum(row['seconds'] for row in rows.values())
     lines += [f'- time: {total:.0f} s of one processor core']
     return '\n'.join(lines) + '\n'
+
+
+def _joined(reasons: list[str]) -> str:
+    """One cell of the table; checks that failed for one reason share it."""
+    checks: dict[str, list[str]] = {}
+    for reason in reasons:
+        check, _, text = reason.partition(': ')
+        checks.setdefault(text, []).append(check)
+    texts = [f'{", ".join(names)}: {text}' for text, names in checks.items()]
+    return '; '.join(texts).replace('|', '\\|')
+
+
+def _optional_versions() -> dict[str, str]:
+    """Versions of what single families need."""
+    found = {}
+    for name in ('scikit-image', 'timm'):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -211,9 +238,11 @@ def main() -> None:
         return family, {'config': config.name, **row}
 
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
-        for family, row in pool.map(run, todo):
+        # Forking beside other threads is only for those who ask for it.
+        mapped = pool.map(run, todo) if args.jobs > 1 else map(run, todo)
+        for family, row in mapped:
             rows[family] = row
-            print(family, *(row[k] for k in ('trains', *OBJECTIVES)), *row['reasons'])
+            print(family, *(row[name] for name in COLUMNS), *row['reasons'])
             sys.stdout.flush()
             write_atomically(store, json.dumps(rows, indent=1, sort_keys=True) + '\n')
             write_atomically(table, markdown(rows, skipped, command))

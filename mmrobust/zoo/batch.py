@@ -12,12 +12,13 @@ from mmengine.structures import InstanceData, PixelData
 from .shrink import dicts
 
 # (height, width) of the two images: unequal, so that the batch is padded.
-SIZES = ((96, 128), (128, 96))
+SIZES = ((64, 96), (96, 64))
 
-# Whose layers are made for one input size.
+# Whose layers are made for one input size, or for maps that are not too small.
 _FIXED_SIZES: dict[str, tuple[int, int]] = {
+    'DetectoRS_ResNet': (96, 96),
     'SSDVGG': (300, 300),
-    'HourglassNet': (128, 128),
+    'HourglassNet': (64, 64),
 }
 
 
@@ -39,7 +40,9 @@ def tiny_batch(config: Config, model: dict[str, Any]) -> dict[str, Any]:
     panoptic = 'LoadPanopticAnnotations' in kinds
     rescale = kinds.get('SegRescale', {}).get('scale_factor', 1)
     classes = [part['num_classes'] for part in dicts(model) if 'num_classes' in part]
-    sizes = list(SIZES)
+    keeps_ratio = kinds.get('Resize', {}).get('keep_ratio', True)
+    equal = 'Pad' in kinds or not keeps_ratio
+    sizes = [SIZES[0]] * 2 if equal else list(SIZES)
     for part in dicts(model):
         if part.get('type') in _FIXED_SIZES:
             sizes = [_FIXED_SIZES[part['type']]] * 2
