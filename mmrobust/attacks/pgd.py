@@ -94,6 +94,7 @@ class PGD(Attack):
             'objective': self.objective.name,
             'restarts': self.restarts,
             'random_start': self.random_start,
+            'keep_best': self.keep_best,
         }
 
 

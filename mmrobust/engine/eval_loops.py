@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import is_distributed
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.runner import Runner, TestLoop, ValLoop
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
@@ -21,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..attacks import Attack
-from ..attacks.base import positive_int
 from ..batch import (
     attack_samples,
     count_boxes_outside,
@@ -30,15 +26,16 @@ from ..batch import (
     split_batch,
     with_images,
 )
-from ..class_weights import class_weights, count_classes
 from ..errors import ConfigError
 from ..objective import LossOracle, loss_mode
 from ..registry import ATTACKS, LOOPS
 from ..report import AttackResult, RobustnessReport
 from ..seeding import derive_seed, seeded
+from .counting import weights_for_evaluation
 from .preflight import check_has_boxes
 from .progress import Progress
-from .saving import AdversarialImages
+from .saving import AdversarialImages, dumps_renamed
+from .subset import choose_images, restrict_metrics
 
 
 class _AttackEvaluation:
@@ -70,7 +67,7 @@ class _AttackEvaluation:
         self.save_adv = save_adv
         dataset = self.dataloader.dataset
         if num_images is not None:
-            _restrict_metrics(self.evaluator, dataset)
+            restrict_metrics(self.evaluator, dataset)
         if gt_frame not in ('auto', 'original', 'input'):
             raise ConfigError(
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
@@ -128,7 +125,6 @@ class _AttackEvaluation:
     ) -> AttackResult:
         result = AttackResult(name, attack.describe())
         saver = AdversarialImages.maybe(self.save_adv, name, attack.describe())
-        renamed = _rename_dumps(self.evaluator, name)
         self._outside = 0
         progress.start(name)
         for index, data_batch in enumerate(self.dataloader):
@@ -138,8 +134,9 @@ class _AttackEvaluation:
                 saver.save(data_batch['data_samples'], adversarial)
             progress.update(index + 1)
         result.seconds = progress.finish()
-        result.metrics = dict(self.evaluator.evaluate(len(self.dataloader.dataset)))
-        _restore_dumps(renamed)
+        with dumps_renamed(self.evaluator, name):
+            count = len(self.dataloader.dataset)
+            result.metrics = dict(self.evaluator.evaluate(count))
         missing = [key for key in benign if key not in result.metrics]
         if missing:
             # CocoMetric gives no numbers at all when nothing is detected any more.
@@ -213,30 +210,13 @@ class _AttackEvaluation:
                 oracle.value(float_images(batch, device))
 
     def _weight_classes(self) -> list[str]:
-        """Counts classes for the objectives that need it; returns notes for the report.
-
-        Counted in the training set, as the published attack's weights should be; its
-        code takes the evaluated set's.
-        """
+        """Weights classes for the objectives that need it; returns notes."""
         waiting = [a for a in self.attacks.values() if a.objective.needs_class_weights]
         if not waiting:
             return []
-        dataset = self.dataloader.dataset
-        classes = _object_classes(dataset)
-        notes = []
-        try:
-            train = MMENGINE_DATASETS.build(self.runner.cfg.train_dataloader['dataset'])
-            if _object_classes(train) != classes:
-                raise ValueError('the training set has other classes')
-            counts = count_classes([train], len(classes))
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            notes.append(
-                'class weights of cwa are those of the evaluated set, because the '
-                f'training set could not be used ({error})'
-            )
-            print_log(notes[0], logger='current', level=logging.WARNING)
-            counts = count_classes([dataset], len(classes))
-        weights = class_weights(counts)
+        weights, notes = weights_for_evaluation(
+            self.runner.cfg.get('train_dataloader'), self.dataloader.dataset
+        )
         for attack in waiting:
             attack.objective.class_weights = weights
         return notes
@@ -281,7 +261,7 @@ class AttackValLoop(_AttackEvaluation, ValLoop):
         save_adv: str | None = None,
         fp16: bool = False,
     ) -> None:
-        loader = _subset(dataloader, num_images, seed)
+        loader = choose_images(dataloader, num_images, seed)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
 
@@ -320,7 +300,7 @@ class AttackTestLoop(_AttackEvaluation, TestLoop):
         report: str | None = None,
         fp16: bool = False,
     ) -> None:
-        loader = _subset(dataloader, num_images, seed)
+        loader = choose_images(dataloader, num_images, seed)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
@@ -331,68 +311,3 @@ class AttackTestLoop(_AttackEvaluation, TestLoop):
 
 def _bare(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
-
-
-def _object_classes(dataset: Any) -> Any:
-    """Classes of boxes; a panoptic dataset's background classes come after them."""
-    return dataset.metainfo.get('thing_classes', dataset.metainfo['classes'])
-
-
-def _subset(
-    dataloader: DataLoader | dict, num_images: int | None, seed: int
-) -> DataLoader | dict:
-    """Puts a fixed, seeded choice of images in place of a loader config's dataset."""
-    if num_images is None:
-        return dataloader
-    num_images = positive_int(num_images, 'num_images')
-    if not isinstance(dataloader, dict):
-        raise ConfigError('num_images needs the dataloader as a config, not built.')
-    dataset = MMENGINE_DATASETS.build(dataloader['dataset'])
-    dataset.full_init()
-    if num_images > len(dataset):
-        raise ConfigError(
-            f'num_images={num_images} is more than the {len(dataset)} images there are.'
-        )
-    chosen = np.random.default_rng(seed).permutation(len(dataset))[:num_images]
-    try:
-        dataset.get_subset_(sorted(int(index) for index in chosen))
-    except (AttributeError, NotImplementedError) as error:
-        raise ConfigError(
-            f'num_images is not possible with {type(dataset).__name__}, which cannot '
-            'be cut to a subset: leave it out, or use a plain dataset.'
-        ) from error
-    return {**dataloader, 'dataset': dataset}
-
-
-def _restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
-    """Tells metrics with an annotation file of their own which images count.
-
-    Otherwise they would score all of the file's images, and the others as missed.
-    """
-    ids = [dataset.get_data_info(index).get('img_id') for index in range(len(dataset))]
-    for metric in evaluator.metrics:
-        if hasattr(metric, 'img_ids'):
-            metric.img_ids = ids
-        elif getattr(metric, '_coco_api', None) is not None:
-            raise ConfigError(
-                f'num_images is not possible with {type(metric).__name__}, which '
-                'always scores its whole annotation file.'
-            )
-
-
-def _rename_dumps(evaluator: Evaluator, name: str) -> list[tuple[Any, str, str]]:
-    """Lets metrics that write their results to files write one file per attack."""
-    renamed = []
-    for metric in evaluator.metrics:
-        for attribute in ('out_file_path', 'outfile_prefix'):
-            path = getattr(metric, attribute, None)
-            if path is not None:
-                renamed.append((metric, attribute, path))
-                stem, extension = os.path.splitext(path)
-                setattr(metric, attribute, f'{stem}.{name}{extension}')
-    return renamed
-
-
-def _restore_dumps(renamed: list[tuple[Any, str, str]]) -> None:
-    for metric, attribute, path in renamed:
-        setattr(metric, attribute, path)

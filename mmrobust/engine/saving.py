@@ -1,16 +1,18 @@
-"""Adversarial images on disk, without loss."""
+"""Adversarial images and predictions on disk, one place per attack."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import cv2
 import numpy as np
+from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -70,3 +72,21 @@ class AdversarialImages:
             os.replace(temporary, f'{stem}.npz')
             picture = array.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
             cv2.imwrite(f'{stem}.png', picture)
+
+
+@contextmanager
+def dumps_renamed(evaluator: Evaluator, name: str) -> Iterator[None]:
+    """Lets metrics that write their results to files write one file per attack."""
+    kept = []
+    for metric in evaluator.metrics:
+        for attribute in ('out_file_path', 'outfile_prefix'):
+            path = getattr(metric, attribute, None)
+            if path is not None:
+                kept.append((metric, attribute, path))
+                stem, extension = os.path.splitext(path)
+                setattr(metric, attribute, f'{stem}.{name}{extension}')
+    try:
+        yield
+    finally:
+        for metric, attribute, path in kept:
+            setattr(metric, attribute, path)

@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from mmrobust.attacks import Attack, RandomNoise
 from mmrobust.class_weights import class_weights
 from mmrobust.cli import as_sentence
-from mmrobust.engine.eval_loops import _restrict_metrics
+from mmrobust.engine.subset import restrict_metrics
 from mmrobust.engine.saving import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
@@ -508,7 +508,7 @@ def test_a_metric_that_cannot_be_restricted_is_refused(evaluate: Callable) -> No
     assert isinstance(metric, CocoMetric)
     del metric.img_ids
     with pytest.raises(ConfigError, match='not possible with CocoMetric'):
-        _restrict_metrics(runner.test_evaluator, runner.test_dataloader.dataset)
+        restrict_metrics(runner.test_evaluator, runner.test_dataloader.dataset)
 
 
 # ------------------------------------------------------------------ saved files

@@ -1,0 +1,55 @@
+"""Evaluating a fixed choice of images instead of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from torch.utils.data import DataLoader
+
+from ..attacks.base import positive_int
+from ..errors import ConfigError
+
+
+def choose_images(
+    dataloader: DataLoader | dict, num_images: int | None, seed: int
+) -> DataLoader | dict:
+    """Puts a fixed, seeded choice of images in place of a loader config's dataset."""
+    if num_images is None:
+        return dataloader
+    num_images = positive_int(num_images, 'num_images')
+    if not isinstance(dataloader, dict):
+        raise ConfigError('num_images needs the dataloader as a config, not built.')
+    dataset = MMENGINE_DATASETS.build(dataloader['dataset'])
+    dataset.full_init()
+    if num_images > len(dataset):
+        raise ConfigError(
+            f'num_images={num_images} is more than the {len(dataset)} images there are.'
+        )
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:num_images]
+    try:
+        dataset.get_subset_(sorted(int(index) for index in chosen))
+    except (AttributeError, NotImplementedError) as error:
+        raise ConfigError(
+            f'num_images is not possible with {type(dataset).__name__}, which cannot '
+            'be cut to a subset: leave it out, or use a plain dataset.'
+        ) from error
+    return {**dataloader, 'dataset': dataset}
+
+
+def restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
+    """Tells metrics with an annotation file of their own which images count.
+
+    Otherwise they would score all of the file's images, and the others as missed.
+    """
+    ids = [dataset.get_data_info(index).get('img_id') for index in range(len(dataset))]
+    for metric in evaluator.metrics:
+        if hasattr(metric, 'img_ids'):
+            metric.img_ids = ids
+        elif getattr(metric, '_coco_api', None) is not None:
+            raise ConfigError(
+                f'num_images is not possible with {type(metric).__name__}, which '
+                'always scores its whole annotation file.'
+            )
