@@ -622,6 +622,8 @@ def test_every_update_of_freeat_is_the_reference(
     adversary = ADVERSARIES.build(config.train_cfg.adversary)
     assert isinstance(adversary, FreeAdversary)
     assert adversary.replays == 4
+    # Each batch is a pass over the data, and the noise outlives it.
+    adversary.updates_per_epoch = 4
     # Moves large enough not to drown in the rounding of the weights.
     rate, max_norm = (1.0, 0.1) if family == 'dn_detr' else (0.01, 100.0)
     wrapper = OptimWrapper(
