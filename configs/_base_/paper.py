@@ -45,6 +45,9 @@ paper_attacks = dict(
 # - attacks maximise the bounded losses, which spares just the elements that they are
 #   after: here the bound holds in training alone;
 # - regions are sampled without a seed in an attack: here the seed follows the image;
+# - FCOS is attacked with its head in eval mode, where boxes come in pixels and their
+#   targets in strides, so that A_reg and A_cwa follow a loss that means nothing: here
+#   both are in strides, as in training;
 # - A_cwa weights classes by their counts in the evaluated set, and divides by zero for
 #   a class that does not occur: here by those of the training set, and such a class has
 #   weight 1.
