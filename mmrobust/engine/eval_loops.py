@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -104,6 +105,11 @@ class _AttackEvaluation:
             self.run_iter(index, data_batch)  # type: ignore[attr-defined]
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         report.benign = dict(metrics)
+        if not metrics:
+            # CocoMetric's answer to no detection at all.
+            text = 'the benign pass gave no metric: the model detects nothing'
+            report.checks.append(text)
+            print_log(text, logger='current', level=logging.WARNING)
         progress = Progress(list(self.attacks), len(self.dataloader), runner.logger)
         for name, attack in self.attacks.items():
             self._save(report, complete=False)

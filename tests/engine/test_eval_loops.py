@@ -720,7 +720,10 @@ def test_a_detector_that_finds_nothing_is_evaluated_to_the_end(
     model = tiny.fcos()
     model['test_cfg']['score_thr'] = 1.0
     evaluate(dict(noise=NOISE), dict(model=model))
-    assert strict_json(tmp_path / 'work' / 'robustness.json')['complete'] is True
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['complete'] is True
+    assert report['benign']['metrics'] == {}
+    assert 'the model detects nothing' in report['checks'][0]
 
 
 def test_boxes_in_the_wrong_frame_are_noted(evaluate: Callable, coco: Path) -> None:
