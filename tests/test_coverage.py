@@ -202,7 +202,7 @@ def test_the_table_adds_up(tool):
             reg='yes',
             predicts='no',
             seconds=0.0,
-            reasons=['total: x | y', 'cls: x | y', 'predicts: z: 1'],
+            reasons=['total: x | y', 'cls: x | y', 'reg: z'],
         ),
     }
     text = tool.markdown(rows, dict(d='no model'), 'python tools/coverage.py')
@@ -215,7 +215,7 @@ def test_the_table_adds_up(tool):
     assert lines == [
         '| a | a.py | yes | yes | yes | n/a | yes | 2.5 |  |',
         '| b | b.py | yes | yes | n/a | n/a | yes | 1.2 |  |',
-        '| c | c.py | yes | no | no | yes | no | 0.0 | total, cls: x \\| y; predicts: z: 1 |',
+        '| c | c.py | yes | no | no | yes | no | 0.0 | total, cls: x \\| y; reg: z |',
     ]
     assert '| d | no model |' in text
     assert '- command: `python tools/coverage.py`' in text
