@@ -23,8 +23,12 @@ from mmrobust import cli
 from mmrobust.report import write_atomically
 
 EPS = 8
-# Updates of the standard detectors; a DETR takes longer.
-DETECTORS = {'faster-rcnn': 1200, 'fcos': 1200, 'dn-detr': 5200}
+# Stages of the standard detectors: updates and learning rate. A DETR takes longer.
+DETECTORS = {
+    'faster-rcnn': ((1200, 2e-3),),
+    'fcos': ((1200, 2e-3),),
+    'dn-detr': ((1200, 2e-3), (4000, 1e-3)),
+}
 # Adversary, and passes (forward and backward) per update.
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
     'standard': ({'type': 'NoAdversary'}, 1),
@@ -78,7 +82,7 @@ def load(detector: str, folder: Path) -> Config:
     """The detector's config on the digits."""
     configs = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
     cfg = Config.fromfile(configs / f'standard_{detector}.py')
-    cfg.work_dir, cfg.resume = str(folder), True
+    cfg.work_dir = str(folder)
     cfg.experiment_name = '_'.join(folder.parts[-2:])
     del cfg.default_hooks['attack_visualization']
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
@@ -93,16 +97,26 @@ def set_length(cfg: Config, updates: int) -> None:
 
 def standard(detector: str, folder: Path) -> Path:
     """Trains the standard detector; returns its checkpoint."""
-    updates = DETECTORS[detector]
-    checkpoint = folder / f'iter_{updates}.pth'
-    if not checkpoint.exists():
-        cfg = load(detector, folder)
+    checkpoint = None
+    for number, (updates, rate) in enumerate(DETECTORS[detector]):
+        stage = folder / str(number)
+        cfg = load(detector, stage)
         cfg.train_cfg.pop('val_interval')
+        cfg.optim_wrapper.optimizer.lr = rate
         set_length(cfg, updates)
-        if detector == 'dn-detr':
-            cfg.optim_wrapper.optimizer.lr = 1e-3
-        Runner.from_cfg(cfg).train()
+        start, checkpoint = checkpoint, stage / f'iter_{updates}.pth'
+        if not checkpoint.exists():
+            start_from(cfg, start)
+            Runner.from_cfg(cfg).train()
+    assert checkpoint is not None
     return checkpoint
+
+
+def start_from(cfg: Config, checkpoint: Path | None) -> None:
+    """Goes on where an earlier run was interrupted, or starts from a checkpoint."""
+    cfg.resume = (Path(cfg.work_dir) / 'last_checkpoint').exists()
+    # mmengine takes load_from as what to resume when both are given.
+    cfg.load_from = None if cfg.resume or checkpoint is None else str(checkpoint)
 
 
 def fine_tuned(
@@ -125,11 +139,7 @@ def fine_tuned(
     clock = folder / 'seconds.json'
     if not checkpoint.exists():
         started = time.monotonic()
-        cfg.load_from = str(start)
-        # mmengine takes load_from as what to resume when both are given.
-        cfg.resume = (folder / 'last_checkpoint').exists()
-        if cfg.resume:
-            cfg.load_from = None
+        start_from(cfg, start)
         Runner.from_cfg(cfg).train()
         write_atomically(clock, json.dumps(time.monotonic() - started))
     if not (report.exists() and json.loads(report.read_text())['complete']):

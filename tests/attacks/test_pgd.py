@@ -214,6 +214,7 @@ def test_the_papers_attacks_have_the_papers_settings(name):
         'objective': name,
         'restarts': 1,
         'random_start': False,
+        'keep_best': True,
     }
 
 

@@ -410,6 +410,8 @@ def test_checkpoints_are_plain_mmdet_checkpoints(build: Build, tmp_path: Path) -
         objective='loss_cls',
         replays=2,
         warmup_iters=0,
+        share=1.0,
+        class_weighting=None,
         step_size=4.0,
         carry='run',
     )
