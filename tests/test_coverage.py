@@ -254,3 +254,12 @@ def test_results_are_kept_after_each_family_and_resumed(tool, tmp_path, monkeypa
 
     with pytest.raises(tool.ConfigError, match="'nonsense' is no folder"):
         call('--family', 'nonsense')
+
+
+def test_it_does_not_pass_for_the_package_of_its_name() -> None:
+    """Libraries that the other scripts import ask for that one."""
+    spec = importlib.util.spec_from_file_location(
+        'coverage', ROOT / 'tools/coverage.py'
+    )
+    with pytest.raises(ImportError, match='not the package'):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -7,6 +7,11 @@ an error is checked. The result is a table in Markdown, with a JSON file beside 
 
 from __future__ import annotations
 
+if __name__ == 'coverage':
+    # The other scripts of this folder have it on their path, where libraries (numba)
+    # look whether the package of that name is there.
+    raise ImportError('tools/coverage.py is not the package coverage')
+
 import argparse
 import json
 import multiprocessing
