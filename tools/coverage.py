@@ -200,7 +200,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--out', default='docs/coverage.md', help='the table')
     parser.add_argument(
-        '--timeout', type=float, default=120, help='seconds per family (default 120)'
+        '--timeout', type=float, default=300, help='seconds per family (default 300)'
     )
     parser.add_argument('--jobs', type=int, default=1, help='families at a time')
     parser.add_argument(

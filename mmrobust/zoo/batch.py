@@ -19,6 +19,7 @@ _FIXED_SIZES: dict[str, tuple[int, int]] = {
     'DetectoRS_ResNet': (96, 96),
     'SSDVGG': (300, 300),
     'HourglassNet': (64, 64),
+    'LADHead': (96, 128),  # enough anchors for its mixture model
 }
 
 

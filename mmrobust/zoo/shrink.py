@@ -74,6 +74,8 @@ def _shrink(part: dict[str, Any]) -> None:
     if kind == 'HourglassNet':
         part['stage_blocks'] = [1] * 6
         part['stage_channels'] = [256] * 6
+    if isinstance(part.get('num_grids'), list):  # of SOLO, one per level
+        part['num_grids'] = [min(count, 16) for count in part['num_grids']]
     if kind == 'SwinTransformer':
         part['depths'] = [2] * len(part['depths'])
     if part.get('num_classes', 0) > 200:
@@ -86,10 +88,10 @@ def _shrink(part: dict[str, Any]) -> None:
         ('fc_out_channels', 64, kind != 'SCNetBBoxHead'),
         ('num_points', 256, 'importance_sample_ratio' in part),
         ('num_layers', 2, 'layer_cfg' in part),
-        ('num', 32, kind.endswith('Sampler')),
+        ('num', 16, kind.endswith('Sampler')),
         # Of proposals, and of results. QueryInst has masks for all its proposals, so
         # that the latter must be as many as its num_proposals.
-        ('max_per_img', 64, 'nms_pre' in part and 'score_thr' not in part),
+        ('max_per_img', 32, 'nms_pre' in part and 'score_thr' not in part),
         ('max_per_img', 10, 'nms_pre' not in part or 'score_thr' in part),
     ):
         if applies and key in part:
