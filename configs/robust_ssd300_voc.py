@@ -8,6 +8,9 @@ _base_ = [
 ]
 custom_imports = dict(imports=['mmrobust'], allow_failed_imports=False)
 
+# mmdet's own SSDHead cannot predict in mmdet 3.3.
+model = dict(bbox_head=dict(type='mmrobust.SSDHead'))
+
 # 6 passes over the training set, which mmdet repeats 10 times, are as many updates as
 # those of the standard detector: 24 passes.
 train_cfg = dict(

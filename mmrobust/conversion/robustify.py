@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
 from .backbones import swap_backbone, weights_init
-from .evaluation import innermost, loads_annotations, set_evaluation
+from .evaluation import box_heads, innermost, loads_annotations, set_evaluation
 from .paper import follow_paper
 from .schedule import convert_loop
 
@@ -87,6 +87,9 @@ def robustify(
     elif backbone_weights is not None:
         _set_weights(cfg, backbone_weights)
     _set_optimizer(cfg)
+    for head in box_heads(cfg.model):
+        if head.get('type') == 'SSDHead':  # mmdet 3.3's own cannot predict
+            head['type'] = 'mmrobust.SSDHead'
     set_evaluation(cfg, norm, radius)
     if preset == 'paper':
         follow_paper(cfg, method)

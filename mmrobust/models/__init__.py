@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from .bounded_loss import BoundedLoss
 from .dn_detr import DNDETR, DNDETRHead
 from .dn_queries import DnQueryGenerator
+from .ssd_head import SSDHead
 
-__all__ = ['DNDETR', 'BoundedLoss', 'DNDETRHead', 'DnQueryGenerator']
+__all__ = ['DNDETR', 'BoundedLoss', 'DNDETRHead', 'DnQueryGenerator', 'SSDHead']
 
 if find_spec('mmpretrain') is not None:  # a detector alone does not need it
     from .convnext_convstem import ConvNeXtConvStem

@@ -454,6 +454,11 @@ def test_a_config_that_does_not_exist() -> None:
         robustify('mmdet::fcos/nothing.py')
 
 
+def test_ssd_gets_a_head_that_predicts() -> None:
+    cfg = robustify('mmdet::pascal_voc/ssd300_voc0712.py', eps=8)
+    assert cfg.model.bbox_head.type == 'mmrobust.SSDHead'
+
+
 def test_the_package_offers_it() -> None:
     assert mmrobust.robustify is robustify
     with pytest.raises(AttributeError, match='nothing'):
