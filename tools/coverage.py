@@ -234,7 +234,9 @@ def main() -> None:
     if args.logs:
         Path(args.logs).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    command = 'python ' + shlex.join(['tools/coverage.py', *sys.argv[1:]])
+    # Without --resume, which would repeat nothing.
+    repeated = [word for word in sys.argv[1:] if word != '--resume']
+    command = 'python ' + shlex.join(['tools/coverage.py', *repeated])
 
     def run(family: str) -> tuple[str, Row]:
         config = zoo.representative(family)
