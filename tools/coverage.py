@@ -143,7 +143,8 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
         'n/a: the model has no loss of that name.',
         '- *predicts*: it predicts on the attacked images.',
         '',
-        '"yes" says that it runs and is right, not how robust a model gets.',
+        '"yes" says that it runs and is right, not how robust a model gets. boxinst '
+        'needs the package scikit-image, timm_example needs timm.',
         '',
         f'**{good} of {len(rows)} families work**: {trained} train, '
         + ', '.join(f'{attacked[name]} attacked on {name}' for name in OBJECTIVES)
@@ -229,7 +230,9 @@ def main() -> None:
     if args.logs:
         Path(args.logs).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    command = 'python ' + shlex.join(['tools/coverage.py', *sys.argv[1:]])
+    # Without --resume, which would repeat nothing.
+    repeated = [word for word in sys.argv[1:] if word != '--resume']
+    command = 'python ' + shlex.join(['tools/coverage.py', *repeated])
 
     def run(family: str) -> tuple[str, Row]:
         config = zoo.representative(family)
