@@ -148,7 +148,8 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
         'n/a: the model has no loss of that name.',
         '- *predicts*: it predicts on the attacked images.',
         '',
-        '"yes" says that it runs and is right, not how robust a model gets.',
+        '"yes" says that it runs and is right, not how robust a model gets. boxinst '
+        'needs the package scikit-image, timm_example needs timm.',
         '',
         f'**{good} of {len(rows)} families work**: {trained} train, '
         + ', '.join(f'{attacked[name]} attacked on {name}' for name in OBJECTIVES)
