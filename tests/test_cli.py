@@ -71,9 +71,9 @@ def test_files() -> None:
     # Wrapped, as the message of another error: the name is still found.
     again = FileNotFoundError(f'CocoDataset: {missing}')
     assert cli.as_sentence(again) == sentence
-    denied = PermissionError(errno.EACCES, 'Permission denied', '/root/x')
+    denied = PermissionError(errno.EACCES, 'Permission denied', '/data/x')
     assert cli.as_sentence(denied) == (
-        'no right to use /root/x: choose another place or change it.'
+        'no right to use /data/x: choose another place or change it.'
     )
     full = OSError(errno.ENOSPC, 'No space left on device', '/disk/x')
     assert cli.as_sentence(full) == (

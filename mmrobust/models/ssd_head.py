@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from mmdet.models.dense_heads import SSDHead as MMDetSSDHead
 from mmdet.models.losses import CrossEntropyLoss
 from torch import Tensor
@@ -44,7 +45,7 @@ class SSDHead(MMDetSSDHead):
         The loss of equal scores is the logarithm of their number, times the weight of
         the label's class where classes are weighted.
         """
-        equal = cls_score.detach() * 0
+        equal = torch.zeros_like(cls_score)
         loss = self.loss_cls(equal, labels, reduction_override='none')
         factor = loss / math.log(equal.shape[1])
         return super().loss_by_feat_single(
