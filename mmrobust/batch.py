@@ -75,6 +75,11 @@ def split_batch(data_batch: dict) -> list[dict]:
     return [take(data_batch, [i]) for i in range(len(data_batch['inputs']))]
 
 
+def image_id(sample: BaseDataElement) -> Any:
+    """What tells an image from others: mmdet's id, or mmpretrain's place in the set."""
+    return sample.get('img_id', sample.get('sample_idx', None))
+
+
 def resize_delta(delta: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """Fits a perturbation (C, h, w) to another image's (C, H, W).
 

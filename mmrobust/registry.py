@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -36,6 +37,12 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
+    scope='mmrobust',
+    locations=['mmrobust.datasets'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
     scope='mmrobust',
     locations=['mmrobust.datasets'],
 )

@@ -24,11 +24,13 @@ from ..batch import (
     count_boxes_outside,
     float_images,
     gt_frame_of,
+    image_id,
     split_batch,
     with_images,
 )
+from ..classification import classifier_samples, is_classifier, make_oracle
 from ..errors import ConfigError
-from ..objective import LossOracle, loss_mode
+from ..objective import loss_mode
 from ..registry import ATTACKS, LOOPS
 from ..report import AttackResult, RobustnessReport
 from ..seeding import derive_seed, seeded
@@ -74,6 +76,7 @@ class _AttackEvaluation:
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
             )
         self.gt_frame = gt_frame
+        self._outside = 0
         if not self.attacks:
             return
         if is_distributed() and not getattr(self.dataloader.sampler, 'round_up', True):
@@ -82,7 +85,7 @@ class _AttackEvaluation:
                 'images: set sampler.round_up=True in the test dataloader.'
             )
         check_has_boxes(dataset, 'attack')
-        if gt_frame == 'auto':
+        if gt_frame == 'auto' and not is_classifier(_bare(self.runner.model)):
             self.gt_frame = gt_frame_of(dataset)
 
     def run(self) -> dict[str, float]:
@@ -164,16 +167,25 @@ class _AttackEvaluation:
         adversarial: list[Tensor] = []
         with loss_mode(model):
             for single in split_batch(data_batch):
-                samples = attack_samples(single['data_samples'], device, self.gt_frame)
-                self._outside += count_boxes_outside(samples)
-                oracle = LossOracle(model, single, samples, attack.objective)
-                image_id = single['data_samples'][0].get('img_id', '')
-                with seeded(derive_seed(self.seed, image_id), device) as generator:
+                samples = self._samples(single, device)
+                oracle = make_oracle(model, single, samples, attack.objective)
+                number = image_id(single['data_samples'][0])
+                with seeded(derive_seed(self.seed, number), device) as generator:
                     images = float_images(single, device)
                     adversarial += attack.perturb(oracle, images, generator)
                 result.forwards += oracle.forwards
                 result.backwards += oracle.backwards
         return adversarial
+
+    def _samples(
+        self, data_batch: dict, device: torch.device
+    ) -> list[BaseDataElement]:
+        """The ground truth as losses need it."""
+        if is_classifier(_bare(self.runner.model)):
+            return classifier_samples(data_batch['data_samples'], device)
+        samples = attack_samples(data_batch['data_samples'], device, self.gt_frame)
+        self._outside += count_boxes_outside(samples)
+        return samples
 
     @torch.no_grad()
     def _predict(
@@ -210,9 +222,9 @@ class _AttackEvaluation:
         model = _bare(self.runner.model)
         device = next(model.parameters()).device
         with loss_mode(model), seeded(self.seed, device):
-            samples = attack_samples(batch['data_samples'], device, self.gt_frame)
+            samples = self._samples(batch, device)
             for attack in named:
-                oracle = LossOracle(model, batch, samples, attack.objective)
+                oracle = make_oracle(model, batch, samples, attack.objective)
                 oracle.value(float_images(batch, device))
 
     def _weight_classes(self) -> list[str]:
@@ -220,6 +232,10 @@ class _AttackEvaluation:
         waiting = [a for a in self.attacks.values() if a.objective.needs_class_weights]
         if not waiting:
             return []
+        if is_classifier(_bare(self.runner.model)):
+            raise ConfigError(
+                "the objective 'cwa' is for detectors: use 'total' for a classifier."
+            )
         weights, notes = weights_for_evaluation(
             self.runner.cfg.get('train_dataloader'), self.dataloader.dataset
         )

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..batch import attack_samples
+from ..batch import attack_samples, image_id
 from ..registry import HOOKS
 from .adversaries import Adversary
 from .pictures import attack_picture
@@ -105,7 +105,7 @@ class AttackVisualizationHook(Hook):
         """Remembers the benign detections of the images that will be drawn."""
         for output in outputs or ():
             if len(self._clean) < self.num_images:
-                self._clean[output.get('img_id')] = output.cpu()
+                self._clean[image_id(output)] = output.cpu()
 
     after_val_iter = after_test_iter
 
@@ -126,21 +126,21 @@ class AttackVisualizationHook(Hook):
         truths = attack_samples(data_batch['data_samples'], 'cpu', gt_frame)
         for i, output in enumerate(outputs):
             number = self._drawn.get(attack, 0)
-            image_id = output.get('img_id')
-            if number >= self.num_images or image_id not in self._clean:
+            key = image_id(output)
+            if number >= self.num_images or key not in self._clean:
                 continue
             picture = attack_picture(
                 runner.visualizer,
                 data_batch['inputs'][i],
                 adversarial[i].detach().cpu(),
-                self._clean[image_id],
+                self._clean[key],
                 output.cpu(),
                 truths[i],
                 self.score_thr,
                 attack,
             )
             # An id may be a path, as WIDER FACE's are.
-            name = f'attack_{attack}_{quote(str(image_id), safe="")}'
+            name = f'attack_{attack}_{quote(str(key), safe="")}'
             self._emit(runner, name, picture, number)
             self._drawn[attack] = number + 1
 

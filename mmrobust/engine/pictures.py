@@ -44,9 +44,10 @@ def attack_picture(
     largest = max(float(np.abs(delta).max()), 1e-6)
     factor = max(1, int(127 / largest))
     scale = max(1, round(_MIN_SIDE / min(clean.shape[1:])))
+    classes = (visualizer.dataset_meta or {}).get('classes')
     panels = [
-        (f'clean: {_found(clean_output, score_thr)}', _rgb(clean)),
-        (f'{name}: {_found(attacked_output, score_thr)}', _rgb(attacked)),
+        (f'clean: {_found(clean_output, score_thr, classes)}', _rgb(clean)),
+        (f'{name}: {_found(attacked_output, score_thr, classes)}', _rgb(attacked)),
         (f'difference x {factor} (largest {largest:.1f})', 128 + factor * delta),
     ]
     outputs = [clean_output, attacked_output, None]
@@ -74,13 +75,17 @@ def _rgb(image: Tensor) -> np.ndarray:
 
 
 def _kept(output: BaseDataElement, score_thr: float) -> Any:
-    if 'pred_instances' not in output:  # a panoptic segmentation
+    if 'pred_instances' not in output:  # a panoptic segmentation or a class
         return ()
     instances = output.pred_instances
     return instances[instances.scores >= score_thr]
 
 
-def _found(output: BaseDataElement, score_thr: float) -> str:
+def _found(output: BaseDataElement, score_thr: float, classes: Any) -> str:
+    if 'pred_label' in output:
+        label = int(output.pred_label)
+        score = float(output.pred_score[label])
+        return f'{classes[label] if classes else label} ({score:.2f})'
     if 'pred_instances' not in output:
         return 'no boxes predicted'
     count = len(_kept(output, score_thr))
@@ -97,7 +102,7 @@ def _draw(
 ) -> np.ndarray:
     classes = (visualizer.dataset_meta or {}).get('classes')
     visualizer.set_image(image)
-    boxes = truth.gt_instances.bboxes
+    boxes = truth.gt_instances.bboxes if 'gt_instances' in truth else ()
     boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
     if len(boxes):
         visualizer.draw_bboxes(

@@ -16,6 +16,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from ..batch import image_id
 from ..errors import ConfigError
 from ..report import write_atomically
 
@@ -54,14 +55,14 @@ class AdversarialImages:
         """Writes the images of one batch."""
         for sample, image in zip(samples, images, strict=True):
             array = image.detach().cpu().numpy()
-            image_id = sample.get('img_id')
-            if image_id is None:
+            key = image_id(sample)
+            if key is None:
                 raise ConfigError(
                     'adversarial images are saved by their img_id, which the samples '
                     "do not have: add 'img_id' to the meta_keys of PackDetInputs."
                 )
             # An id may be a path (WIDER FACE); processes may share a padded image.
-            stem = self.folder / quote(str(image_id), safe='')
+            stem = self.folder / quote(str(key), safe='')
             temporary = f'{stem}.{os.getpid()}.tmp.npz'
             np.savez_compressed(
                 temporary,

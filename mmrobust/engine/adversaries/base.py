@@ -19,6 +19,7 @@ from ...class_weights import (
     count_classes,
     weighted_classification_loss,
 )
+from ...classification import is_classifier, mixed_first
 from ...errors import ConfigError
 from ...objective import Objective
 from ...registry import ADVERSARIES
@@ -52,6 +53,8 @@ class Adversary(ABC):
     """
 
     replays = 1
+    # Whether a classifier's MixUp and CutMix come before the attack.
+    _mixes_first = True
 
     def __init__(
         self,
@@ -125,8 +128,15 @@ class Adversary(ABC):
         Returns:
             The log variables of ``model.train_step``.
         """
-        with self._weighted(bare_model(model), data_batch):
-            return self._train_step(model, optim_wrapper, data_batch, iteration)
+        bare = bare_model(model)
+        seed = derive_seed(
+            'mix', torch.initial_seed(), get_rank(), iteration // self.replays
+        )
+        with self._weighted(bare, data_batch):
+            if not self._mixes_first:
+                return self._train_step(model, optim_wrapper, data_batch, iteration)
+            with mixed_first(bare, data_batch, seed) as mixed:
+                return self._train_step(model, optim_wrapper, mixed, iteration)
 
     @abstractmethod
     def _train_step(
@@ -143,6 +153,11 @@ class Adversary(ABC):
         if self.class_weighting is None:
             yield
             return
+        if is_classifier(model):
+            raise ConfigError(
+                'class_weighting counts the objects of a detector: leave it out for a '
+                'classifier.'
+            )
         num_classes = classes_of(model)
         if self.class_weighting == 'batch':
             counts = torch.zeros(num_classes)
@@ -190,6 +205,8 @@ class NoAdversary(Adversary):
 
     The update is the stock one, bit for bit.
     """
+
+    _mixes_first = False
 
     def __init__(self) -> None:
         super().__init__(eps=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...attacks import PGD
 from ...batch import float_images, take, with_images
+from ...classification import make_oracle
 from ...objective import LossOracle, Objective, loss_mode
 from ...registry import ADVERSARIES
 from ...seeding import derive_seed
@@ -174,7 +175,7 @@ class MTDAdversary(PGDAdversary):
                     _oracle(model, data_batch, task), images, generator
                 )
             )
-        judge = LossOracle(
+        judge = make_oracle(
             model, data_batch, data_batch['data_samples'], self.objective
         )
         # The same random samples (two-stage detectors draw them) for both.
@@ -242,6 +243,6 @@ class CWATAdversary(PGDAdversary):
 
 def _oracle(model: Any, data_batch: dict, objective: Objective) -> LossOracle:
     """The batch as one: what the update will see, at the cost of one pass a step."""
-    return LossOracle(
+    return make_oracle(
         model, data_batch, data_batch['data_samples'], objective, per_image=False
     )

@@ -1,0 +1,165 @@
+"""mmpretrain's classifiers in the same loops: losses per image, mixing before attacks.
+
+A detector's loss belongs to its batch; a classifier's is a mean over images that do not
+touch each other in eval mode, so one pass over the batch gives every image its own
+value and gradient.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from .batch import float_images, with_images
+from .errors import ConfigError
+from .objective import LossOracle, Objective
+from .seeding import seeded
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether the bare model is one of mmpretrain's classifiers."""
+    # No import: whoever built such a model has made it.
+    module = sys.modules.get('mmpretrain.models.classifiers.base')
+    return module is not None and isinstance(model, module.BaseClassifier)
+
+
+def make_oracle(
+    model: Any,
+    data_batch: dict,
+    samples: Sequence[Any],
+    objective: Objective,
+    per_image: bool = True,
+) -> LossOracle:
+    """The oracle that fits the model; see :class:`LossOracle` for the arguments."""
+    kind = ClassifierOracle if is_classifier(model) else LossOracle
+    return kind(model, data_batch, samples, objective, per_image)
+
+
+class ClassifierOracle(LossOracle):
+    """A classifier's own loss, image by image in one pass over the batch.
+
+    The loss is the head's ``loss_module`` before its reduction, against the soft label
+    where there is one (after MixUp or CutMix), so that attack and update see the same
+    target. Use inside :func:`mmrobust.objective.loss_mode`, whose eval mode makes
+    images independent of each other.
+    """
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        """See :meth:`LossOracle.value`."""
+        with torch.no_grad():
+            return self._values(images)
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """See :meth:`LossOracle.value_and_grad`; values are always (N,)."""
+        with torch.enable_grad():
+            inputs = torch.stack(list(images)).detach().requires_grad_()
+            values = self._values(inputs)
+            (grads,) = torch.autograd.grad(values.sum(), inputs)
+        self.backwards += len(inputs)
+        grads = torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
+        return values.detach(), list(grads)
+
+    def _values(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        batch = with_images({**self.data_batch, 'data_samples': self.samples}, images)
+        data = self.model.data_preprocessor(batch, False)
+        logits = self.model(**data, mode='tensor')
+        self.forwards += len(images)
+        loss_module = loss_module_of(self.model)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or loss_module is None:
+            raise ConfigError(
+                f'{type(self.model).__name__} does not give one score per class, which '
+                'attacks on classifiers need: use a head with one linear output.'
+            )
+        self.objective.select({'loss': logits})  # refuses what a classifier lacks
+        first = data['data_samples'][0]
+        key = 'gt_score' if 'gt_score' in first else 'gt_label'
+        target = torch.stack([sample.get(key) for sample in data['data_samples']])
+        if key == 'gt_label':
+            if target.shape[1:] != (1,):
+                raise ConfigError(
+                    'an image has several labels, and attacks on classifiers need '
+                    'exactly one.'
+                )
+            target = target.squeeze(1)
+        losses = loss_module(logits.float(), target, reduction_override='none')
+        return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
+
+
+def loss_module_of(model: Any) -> nn.Module | None:
+    """The module that turns a classifier's scores into its loss."""
+    owner = model if getattr(model, 'head', None) is None else model.head
+    return getattr(owner, 'loss_module', None)
+
+
+def classifier_samples(
+    data_samples: Sequence[BaseDataElement], device: torch.device | str
+) -> list[BaseDataElement]:
+    """Copies labels for an oracle.
+
+    Raises:
+        ConfigError: if a sample has no label.
+    """
+    for sample in data_samples:
+        if 'gt_label' not in sample and 'gt_score' not in sample:
+            raise ConfigError(
+                'an image has no label, and an attack needs it: set with_label=True in '
+                'the dataset.'
+            )
+    return [sample.to(device) for sample in data_samples]
+
+
+@contextmanager
+def mixed_first(model: Any, data_batch: dict, seed: int) -> Iterator[dict]:
+    """Mixes images and labels (MixUp, CutMix) before the attack instead of after it.
+
+    A classifier's data preprocessor mixes in training mode, after an attack would have
+    been made for other images and labels. Mixing is linear in the pixels, so mixing
+    before the normalisation gives what mixing after it gives. Inside the context the
+    preprocessor does not mix again.
+
+    Args:
+        model: the bare model; one that is no classifier, or does not mix, gets its own
+            batch back.
+        data_batch: what the loader yields; it is not changed.
+        seed: seed of the mixing, the same for all replays of a batch.
+
+    Yields:
+        The batch with mixed float images in pixel units (N, C, H, W) and soft labels
+        in ``gt_score``.
+    """
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    augments = getattr(preprocessor, 'batch_augments', None)
+    if augments is None or not is_classifier(model):
+        yield data_batch
+        return
+    device = next(model.parameters()).device
+    samples = classifier_samples(data_batch['data_samples'], device)
+    images = torch.stack(float_images(data_batch, device))
+    with seeded(seed, device):
+        images, scores = augments(images, _soft_labels(preprocessor, samples))
+    for sample, score in zip(samples, scores, strict=True):
+        sample.set_gt_score(score)
+    preprocessor.batch_augments = None
+    try:
+        yield {**data_batch, 'inputs': images, 'data_samples': samples}
+    finally:
+        preprocessor.batch_augments = augments
+
+
+def _soft_labels(preprocessor: Any, samples: list[Any]) -> Tensor:
+    if 'gt_score' in samples[0]:
+        return torch.stack([sample.gt_score for sample in samples])
+    count = preprocessor.num_classes or samples[0].get('num_classes')
+    if count is None:
+        raise ConfigError(
+            'mixing labels needs their number: set num_classes in the '
+            'data_preprocessor.'
+        )
+    labels = torch.cat([sample.gt_label for sample in samples])
+    return nn.functional.one_hot(labels, count).float()
