@@ -34,7 +34,7 @@ class Attack(ABC):
     """Finds an image in the threat model that makes the objective large.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         objective: see :class:`mmrobust.objective.Objective`.
 

@@ -15,12 +15,12 @@ from .base import Attack, Oracle
 class RandomNoise(Attack):
     """One random image on the boundary of the ball, without asking the network.
 
-    linf: each value moves by +eps or -eps with equal chance; l2: a uniformly random
-    direction of length eps. A model that loses as much to it as to a gradient attack
-    is either fragile to noise, or the attack is broken.
+    linf: each value moves by +eps or -eps with equal chance; l2 and l1: a uniformly
+    random point of the sphere of radius eps. A model that loses as much to it as to a
+    gradient attack is either fragile to noise, or the attack is broken.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255.
     """
 

@@ -18,8 +18,9 @@ from .base import Attack, Oracle, positive_int
 class PGD(Attack):
     """PGD (Madry et al., arXiv 1706.06083), with restarts and the best iterate kept.
 
-    Steps follow the sign of the gradient (linf) or the normalised gradient (l2) and
-    are projected onto the ball and the pixel range. Of all iterates and restarts the
+    Steps follow the sign of the gradient (linf), the normalised gradient (l2), or the
+    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000), and are
+    projected onto the ball and the pixel range. Of all iterates and restarts the
     one with the largest objective is returned, image by image; the clean image counts
     as an iterate, so the result is never worse than the start.
 
@@ -28,7 +29,7 @@ class PGD(Attack):
     the first start is random.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         step_size: step in pixel units; by default ``2.5 * eps / num_steps``, at most
             eps, so that every point of the ball can be reached.
