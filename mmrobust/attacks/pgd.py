@@ -111,6 +111,7 @@ class _Best:
         values = torch.nan_to_num(
             values.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
         )
+        values = values.expand(len(images))  # a batch may have a value in common
         if self.values is None:
             self.images, self.values = list(images), values
             return

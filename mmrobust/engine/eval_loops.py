@@ -177,9 +177,7 @@ class _AttackEvaluation:
                 result.backwards += oracle.backwards
         return adversarial
 
-    def _samples(
-        self, data_batch: dict, device: torch.device
-    ) -> list[BaseDataElement]:
+    def _samples(self, data_batch: dict, device: torch.device) -> list[BaseDataElement]:
         """The ground truth as losses need it."""
         if is_classifier(_bare(self.runner.model)):
             return classifier_samples(data_batch['data_samples'], device)
