@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 from convstem_reference import classifier, from_timm, plain_stem, randomise
 from mmengine.registry import init_default_scope
@@ -70,6 +69,7 @@ def test_the_stem_by_hand() -> None:
 @pytest.mark.parametrize(('arch', 'channels'), [('tiny', 768), ('base', 1024)])
 def test_a_classifier_equals_timm(arch: str, channels: int) -> None:
     """Two layers in the stem, and three."""
+    timm = pytest.importorskip('timm')
     torch.manual_seed(0)
     reference = timm.create_model(f'convnext_{arch}')
     reference.stem = plain_stem(f'convnext-{arch}')

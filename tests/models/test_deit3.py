@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 
 import pytest
-import timm
 import torch
 from convstem_reference import (
     classifier,
@@ -30,6 +29,7 @@ def test_parameters(kind: str, published: int) -> None:
 
 @pytest.fixture(scope='module')
 def reference() -> torch.nn.Module:
+    timm = pytest.importorskip('timm')
     torch.manual_seed(0)
     return randomise(timm.create_model('deit3_medium_patch16_224'))
 
