@@ -203,6 +203,14 @@ class ThreatModel:
         grad = grad / largest.clamp_min(torch.finfo(grad.dtype).tiny)
         return adversarial + step_size * grad / _length(grad).clamp_min(_TINY)
 
+    def without_blocked(self, adversarial: Tensor, grad: Tensor) -> Tensor:
+        """The gradient (C, H, W) with zeros where it leads out of the pixel range.
+
+        In l1, a sparse step that ignores this moves the same full values for ever.
+        """
+        blocked = torch.where(grad > 0, adversarial >= self.hi, adversarial <= self.lo)
+        return grad.masked_fill(blocked, 0)
+
     def random_start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Draws an image uniformly from the ball, then clips it to valid pixels.
 
