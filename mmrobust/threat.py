@@ -110,8 +110,8 @@ class ThreatModel:
         if self.norm == 'linf':
             # Bounds on the image, not on the difference: with whole-number pixels
             # and radius they are exact, so |result - clean| never exceeds eps.
-            low = (clean - self.eps).clamp_min(self.lo)
-            high = (clean + self.eps).clamp_max(self.hi)
+            low = (clean - self.eps).clamp_(self.lo, self.hi)
+            high = (clean + self.eps).clamp_(self.lo, self.hi)
             return torch.minimum(torch.maximum(adversarial, low), high)
         delta = adversarial - clean
         if self.norm == 'l1':

@@ -20,17 +20,17 @@ class Recorder:
 
     def __init__(self, function):
         self.function, self.values, self.grads = function, 0, 0
-        self.points: list[Tensor] = []
+        self.points: list[Tensor] = []  # of the first image
 
     def value(self, images):
         self.values += 1
-        self.points.append(torch.stack([image.detach() for image in images]))
+        self.points.append(images[0].detach())
         return torch.stack([self.function(image) for image in images]).detach()
 
     def value_and_grad(self, images):
         self.grads += 1
         leaves = [image.detach().clone().requires_grad_() for image in images]
-        self.points.append(torch.stack([leaf.detach() for leaf in leaves]))
+        self.points.append(leaves[0].detach())
         values = torch.stack([self.function(leaf) for leaf in leaves])
         return values.detach(), list(torch.autograd.grad(values.sum(), leaves))
 
@@ -180,9 +180,11 @@ def test_larger_radii_as_the_reference_implementation(base, monkeypatch):
     [
         ('linf', 8, lambda w: 8 * w.abs().sum()),
         ('l2', 50, lambda w: 50 * w.norm()),
-        # The ball ends before the pixel range does: all on the largest weight.
-        ('l1', 100, lambda w: 100 * w.abs().max()),
-        # 127 or 128 on each of the two largest, the rest on the third.
+        # The ball ends before the pixel range does: all should go to the largest
+        # weight; of two values, two thirds rounded up are two again, as in the
+        # authors' code.
+        ('l1', 100, lambda w: 50 * w.abs().flatten().topk(2).values.sum()),
+        # 127.5 on each of the two largest, the rest on the third.
         (
             'l1',
             300,
@@ -224,7 +226,7 @@ def test_step_sizes_shrink_where_fixed_ones_oscillate():
     settings = dict(eps=8, num_steps=40, random_start=False)
     (fixed,) = PGD(**settings).perturb(Recorder(narrow), [clean], _generator())
     (adapted,) = APGD(**settings).perturb(Recorder(narrow), [clean], _generator())
-    # Steps of 0.5 cannot end nearer than that, halved ones can.
+    # Steps of 0.5 cannot end much nearer than that, halved ones can.
     assert narrow(adapted) > 0.05 * narrow(fixed) > narrow(clean)
     oracle = Recorder(narrow)
     APGD(**settings).perturb(oracle, [clean], _generator())
@@ -233,7 +235,7 @@ def test_step_sizes_shrink_where_fixed_ones_oscillate():
         for before, after in zip(oracle.points, oracle.points[1:], strict=False)
     ]
     assert moves[0] == 8  # the step of 16, cut off at the ball
-    assert moves[-1] < 0.1
+    assert moves[-1] < 0.15
 
 
 # The two halving conditions, on a search that is told its values.
@@ -341,7 +343,7 @@ def test_two_steps_for_training_in_other_norms(norm):
     oracle = Recorder(lambda image: (image * weights).sum())
     attack = APGD(norm, 90, num_steps=2, random_start=False, topk_share=0.05)
     attack.perturb(oracle, [clean], _generator())
-    first = oracle.points[1][0] - clean
+    first = oracle.points[1] - clean
     assert attack.threat.distance(clean, clean + first) == pytest.approx(90, rel=1e-5)
     if norm == 'l2':  # a step of 180, scaled back onto the ball
         torch.testing.assert_close(first, 90 * weights / weights.norm())
@@ -406,20 +408,18 @@ def test_an_image_does_not_depend_on_its_batch(norm, schedule):
     attack = APGD(
         norm, RADII[norm] / 8, 25, random_start=False, radius_schedule=schedule
     )
-    together = attack.perturb(Recorder(_wavy_any), images, _generator())
+
+    def function(image: Tensor) -> Tensor:
+        return torch.sin(image * 0.05).sum() + (image.mean() / 60) ** 2
+
+    together = attack.perturb(Recorder(function), images, _generator())
     for image, result in zip(images, together, strict=True):
-        (alone,) = attack.perturb(Recorder(_wavy_any), [image], _generator())
+        (alone,) = attack.perturb(Recorder(function), [image], _generator())
+        assert not torch.equal(result, image)
         if norm == 'linf':
             assert torch.equal(result, alone)
-        # Sums over a batch are rounded in another order.
-        torch.testing.assert_close(result, alone, rtol=0, atol=1e-2)
-
-
-class _wavy_any:
-    """A smooth function; its points may differ in shape, so none are stored."""
-
-    def __new__(cls, image: Tensor) -> Tensor:
-        return torch.sin(image * 0.05).sum() + (image.mean() / 60) ** 2
+        else:  # sums over a batch may be rounded in another order
+            torch.testing.assert_close(result, alone, rtol=0, atol=1e-3)
 
 
 def test_a_value_for_the_whole_batch():
@@ -448,12 +448,12 @@ def test_values_and_gradients_that_are_no_numbers(norm, bad):
 
     def broken(image: Tensor) -> Tensor:
         total = (image - clean).sum()
-        return torch.where(total > 20, total * bad, total)
+        return torch.where(total > 60, bad, total)
 
     attack = APGD(norm, RADII[norm] / 4, 20, random_start=False)
     (best,) = attack.perturb(Recorder(broken), [clean], _generator())
     assert torch.isfinite(best).all()
-    assert 0 < broken(best) <= 20
+    assert 20 < broken(best) <= 60
     # Nothing but NaN: the start comes back.
     (same,) = attack.perturb(
         Recorder(lambda image: image.sum() * torch.nan), [clean], _generator()
@@ -461,12 +461,31 @@ def test_values_and_gradients_that_are_no_numbers(norm, bad):
     assert torch.equal(same, clean)
 
 
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_one_value_without_a_gradient_does_not_stop_the_others(norm):
+    clean, weights = torch.full((1, 4, 4), 100.0), 1 + _weights(1, 4, 4).abs()
+
+    class Broken(Recorder):
+        def value_and_grad(self, images):
+            values, grads = super().value_and_grad(images)
+            grads[0][0, 0, 0] = torch.nan
+            return values, grads
+
+    oracle = Broken(lambda image: (image * weights).sum())
+    attack = APGD(norm, RADII[norm] / 4, 20, random_start=False)
+    (best,) = attack.perturb(oracle, [clean], _generator())
+    assert best[0, 0, 0] == 100
+    assert attack.threat.distance(clean, best) == pytest.approx(
+        attack.threat.eps, rel=1e-5
+    )
+
+
 def test_a_start_that_is_no_number_is_left_behind():
     clean = torch.full((1, 4, 4), 100.0)
 
     def broken(image: Tensor) -> Tensor:
         total = (image - clean).sum()
-        return total * torch.where(total == 0, torch.nan, 1.0)
+        return torch.where(total == 0, torch.nan, total)
 
     attack = APGD(eps=4, num_steps=5, random_start=True)
     (best,) = attack.perturb(Recorder(broken), [clean], _generator())
@@ -495,7 +514,7 @@ def test_restarts_never_make_it_worse():
     clean = torch.full((3, 4, 4), 100.0)
     values = [
         _wavy(
-            APGD(eps=8, num_steps=3, restarts=restarts).perturb(
+            APGD('l2', 40, num_steps=10, restarts=restarts).perturb(
                 Recorder(_wavy), [clean], _generator()
             )[0]
         ).item()
