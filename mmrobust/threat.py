@@ -110,8 +110,8 @@ class ThreatModel:
         if self.norm == 'linf':
             # Bounds on the image, not on the difference: with whole-number pixels
             # and radius they are exact, so |result - clean| never exceeds eps.
-            low = (clean - self.eps).clamp_min(self.lo)
-            high = (clean + self.eps).clamp_max(self.hi)
+            low = (clean - self.eps).clamp_(self.lo, self.hi)
+            high = (clean + self.eps).clamp_(self.lo, self.hi)
             return torch.minimum(torch.maximum(adversarial, low), high)
         delta = adversarial - clean
         if self.norm == 'l1':
@@ -202,6 +202,14 @@ class ThreatModel:
         largest = grad.abs().amax(_IMAGE, keepdim=True)
         grad = grad / largest.clamp_min(torch.finfo(grad.dtype).tiny)
         return adversarial + step_size * grad / _length(grad).clamp_min(_TINY)
+
+    def without_blocked(self, adversarial: Tensor, grad: Tensor) -> Tensor:
+        """The gradient (C, H, W) with zeros where it leads out of the pixel range.
+
+        In l1, a sparse step that ignores this moves the same full values for ever.
+        """
+        blocked = torch.where(grad > 0, adversarial >= self.hi, adversarial <= self.lo)
+        return grad.masked_fill(blocked, 0)
 
     def random_start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Draws an image uniformly from the ball, then clips it to valid pixels.

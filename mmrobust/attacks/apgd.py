@@ -16,7 +16,7 @@ from ..threat import ThreatModel
 from .base import Attack, Oracle, positive_int
 from .search import Search, SparseSearch, choose, finite
 
-# (multiple of eps, share of the steps): the larger radii of arXiv 2103.01208, Sec. 4.
+# (multiple of eps, share of the steps): the larger radii of arXiv 2103.01208.
 LARGER_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
 
@@ -32,7 +32,7 @@ class APGD(Attack):
       an image's step size is halved and it goes back to its best iterate if too few
       steps since the last checkpoint raised the objective (at most the share
       ``rho``), or if neither the step size nor the best value changed there.
-    - l1 (2103.01208, Alg. 1): no momentum; a step moves the values with the largest
+    - l1 (2103.01208): no momentum; a step moves the values with the largest
       gradients by equal amounts. Every 4 % of the steps the share that moves becomes
       2/3 of the share of values that the best iterate has changed; where that number
       fell by over 5 %, the step size returns to its first value, eps, and the image to
@@ -43,9 +43,9 @@ class APGD(Attack):
     finite are survived: such an iterate is never the best one.
 
     What an image becomes depends on no other image of the batch, if the oracle's
-    values do not either; a batch with an objective in common has a step size in
-    common too. Images of one shape are treated in common operations, and the host
-    never waits for the GPU.
+    values do not either; where the oracle has one value for the whole batch, all its
+    images share their step size. Images of one shape are treated in common
+    operations, and the host never waits for the GPU.
 
     For evaluation leave the defaults; ``num_steps=100`` with ``random_start=True`` is
     what AutoAttack uses. For adversarial training as in arXiv 2303.01870 take
@@ -55,7 +55,8 @@ class APGD(Attack):
 
     Cost per image and restart: ``num_steps`` forward and backward passes and one more
     forward pass for the last iterate of each radius (one radius by default), and once
-    a forward pass for the clean image where the first start is random.
+    a forward pass for the clean image where the first start is random or the first
+    radius larger than eps.
 
     Args:
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
@@ -67,7 +68,7 @@ class APGD(Attack):
             the ball, which changes few values, as the iterates do. Restarts after the
             first always do.
         restarts: number of runs, at least 1; the best one counts, image by image.
-        rho: share of steps that must raise the objective, in (0, 1).
+        rho: share of steps that must raise the objective, above 0 and at most 1.
         radius_schedule: pairs (multiple of eps, share of the steps), the last multiple
             1: searches in larger balls first, and starts in each at the projection of
             the best iterate of the one before. ``LARGER_RADII`` (3, 2 and 1 eps over
@@ -102,7 +103,6 @@ class APGD(Attack):
         self.restarts = positive_int(restarts, 'restarts')
         self.rho = _share(rho, 'rho')
         self.topk_share = _share(topk_share, 'topk_share')
-        self.radius_schedule = radius_schedule
         self.phases = _phases(radius_schedule, self.num_steps)
         self.random_start = random_start
         self.keep_best = keep_best
@@ -116,7 +116,7 @@ class APGD(Attack):
         # Data augmentation may leave the range of valid pixels.
         starts = [clean.clamp(self.threat.lo, self.threat.hi) for clean in cleans]
         best = _Best()
-        if self.keep_best and self.random_start:
+        if self.keep_best and (self.random_start or len(self.phases) > 1):
             best.offer(starts, [finite(v) for v in stacked.value(starts)])
         for restart in range(self.restarts):
             drawn = self.random_start or restart > 0
@@ -209,6 +209,8 @@ class _Stacked:
         return list(zip(self._split(values), self.stack(grads), strict=True))
 
     def _split(self, values: Tensor) -> list[Tensor]:
+        # One value for the whole batch counts for each of its images.
+        values = values.expand(sum(len(group) for group in self.places))
         return self.stack(values.unbind()) if len(self.places) > 1 else [values]
 
 
@@ -221,7 +223,7 @@ class _Best:
 
     def offer(self, images: list[Tensor], values: list[Tensor]) -> None:
         if not self.images:
-            self.images, self.values = images, values
+            self.images, self.values = list(images), list(values)
             return
         for i, (image, value) in enumerate(zip(images, values, strict=True)):
             better = value > self.values[i]
@@ -261,8 +263,8 @@ def _share(value: Any, name: str) -> float:
         share = float(value)
     except (TypeError, ValueError):
         share = math.nan
-    if isinstance(value, bool) or not 0 < share < 1:
-        raise ConfigError(f'{name}={value!r} must be a share between 0 and 1.')
+    if isinstance(value, bool) or not 0 < share <= 1:
+        raise ConfigError(f'{name}={value!r} must be a share above 0 and at most 1.')
     return share
 
 

@@ -19,10 +19,11 @@ class PGD(Attack):
     """PGD (Madry et al., arXiv 1706.06083), with restarts and the best iterate kept.
 
     Steps follow the sign of the gradient (linf), the normalised gradient (l2), or the
-    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000), and are
-    projected onto the ball and the pixel range. Of all iterates and restarts the
-    one with the largest objective is returned, image by image; the clean image counts
-    as an iterate, so the result is never worse than the start.
+    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000, among the values
+    that the pixel range lets move), and are projected onto the ball and the range. Of
+    all iterates and restarts the one with the largest objective is returned, image by
+    image; the clean image counts as an iterate, so the result is never worse than the
+    start.
 
     Cost per image and restart: ``num_steps`` forward and backward passes, one more
     forward pass for the value of the last iterate, and once for the clean image where
@@ -78,6 +79,11 @@ class PGD(Attack):
                 values, grads = oracle.value_and_grad(current)
                 if self.keep_best:
                     best.offer(current, values)
+                if threat.norm == 'l1':
+                    grads = [
+                        threat.without_blocked(point, grad)
+                        for point, grad in zip(current, grads, strict=True)
+                    ]
                 current = [
                     threat.project(image, threat.step(point, grad, self.step_size))
                     for image, point, grad in zip(images, current, grads, strict=True)

@@ -144,7 +144,8 @@ class SparseSearch(Search):
         first = self.reach * self.threat.eps
         shorter = (self.step_size / 1.5).clamp(first / 10, first)
         self.step_size = torch.where(sparser, first, shorter)
-        self._return_to_best(sparser)
+        # A point without a number has no gradient either, and would hold on to it.
+        self._return_to_best(sparser | self.value.isneginf())
 
     def _adapt_share(self, images: Tensor) -> None:
         self.changed = (images != self.clean).flatten(1).sum(1).to(images)
