@@ -1,5 +1,5 @@
-# The phase before adversarial training: the fresh ConvStem on a trained ConvNeXt-T learns
-# from clean, heavily augmented images for 100 epochs.
+# The phase before adversarial training: the fresh ConvStem on a trained ConvNeXt-T
+# learns from clean, heavily augmented images for 100 epochs.
 _base_ = ['./_base_/convnext_convstem.py', './_base_/heavy.py']
 
 model = dict(

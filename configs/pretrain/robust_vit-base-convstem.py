@@ -1,5 +1,5 @@
-# ViT-B with ConvStem, linf 4/255, 250 epochs: 76.3 clean and 54.7 under AutoAttack in
-# arXiv 2303.01870. Run clean_vit-base-convstem.py first.
+# ViT-B with ConvStem, linf 4/255, 250 epochs: 76.3 clean and 54.7 under AutoAttack
+# in arXiv 2303.01870. Run clean_vit-base-convstem.py first.
 _base_ = ['./_base_/vit.py', './_base_/heavy_vit.py']
 
 model = dict(

@@ -1,5 +1,5 @@
-# ViT-M with ConvStem, linf 4/255, 50 epochs: 72.4 clean and 48.8 under AutoAttack in
-# arXiv 2303.01870. Run clean_vit-medium-convstem.py first.
+# ViT-M with ConvStem, linf 4/255, 50 epochs: 72.4 clean and 48.8 under AutoAttack
+# in arXiv 2303.01870. Run clean_vit-medium-convstem.py first.
 _base_ = ['./_base_/vit.py', './_base_/heavy_vit.py']
 
 model = dict(

@@ -1,5 +1,5 @@
-# ViT-S with its patch stem, linf 4/255, 300 epochs: 69.2 clean and 44.0 under AutoAttack in
-# arXiv 2303.01870. Starts from a normally trained classifier.
+# ViT-S with its patch stem, linf 4/255, 300 epochs: 69.2 clean and 44.0 under
+# AutoAttack in arXiv 2303.01870. Starts from a normally trained classifier.
 _base_ = ['./_base_/vit.py', './_base_/heavy_vit.py']
 
 load_from = (

@@ -276,7 +276,7 @@ def test_the_control_is_the_stock_update_with_its_own_mixing() -> None:
     assert_same_state(plain, ours)
 
 
-@pytest.mark.parametrize('norm, eps', [('linf', 8), ('l2', 300), ('l1', 5000)])
+@pytest.mark.parametrize(('norm', 'eps'), [('linf', 8), ('l2', 300), ('l1', 5000)])
 def test_adversarial_updates_see_a_larger_loss_inside_the_ball(
     norm: str, eps: float
 ) -> None:

@@ -1,5 +1,5 @@
-# A ConvNeXt-T with ConvStem as a classifier. Its published weights take images in [0, 1]
-# without a normalisation.
+# A ConvNeXt-T with ConvStem as a classifier. Its published weights take images in
+# [0, 1] without a normalisation.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(

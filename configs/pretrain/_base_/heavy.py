@@ -1,5 +1,6 @@
-# The recipe of arXiv 2303.01870 (App. A and its code): adversarial training with 2 steps
-# of APGD on heavily augmented ImageNet, from a normally trained model, 8 GPUs of 80.
+# The recipe of arXiv 2303.01870 (App. A and its code): adversarial training with 2
+# steps of APGD on heavily augmented ImageNet, from a normally trained model, 8 x 80
+# images.
 _base_ = [
     # RandomResizedCrop, RandAugment m9-mstd0.5-inc1, RandomErasing 0.25; bicubic.
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',

@@ -1,5 +1,5 @@
-# The recipe for ViTs: norms, biases and layer scales do not decay; position embedding and
-# class token do.
+# The recipe for ViTs: norms, biases and layer scales do not decay; position embedding
+# and class token do.
 _base_ = './heavy.py'
 
 optim_wrapper = dict(

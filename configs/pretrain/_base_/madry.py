@@ -1,5 +1,5 @@
-# Robust ImageNet training as for the models of arXiv 2007.08489: SGD, 90 epochs, PGD of 3
-# steps of 2/3 eps from the clean image, keeping the best.
+# Robust ImageNet training as for the models of arXiv 2007.08489: SGD, 90 epochs, PGD
+# of 3 steps of 2/3 eps from the clean image, keeping the best.
 _base_ = [
     'mmpretrain::_base_/models/resnet50.py',
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
