@@ -20,14 +20,14 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ConfigError
 from .fit import misfits
 
-_RESNETS = {
+_RESNETS: dict[tuple[str, tuple[int, ...]], int] = {
     ('basic', (2, 2, 2, 2)): 18,
     ('basic', (3, 4, 6, 3)): 34,
     ('bottleneck', (3, 4, 6, 3)): 50,
     ('bottleneck', (3, 4, 23, 3)): 101,
     ('bottleneck', (3, 8, 36, 3)): 152,
 }
-_CONVNEXTS = {
+_CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 3, 9, 3), 96): 'tiny',
     ((3, 3, 27, 3), 96): 'small',
     ((3, 3, 27, 3), 128): 'base',
@@ -86,7 +86,7 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture:
         ConfigError: if no config is known that builds exactly this network.
     """
     found = _guess(state)
-    wanted = {k: v for k, v in build_shapes(found.classifier()).items()}
+    wanted = build_shapes(found.classifier())
     if found.head is None:
         wanted = {k: v for k, v in wanted.items() if k.startswith('backbone.')}
     wrong = [n for n in misfits(wanted, dict(state)) if n not in found.optional]
@@ -127,7 +127,12 @@ def build_shapes(model: dict[str, Any]) -> dict[str, Tensor]:
     """
     from mmpretrain.registry import MODELS
 
-    with DefaultScope.overwrite_default_scope('mmpretrain'), _WithoutMemory():
+    # On the CPU whatever the caller's default: constructors compute with some tensors.
+    with (
+        DefaultScope.overwrite_default_scope('mmpretrain'),
+        torch.device('cpu'),
+        _WithoutMemory(),
+    ):
         built: nn.Module = MODELS.build(dict(model))
     return dict(built.state_dict())
 
@@ -227,7 +232,9 @@ def _convnext(state: Mapping[str, Tensor]) -> Architecture:
         _require(state, f'backbone.stages.{level}.0.depthwise_conv.weight').shape[0]
         for level in range(levels)
     )
-    scale = {} if 'backbone.stages.0.0.gamma' in state else {'layer_scale_init_value': 0.0}
+    scale = (
+        {} if 'backbone.stages.0.0.gamma' in state else {'layer_scale_init_value': 0.0}
+    )
     if levels == 1:
         return _isotropic(state, depths[0], channels[0], scale)
     size = _CONVNEXTS.get((depths, channels[0]))
@@ -308,13 +315,19 @@ def _vit(state: Mapping[str, Tensor]) -> Architecture:
         if scaled:
             settings['layer_scale_init_value'] = 1e-5
         if convstem:
-            kind, known = 'mmrobust.ViTConvStem', size
+            kind = 'mmrobust.ViTConvStem'
+            known = size if size in ('small', 'base') else None
     else:
-        family, kind, known = 'deit3', 'mmrobust.DeiT3', size if size != 'tiny' else None
+        family, kind, known = (
+            'deit3',
+            'mmrobust.DeiT3',
+            size if size != 'tiny' else None,
+        )
         if not scaled:
             settings['use_layer_scale'] = False
         if convstem:
             kind = 'mmrobust.DeiT3ConvStem'
+            known = size if size == 'medium' else None
     backbone = {'type': kind, 'arch': known or custom, **settings}
     detection = {
         **backbone,

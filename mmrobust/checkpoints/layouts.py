@@ -163,7 +163,10 @@ LAYOUTS = (
         'ViT or DeiT of timm',
         r'blocks\.0\.attn\.qkv\.weight',
         (
-            (r'patch_embed\.proj\.stem\.(\d+)\.', r'backbone.patch_embed.projection.\1.'),
+            (
+                r'patch_embed\.proj\.stem\.(\d+)\.',
+                r'backbone.patch_embed.projection.\1.',
+            ),
             (r'patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
             (r'(cls_token|pos_embed)$', r'backbone.\1'),
             *_blocks(r'blocks\.(\d+)\.', r'backbone.layers.\1.', _TIMM_VIT_BLOCK),

@@ -138,7 +138,7 @@ def of_preprocessor(preprocessor: Any) -> Normalization | None:
     return of_config(settings)
 
 
-def check_normalization(model: nn.Module) -> None:
+def check_normalization(model: Any) -> None:
     """Makes sure that images are normalised as the loaded weights expect.
 
     Initialising a backbone does not see the data preprocessor, so this is a check of

@@ -1,4 +1,4 @@
-"""Initialising from pre-trained weights of any known source, completely or not at all."""
+"""Initialising from weights of any known source, completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from ..errors import ConfigError
 from ..registry import WEIGHT_INITIALIZERS
 from .architectures import recognise
 from .fit import misfits
-from .layouts import LAYOUTS, find_layout, to_mm
+from .layouts import LAYOUTS, Layout, find_layout, to_mm
 from .normalization import note
 from .sources import SOURCES, Weights, read_weights
+
+# Heads that no classifier here has are not missed.
+_HEADS = ('head', 'fc.', 'classifier.', 'aux')
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -72,11 +75,12 @@ class PretrainedBackbone:
         missing = [n for n in wrong if not any(p.match(n) for p in self.fresh)]
         if missing:
             raise ConfigError(self._refusal(weights, module, own, found, missing))
+        unused = [name for name in given if name not in own]
+        self._refuse_surplus(weights, module, unused)
         loaded = {name: value for name, value in found.items() if name not in wrong}
         _initialise_children(module)
         module.load_state_dict(loaded, strict=False)
         note(module, weights.normalization)
-        unused = [name for name in given if name not in own]
         print_log(
             f'{type(module).__name__}: {len(loaded)} weights from {self.checkpoint} '
             f'({weights.source})'
@@ -92,33 +96,44 @@ class PretrainedBackbone:
             logger='current',
         )
 
-    def _given(
-        self, weights: Weights, own: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _given(self, weights: Weights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The file's weights by the module's names."""
-        plain = weights.tensors
-        for prefix in ('', 'backbone.', 'model.', 'model.backbone.'):
-            if prefix and any(prefix + name in plain for name in own):
-                plain = {
-                    name.removeprefix(prefix): value
-                    for name, value in plain.items()
-                    if name.startswith(prefix)
-                }
-                break
-        layout = find_layout(plain)
+        wanted = {self._part + name for name in own}
+        state = in_backbone(weights.tensors)
+        layout = find_layout(weights.tensors)
         if layout is not None:
-            state, unknown = to_mm(layout, plain)
-            weights.source += f', {layout.name}'
-            for name in unknown:
-                weights.left_out[name] += 1
-            state = {
-                name.removeprefix(self._part): value for name, value in state.items()
-            }
-            if sum(n in state for n in own) >= sum(n in plain for n in own):
-                return state
-        if not any(name in plain for name in own):
+            renamed, unknown = to_mm(layout, weights.tensors)
+            if len(wanted & set(renamed)) >= len(wanted & set(state)):
+                refuse_unknown(weights, layout, unknown)
+                state = renamed
+                weights.source += f', {layout.name}'
+        if not wanted & set(state):
             raise ConfigError(unknown_layout(weights))
-        return plain
+        given = {}
+        for name, value in state.items():
+            if name.startswith(self._part):
+                given[name.removeprefix(self._part)] = value
+            else:
+                weights.left_out[name.split('.')[0]] += 1
+        return given
+
+    def _refuse_surplus(
+        self, weights: Weights, module: nn.Module, unused: Sequence[str]
+    ) -> None:
+        """A larger network's first blocks would fit a smaller one without a word."""
+        parts = dict(module.named_modules())
+        # A part that the model leaves out as a whole (a level, a norm) is no mistake.
+        wrong = [
+            name
+            for name in unused
+            if not name.endswith('num_batches_tracked') and _part_of(name) in parts
+        ]
+        if wrong:
+            raise ConfigError(
+                f'{self.checkpoint!r} has {len(wrong)} weights that '
+                f'{type(module).__name__} has no place for (for instance {wrong[0]!r}'
+                f'); the file is {_name_of(weights)}: choose the backbone that fits.'
+            )
 
     def _refusal(
         self,
@@ -133,8 +148,8 @@ class PretrainedBackbone:
         reason = (
             'which it does not have'
             if there is None
-            else f'of shape {list(there.shape)} in the file and {list(own[first].shape)}'
-            ' in the model'
+            else f'of shape {list(there.shape)} in the file and '
+            f'{list(own[first].shape)} in the model'
         )
         return (
             f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights of '
@@ -160,16 +175,6 @@ class PretrainedClassifier(PretrainedBackbone):
 
     _part = ''
 
-    def _given(
-        self, weights: Weights, own: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        bare = {name.removeprefix('backbone.'): value for name, value in own.items()}
-        given = super()._given(weights, bare)
-        return {
-            name if name.startswith(('backbone.', 'head.')) else f'backbone.{name}': v
-            for name, v in given.items()
-        }
-
     def _refusal(
         self,
         weights: Weights,
@@ -188,6 +193,37 @@ class PretrainedClassifier(PretrainedBackbone):
                 r"num_classes, or add fresh=[r'head\.'] to learn a new head."
             )
         return super()._refusal(weights, module, own, found, missing)
+
+
+def _part_of(name: str) -> str:
+    """The outermost part of a backbone or classifier that a weight belongs to."""
+    steps = name.split('.')
+    return '.'.join(steps[: 2 if steps[0] == 'backbone' else 1])
+
+
+def in_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of a backbone and perhaps a head as those of a classifier."""
+    return {
+        name if name.startswith('head.') else f'backbone.{name}': value
+        for name, value in tensors.items()
+    }
+
+
+def refuse_unknown(weights: Weights, layout: Layout, unknown: Sequence[str]) -> None:
+    """Refuses networks with parts that mm's of the same kind do not have.
+
+    Raises:
+        ConfigError: if a name that no rule knows is not of a classifier's head.
+    """
+    wrong = [name for name in unknown if not name.startswith(_HEADS)]
+    if wrong:
+        raise ConfigError(
+            f'{weights.path!r} ({weights.source}) looks like a {layout.name}, but has '
+            f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
+            'it is a variant of which no config is known.'
+        )
+    for name in unknown:
+        weights.left_out[name] += 1
 
 
 def unknown_layout(weights: Weights) -> str:
@@ -217,7 +253,7 @@ def _resizable(
 ) -> list[str]:
     """Position embeddings that mmpretrain fits to the image size while loading."""
     name = 'pos_embed'
-    owner = module
+    owner: Any = module
     if hasattr(module, 'backbone'):
         name, owner = 'backbone.pos_embed', module.backbone
     if name not in found or not hasattr(owner, '_prepare_pos_embed'):
@@ -234,6 +270,7 @@ def _initialise_children(module: nn.Module) -> None:
     add steps of their own afterwards (zero residuals, position embeddings) that they
     leave out for an ``init_cfg`` of type ``Pretrained`` only.
     """
+    child: Any
     for child in module.children():
         if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
             child.init_weights()

@@ -29,6 +29,11 @@ from .normalization import (
     from_tensors,
 )
 
+TRUST_SWITCH = (
+    'give trust=True to mmrobust.PretrainedBackbone or convert it with '
+    'tools/convert_backbone.py --trust'
+)
+
 # Meta data of files that tools/convert_backbone.py writes.
 META = 'mmrobust_weights'
 
@@ -149,7 +154,7 @@ def read_weights(
     path: str,
     trust: bool = False,
     normalization: Any = None,
-    switch: str = 'give trust=True',
+    switch: str = TRUST_SWITCH,
 ) -> Weights:
     """Reads a file of any known source.
 
