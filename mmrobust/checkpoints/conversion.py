@@ -7,10 +7,10 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from pprint import pformat
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -106,18 +106,16 @@ class Converted:
             'num_classes': classifier['model']['head']['num_classes'],
             **(known.settings('to_rgb') if known else {}),
         }
-        above = ''
+        hint = '# In a config with _base_, add _delete_=True to backbone.\n'
         if len(found.channels) == 1:
-            neck = {
-                'type': 'mmrobust.SimpleFeaturePyramid',
-                'in_channels': found.channels[0],
-            }
-            above = f'# One level, of stride 16: it needs a neck as {neck}\n'
+            hint += (
+                '# Its one feature level, of stride 16, needs a neck: dict(type='
+                f"'mmrobust.SimpleFeaturePyramid', in_channels={found.channels[0]}, "
+                'out_channels=256, num_outs=5).\n'
+            )
         return {
-            'mmdet': f'{above}model = {_text(detector)}',
-            'mmpretrain': '\n'.join(
-                f'{key} = {_text(value)}' for key, value in classifier.items()
-            ),
+            'mmdet': hint + _text({'model': detector}),
+            'mmpretrain': _text(classifier),
         }
 
 
@@ -188,5 +186,5 @@ def published_as(digest: str) -> str | None:
     return _PUBLISHED.get(digest)
 
 
-def _text(value: Any) -> str:
-    return pformat(value, sort_dicts=False, width=80)
+def _text(settings: dict[str, Any]) -> str:
+    return Config(settings).pretty_text.rstrip()
