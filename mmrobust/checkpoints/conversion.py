@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -187,4 +186,13 @@ def published_as(digest: str) -> str | None:
 
 
 def _text(settings: dict[str, Any]) -> str:
-    return Config(settings).pretty_text.rstrip()
+    return '\n'.join(f'{key} = {_value(value)}' for key, value in settings.items())
+
+
+def _value(value: Any, indent: str = '') -> str:
+    """A setting as configs are written."""
+    if not isinstance(value, dict):
+        return repr(value)
+    deeper = indent + '    '
+    lines = [f'{deeper}{k}={_value(v, deeper)},' for k, v in value.items()]
+    return '\n'.join(['dict(', *lines, f'{indent})'])

@@ -12,6 +12,7 @@ from typing import Any
 
 import mmpretrain.models  # noqa: F401  (registers the classifiers)
 import pytest
+import timm
 import torch
 import torchvision
 from mmdet.registry import MODELS as DETECTION
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import published
 from mmrobust.checkpoints import read_weights
 from mmrobust.checkpoints.architectures import recognise
+from mmrobust.checkpoints.config_text import normalization_in
 from mmrobust.checkpoints.conversion import Converted, convert
 from mmrobust.checkpoints.layouts import find_layout, to_mm
 
@@ -120,7 +122,6 @@ CASES = [
     ('wide_resnet50_2', 'madry', 'wide-resnet50-2'),
     ('convnext_tiny+convstem', 'revisiting', 'convnext-tiny-convstem'),
     ('convnext_tiny', 'revisiting-normaliser', 'convnext-tiny'),
-    ('convnext_tiny', TIMM, 'convnext-tiny'),
     ('vit_small_patch16_224+convstem', 'revisiting-normaliser', 'vit-small-convstem'),
     ('vit_small_patch16_224', 'revisiting-normaliser', 'vit-small'),
     (
@@ -265,7 +266,6 @@ def _detector(converted: Converted, path: str) -> nn.Module:
         ('convnext_tiny', 'revisiting-normaliser'),
         ('vit_small_patch16_224+convstem', 'revisiting-normaliser'),
         ('vit_small_patch16_224', 'robustbench'),
-        ('deit3_medium_patch16_224', 'robustbench'),
     ],
 )
 @torch.no_grad()
@@ -383,3 +383,68 @@ def test_mmengines_own_average_is_its_state_dict(tmp_path: Path) -> None:
     del content['state_dict']
     weights = read_weights(published.save(content, tmp_path / 'other.pth'))
     assert weights.tensors['bn1.weight'].abs().max() == 0
+
+
+@pytest.mark.parametrize('segmenter', [False, True])
+def test_facebooks_names(tmp_path: Path, segmenter: bool) -> None:
+    """The same numbers as under timm's names, also as a segmenter's backbone."""
+    model = timm.models.convnext.ConvNeXt(
+        num_classes=7, depths=(1, 1, 2, 1), dims=(8, 16, 32, 64)
+    )
+    if segmenter:
+        model.stem = published.Stem([(4, 2), (8, 2)])
+    state = model.state_dict()
+    theirs = {}
+    for name, value in state.items():
+        if name.startswith('stem.'):
+            name = name.replace('stem.', 'downsample_layers.0.', 1)
+        elif '.downsample.' in name:
+            name = name.replace('stages', 'downsample_layers')
+            name = name.replace('.downsample', '')
+        elif name.startswith('head.norm.'):
+            name = name.replace('head.norm', 'norm')
+        elif name.startswith('head.fc.'):
+            name = name.replace('head.fc', 'head')
+        else:
+            name = name.replace('blocks.', '').replace('conv_dw', 'dwconv')
+            name = name.replace('mlp.fc', 'pwconv')
+        theirs[name] = value
+    if segmenter:
+        theirs = {k: v for k, v in theirs.items() if not k.startswith(('head', 'norm'))}
+        theirs['norm0.weight'] = torch.full((8,), 3.0)
+        theirs = published.prefixed(theirs, 'backbone.')
+        theirs['decode_head.conv_seg.weight'] = torch.zeros(21, 8, 1, 1)
+    timms = published.save(state, tmp_path / 'timm.pth')
+    facebooks = published.save({'model': theirs}, tmp_path / 'facebook.pth')
+    wanted = convert(timms, normalization='unit').state
+    converted = convert(facebooks, normalization='unit')
+    if segmenter:
+        assert converted.weights.left_out == {'decode_head': 1}
+        assert converted.state.pop('backbone.norm0.weight').mean() == 3
+        wanted = {
+            name: value
+            for name, value in wanted.items()
+            if not name.startswith(('head', 'backbone.norm'))
+        }
+    assert converted.state.keys() == wanted.keys()
+    assert all(torch.equal(v, wanted[k]) for k, v in converted.state.items())
+
+
+@pytest.mark.parametrize(
+    ('text', 'mean'),
+    [
+        ('data_preprocessor = dict(mean=[1.0], std=[2.0])', (1.0,)),
+        ("model = dict(type='A', data_preprocessor=dict(mean=[1], std=[2]))", (1.0,)),
+        ("model = {'data_preprocessor': {'mean': [1], 'std': [2]}}", (1.0,)),
+        (
+            'data_preprocessor = dict(mean=[9], std=[2])\n'
+            'model = dict(data_preprocessor=dict(mean=[1], std=[2]))',
+            (1.0,),
+        ),
+        ('data_preprocessor = dict(mean=print(1))', None),
+        ('no program', None),
+    ],
+)
+def test_a_config_is_read_without_being_run(text: str, mean: Any) -> None:
+    found = normalization_in({'cfg': text})
+    assert (found and found.mean) == mean
