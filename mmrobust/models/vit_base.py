@@ -20,6 +20,8 @@ class ViTBase(VisionTransformer):
     maps (n, channels, h / 16, w / 16), sides rounded up.
     """
 
+    init_cfg: Any
+
     def init_weights(self) -> None:
         """Applies ``init_cfg`` after everything else.
 
