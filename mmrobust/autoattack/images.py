@@ -204,10 +204,11 @@ def as_batch(
         images.append(image.to(device, torch.float32))
         labels.append(int(label))
     batch = torch.stack(images)
-    if not (0 <= float(batch.min()) and float(batch.max()) <= 255):
+    low, high = float(batch.min()), float(batch.max())
+    if not (low >= 0 and high <= 255):
         raise ConfigError(
-            f'pixels reach from {float(batch.min()):.3g} to {float(batch.max()):.3g} '
-            'and not from 0 to 255: leave the normalisation to the data preprocessor.'
+            f'pixels reach from {low:.3g} to {high:.3g} and not from '
+            '0 to 255: leave the normalisation to the data preprocessor.'
         )
     return batch / 255, torch.tensor(labels, device=device)
 

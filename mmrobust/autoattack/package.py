@@ -261,7 +261,7 @@ def _tracing_kept() -> Iterator[None]:
     The check also counts calls in a module variable, so that one dynamic model would
     make all later ones suspicious.
     """
-    checks = import_module('pyautoattack.checks')
+    checks: Any = import_module('pyautoattack.checks')
     original = checks.check_dynamic
 
     def check_dynamic(*args: Any, **kwargs: Any) -> None:

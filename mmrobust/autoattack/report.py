@@ -134,8 +134,8 @@ def _checks(records: Sequence[dict[str, Any]]) -> list[str]:
     for record in records:
         for flag in record['flags']:
             flags[flag] = flags.get(flag, 0) + 1
-    for flag, count in sorted(flags.items()):
-        found.append(f'{_MEANING.get(flag, flag)} ({count} of {shards} shards)')
+    for flag, times in sorted(flags.items()):
+        found.append(f'{_MEANING.get(flag, flag)} ({times} of {shards} shards)')
 
     def count(key: str) -> int:
         return sum(record[key] for record in records)
