@@ -59,7 +59,8 @@ class Member:
             settings = {}
             for pair in filter(None, rest.split(',')):
                 key, _, number = pair.partition('=')
-                settings[key.strip()] = number.strip()
+                number = number.strip()
+                settings[key.strip()] = int(number) if number.isdigit() else number
         if name not in SETTINGS:
             raise ConfigError(
                 f'AutoAttack has no member {name!r}: choose from {", ".join(SETTINGS)}.'
@@ -186,10 +187,11 @@ def _square_fits(height: int, width: int) -> bool:
     """Whether Square's first tiling (l2, l1) stays inside the image.
 
     It lays squares of a fifth of the height, as many as fit into a side, but begins
-    after a margin, so that for some sides the last one does not fit.
+    after a margin, so that for some sides the last one does not fit. One of a single
+    pixel may lie outside.
     """
     side = height // 5
-    if side == 0:
-        return False
+    if side < 2:
+        return side == 1
     margin = (height - 5 * side) // 2
     return all(margin + length // side * side <= length for length in (height, width))

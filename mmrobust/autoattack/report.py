@@ -21,7 +21,6 @@ _MEANING = {
     'defence), which AutoAttack was not made for',
     'square': 'Square broke images that the gradients did not, a sign of masked '
     'gradients: the robust accuracy may be too high',
-    'classes': 'there are fewer classes than the attacks expect',
 }
 
 
