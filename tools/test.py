@@ -52,7 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         help='save painted images under <work dir>/<time>/<this folder>, those of the '
-        'attacks in its subfolder attacks',
+        'attacks in its subfolder attacks; of classifiers under <work dir>/<this '
+        'folder>',
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per image')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
@@ -284,7 +285,7 @@ def _set_visualization(cfg: Config, args: argparse.Namespace, classifier: bool) 
         enable=True,
         show=args.show,
         wait_time=args.wait_time,
-        out_dir=args.show_dir,
+        out_dir=args.show_dir and os.path.join(cfg.work_dir, args.show_dir),
         interval=1,
     )
 
