@@ -482,6 +482,20 @@ def test_a_threat_can_be_added(
     )
 
 
+def test_adversarial_images_are_made_up_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results without images in the folder that is asked for are not enough."""
+    calls = count_attacks(monkeypatch)
+    loop: dict[str, Any] = dict(attacks=QUICK)
+    for name in (None, 'first', 'second', 'second', None):
+        loop['save_adv'] = name and str(tmp_path / name)
+        evaluate(config(data, tmp_path, **loop), linear())
+    assert len(calls) == 3 * 2  # the last shard has nothing to attack
+    for name in ('first', 'second'):
+        assert len(list((tmp_path / name).rglob('*.npz'))) == IMAGES
+
+
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [

@@ -107,7 +107,7 @@ class AutoAttackTestLoop(TestLoop):
         self.ensemble = Ensemble.read(version, attacks)
         self.seed = seed
         self._union: list[bool] = []
-        self.save_adv = save_adv
+        self.save_adv = save_adv and os.path.abspath(save_adv)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
         if num_images is not None and image_ids is not None:
             raise ConfigError('num_images and image_ids exclude each other.')
@@ -329,7 +329,7 @@ class AutoAttackTestLoop(TestLoop):
                 )
             if saver:
                 saver.save(_samples(items, ids), list(adversarial * 255))
-            record['saved'] = self.save_adv is not None
+            record['saved'] = self.save_adv
             self.store.write(view.name, ball.name, number, record)
             progress.update(done)
         progress.finish()
@@ -414,7 +414,7 @@ class AutoAttackTestLoop(TestLoop):
         """The results of a shard, if they are there with all that is asked for."""
         ids = [view.images.ids[index] for index in self.shard(number)]
         record = self.store.read(view.name, ball.name, number, ids)
-        if record is None or (self.save_adv is not None and not record['saved']):
+        if record is None or (self.save_adv and record['saved'] != self.save_adv):
             return None
         return record
 
