@@ -22,7 +22,7 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmrobust',
-    locations=['mmrobust.engine'],
+    locations=['mmrobust.engine', 'mmrobust.autoattack'],
 )
 HOOKS = Registry(
     'hook',
