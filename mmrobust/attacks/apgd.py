@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
-from .base import Attack, Oracle, positive_int
+from .base import Attack, Oracle, one_each, positive_int
 from .search import Search, SparseSearch, choose, finite
 
 # (multiple of eps, share of the steps): the larger radii of arXiv 2103.01208.
@@ -108,9 +108,13 @@ class APGD(Attack):
         self.keep_best = keep_best
 
     def perturb(
-        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
+        generators = one_each(generator, images)
         stacked = _Stacked(oracle, images)
         cleans = stacked.stack(images)
         # Data augmentation may leave the range of valid pixels.
@@ -123,7 +127,10 @@ class APGD(Attack):
             if drawn:
                 threat = self._threat(self.phases[0][0])
                 starts = stacked.stack(
-                    [_random_start(threat, image, generator) for image in images]
+                    [
+                        _random_start(threat, image, own)
+                        for image, own in zip(images, generators, strict=True)
+                    ]
                 )
             searches = self._run(stacked, cleans, starts, drawn)
             if self.keep_best:

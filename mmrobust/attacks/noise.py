@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registry import ATTACKS
-from .base import Attack, Oracle
+from .base import Attack, Oracle, one_each
 
 
 @ATTACKS.register_module()
@@ -28,7 +28,13 @@ class RandomNoise(Attack):
         super().__init__(norm=norm, eps=eps)
 
     def perturb(
-        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        return [self.threat.random_boundary(image, generator) for image in images]
+        return [
+            self.threat.random_boundary(image, own)
+            for image, own in zip(images, one_each(generator, images), strict=True)
+        ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import to_pixels
-from .base import Attack, Oracle, positive_int
+from .base import Attack, Oracle, one_each, positive_int
 
 
 @ATTACKS.register_module()
@@ -65,16 +65,23 @@ class PGD(Attack):
         self.keep_best = keep_best
 
     def perturb(
-        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         threat, best = self.threat, _Best(images)
+        generators = one_each(generator, images)
         current = list(images)
         if self.keep_best and self.random_start:
             best.offer(images, oracle.value(images))
         for restart in range(self.restarts):
             if self.random_start or restart > 0:
-                current = [threat.random_start(image, generator) for image in images]
+                current = [
+                    threat.random_start(image, own)
+                    for image, own in zip(images, generators, strict=True)
+                ]
             for _ in range(self.num_steps):
                 values, grads = oracle.value_and_grad(current)
                 if self.keep_best:
