@@ -128,6 +128,7 @@ class RobustnessReport:
             dataset={
                 'type': type(dataset).__name__,
                 'ann_file': getattr(dataset, 'ann_file', None),
+                'data_root': getattr(dataset, 'data_root', None),
                 'num_images': len(dataset),
             },
             checks=list(notes),
@@ -148,7 +149,6 @@ class RobustnessReport:
     def as_dict(self, complete: bool = True) -> dict[str, Any]:
         """The report as the JSON file holds it."""
         content = asdict(self)
-        content['benign'] = {'metrics': self.benign}
         content['benign'] = {'metrics': self.benign}
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
@@ -224,7 +224,7 @@ class RobustnessReport:
             'checkpoint': self.checkpoint,
             'sha256': self.checkpoint_sha256,
             'seed': self.seed,
-            'dataset': '{ann_file}, {num_images} images'.format(**self.dataset),
+            'dataset': self._dataset(),
             'versions': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             **self.environment,
         }
@@ -232,6 +232,12 @@ class RobustnessReport:
         lines += ['', '## How to repeat it', '']
         lines += [f'- {key}: {value}' for key, value in facts.items()]
         return '\n'.join(lines) + '\n'
+
+    def _dataset(self) -> str:
+        # A folder of classes has no annotation file.
+        keys = ('ann_file', 'data_root', 'type')
+        name = next((self.dataset[k] for k in keys if self.dataset.get(k)), '')
+        return f'{name}, {self.dataset["num_images"]} images'
 
 
 def file_sha256(path: str | None) -> str | None:

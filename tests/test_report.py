@@ -77,6 +77,20 @@ def test_markdown_twin(tmp_path):
     assert "tools/test.py 'a b'" in text  # can be pasted into a shell
 
 
+@pytest.mark.parametrize(
+    ('dataset', 'shown'),
+    [
+        (dict(ann_file='a.json', data_root='d', type='CocoDataset'), 'a.json'),
+        (dict(ann_file='', data_root='d', type='CustomDataset'), 'd'),
+        (dict(ann_file='', data_root=None, type='Mine'), 'Mine'),
+    ],
+)
+def test_the_dataset_is_named_by_what_it_has(dataset, shown):
+    report = _report()
+    report.dataset = {**dataset, 'num_images': 5}
+    assert f'- dataset: {shown}, 5 images\n' in report.markdown()
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'r.json'
     write_atomically(path, 'old')

@@ -1,8 +1,9 @@
 """Measures what adversarial training and attacks cost, as ratios within one run.
 
-Training: a FreeAT update against a stock mmdet update of the same batch. Attack: a PGD
-step against the bare forward and input-only backward pass it cannot do without. The
-two sides of a ratio alternate, so that a machine whose speed drifts slows both.
+Training: a FreeAT update against a stock update of the same batch; for a classifier
+also APGD-AT against the passes it cannot do without. Attack: a PGD step against the
+bare forward and input-only backward pass. The two sides of a ratio alternate, so that a
+machine whose speed drifts slows both.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
@@ -19,8 +21,9 @@ from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.batch import attack_samples, float_images, split_batch, with_images
-from mmrobust.engine import FreeAdversary
-from mmrobust.objective import LossOracle, Objective, loss_mode
+from mmrobust.classification import classifier_samples, is_classifier, make_oracle
+from mmrobust.engine import APGDAdversary, FreeAdversary
+from mmrobust.objective import Objective, loss_mode
 from torch import Tensor
 
 STEPS = 10
@@ -29,7 +32,7 @@ STEPS = 10
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of any mmdet detector')
+    parser.add_argument('config', help='config of a detector or classifier')
     parser.add_argument('--repeats', type=int, default=10, help='measurements per side')
     parser.add_argument(
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
@@ -50,6 +53,8 @@ def main() -> None:
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     batch = next(iter(loader))
     rows = [*training_rows(runner, batch, args), *attack_rows(runner, batch, args)]
+    if is_classifier(runner.model):
+        rows += inner_attack_rows(runner, batch, args)
     print(
         f'\n{args.config}, {args.device}, {torch.get_num_threads()} threads, ', end=''
     )
@@ -88,27 +93,71 @@ def training_rows(
 def attack_rows(
     runner: Runner, batch: dict, args: argparse.Namespace
 ) -> list[tuple[str, float]]:
-    """Seconds per step of the bare passes on one image, and of PGD."""
+    """Seconds per step of the bare passes and of PGD, as evaluation makes them.
+
+    On one image of a detector's batch, or a classifier's whole batch.
+    """
     model, device = runner.model, torch.device(args.device)
-    single = split_batch(batch)[0]
-    samples = attack_samples(single['data_samples'], device, 'input')
+    if is_classifier(model):
+        part, samples = batch, classifier_samples(batch['data_samples'], device)
+    else:
+        part = split_batch(batch)[0]
+        samples = attack_samples(part['data_samples'], device, 'input')
     attack = PGD(eps=4, num_steps=STEPS, keep_best=False)
 
     def bare() -> None:
-        images: list[Tensor] = float_images(single, device)
+        images = float_images(part, device)
         for _ in range(STEPS):
-            leaf = images[0].detach().requires_grad_()
-            data = model.data_preprocessor({'inputs': [leaf], 'data_samples': samples})
-            loss, _ = model.parse_losses(model(**data, mode='loss'))
-            torch.autograd.grad(loss, [leaf])
+            bare_gradient(model, images, samples)
 
     def pgd() -> None:
-        oracle = LossOracle(model, single, samples, Objective())
-        attack.perturb(oracle, float_images(single, device), torch.Generator())
+        oracle = make_oracle(model, part, samples, Objective())
+        attack.perturb(oracle, float_images(part, device), torch.Generator())
 
     with loss_mode(model):
         rows = alternate({'bare forward and backward': bare, 'PGD step': pgd}, args)
     return [(name, seconds / STEPS) for name, seconds in rows]
+
+
+def inner_attack_rows(
+    runner: Runner, batch: dict, args: argparse.Namespace
+) -> list[tuple[str, float]]:
+    """Seconds of an APGD-AT update with two steps, and of its passes alone."""
+    wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
+    model, device = runner.model.train(), torch.device(args.device)
+    adversary = APGDAdversary(eps=4, num_steps=2)
+    samples = classifier_samples(batch['data_samples'], device)
+
+    def bare() -> None:
+        images = float_images(batch, device)
+        with loss_mode(model):
+            bare_gradient(model, images, samples)
+            bare_gradient(model, images, samples)
+            with torch.no_grad():
+                model(**as_data(model, images, samples), mode='loss')
+        model.train_step(with_images(batch, images), optim_wrapper=wrapper)
+
+    return alternate(
+        {
+            'bare passes of APGD-AT, 2 steps': bare,
+            'APGD-AT update': lambda: adversary.train_step(model, wrapper, batch, 0),
+        },
+        args,
+    )
+
+
+def as_data(model: Any, images: list[Tensor], samples: list[Any]) -> dict:
+    """What the model gets of images in pixel units."""
+    inputs = torch.stack(images) if is_classifier(model) else images
+    return model.data_preprocessor({'inputs': inputs, 'data_samples': samples})
+
+
+def bare_gradient(model: Any, images: list[Tensor], samples: list[Any]) -> None:
+    """One forward and input-only backward pass, with nothing around it."""
+    leaves = [image.detach().requires_grad_() for image in images]
+    data = as_data(model, leaves, samples)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    torch.autograd.grad(loss, leaves)
 
 
 def alternate(

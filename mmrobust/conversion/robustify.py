@@ -132,6 +132,11 @@ def _adversary(
 def _refuse_model(model: Any) -> None:
     if not model:
         raise ConfigError('the config has no model.')
+    if str(model.get('type')).endswith('Classifier'):
+        raise ConfigError(
+            f'{model.type} is a classifier, and the recipe is one for detectors: set '
+            'train_cfg as the configs in configs/pretrain do.'
+        )
     preprocessor = (model.get('data_preprocessor') or {}).get('type', '')
     if 'MultiBranch' in preprocessor:
         raise ConfigError(

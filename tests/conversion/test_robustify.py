@@ -389,6 +389,11 @@ Change = Callable[[ConfigDict], Any]
         ),
         (lambda c: c.pop('train_dataloader'), {}, 'has no train_dataloader'),
         (
+            lambda c: c.model.update(type='ImageClassifier'),
+            {},
+            'ImageClassifier is a classifier',
+        ),
+        (
             lambda c: c.model.data_preprocessor.update(
                 type='MultiBranchDataPreprocessor'
             ),
