@@ -28,7 +28,7 @@ STACKS = {
 }
 JOBS: dict[str, list[list[str]]] = {
     'demo': [['tools/demo.py']],
-    'test': [['-m', 'pytest']],
+    'test': [['-m', 'pytest', '-n', str(min(8, os.cpu_count() or 1))]],
     'lint': [
         ['-m', 'ruff', 'check', '.'],
         ['-m', 'ruff', 'format', '--check', '.'],
