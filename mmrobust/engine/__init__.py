@@ -11,6 +11,7 @@ from .adversaries import (
     PGDAdversary,
 )
 from .eval_loops import AttackTestLoop, AttackValLoop
+from .freeze import FreezeBackboneHook, SeedUpdatesHook
 from .hooks import AdversaryStateHook, AttackVisualizationHook
 from .optim import BackboneLrOptimWrapperConstructor
 from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
@@ -26,7 +27,9 @@ __all__ = [
     'BackboneLrOptimWrapperConstructor',
     'CWATAdversary',
     'FreeAdversary',
+    'FreezeBackboneHook',
     'MTDAdversary',
     'NoAdversary',
     'PGDAdversary',
+    'SeedUpdatesHook',
 ]
