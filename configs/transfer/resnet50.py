@@ -1,5 +1,5 @@
 # ResNet-50 on a target task in folders, one per class, as arXiv 2007.08489 learns it:
-#     data/transfer/train/CLASS/*.jpg  data/transfer/val/CLASS/*  data/transfer/test/CLASS/*
+#     data/transfer/{train,val,test}/CLASS/*.jpg
 # With another data set say
 #     --cfg-options data_root=data/pets/ model.head.num_classes=37
 _base_ = './_base_/recipe.py'

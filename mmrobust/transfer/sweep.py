@@ -126,6 +126,7 @@ def check_same_study(sweep: Sweep, found: Findings) -> None:
         )
     barrier()  # nobody writes before all have read
     if is_main_process():
+        sweep.work_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(given, indent=1) + '\n')
 
 
@@ -185,17 +186,20 @@ def _set_up_processes(sweep: Sweep) -> None:
     """Starts the process group as a Runner would, which comes too late for checks."""
     cfg = sweep.cfg
     dist_cfg = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
-    if not torch.cuda.is_available():
-        dist_cfg['backend'] = 'gloo'
-        if cfg.get('model_wrapper_cfg') is None:
-            # mmengine's default asks for a GPU.
-            cfg.model_wrapper_cfg = {
-                'type': 'MMDistributedDataParallel',
-                'broadcast_buffers': False,
-                'device_ids': None,
-            }
-    if not is_distributed():
+    if is_distributed():
+        return
+    if torch.cuda.is_available() or cfg.launcher != 'pytorch':
         init_dist(cfg.launcher, **dist_cfg)
+        return
+    # mmengine's own way and its default wrapper ask for a GPU.
+    torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = {
+            'type': 'MMDistributedDataParallel',
+            'broadcast_buffers': False,
+            'device_ids': None,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        }
 
 
 def _say(text: str) -> None:
