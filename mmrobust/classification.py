@@ -16,7 +16,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from .batch import float_images, with_images
+from .batch import float_images
 from .errors import ConfigError
 from .objective import LossOracle, Objective
 from .seeding import seeded
@@ -53,7 +53,7 @@ class ClassifierOracle(LossOracle):
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """See :meth:`LossOracle.value`."""
         with torch.no_grad():
-            return self._values(images)
+            return self._values(torch.stack(list(images)))
 
     def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See :meth:`LossOracle.value_and_grad`; values are always (N,)."""
@@ -65,8 +65,8 @@ class ClassifierOracle(LossOracle):
         grads = torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
         return values.detach(), list(grads)
 
-    def _values(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        batch = with_images({**self.data_batch, 'data_samples': self.samples}, images)
+    def _values(self, images: Tensor) -> Tensor:
+        batch = {**self.data_batch, 'data_samples': self.samples, 'inputs': images}
         data = self.model.data_preprocessor(batch, False)
         logits = self.model(**data, mode='tensor')
         self.forwards += len(images)
@@ -133,7 +133,7 @@ def mixed_first(model: Any, data_batch: dict, seed: int) -> Iterator[dict]:
         The batch with mixed float images in pixel units (N, C, H, W) and soft labels
         in ``gt_score``.
     """
-    preprocessor = getattr(model, 'data_preprocessor', None)
+    preprocessor: Any = getattr(model, 'data_preprocessor', None)
     augments = getattr(preprocessor, 'batch_augments', None)
     if augments is None or not is_classifier(model):
         yield data_batch

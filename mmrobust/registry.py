@@ -7,6 +7,8 @@ root (not of mmdet's registry) is what makes that lookup work from mmpretrain to
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
@@ -20,7 +22,7 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmrobust',
-    locations=['mmrobust.engine'],
+    locations=['mmrobust.engine', 'mmrobust.autoattack'],
 )
 HOOKS = Registry(
     'hook',
@@ -58,6 +60,18 @@ WEIGHT_INITIALIZERS = Registry(
     scope='mmrobust',
     locations=['mmrobust.checkpoints'],
 )
-# No counterpart in mmengine: roots of their own.
-ATTACKS = Registry('attack', scope='mmrobust', locations=['mmrobust.attacks'])
-ADVERSARIES = Registry('adversary', scope='mmrobust', locations=['mmrobust.engine'])
+
+
+class _RootRegistry(Registry):
+    """A root of its own, which mmengine need not look for in the default scope."""
+
+    def build(self, cfg: dict, *args: Any, **kwargs: Any) -> Any:
+        """Builds an object; without a scope, mmengine would warn every time."""
+        return super().build({'_scope_': 'mmrobust', **cfg}, *args, **kwargs)
+
+
+# No counterpart in mmengine.
+ATTACKS = _RootRegistry('attack', scope='mmrobust', locations=['mmrobust.attacks'])
+ADVERSARIES = _RootRegistry(
+    'adversary', scope='mmrobust', locations=['mmrobust.engine']
+)

@@ -29,10 +29,15 @@ _PACKAGES = (
     ('torch',),
     ('torchvision',),
     ('numpy',),
+    ('timm',),
+    ('pyautoattack',),
 )
 
 # What the Markdown table shows of the metrics, where they exist.
-_SHOWN = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'segm_mAP', 'PQ', 'mAP', 'AP50')
+_SHOWN = (
+    *('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'segm_mAP', 'PQ', 'mAP', 'AP50'),
+    *('top1', 'top5'),
+)
 
 
 @dataclass

@@ -17,8 +17,13 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big') >> 1
 
 
+def attack_generator(seed: int) -> torch.Generator:
+    """A CPU generator for the attack's own draws on an image."""
+    return torch.Generator().manual_seed(derive_seed(seed, 'attack'))
+
+
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch, numpy and random inside the context and restores them after it.
 
     mmdet's samplers draw from the global generators, so an attack on Faster R-CNN is
@@ -28,9 +33,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     Args:
         seed: non-negative seed.
         device: device whose generator is seeded beside the CPU's.
-
-    Yields:
-        A CPU generator of its own for the attack's draws.
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = [device] if device.type == 'cuda' else []
@@ -39,7 +41,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)
-            yield torch.Generator().manual_seed(derive_seed(seed, 'attack'))
+            yield
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)

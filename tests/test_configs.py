@@ -508,6 +508,14 @@ GROUPS = {
     'robust_fcos_convnext': (LOW5, LOW5, (2e-5, 0), HIGH5, (2e-4, 0), HIGH5),
     'robust_dn-detr_r50': ((1e-6, 0.1), None, '-', HIGH, HIGH, (1e-4, 0)),
     'robust_dn-detr_convnext': (*[(1e-6, 0.05)] * 3, HIGH5, HIGH5, HIGH5),
+    'robust_faster-rcnn_vit-s-convstem': (
+        *(LOW5, (1e-5, 0), (1e-5, 0)),
+        *(HIGH5, (1e-4, 0), '-'),
+    ),
+    'robust_fcos_vit-s-convstem': (
+        *(LOW5, (1e-5, 0), (2e-5, 0)),
+        *(HIGH5, (2e-4, 0), (1e-4, 0)),
+    ),
     # There the rule for the backbone switches all others off inside it.
     'paper/robust_faster-rcnn_r50': (LOW, LOW, '-', HIGH, HIGH, '-'),
     'paper/robust_faster-rcnn_convnext': (LOW5, LOW5, LOW5, HIGH5, HIGH5, '-'),
@@ -529,6 +537,11 @@ IN_BACKBONE = {
         'stages.2.0.depthwise_conv.weight',
         'stages.2.0.norm.bias',
         'stages.2.0.depthwise_conv.bias',
+    ),
+    'vit-s-convstem': (
+        'layers.5.attn.qkv.weight',
+        'layers.5.ln1.weight',
+        'layers.5.attn.qkv.bias',
     ),
 }
 IN_HEAD = {
@@ -589,6 +602,7 @@ def test_optimizer_groups(name: str) -> None:
     first, second, stem = {
         'r50': ('layer1', 'layer2', 'conv1'),
         'convnext': ('stages.0', 'stages.1', 'downsample_layers.0'),
+        'vit-s-convstem': ('layers.1', 'layers.2', 'patch_embed'),
     }[backbone]
     for part, learns in ((stem, False), (first, False), (second, True)):
         inside = [n for n in parameters if n.startswith(f'backbone.{part}.')]
@@ -779,6 +793,28 @@ def test_convstem_configs(detector: str) -> None:
     assert seen.tolist() == pytest.approx([1.0, 0.2, 0.0])  # RGB
 
 
+@pytest.mark.parametrize('detector', ['faster-rcnn', 'fcos'])
+def test_vit_configs(detector: str) -> None:
+    """Another backbone, neck, normalisation and weight decay: no more."""
+    plain = parse(f'robust_{detector}_r50')
+    vit = parse(f'robust_{detector}_vit-s-convstem')
+    changed = differences(settings(plain), settings(vit))
+    assert {p for p in changed if not p.startswith('model.backbone.')} == {
+        'model.data_preprocessor.mean',
+        'model.neck.type',
+        'model.neck.in_channels',
+        'optim_wrapper.optimizer.weight_decay',
+        *(['optim_wrapper.paramwise_cfg.bias_decay_mult'] * (detector != 'fcos')),
+    }
+    init_default_scope('mmdet')
+    preprocessor = MODELS.build(vit.model.data_preprocessor)
+    image = torch.tensor([0.0, 255.0, 255.0]).reshape(3, 1, 1).expand(3, 32, 32)
+    seen = preprocessor(dict(inputs=[image], data_samples=None))['inputs'][0, :, 0, 0]
+    # RGB; the mean of the published file, and ImageNet's deviation.
+    expected = [(1 - 0.484952) / 0.229, (1 - 0.456) / 0.224, -0.405989 / 0.225]
+    assert seen.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_ssd_settings() -> None:
     cfg = parse('robust_ssd300_voc')
     assert cfg.model.bbox_head.num_classes == 20
@@ -871,6 +907,11 @@ def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
         if node.get('type') == 'ResNet':
             node.base_channels = 16
             cfg.model.neck.in_channels = [c // 4 for c in cfg.model.neck.in_channels]
+        if node.get('type') == 'mmrobust.ViTConvStem':
+            node.arch = dict(
+                embed_dims=96, num_layers=3, num_heads=3, feedforward_channels=192
+            )
+            cfg.model.neck.in_channels = [96]
         if node.get('num_layers') == 6:
             node.num_layers = 2
         if 'fc_out_channels' in node:
@@ -926,6 +967,8 @@ def train_and_test(cfg: Config) -> dict:
     [
         'robust_fcos_convnext',
         'robust_faster-rcnn_r50',
+        'robust_faster-rcnn_vit-s-convstem',
+        'robust_fcos_vit-s-convstem',
         'robust_dn-detr_r50',
         'robust_mask-rcnn_r50',
         'paper/robust_fcos_r50',

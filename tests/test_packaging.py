@@ -109,7 +109,7 @@ class TestWheel:
         assert metadata['Requires-Python'] == '>=3.10'
         assert metadata['License-Expression'] == 'Apache-2.0'
         extras = set(metadata.get_all('Provides-Extra') or [])
-        assert extras == {'openmmlab', 'onedl', 'demo', 'test', 'dev'}
+        assert extras == {'openmmlab', 'onedl', 'demo', 'autoattack', 'test', 'dev'}
 
     def test_the_stacks_do_not_mix(self, metadata: Message) -> None:
         names: dict[str, set[str]] = {'openmmlab': set(), 'onedl': set()}

@@ -20,14 +20,16 @@ def _image(seed: int = 0) -> torch.Tensor:
     return image
 
 
-@pytest.mark.parametrize(('norm', 'eps'), [('linf', 4), ('linf', 2.5), ('l2', 60)])
+@pytest.mark.parametrize(
+    ('norm', 'eps'), [('linf', 4), ('linf', 2.5), ('l2', 60), ('l1', 900)]
+)
 def test_projection_is_inside_both_sets_and_idempotent(norm, eps):
     threat, clean = ThreatModel(norm, eps), _image()
     far = clean + 80 * torch.randn(clean.shape, generator=torch.Generator())
     once = threat.project(clean, far)
     assert once.min() >= 0
     assert once.max() <= 255
-    # linf bounds are exact for whole-number pixels; l2 up to rounding of the norm.
+    # linf bounds are exact for whole-number pixels; others up to rounding.
     assert threat.distance(clean, once) <= eps * (1 if norm == 'linf' else 1 + 1e-6)
     torch.testing.assert_close(threat.project(clean, once), once, rtol=0, atol=1e-4)
     if norm == 'linf':
@@ -56,14 +58,14 @@ def test_l2_step_has_the_given_length_whatever_the_gradient_scale(scale):
     assert moved.norm() == pytest.approx(7.0, rel=1e-4)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 def test_zero_gradient_does_not_move(norm):
     clean = _image()
     moved = ThreatModel(norm, 4).step(clean, torch.zeros_like(clean), 2.0)
     assert torch.equal(moved, clean)
 
 
-@pytest.mark.parametrize(('norm', 'eps'), [('linf', 8), ('l2', 100)])
+@pytest.mark.parametrize(('norm', 'eps'), [('linf', 8), ('l2', 100), ('l1', 2000)])
 def test_random_images(norm, eps):
     threat, clean = ThreatModel(norm, eps), torch.full((3, 16, 16), 128.0)
     draws = [
@@ -104,5 +106,5 @@ def test_no_size(given):
 
 
 def test_unknown_norm_names_the_known_ones():
-    with pytest.raises(ConfigError, match='linf, l2'):
+    with pytest.raises(ConfigError, match='linf, l2, l1'):
         ThreatModel('l7', 4)

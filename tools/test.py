@@ -1,21 +1,27 @@
-"""Tests a detector, and measures its robustness with --attack."""
+"""Tests a detector or a classifier, and measures its robustness with --attack."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from copy import deepcopy
+from typing import Any
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
+from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble
+from mmrobust.autoattack.package import load_package
+from mmrobust.autoattack.threats import read_balls
 from mmrobust.checkpoints import check_checkpoint, read_checkpoint
+from mmrobust.checkpoints.classes import check_class_count
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 
@@ -23,12 +29,22 @@ _ATTACK_ONLY = ('eps', 'step_size', 'num_steps', 'norm', 'restarts')
 _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
 # What a config's test loop keeps when --attack replaces its attacks.
 _LOOP = ('fp16', 'gt_frame', *_EVALUATION)
+# Options of AutoAttack, and what its loop calls them.
+_AUTOATTACK = {
+    'version': 'version',
+    'members': 'attacks',
+    'resolutions': 'resolutions',
+    'batch_size': 'shard_size',
+    'image_ids': 'image_ids',
+}
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags and those of the attacks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file of any mmdet detector')
+    parser.add_argument(
+        'config', help='config file of an mmdet detector or an mmpretrain classifier'
+    )
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--work-dir', help='folder for logs and the report')
     parser.add_argument('--out', help='dump predictions to this .pkl file')
@@ -36,7 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         help='save painted images under <work dir>/<time>/<this folder>, those of the '
-        'attacks in its subfolder attacks',
+        'attacks in its subfolder attacks; of classifiers under <work dir>/<this '
+        'folder>',
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per image')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
@@ -45,12 +62,24 @@ def parse_args() -> argparse.Namespace:
         'attacks', 'Sizes are in pixel units of 0-255: 4, or 4/255.'
     )
     group.add_argument(
-        '--attack', nargs='+', metavar='NAME', help=f'any of: {", ".join(ATTACK_NAMES)}'
+        '--attack',
+        nargs='+',
+        metavar='NAME',
+        help=f'any of: {", ".join(ATTACK_NAMES)}; or autoattack, on classifiers',
     )
-    group.add_argument('--eps', help='radius of the perturbation (default 4)')
+    group.add_argument(
+        '--eps',
+        nargs='+',
+        help='radius of the perturbation (default 4), one per norm of autoattack '
+        '(default linf 4, l2 510, l1 19125)',
+    )
     group.add_argument('--step-size', help='default: 2.5 * eps / steps, at most eps')
     group.add_argument('--num-steps', type=int, help='default: 20 for pgd, else 10')
-    group.add_argument('--norm', help='linf (default) or l2')
+    group.add_argument(
+        '--norm',
+        nargs='+',
+        help='linf (default) or l2; several of linf, l2, l1 for autoattack',
+    )
     group.add_argument('--restarts', type=int, help='runs per image (default 1)')
     group.add_argument('--seed', type=int, help='seed of the attacks (default 0)')
     group.add_argument(
@@ -61,6 +90,34 @@ def parse_args() -> argparse.Namespace:
         '--report',
         metavar='FILE',
         help='the report (default <work dir>/robustness.json)',
+    )
+    group = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
+    group.add_argument(
+        '--version', help=f'one of: {", ".join(VERSIONS)} (default standard)'
+    )
+    group.add_argument(
+        '--members',
+        nargs='+',
+        metavar='NAME',
+        help=f'the custom version: any of {", ".join(SETTINGS)}, possibly with '
+        'settings, like apgd-t:n_iter=20,n_target_classes=3',
+    )
+    group.add_argument(
+        '--resolutions',
+        nargs='+',
+        type=int,
+        metavar='SIDE',
+        help="sides of square images (default: the config's own images)",
+    )
+    group.add_argument(
+        '--batch-size',
+        type=int,
+        help="images attacked together (default: the test dataloader's batch size)",
+    )
+    group.add_argument(
+        '--image-ids',
+        metavar='FILE',
+        help='evaluate on the images that this file lists, one path or name per line',
     )
     return parser.parse_args()
 
@@ -84,19 +141,27 @@ def main() -> None:
             folder = path if option == 'save_adv' else os.path.dirname(path) or '.'
             flag = '--' + option.replace('_', '-')
             cli.check_work_dir(folder, f'folder of {flag}', flag)
+    classifier = _is_classifier(cfg)
     if args.show or args.show_dir:
-        hooks = cfg.setdefault('default_hooks', ConfigDict())
-        hooks.setdefault('visualization', ConfigDict(type='DetVisualizationHook'))
-        cfg = trigger_visualization_hook(cfg, args)
+        _set_visualization(cfg, args, classifier)
     if args.tta:
-        _set_tta(cfg)
+        _set_tta(cfg, classifier)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if not args.tta:
         model = getattr(runner.model, 'module', runner.model)
+        if classifier:
+            check_class_count(args.checkpoint, model)
         check_checkpoint(args.checkpoint, model)
     if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        dump = DumpResults if classifier else DumpDetResults
+        runner.test_evaluator.metrics.append(dump(out_file_path=args.out))
     runner.test()
+
+
+def _is_classifier(cfg: Config) -> bool:
+    """Whether the model is mmpretrain's, by its own scope or the config's."""
+    scope, dot, _ = str(cfg.model.get('type')).partition('.')
+    return (scope if dot else cfg.get('default_scope')) in ('mmpretrain', 'mmcls')
 
 
 def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
@@ -105,7 +170,12 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     given = {key: value for key, value in given.items() if value is not None}
     evaluation = {key: getattr(args, key) for key in _EVALUATION}
     evaluation = {key: value for key, value in evaluation.items() if value is not None}
-    has_attacks = 'attacks' in cfg.test_cfg
+    auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
+    is_auto = str(cfg.test_cfg.get('type')).endswith('AutoAttackTestLoop')
+    has_attacks = is_auto or 'attacks' in cfg.test_cfg
+    if auto and 'autoattack' not in (args.attack or ()):
+        option = auto[0].replace('_', '-')
+        raise ConfigError(f'--{option} needs --attack autoattack.')
     if not args.attack:
         if given:
             raise ConfigError(
@@ -120,20 +190,24 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
             raise ConfigError(
                 f'--attack {" ".join(args.attack)} names one attack twice.'
             )
-        attacks = {name: attack_preset(name, **given) for name in args.attack}
-        for attack in attacks.values():
-            ATTACKS.build(attack)  # refuses impossible settings before any work
-        loop = {key: value for key, value in cfg.test_cfg.items() if key in _LOOP}
-        cfg.test_cfg = ConfigDict(
-            type='mmrobust.AttackTestLoop', attacks=attacks, **{**loop, **evaluation}
-        )
+        is_auto = 'autoattack' in args.attack
+        if is_auto:
+            loop = _autoattack_loop(cfg, args, given)
+        else:
+            loop = _attack_loop(args, given)
+        kept = {key: value for key, value in cfg.test_cfg.items() if key in _LOOP}
+        if is_auto:
+            kept.pop('gt_frame', None)
+            if args.image_ids is not None:
+                kept.pop('num_images', None)
+        cfg.test_cfg = ConfigDict(**{**kept, **evaluation, **loop})
         has_attacks = True
     if has_attacks and args.tta:
         raise ConfigError(
             '--tta and attacks exclude each other: the attacks need the gradient of a '
             'single forward pass.'
         )
-    if has_attacks:
+    if has_attacks and not is_auto:
         hook = ConfigDict(type='mmrobust.AttackVisualizationHook')
         if args.show_dir:
             hook.out_dir = args.show_dir
@@ -142,12 +216,90 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         )
 
 
-def _set_tta(cfg: Config) -> None:
-    """Wraps the model for test-time augmentation, with mmdet's defaults."""
+def _attack_loop(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """The loop of the ordinary attacks, which have one norm and one radius."""
+    for key in ('norm', 'eps'):
+        values = given.get(key, ())
+        if len(values) > 1:
+            raise ConfigError(
+                f'--{key} {" ".join(values)}: only autoattack takes several.'
+            )
+        if values:
+            given = {**given, key: values[0]}
+    attacks = {name: attack_preset(name, **given) for name in args.attack}
+    for attack in attacks.values():
+        ATTACKS.build(attack)  # refuses impossible settings before any work
+    return {'type': 'mmrobust.AttackTestLoop', 'attacks': attacks}
+
+
+def _autoattack_loop(
+    cfg: Config, args: argparse.Namespace, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The loop of AutoAttack, checked as far as that needs no model."""
+    if len(args.attack) > 1:
+        raise ConfigError(
+            'autoattack cannot be combined with other attacks: run them on their own.'
+        )
+    for key in ('step_size', 'num_steps', 'restarts'):
+        if key in given:
+            raise ConfigError(
+                f'--{key.replace("_", "-")} is no setting of autoattack: choose the '
+                'steps of its members, as in --members apgd-ce:n_iter=20,n_restarts=2.'
+            )
+    if not _is_classifier(cfg):
+        raise ConfigError(
+            f'autoattack works on classifiers only (of mmpretrain), and the model '
+            f'{cfg.model.get("type")} is none: choose from {", ".join(ATTACK_NAMES)}.'
+        )
+    norms = args.norm or ['linf']
+    radii = args.eps or [None] * len(norms)
+    if len(radii) != len(norms):
+        raise ConfigError(
+            f'--eps gives {len(radii)} radii for {len(norms)} norms '
+            f'({" ".join(norms)}): give one per norm, in the order of --norm.'
+        )
+    threats: list[dict[str, Any]] = [
+        {'norm': norm} if eps is None else {'norm': norm, 'eps': eps}
+        for norm, eps in zip(norms, radii, strict=True)
+    ]
+    options = {
+        name: getattr(args, option)
+        for option, name in _AUTOATTACK.items()
+        if getattr(args, option) is not None
+    }
+    read_balls(threats)
+    Ensemble.read(options.get('version'), options.get('attacks'))
+    load_package()
+    return {'type': 'mmrobust.AutoAttackTestLoop', 'threats': threats, **options}
+
+
+def _set_visualization(cfg: Config, args: argparse.Namespace, classifier: bool) -> None:
+    """Turns the pictures on, as the model's own test tool does."""
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    if not classifier:
+        hooks.setdefault('visualization', ConfigDict(type='DetVisualizationHook'))
+        trigger_visualization_hook(cfg, args)
+        return
+    hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
+    hook.update(
+        enable=True,
+        show=args.show,
+        wait_time=args.wait_time,
+        out_dir=args.show_dir and os.path.join(cfg.work_dir, args.show_dir),
+        interval=1,
+    )
+
+
+def _set_tta(cfg: Config, classifier: bool) -> None:
+    """Wraps the model for test-time augmentation, with the frameworks' defaults."""
     if 'tta_model' not in cfg:
-        cfg.tta_model = ConfigDict(
-            type='DetTTAModel',
-            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        cfg.tta_model = (
+            ConfigDict(type='mmpretrain.AverageClsScoreTTA')
+            if classifier
+            else ConfigDict(
+                type='DetTTAModel',
+                tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+            )
         )
     if 'tta_pipeline' not in cfg:
         dataset = cfg.test_dataloader.dataset
@@ -163,7 +315,11 @@ def _set_tta(cfg: Config) -> None:
             'flip',
             'flip_direction',
         )
-        pack = dict(type='PackDetInputs', meta_keys=meta_keys)
+        pack = (
+            dataset.pipeline[-1]
+            if classifier
+            else dict(type='PackDetInputs', meta_keys=meta_keys)
+        )
         cfg.tta_pipeline = deepcopy(dataset.pipeline)
         cfg.tta_pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from .apgd import APGD, LARGER_RADII
 from .base import Attack, Oracle
 from .noise import RandomNoise
 from .pgd import PGD
 from .presets import ATTACK_NAMES, attack_preset
 
-__all__ = ['ATTACK_NAMES', 'PGD', 'Attack', 'Oracle', 'RandomNoise', 'attack_preset']
+__all__ = [
+    'APGD',
+    'ATTACK_NAMES',
+    'LARGER_RADII',
+    'PGD',
+    'Attack',
+    'Oracle',
+    'RandomNoise',
+    'attack_preset',
+]

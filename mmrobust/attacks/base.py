@@ -34,7 +34,7 @@ class Attack(ABC):
     """Finds an image in the threat model that makes the objective large.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         objective: see :class:`mmrobust.objective.Objective`.
 
@@ -53,14 +53,18 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(
-        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """Returns one adversarial image for every clean one.
 
         Args:
             oracle: the objective on this batch.
             images: clean images (C, H, W) in pixel units, on the network's device.
-            generator: CPU generator for every random draw.
+            generator: CPU generator for every random draw, or one for each image, so
+                that its draws depend on no other image.
 
         Returns:
             Images of the same shapes inside the threat model.
@@ -76,6 +80,15 @@ class Attack(ABC):
             'objective': None,
             'restarts': 1,
         }
+
+
+def one_each(
+    generator: torch.Generator | Sequence[torch.Generator], images: Sequence[Tensor]
+) -> Sequence[torch.Generator]:
+    """A generator for every image, the same one if there is only one."""
+    if isinstance(generator, torch.Generator):
+        return [generator] * len(images)
+    return generator
 
 
 def positive_int(value: Any, name: str) -> int:

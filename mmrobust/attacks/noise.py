@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from ..registry import ATTACKS
-from .base import Attack, Oracle
+from .base import Attack, Oracle, one_each
 
 
 @ATTACKS.register_module()
 class RandomNoise(Attack):
     """One random image on the boundary of the ball, without asking the network.
 
-    linf: each value moves by +eps or -eps with equal chance; l2: a uniformly random
-    direction of length eps. A model that loses as much to it as to a gradient attack
-    is either fragile to noise, or the attack is broken.
+    linf: each value moves by +eps or -eps with equal chance; l2 and l1: a uniformly
+    random point of the sphere of radius eps. A model that loses as much to it as to a
+    gradient attack is either fragile to noise, or the attack is broken.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255.
     """
 
@@ -28,7 +28,13 @@ class RandomNoise(Attack):
         super().__init__(norm=norm, eps=eps)
 
     def perturb(
-        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        return [self.threat.random_boundary(image, generator) for image in images]
+        return [
+            self.threat.random_boundary(image, own)
+            for image, own in zip(images, one_each(generator, images), strict=True)
+        ]

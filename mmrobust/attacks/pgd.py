@@ -11,24 +11,26 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import to_pixels
-from .base import Attack, Oracle, positive_int
+from .base import Attack, Oracle, one_each, positive_int
 
 
 @ATTACKS.register_module()
 class PGD(Attack):
     """PGD (Madry et al., arXiv 1706.06083), with restarts and the best iterate kept.
 
-    Steps follow the sign of the gradient (linf) or the normalised gradient (l2) and
-    are projected onto the ball and the pixel range. Of all iterates and restarts the
-    one with the largest objective is returned, image by image; the clean image counts
-    as an iterate, so the result is never worse than the start.
+    Steps follow the sign of the gradient (linf), the normalised gradient (l2), or the
+    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000, among the values
+    that the pixel range lets move), and are projected onto the ball and the range. Of
+    all iterates and restarts the one with the largest objective is returned, image by
+    image; the clean image counts as an iterate, so the result is never worse than the
+    start.
 
     Cost per image and restart: ``num_steps`` forward and backward passes, one more
     forward pass for the value of the last iterate, and once for the clean image where
     the first start is random.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         step_size: step in pixel units; by default ``2.5 * eps / num_steps``, at most
             eps, so that every point of the ball can be reached.
@@ -63,20 +65,32 @@ class PGD(Attack):
         self.keep_best = keep_best
 
     def perturb(
-        self, oracle: Oracle, images: Sequence[Tensor], generator: torch.Generator
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         threat, best = self.threat, _Best(images)
+        generators = one_each(generator, images)
         current = list(images)
         if self.keep_best and self.random_start:
             best.offer(images, oracle.value(images))
         for restart in range(self.restarts):
             if self.random_start or restart > 0:
-                current = [threat.random_start(image, generator) for image in images]
+                current = [
+                    threat.random_start(image, own)
+                    for image, own in zip(images, generators, strict=True)
+                ]
             for _ in range(self.num_steps):
                 values, grads = oracle.value_and_grad(current)
                 if self.keep_best:
                     best.offer(current, values)
+                if threat.norm == 'l1':
+                    grads = [
+                        threat.without_blocked(point, grad)
+                        for point, grad in zip(current, grads, strict=True)
+                    ]
                 current = [
                     threat.project(image, threat.step(point, grad, self.step_size))
                     for image, point, grad in zip(images, current, grads, strict=True)
@@ -110,6 +124,7 @@ class _Best:
         values = torch.nan_to_num(
             values.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
         )
+        values = values.expand(len(images))  # a batch may have a value in common
         if self.values is None:
             self.images, self.values = list(images), values
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError
+from .apgd import LARGER_RADII
 
 # Steps and start of cls, reg and cwa are those of the COCO evaluation in the code of
 # arXiv 2305.17438: eps 4, step 1, 10 steps, from the clean image.
@@ -15,9 +16,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
     'cls': {'type': 'mmrobust.PGD', 'objective': 'cls', 'random_start': False},
     'reg': {'type': 'mmrobust.PGD', 'objective': 'reg', 'random_start': False},
     'cwa': {'type': 'mmrobust.PGD', 'objective': 'cwa', 'random_start': False},
+    'apgd': {'type': 'mmrobust.APGD', 'num_steps': 20},
 }
 
 ATTACK_NAMES = tuple(_PRESETS)
+
+# Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
+_CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
 
 
 def attack_preset(
@@ -32,29 +37,34 @@ def attack_preset(
 
     Args:
         name: one of ``ATTACK_NAMES``.
-        norm: ``'linf'`` or ``'l2'``.
-        eps: radius in pixel units; 4 by default for linf. l2 has no customary radius
-            in pixel units, so it must be given there.
-        step_size: step in pixel units, by default derived from eps and num_steps.
-        num_steps: by default 20 for ``pgd``, 10 for ``cls``, ``reg`` and ``cwa``;
-            ``fgsm`` has one step whatever is given.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
+        eps: radius in pixel units; 4 by default for linf. l2 and l1 have no customary
+            radius in pixel units, so it must be given there.
+        step_size: step in pixel units, by default derived from eps and num_steps;
+            ``apgd`` finds its own whatever is given.
+        num_steps: by default 20 for ``pgd`` and ``apgd`` (a detector's passes are
+            costly: papers on classifiers run APGD for 100), 10 for ``cls``, ``reg``
+            and ``cwa``; ``fgsm`` has one step whatever is given. ``apgd`` in l1 starts
+            with larger radii and takes at least 3.
         restarts: number of runs, by default 1.
 
     Returns:
         A config dict for the ``ATTACKS`` registry.
 
     Raises:
-        ConfigError: for an unknown name, or l2 without a radius.
+        ConfigError: for an unknown name, or l2 or l1 without a radius.
     """
     if name not in _PRESETS:
         raise ConfigError(
             f'attack {name!r} is unknown: choose from {", ".join(ATTACK_NAMES)}.'
         )
     if eps is None:
-        if norm == 'l2':
+        if norm in _CUSTOMARY:
+            unit, pixels = _CUSTOMARY[norm]
             raise ConfigError(
-                'the l2 norm needs a radius: give eps in pixel units of 0-255, for '
-                'instance 510 for the 2.0 that is customary for [0, 1] images.'
+                f'the {norm} norm needs a radius: give eps in pixel units of 0-255, '
+                f'for instance {pixels} for the {unit} that is customary for [0, 1] '
+                'images.'
             )
         eps = 4
     config = {**_PRESETS[name], 'norm': norm, 'eps': eps}
@@ -63,5 +73,9 @@ def attack_preset(
         given = {'step_size': step_size}
     if name == 'noise':
         given = {}
+    if name == 'apgd':
+        given['step_size'] = None
+        if norm == 'l1':
+            config['radius_schedule'] = LARGER_RADII
     config.update({key: value for key, value in given.items() if value is not None})
     return config

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from .fit import check_checkpoint, read_checkpoint
-from .pretrained import PretrainedBackbone
+from .normalization import check_normalization
+from .pretrained import PretrainedBackbone, PretrainedClassifier
+from .sources import read_weights
 
-__all__ = ['PretrainedBackbone', 'check_checkpoint', 'read_checkpoint']
+__all__ = [
+    'PretrainedBackbone',
+    'PretrainedClassifier',
+    'check_checkpoint',
+    'check_normalization',
+    'read_checkpoint',
+    'read_weights',
+]

@@ -21,14 +21,19 @@ _TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 _OPTIONAL = ('num_batches_tracked',)
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(
+    path: str, trust: bool = False, switch: str = f'set {_TRUST}=1'
+) -> dict[str, Any]:
     """Reads a checkpoint from a file or URL onto the CPU.
 
     Pickled code of unknown origin is not run: torch reads tensors and the few classes
     that mmengine's own checkpoints hold.
 
     Args:
-        path: a file, or anything else that mmengine's CheckpointLoader knows.
+        path: a file (``.safetensors`` too), or anything else that mmengine's
+            CheckpointLoader knows.
+        trust: run what code the file holds.
+        switch: how the user can set ``trust``, for the message.
 
     Returns:
         The checkpoint.
@@ -39,9 +44,20 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     if '://' not in path and not os.path.isfile(path):
         raise ConfigError(f'checkpoint {path!r} does not exist: check the path.')
-    trusted = os.environ.get(_TRUST, '0').lower() in ('1', 'y', 'yes', 'true')
+    trusted = trust or os.environ.get(_TRUST, '0').lower() in (
+        '1',
+        'y',
+        'yes',
+        'true',
+    )
+    if path.endswith('.safetensors'):
+        return _read_safetensors(path)
     try:
-        if '://' in path:
+        if trust and path.startswith(('http://', 'https://')):
+            checkpoint = torch.hub.load_state_dict_from_url(
+                path, map_location='cpu', weights_only=False
+            )
+        elif '://' in path:
             checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
         else:
             # Not mmengine's loader: a fork of it retries refused files unprotected.
@@ -52,15 +68,27 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             raise ConfigError(
                 f'checkpoint {path!r} holds pickled code ({reason}), which is not run '
                 'for files of unknown origin: save its tensors alone with torch.save, '
-                f'or, if you trust the file, set {_TRUST}=1.'
+                f'or, if you trust the file, {switch}.'
             ) from error
         raise ConfigError(f'checkpoint {path!r} is no readable torch file.') from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'checkpoint {path!r} holds objects of the package {error.name!r}, which '
+            'is not installed: install it to read the file.'
+        ) from error
     except (URLError, TimeoutError, ConnectionError) as error:
         raise ConfigError(
             f'checkpoint {path!r} could not be downloaded ({error}): download it where '
             'there is a network and give the path of the file instead.'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        AttributeError,
+        EOFError,
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ConfigError(
             f'checkpoint {path!r} cannot be read and is probably damaged or incomplete '
             f'({_first_line(error)}).'
@@ -68,6 +96,26 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
     return checkpoint
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    if '://' in path:
+        raise ConfigError(f'{path!r}: download .safetensors and give the file.')
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ConfigError(
+            f'checkpoint {path!r} needs the package safetensors: pip install '
+            'safetensors.'
+        ) from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(
+            f'checkpoint {path!r} cannot be read and is probably damaged or incomplete '
+            f'({_first_line(error)}).'
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,70 +1,290 @@
-"""Initialising a backbone from pre-trained weights, completely or not at all."""
+"""Initialising from weights of any known source, completely or not at all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import WEIGHT_INITIALIZERS
-from .fit import misfits, read_checkpoint, state_dict_of
+from .architectures import recognise
+from .fit import misfits
+from .layouts import LAYOUTS, Layout, find_layout, to_mm
+from .normalization import note
+from .sources import SOURCES, Weights, read_weights
 
-_PREFIXES = (
-    '',
-    'backbone.',
-    'module.',
-    'module.backbone.',
-    'model.',
-    'model.backbone.',
-)
+# Heads that no classifier here has are not missed.
+_HEADS = ('head', 'fc.', 'classifier.', 'aux')
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedBackbone:
-    r"""An ``init_cfg`` that refuses to leave a backbone partly random.
+    r"""An ``init_cfg`` that loads published weights and leaves no backbone half random.
 
-    mmengine's ``Pretrained`` loads what fits and warns about the rest, so a wrong key
-    prefix silently gives a random backbone, and the detector on it is not robust.
+    The file's source is recognised by its names: MadryLab's, revisiting-at's,
+    RobustBench's, ARES's, the detectors and backbones of arXiv 2305.17438, timm's,
+    torchvision's, and OpenMMLab's own. mmengine's ``Pretrained`` loads what fits and
+    warns about the rest, so a wrong key prefix silently gives a random backbone, and
+    the detector on it is not robust.
+
+    The normalisation that the file asks for is kept with the backbone, where
+    :func:`~.normalization.check_normalization` compares it with the data
+    preprocessor's.
 
     Args:
-        checkpoint: file or URL; the backbone's own keys, or with one of the prefixes
-            ``backbone.``, ``module.``, ``model.`` or their combinations.
+        checkpoint: file or URL.
         fresh: regular expressions of weights that may be absent from the file because
             they do not exist in a classifier, such as ``r'norm[0-2]\.'`` of a ConvNeXt
             with four outputs.
+        normalization: ``'imagenet'``, ``'unit'``, ``'half'`` or a dict with ``mean``
+            and ``std`` in pixel units of 0-255, for files that do not tell theirs.
+        trust: run what code the file holds (some sources pickle it).
 
     Raises:
-        ConfigError: when called, if the file cannot be read or lacks other weights.
+        ConfigError: when called, if the file cannot be read, its names are unknown, or
+            it lacks weights that are not in ``fresh``.
     """
 
-    def __init__(self, checkpoint: str, fresh: Sequence[str] = ()) -> None:
+    # Which weights of mmpretrain's classifiers are the module's own.
+    _part = 'backbone.'
+
+    def __init__(
+        self,
+        checkpoint: str,
+        fresh: Sequence[str] = (),
+        normalization: Any = None,
+        trust: bool = False,
+    ) -> None:
         self.checkpoint = checkpoint
         self.fresh = [re.compile(pattern) for pattern in fresh]
+        self.normalization = normalization
+        self.trust = trust
 
     def __call__(self, module: nn.Module) -> None:
         """Loads the weights into a backbone."""
-        given = state_dict_of(read_checkpoint(self.checkpoint))
+        weights = read_weights(self.checkpoint, self.trust, self.normalization)
         own = module.state_dict()
-        prefix = max(_PREFIXES, key=lambda p: sum(p + name in given for name in own))
-        found = {name: given[prefix + name] for name in own if prefix + name in given}
-        wrong = misfits(own, found)
+        given = self._given(weights, own)
+        found = {name: given[name] for name in own if name in given}
+        resized = _resizable(module, own, found)
+        wrong = [name for name in misfits(own, found) if name not in resized]
         missing = [n for n in wrong if not any(p.match(n) for p in self.fresh)]
         if missing:
-            raise ConfigError(
-                f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights '
-                f'of {type(module).__name__} (for instance {missing[0]!r}; the file '
-                f'has, for instance, {next(iter(given), "no tensor")!r}): is it the '
-                'right file?'
-            )
-        loaded = {
-            name: found[name] for name in own if name not in wrong and name in found
-        }
+            raise ConfigError(self._refusal(weights, module, own, found, missing))
+        unused = [name for name in given if name not in own]
+        self._refuse_surplus(weights, module, unused)
+        loaded = {name: value for name, value in found.items() if name not in wrong}
+        _initialise_children(module)
         module.load_state_dict(loaded, strict=False)
+        note(module, weights.normalization)
         print_log(
-            f'{type(module).__name__}: {len(loaded)} weights from {self.checkpoint}'
-            + (f', initialised anew: {", ".join(wrong)}' if wrong else ''),
+            f'{type(module).__name__}: {len(loaded)} weights from {self.checkpoint} '
+            f'({weights.source})'
+            + _list(', resized: ', resized)
+            + _list(', initialised anew: ', wrong)
+            + _list(', left out: ', [*unused, *_counts(weights)])
+            + (
+                f'; they need images of {weights.normalization}'
+                if weights.normalization
+                else '; the file does not tell the normalisation of the images: set '
+                'normalization to have it checked'
+            ),
             logger='current',
         )
+
+    def _given(self, weights: Weights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The file's weights by the module's names."""
+        wanted = {self._part + name for name in own}
+        state = in_backbone(weights.tensors)
+        layout = find_layout(weights.tensors)
+        if layout is not None:
+            renamed, unknown = to_mm(layout, weights.tensors)
+            if len(wanted & set(renamed)) >= len(wanted & set(state)):
+                refuse_unknown(weights, layout, unknown)
+                state = renamed
+                weights.source += f', {layout.name}'
+        if not wanted & set(state):
+            raise ConfigError(unknown_layout(weights))
+        given = {}
+        for name, value in state.items():
+            if name.startswith(self._part):
+                given[name.removeprefix(self._part)] = value
+            else:
+                weights.left_out[name.split('.')[0]] += 1
+        return given
+
+    def _refuse_surplus(
+        self, weights: Weights, module: nn.Module, unused: Sequence[str]
+    ) -> None:
+        """A larger network's first blocks would fit a smaller one without a word."""
+        parts = dict(module.named_modules())
+        # A part that the model leaves out as a whole (a level, a norm) is no mistake.
+        wrong = [
+            name
+            for name in unused
+            if not name.endswith('num_batches_tracked') and _part_of(name) in parts
+        ]
+        if wrong:
+            raise ConfigError(
+                f'{self.checkpoint!r} has {len(wrong)} weights that '
+                f'{type(module).__name__} has no place for (for instance {wrong[0]!r}'
+                f'); the file is {_name_of(weights)}: choose the backbone that fits.'
+            )
+
+    def _refusal(
+        self,
+        weights: Weights,
+        module: nn.Module,
+        own: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        missing: list[str],
+    ) -> str:
+        first = missing[0]
+        there = found.get(first)
+        reason = (
+            'which it does not have'
+            if there is None
+            else f'of shape {list(there.shape)} in the file and '
+            f'{list(own[first].shape)} in the model'
+        )
+        return (
+            f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights of '
+            f'{type(module).__name__} (for instance {first!r}, {reason}); the file is '
+            f'{_name_of(weights)}: is it the right file and backbone?'
+        )
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class PretrainedClassifier(PretrainedBackbone):
+    r"""As PretrainedBackbone, for a whole classifier of mmpretrain with its head.
+
+    Args:
+        checkpoint: file or URL.
+        fresh: regular expressions of weights that start anew; ``r'head\.'`` to learn
+            other classes.
+        normalization: as PretrainedBackbone's.
+        trust: as PretrainedBackbone's.
+
+    Raises:
+        ConfigError: also if the file's number of classes is another one.
+    """
+
+    _part = ''
+
+    def _refusal(
+        self,
+        weights: Weights,
+        module: nn.Module,
+        own: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        missing: list[str],
+    ) -> str:
+        if all(name.startswith('head.') for name in missing):
+            classes = {name: len(own[name]) for name in missing}
+            there = [len(found[name]) for name in missing if name in found]
+            return (
+                f'{self.checkpoint!r} has '
+                + (f'{there[0]} classes' if there else 'no head of a classifier')
+                + f' and {type(module).__name__} has {classes[missing[0]]}: set '
+                r"num_classes, or add fresh=[r'head\.'] to learn a new head."
+            )
+        return super()._refusal(weights, module, own, found, missing)
+
+
+def _part_of(name: str) -> str:
+    """The outermost part of a backbone or classifier that a weight belongs to."""
+    steps = name.split('.')
+    return '.'.join(steps[: 2 if steps[0] == 'backbone' else 1])
+
+
+def in_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of a backbone and perhaps a head as those of a classifier."""
+    return {
+        name if name.startswith('head.') else f'backbone.{name}': value
+        for name, value in tensors.items()
+    }
+
+
+def refuse_unknown(weights: Weights, layout: Layout, unknown: Sequence[str]) -> None:
+    """Refuses networks with parts that mm's of the same kind do not have.
+
+    Raises:
+        ConfigError: if a name that no rule knows is not of a classifier's head.
+    """
+    wrong = [name for name in unknown if not name.startswith(_HEADS)]
+    if wrong:
+        raise ConfigError(
+            f'{weights.path!r} ({weights.source}) looks like a {layout.name}, but has '
+            f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
+            'it is a variant of which no config is known.'
+        )
+    for name in unknown:
+        weights.left_out[name] += 1
+
+
+def unknown_layout(weights: Weights) -> str:
+    """Says what a file's names are and which are known."""
+    seen = ', '.join(list(weights.tensors)[:3])
+    return (
+        f'{weights.path!r} has names of no known source (it has, for instance, {seen}'
+        f'); known are {"; ".join(s.name for s in SOURCES[:-1])}; and plain weights as '
+        f'{"; ".join(layout.name for layout in LAYOUTS)}.'
+    )
+
+
+def _name_of(weights: Weights) -> str:
+    """The architecture in words, as far as it is recognised."""
+    layout = find_layout(weights.tensors)
+    try:
+        if layout is None:
+            raise ConfigError('')
+        return f'{recognise(to_mm(layout, weights.tensors)[0]).name} ({weights.source})'
+    except ConfigError:
+        example = next(iter(weights.tensors), 'no tensor')
+        return f'from {weights.source} and has, for instance, {example!r}'
+
+
+def _resizable(
+    module: nn.Module, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> list[str]:
+    """Position embeddings that mmpretrain fits to the image size while loading."""
+    name = 'pos_embed'
+    owner: Any = module
+    if hasattr(module, 'backbone'):
+        name, owner = 'backbone.pos_embed', module.backbone
+    if name not in found or not hasattr(owner, '_prepare_pos_embed'):
+        return []
+    same = found[name].shape == own[name].shape
+    fits = found[name].shape[-1] == own[name].shape[-1]
+    return [name] if fits and not same else []
+
+
+def _initialise_children(module: nn.Module) -> None:
+    """Runs the initialisation that would otherwise follow and overwrite the weights.
+
+    mmengine initialises a module's children after its own ``init_cfg``, and backbones
+    add steps of their own afterwards (zero residuals, position embeddings) that they
+    leave out for an ``init_cfg`` of type ``Pretrained`` only.
+    """
+    child: Any
+    for child in module.children():
+        if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
+            child.init_weights()
+            child.is_init = True
+    owners = [module, getattr(module, 'backbone', None)]
+    for owner in owners:
+        if owner is not None and hasattr(owner, 'init_cfg'):
+            owner.init_cfg = {'type': 'Pretrained', 'checkpoint': ''}
+
+
+def _counts(weights: Weights) -> list[str]:
+    return [f'{part} ({count})' for part, count in weights.left_out.items()]
+
+
+def _list(title: str, names: Sequence[str]) -> str:
+    shown = ', '.join(names[:6]) + (', ...' if len(names) > 6 else '')
+    return title + shown if names else ''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
+from ..checkpoints.normalization import IMAGENET, UNIT, Normalization
+from ..checkpoints.sources import read_weights
 from ..errors import ConfigError
 
 _HUB = 'https://huggingface.co/suixin1424/oddefense/resolve/main/'
-_IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-# Weights of arXiv 2303.01870 for ConvStems take images in [0, 1].
-_UNIT_RANGE = ([0.0, 0.0, 0.0], [255.0, 255.0, 255.0])
+_MADRY = 'https://huggingface.co/madrylab/robust-imagenet-models/resolve/main/'
+_ARES = 'https://ml.cs.tsinghua.edu.cn/~xiaoyang/aresbench/ckpt-imagenet/'
 _STRIDES = (4, 8, 16, 32)
 NO_WEIGHTS = 'none'
 
@@ -26,22 +28,24 @@ class Backbone:
 
     Attributes:
         config: its config, without ``out_indices`` and weights.
-        normalisation: mean and std of RGB images in pixel units of 0-255, which belong
-            to its weights.
+        normalization: of images for its published weights; a local file's own goes
+            first.
         weights: where robust weights are published, as far as a file can be named.
         fresh: weights of the backbone that a classifier does not have.
     """
 
     config: dict[str, Any]
-    normalisation: tuple[list[float], list[float]] = _IMAGENET
+    normalization: Normalization = IMAGENET
     weights: str | None = None
     fresh: tuple[str, ...] = ()
 
 
-def _resnet(depth: int, weights: str | None = None) -> Backbone:
+def _resnet(depth: int, weights: str | None = None, **width: int) -> Backbone:
     config = {
-        'type': 'ResNet',
+        # mmdet's own has no other expansion than 4.
+        'type': 'mmpretrain.ResNet' if width else 'ResNet',
         'depth': depth,
+        **width,
         'num_stages': 4,
         'frozen_stages': 1,
         'norm_cfg': {'type': 'BN', 'requires_grad': True},
@@ -60,21 +64,38 @@ def _convnext(arch: str, convstem: bool, weights: str | None = None) -> Backbone
         'gap_before_final_norm': False,
         'frozen_stages': 1,
     }
-    normalisation = _UNIT_RANGE if convstem else _IMAGENET
-    return Backbone(config, normalisation, weights, (r'norm[0-3]\.',))
+    # Weights of arXiv 2303.01870 for ConvNeXts with a ConvStem take images in [0, 1].
+    normalization = UNIT if convstem else IMAGENET
+    return Backbone(config, normalization, weights, (r'norm[0-3]\.',))
 
 
 BACKBONES = {
-    'resnet18': _resnet(18),
+    'resnet18': _resnet(18, _MADRY + 'resnet18_linf_eps4.0.ckpt'),
     'resnet50': _resnet(50, _HUB + 'resnet50_linf_eps4_pure.pth'),
+    'wide-resnet50-2': _resnet(
+        50,
+        _MADRY + 'wide_resnet50_2_linf_eps4.0.ckpt',
+        stem_channels=64,
+        base_channels=128,
+        expansion=2,
+    ),
+    'wide-resnet50-4': _resnet(
+        50,
+        _MADRY + 'wide_resnet50_4_l2_eps3.ckpt',
+        stem_channels=64,
+        base_channels=256,
+        expansion=1,
+    ),
     'convnext-tiny': _convnext(
         'tiny', False, _HUB + 'convnext_tiny_mmcls-linf-eps-4-advan.pth'
     ),
-    'convnext-small': _convnext('small', False),
-    'convnext-base': _convnext('base', False),
+    'convnext-small': _convnext('small', False, _ARES + 'ARES_ConvNext_Small_AT.pth'),
+    'convnext-base': _convnext('base', False, _ARES + 'ARES_ConvNext_Base_AT.pth'),
+    'convnext-large': _convnext('large', False, _ARES + 'ARES_ConvNext_Large_AT.pth'),
     'convnext-tiny-convstem': _convnext('tiny', True),
     'convnext-small-convstem': _convnext('small', True),
     'convnext-base-convstem': _convnext('base', True),
+    'convnext-large-convstem': _convnext('large', True),
 }
 
 
@@ -129,15 +150,32 @@ def swap_backbone(cfg: Config, name: str, weights: str | None) -> None:
         first['in_channels'] = channels[-1]
     else:
         first['in_channels'] = channels
-    mean, std = known.normalisation
-    model.setdefault('data_preprocessor', ConfigDict(type='DetDataPreprocessor'))
-    model.data_preprocessor.update(
-        mean=list(mean), std=list(std), bgr_to_rgb=True, rgb_to_bgr=False
-    )
+    set_normalization(model, weights, known.normalization)
     if first.get('start_level', 0) > 0:
         # Norms of levels that the neck leaves out get no gradient.
         cfg.find_unused_parameters = True
     _check_fit(model, name)
+
+
+def set_normalization(
+    model: ConfigDict, weights: str, default: Normalization | None = None
+) -> None:
+    """Gives images the normalisation that belongs to the backbone's weights.
+
+    Args:
+        model: config of a detector; its ``data_preprocessor`` is changed.
+        weights: a file is read, and what it tells counts.
+        default: for a URL and a file that tells nothing; None to change nothing.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+    """
+    known = read_weights(weights).normalization if os.path.isfile(weights) else None
+    known = known or default
+    if known is None:
+        return
+    model.setdefault('data_preprocessor', ConfigDict(type='DetDataPreprocessor'))
+    model.data_preprocessor.update(rgb_to_bgr=False, **known.settings('bgr_to_rgb'))
 
 
 def weights_init(weights: str, fresh: tuple[str, ...] = ()) -> ConfigDict | None:

@@ -11,7 +11,7 @@ from ..attacks.base import positive_int
 from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
-from .backbones import swap_backbone, weights_init
+from .backbones import set_normalization, swap_backbone, weights_init
 from .evaluation import box_heads, innermost, loads_annotations, set_evaluation
 from .paper import follow_paper
 from .schedule import convert_loop
@@ -203,6 +203,7 @@ def _set_weights(cfg: Config, weights: str) -> None:
         )
     fresh = (r'norm[0-3]\.',) if 'ConvNeXt' in backbone.type else ()
     backbone.init_cfg = weights_init(weights, fresh)
+    set_normalization(cfg.model, weights)
 
 
 def _set_optimizer(cfg: Config) -> None:

@@ -13,7 +13,7 @@ from mmpretrain.datasets import BaseDataset
 
 from ..errors import ConfigError
 from ..registry import DATASETS, TRANSFORMS
-from .digits import digits_root, make_digits
+from .digits import digits_root, ensure_digits
 from .drawing import CLASSES, SPLITS
 
 
@@ -46,7 +46,7 @@ class DigitCropsDataset(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Makes the data if they are not there, then lists the digits."""
         root = Path(self.data_root)
-        make_digits(root)
+        ensure_digits(root)
         file = root / 'annotations' / f'instances_{self.split}.json'
         content = json.loads(file.read_text())
         names = {image['id']: image['file_name'] for image in content['images']}

@@ -109,6 +109,12 @@ def make_digits(
         ) from error
 
 
+def ensure_digits(root: str | Path) -> None:
+    """Makes the dataset with the default settings, unless there is one of any."""
+    if not _is_complete(Path(root)):
+        make_digits(root)
+
+
 def _read_settings(root: Path) -> dict | None:
     """Returns the settings a folder was made with, None if there is nothing in it."""
     # Not Path.exists, which raises where a parent folder cannot be read.
@@ -171,6 +177,5 @@ class DigitsDataset(CocoDataset):
 
     def load_data_list(self) -> list[dict]:
         """Makes the data if they are not there, then reads the annotation file."""
-        if not _is_complete(Path(self.data_root)):
-            make_digits(self.data_root)
+        ensure_digits(self.data_root)
         return super().load_data_list()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .adversaries import (
     Adversary,
+    APGDAdversary,
     CWATAdversary,
     FreeAdversary,
     MTDAdversary,
@@ -17,6 +18,7 @@ from .optim import BackboneLrOptimWrapperConstructor
 from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
 
 __all__ = [
+    'APGDAdversary',
     'AdvEpochBasedTrainLoop',
     'AdvIterBasedTrainLoop',
     'Adversary',

@@ -33,7 +33,7 @@ from ..errors import ConfigError
 from ..objective import loss_mode
 from ..registry import ATTACKS, LOOPS
 from ..report import AttackResult, RobustnessReport
-from ..seeding import derive_seed, seeded
+from ..seeding import attack_generator, derive_seed, seeded
 from .counting import weights_for_evaluation
 from .preflight import check_has_boxes
 from .progress import Progress
@@ -161,25 +161,33 @@ class _AttackEvaluation:
     def _perturb(
         self, attack: Attack, data_batch: dict, result: AttackResult
     ) -> list[Tensor]:
-        """Attacks each image of the batch alone; see :class:`LossOracle`."""
+        """Attacks every image independently of the others.
+
+        A detector gets them one by one, see :class:`LossOracle`; a classifier keeps
+        the images of a batch apart by itself.
+        """
         model = _bare(self.runner.model)
         device = next(model.parameters()).device
         adversarial: list[Tensor] = []
         with loss_mode(model):
-            for single in split_batch(data_batch):
-                samples = self._samples(single, device)
-                oracle = make_oracle(model, single, samples, attack.objective)
-                number = image_id(single['data_samples'][0])
-                with seeded(derive_seed(self.seed, number), device) as generator:
-                    images = float_images(single, device)
-                    adversarial += attack.perturb(oracle, images, generator)
+            for part in (
+                [data_batch] if is_classifier(model) else split_batch(data_batch)
+            ):
+                samples = self._samples(part, device)
+                oracle = make_oracle(model, part, samples, attack.objective)
+                seeds = [
+                    derive_seed(self.seed, image_id(sample))
+                    for sample in part['data_samples']
+                ]
+                with seeded(seeds[0], device):
+                    images = float_images(part, device)
+                    draws = [attack_generator(seed) for seed in seeds]
+                    adversarial += attack.perturb(oracle, images, draws)
                 result.forwards += oracle.forwards
                 result.backwards += oracle.backwards
         return adversarial
 
-    def _samples(
-        self, data_batch: dict, device: torch.device
-    ) -> list[BaseDataElement]:
+    def _samples(self, data_batch: dict, device: torch.device) -> list[BaseDataElement]:
         """The ground truth as losses need it."""
         if is_classifier(_bare(self.runner.model)):
             return classifier_samples(data_batch['data_samples'], device)

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary
@@ -124,6 +125,7 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
 
     def run(self) -> Any:
         """Launches training."""
+        check_normalization(self.runner.model)
         self._check()
         return super().run()
 
@@ -165,6 +167,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
 
     def run(self) -> Any:
         """Launches training."""
+        check_normalization(self.runner.model)
         self._check()
         return super().run()
 

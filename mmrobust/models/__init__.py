@@ -13,5 +13,16 @@ __all__ = ['DNDETR', 'BoundedLoss', 'DNDETRHead', 'DnQueryGenerator', 'SSDHead']
 
 if find_spec('mmpretrain') is not None:  # a detector alone does not need it
     from .convnext_convstem import ConvNeXtConvStem
+    from .convnext_isotropic import ConvNeXtIsotropic
+    from .deit3 import DeiT3, DeiT3ConvStem
+    from .simple_feature_pyramid import SimpleFeaturePyramid
+    from .vit_convstem import ViTConvStem
 
-    __all__ += ['ConvNeXtConvStem']
+    __all__ += [
+        'ConvNeXtConvStem',
+        'ConvNeXtIsotropic',
+        'DeiT3',
+        'DeiT3ConvStem',
+        'SimpleFeaturePyramid',
+        'ViTConvStem',
+    ]

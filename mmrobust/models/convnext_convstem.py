@@ -1,20 +1,14 @@
-"""ConvNeXt whose patch stem is a stack of convolutions.
-
-Source: Singh, Croce and Hein, "Revisiting Adversarial Training for ImageNet", arXiv
-2303.01870: a convolutional stem makes adversarially trained ConvNeXts and ViTs more
-robust.
-"""
+"""ConvNeXt whose patch stem is a stack of convolutions (arXiv 2303.01870)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mmpretrain.models.backbones import ConvNeXt
-from mmpretrain.models.utils import build_norm_layer
-from torch import nn
 
 from ..errors import ConfigError
 from ..registry import MODELS
+from .convstem import conv_stem
 
 # Layers of the stem as (width relative to the first stage's channels, stride).
 _SMALL = ((0.5, 2), (1.0, 2))
@@ -54,15 +48,9 @@ class ConvNeXtConvStem(ConvNeXt):
                 'patches: leave it out.'
             )
         super().__init__(arch=arch, in_channels=in_channels, **kwargs)
-        layers: list[nn.Module] = []
-        before = in_channels
-        for share, stride in _STEMS[arch] if isinstance(arch, str) else _SMALL:
-            width = int(share * self.channels[0])
-            layers += [
-                nn.Conv2d(before, width, 3, stride, padding=1),
-                build_norm_layer({'type': 'LN2d', 'eps': 1e-6}, width),
-                nn.GELU(),
-            ]
-            before = width
-        self.downsample_layers[0] = nn.Sequential(*layers)
+        layers = _STEMS[arch] if isinstance(arch, str) else _SMALL
+        self.downsample_layers[0] = conv_stem(
+            in_channels,
+            [(int(share * self.channels[0]), stride) for share, stride in layers],
+        )
         self._freeze_stages()

@@ -22,7 +22,7 @@ from ..batch import attack_samples, float_images, split_batch, with_images
 from ..engine import FreeAdversary
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, loss_mode
-from ..seeding import seeded
+from ..seeding import attack_generator, seeded
 from .batch import tiny_batch
 from .shrink import tiny_model
 
@@ -148,7 +148,7 @@ def check_attack(
     target = Objective(objective)
     images = float_images(batch, 'cpu')
     before, facts = _state(model), _facts(batch)
-    with loss_mode(model), seeded(SEED, torch.device('cpu')) as generator:
+    with loss_mode(model), seeded(SEED, torch.device('cpu')):
         samples = samples_of(batch)
         together = LossOracle(model, batch, samples, target, per_image=False)
         try:
@@ -161,7 +161,7 @@ def check_attack(
         # Both ways of PGD: the best iterate as in evaluation, the last as in training.
         best = objective == 'total'
         attack = PGD(eps=EPS, num_steps=2, objective=objective, keep_best=best)
-        adversarial = attack.perturb(oracle, images, generator)
+        adversarial = attack.perturb(oracle, images, attack_generator(SEED))
     trace = _difference(before, _state(model))
     require(not trace, f'the attack changes {trace}')
     require(_same(facts, _facts(batch)), "the attack changes the loader's batch")

@@ -71,6 +71,19 @@ def test_l2_reaches_the_optimum_of_a_linear_function():
     assert gain == pytest.approx(50 * weights.double().norm().item(), rel=1e-5)
 
 
+def test_l1_reaches_the_optimum_of_a_linear_function():
+    weights, clean = _weights(), torch.full((3, 6, 6), 128.0)
+    oracle = Function(lambda image: (image * weights).double().sum())
+    attack = PGD('l1', eps=300, num_steps=10, random_start=False)
+    (best,) = attack.perturb(oracle, [clean], _generator())
+    # The largest weight takes 127 or 128 and leaves the rest to the next two; PGD
+    # moves two values at a time (a percent of 108, and the next) by equal amounts.
+    first, second, third = weights.abs().flatten().sort(descending=True).values[:3]
+    optimum = 127.5 * (first + second) + 45 * third
+    gain = ((best - clean) * weights).sum()
+    assert 0.97 * optimum < gain < 1.01 * optimum
+
+
 def test_no_grid_point_beats_it_on_a_curved_function():
     target = torch.tensor([[[131.0, 122.0, 129.5]]])
     clean = torch.full((1, 1, 3), 128.0)
@@ -163,13 +176,13 @@ def test_images_of_a_batch_do_not_share_their_best_iterate():
         assert torch.equal(result, alone)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_results_stay_in_the_ball(norm):
+@pytest.mark.parametrize(('norm', 'eps'), [('linf', 20), ('l2', 20), ('l1', 300)])
+def test_results_stay_in_the_ball(norm, eps):
     clean = torch.randint(0, 256, (3, 8, 8)).float()
-    attack = PGD(norm, eps=20, num_steps=5, restarts=2)
+    attack = PGD(norm, eps=eps, num_steps=5, restarts=2)
     oracle = Function(lambda image: torch.sin(image).sum())
     (best,) = attack.perturb(oracle, [clean], _generator())
-    assert attack.threat.distance(clean, best) <= 20 * (1 + 1e-5)
+    assert attack.threat.distance(clean, best) <= eps * (1 + 1e-5)
     assert 0 <= best.min() <= best.max() <= 255
 
 
@@ -219,13 +232,14 @@ def test_the_papers_attacks_have_the_papers_settings(name):
 
 
 def test_unknown_attack_names_the_known_ones():
-    with pytest.raises(ConfigError, match='noise, fgsm, pgd, cls, reg, cwa'):
+    with pytest.raises(ConfigError, match='noise, fgsm, pgd, cls, reg, cwa, apgd'):
         attack_preset('pdg')
 
 
-def test_l2_needs_a_radius():
-    with pytest.raises(ConfigError, match='needs a radius'):
-        attack_preset('pgd', norm='l2')
+@pytest.mark.parametrize(('norm', 'hint'), [('l2', '510 for'), ('l1', '19125 for')])
+def test_l2_and_l1_need_a_radius(norm, hint):
+    with pytest.raises(ConfigError, match=f'the {norm} norm needs a radius.*{hint}'):
+        attack_preset('pgd', norm=norm)
 
 
 def test_noise_asks_nothing_and_reaches_the_boundary():

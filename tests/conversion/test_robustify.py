@@ -271,8 +271,9 @@ def test_a_swapped_backbone_fits(
     assert list(cfg.model.backbone.out_indices) == out_indices
     assert list(cfg.model.neck.in_channels) == channels
     assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
-    mean, std = BACKBONES[backbone].normalisation
-    assert cfg.model.data_preprocessor.mean == mean
+    known = BACKBONES[backbone].normalization
+    std = list(known.std)
+    assert cfg.model.data_preprocessor.mean == list(known.mean)
     assert cfg.model.data_preprocessor.std == std
     assert cfg.model.data_preprocessor.bgr_to_rgb is True
     if 'convstem' in backbone:
@@ -409,7 +410,11 @@ Change = Callable[[ConfigDict], Any]
             dict(backbone='resnet51'),
             "'resnet51' is unknown: choose from resnet18",
         ),
-        (None, dict(backbone='resnet18'), 'no file of robust weights is known'),
+        (
+            None,
+            dict(backbone='convnext-tiny-convstem'),
+            'no file of robust weights is known',
+        ),
         (
             lambda c: c.model.pop('neck'),
             dict(backbone='resnet50'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from convstem_reference import classifier, from_timm, plain_stem, randomise
 from mmengine.registry import init_default_scope
 from mmrobust.errors import ConfigError
 from mmrobust.registry import MODELS
@@ -63,6 +64,24 @@ def test_the_stem_by_hand() -> None:
         expected = 0.5 * expected * (1 + torch.erf(expected / 2**0.5))
     torch.testing.assert_close(stem(x), expected)
     assert [m.out_channels for m in (stem[0], stem[3])] == [4, 8]
+
+
+@pytest.mark.parametrize(('arch', 'channels'), [('tiny', 768), ('base', 1024)])
+def test_a_classifier_equals_timm(arch: str, channels: int) -> None:
+    """Two layers in the stem, and three."""
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    reference = timm.create_model(f'convnext_{arch}')
+    reference.stem = plain_stem(f'convnext-{arch}')
+    randomise(reference)
+    model = classifier(channels, type='mmrobust.ConvNeXtConvStem', arch=arch)
+    model.load_state_dict(from_timm(reference))  # none missing, none unexpected
+    model.eval()
+    image = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        expected, found = reference(image), model(image)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_frozen_stages_reach_the_stem() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from .base import Adversary, NoAdversary
 from .free import FreeAdversary
-from .inner import CWATAdversary, MTDAdversary, PGDAdversary
+from .inner import APGDAdversary, CWATAdversary, MTDAdversary, PGDAdversary
 
 __all__ = [
+    'APGDAdversary',
     'Adversary',
     'CWATAdversary',
     'FreeAdversary',

@@ -10,12 +10,13 @@ from mmengine.dist import get_rank
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
-from ...attacks import PGD
+from ...attacks import APGD, PGD, Attack
 from ...batch import float_images, take, with_images
 from ...classification import make_oracle
 from ...objective import LossOracle, Objective, loss_mode
 from ...registry import ADVERSARIES
 from ...seeding import derive_seed
+from ...threat import ThreatModel
 from .base import Adversary, bare_model, device_of
 
 
@@ -40,6 +41,9 @@ class PGDAdversary(Adversary):
         warmup_iters: updates over which eps grows linearly to its full size.
         share: see :class:`Adversary`.
         class_weighting: see :class:`Adversary`.
+        keep_best: learn from the iterate with the largest loss, at the cost of one
+            more forward pass (of a classifier image by image, of a detector for the
+            batch as one); otherwise from the last one.
     """
 
     def __init__(
@@ -53,17 +57,19 @@ class PGDAdversary(Adversary):
         warmup_iters: int = 0,
         share: float = 1.0,
         class_weighting: str | None = None,
+        keep_best: bool = False,
     ) -> None:
         super().__init__(norm, eps, objective, warmup_iters, share, class_weighting)
-        self._attack = PGD(
+        attack = PGD(
             norm,
             f'{self.eps}/255',
             step_size,
             num_steps,
             random_start=random_start,
-            keep_best=False,
+            keep_best=keep_best,
         )
-        self._step_share = self._attack.step_size / self.eps if self.eps else 0.0
+        self._attack: Attack = attack
+        self._step_share = attack.step_size / self.eps if self.eps else 0.0
 
     def _train_step(
         self,
@@ -76,8 +82,7 @@ class PGDAdversary(Adversary):
         images = float_images(data_batch, device)
         attacked = [i for i, c in enumerate(self.chosen(iteration, len(images))) if c]
         if attacked:
-            self._attack.threat = self.threat_at(iteration)
-            self._attack.step_size = self._step_share * self._attack.threat.eps
+            self._set_radius(self.threat_at(iteration))
             seed = derive_seed('pgd-at', torch.initial_seed(), get_rank(), iteration)
             part = take(data_batch, attacked)
             part['data_samples'] = [s.to(device) for s in part['data_samples']]
@@ -94,6 +99,12 @@ class PGDAdversary(Adversary):
             with_images(data_batch, images), optim_wrapper=optim_wrapper
         )
 
+    def _set_radius(self, threat: ThreatModel) -> None:
+        """Steps shrink with the radius while it warms up."""
+        assert isinstance(self._attack, PGD)
+        self._attack.threat = threat
+        self._attack.step_size = self._step_share * threat.eps
+
     def _perturb(
         self,
         model: Any,
@@ -108,12 +119,65 @@ class PGDAdversary(Adversary):
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Adversary.describe`."""
+        self._set_radius(ThreatModel(self.norm, self.eps))  # not that of a warm-up
+        inner = self._attack.describe()
+        kept = ('step_size', 'num_steps', 'random_start', 'keep_best')
         return {
             **super().describe(),
-            'step_size': self._step_share * self.eps,
-            'num_steps': self._attack.num_steps,
-            'random_start': self._attack.random_start,
+            **{key: inner[key] for key in kept if key in inner},
         }
+
+
+@ADVERSARIES.register_module()
+class APGDAdversary(PGDAdversary):
+    """PGD-AT with APGD as the inner attack, which chooses its own step sizes.
+
+    Singh, Croce and Hein, arXiv 2303.01870, train ImageNet classifiers with two steps
+    of it: both are 2 * eps long, the second carries a quarter of the first, and the
+    image with the largest loss is learnt from, the clean one included. Costs per
+    update ``num_steps`` forward and backward passes and one forward pass more. A
+    detector's batch has its loss, and so its step sizes, in common.
+
+    Args:
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
+        eps: radius in pixel units of 0-255.
+        num_steps: steps of the inner attack, at least 1.
+        objective: see :class:`PGDAdversary`.
+        random_start: start at a random point of the ball.
+        warmup_iters: see :class:`PGDAdversary`.
+        share: see :class:`Adversary`.
+        class_weighting: see :class:`Adversary`.
+    """
+
+    def __init__(
+        self,
+        norm: str = 'linf',
+        eps: float | str = 4,
+        num_steps: int = 2,
+        objective: str | Sequence[str] = 'total',
+        random_start: bool = False,
+        warmup_iters: int = 0,
+        share: float = 1.0,
+        class_weighting: str | None = None,
+    ) -> None:
+        super().__init__(
+            norm,
+            eps,
+            objective=objective,
+            warmup_iters=warmup_iters,
+            share=share,
+            class_weighting=class_weighting,
+        )
+        self._attack = APGD(
+            norm,
+            f'{self.eps}/255',
+            num_steps,
+            random_start=random_start,
+            topk_share=0.05,  # of l1, in training
+        )
+
+    def _set_radius(self, threat: ThreatModel) -> None:
+        self._attack.threat = threat
 
 
 @ADVERSARIES.register_module()

@@ -1,0 +1,284 @@
+"""Which images are attacked, and at which resolution."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..attacks.base import positive_int
+from ..conversion.evaluation import innermost
+from ..errors import ConfigError
+
+# The part of the resized image that is cropped, as on ImageNet at 224 of 256.
+CROP_RATIO = 0.875
+
+_LOADING = ('LoadImageFromFile', 'PackInputs', 'Collect', 'ToTensor', 'ImageToTensor')
+
+
+def choose_by_file(loader: DataLoader | dict, path: str) -> dict[str, Any]:
+    """Puts the images that a file lists in place of a loader config's dataset.
+
+    Args:
+        loader: config of the data loader.
+        path: text file with one image per line, as a path (``val/n01440764/x.JPEG``,
+            as RobustBench lists its ImageNet images) or a file name; empty lines and
+            lines that begin with ``#`` do not count.
+
+    Raises:
+        ConfigError: if the file, or images of it, are not there.
+    """
+    if not isinstance(loader, dict):
+        raise ConfigError('image_ids needs the dataloader as a config, not built.')
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'image list {path!r} cannot be read ({error}).') from error
+    lines = [line.strip().replace('\\', '/') for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith('#')]
+    if not names:
+        raise ConfigError(f'image list {path!r} is empty: write one image per line.')
+    dataset = MMENGINE_DATASETS.build(loader['dataset'])
+    dataset.full_init()
+    try:
+        dataset.get_subset_(_find(names, image_paths(dataset), path))
+    except (AttributeError, NotImplementedError) as error:
+        raise ConfigError(
+            f'image_ids is not possible with {type(dataset).__name__}, which cannot be '
+            'cut to a subset: leave it out, or use a plain dataset.'
+        ) from error
+    return {**loader, 'dataset': dataset}
+
+
+def _find(names: list[str], paths: list[str], path: str) -> list[int]:
+    """Indices of the listed images in the dataset, in its order."""
+    by_name: dict[str, list[int]] = {}
+    for index, image in enumerate(paths):
+        by_name.setdefault(PurePosixPath(image).name, []).append(index)
+    # Where every name is unique the folders do not matter: ImageNet's validation
+    # images lie in one folder or in one per class.
+    unique = all(len(indices) == 1 for indices in by_name.values())
+    missing, found = [], []
+    for name in names:
+        parts = PurePosixPath(name).parts
+        candidates = by_name.get(parts[-1], [])
+        if not unique:
+            candidates = _best_suffix(parts, candidates, paths)
+        if len(candidates) > 1:
+            raise ConfigError(
+                f'image list {path!r} names {name!r}, which {len(candidates)} images '
+                'of the dataset are called: write more of its path.'
+            )
+        if candidates:
+            found += candidates
+        else:
+            missing.append(name)
+    if missing:
+        raise ConfigError(
+            f'{len(missing)} of the {len(names)} images of {path!r} are not in the '
+            f'dataset of {len(paths)} images, such as {missing[0]!r}.'
+        )
+    twice = [paths[index] for index, count in Counter(found).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f'image list {path!r} names {len(twice)} images twice, such as '
+            f'{twice[0]!r}.'
+        )
+    return sorted(found)
+
+
+def _best_suffix(
+    parts: tuple[str, ...], candidates: list[int], paths: list[str]
+) -> list[int]:
+    """Candidates that share the class folder, and as much more as any of them does."""
+    needed = min(len(parts), 2)
+    for length in range(len(parts), needed - 1, -1):
+        fitting = [
+            index
+            for index in candidates
+            if PurePosixPath(paths[index]).parts[-length:] == parts[-length:]
+        ]
+        if fitting:
+            return fitting
+    return []
+
+
+def image_paths(dataset: Any) -> list[str]:
+    """Path of every image of a dataset, or its number where it has no file."""
+    paths = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
+        found = info.get('img_path') or f'{index:06d}'
+        paths.append(str(found).replace('\\', '/'))
+    return paths
+
+
+class ImageList:
+    """The images of a dataset under names that do not depend on where it lies.
+
+    Args:
+        dataset: a dataset of classification.
+
+    Attributes:
+        ids: per image its path below what all images have in common.
+        sha256: hash of the names and labels.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        paths = image_paths(dataset)
+        root = getattr(dataset, 'img_prefix', None) or ''
+        root = str(root).replace('\\', '/').rstrip('/') + '/'
+        self.ids = [path.removeprefix(root) for path in paths]
+        digest = hashlib.sha256()
+        for index, name in enumerate(self.ids):
+            info = (
+                dataset.get_data_info(index)
+                if hasattr(dataset, 'get_data_info')
+                else {}
+            )
+            digest.update(f'{name} {info.get("gt_label")}\n'.encode())
+        self.sha256 = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, shards: Sequence[Sequence[int]], num_workers: int) -> DataLoader:
+        """Loads shards one after the other, as lists of the pipeline's results."""
+        return DataLoader(
+            self.dataset,
+            batch_sampler=[list(shard) for shard in shards],  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_as_list,
+        )
+
+
+def _as_list(batch: list[Any]) -> list[Any]:
+    return batch
+
+
+def as_batch(
+    items: Sequence[dict], device: torch.device, size: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """Stacks what a pipeline yields.
+
+    Args:
+        items: one dict per image, with ``inputs`` in pixel units of 0-255 and a
+            ``data_samples`` that has a ``gt_label``.
+        device: where the batch goes.
+        size: shape (C, H, W) that every image must have; the first one's by default.
+
+    Returns:
+        Images (N, C, H, W) in [0, 1] and labels (N,).
+
+    Raises:
+        ConfigError: for images that differ in size or exceed the range, or without a
+            single label.
+    """
+    images, labels = [], []
+    for item in items:
+        image, sample = item['inputs'], item['data_samples']
+        name = sample.get('img_path', None) or 'an image'
+        size = tuple(image.shape) if size is None else size
+        if tuple(image.shape) != size:
+            raise ConfigError(
+                f'{name} has the shape {tuple(image.shape)} and another one {size}, '
+                'but AutoAttack needs one size: add ResizeEdge and CenterCrop to the '
+                'test pipeline.'
+            )
+        label = sample.get('gt_label', None)
+        if label is None or label.numel() != 1:
+            raise ConfigError(
+                f'{name} has {"no label" if label is None else "several labels"}: '
+                'AutoAttack needs one label per image.'
+            )
+        images.append(image.to(device, torch.float32))
+        labels.append(int(label))
+    batch = torch.stack(images)
+    low, high = float(batch.min()), float(batch.max())
+    if not (low >= 0 and high <= 255):
+        raise ConfigError(
+            f'pixels reach from {low:.3g} to {high:.3g} and not from '
+            '0 to 255: leave the normalisation to the data preprocessor.'
+        )
+    return batch / 255, torch.tensor(labels, device=device)
+
+
+def at_resolution(loader: DataLoader | dict, side: int) -> tuple[dict, str]:
+    """Changes a loader config's pipeline to images of ``side`` x ``side``.
+
+    With a crop, the shorter side is resized to floor(side / 0.875) first; without
+    one, images are resized to the square itself.
+
+    Args:
+        loader: config of the data loader.
+        side: in pixels.
+
+    Returns:
+        Another config, and a sentence that says what was changed.
+
+    Raises:
+        ConfigError: if the pipeline is not of that kind.
+    """
+    side = positive_int(side, 'resolution')
+    if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
+        raise ConfigError('resolutions need the dataloader as a config, not built.')
+    loader = deepcopy(loader)
+    notes = {
+        _resize_pipeline(dataset.get('pipeline') or [], side)
+        for dataset in innermost(loader['dataset'])
+    }
+    return loader, f'{side}: ' + '; '.join(sorted(notes))
+
+
+def _resize_pipeline(pipeline: list[dict], side: int) -> str:
+    kinds = [str(step['type']).split('.')[-1] for step in pipeline]
+    geometry = [
+        (kind, step)
+        for kind, step in zip(kinds, pipeline, strict=True)
+        if kind not in _LOADING
+    ]
+    found = [kind for kind, _ in geometry]
+    if found == ['ResizeEdge', 'CenterCrop'] and (
+        geometry[0][1].get('edge', 'short') == 'short'
+    ):
+        edge, crop = geometry[0][1], geometry[1][1]
+        before = f'shorter side {edge["scale"]}, crop {crop["crop_size"]}'
+        edge['scale'], crop['crop_size'] = math.floor(side / CROP_RATIO), side
+        return f'shorter side {edge["scale"]}, crop {side} (config: {before})'
+    if found == ['Resize', 'CenterCrop'] and (
+        geometry[0][1].get('keep_ratio') is not True
+        and _is_square(geometry[0][1].get('scale'))
+    ):
+        resize, crop = geometry[0][1], geometry[1][1]
+        before = f'resize {resize["scale"]}, crop {crop["crop_size"]}'
+        scale = math.floor(side / CROP_RATIO)
+        resize['scale'], crop['crop_size'] = (scale, scale), side
+        return f'resize {scale} x {scale}, crop {side} (config: {before})'
+    if found == ['Resize'] and (
+        geometry[0][1].get('keep_ratio') is not True
+        and _is_square(geometry[0][1].get('scale'))
+    ):
+        before = geometry[0][1]['scale']
+        geometry[0][1]['scale'] = (side, side)
+        return f'resize {side} x {side} (config: {before})'
+    raise ConfigError(
+        f'the test pipeline ({", ".join(kinds) or "empty"}) cannot be brought to other '
+        'resolutions: that takes ResizeEdge (short edge) and CenterCrop, or Resize '
+        'to a square, and no other change of the image.'
+    )
+
+
+def _is_square(scale: Any) -> bool:
+    if isinstance(scale, (tuple, list)):
+        return len(scale) == 2 and scale[0] == scale[1]
+    return isinstance(scale, int)

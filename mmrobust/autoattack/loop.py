@@ -1,0 +1,489 @@
+"""The test loop: the config's own evaluation, then AutoAttack shard by shard."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.evaluator import Evaluator
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, TestLoop
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..attacks.base import positive_int
+from ..engine.progress import Progress
+from ..engine.saving import AdversarialImages
+from ..engine.subset import choose_images
+from ..errors import ConfigError
+from ..registry import LOOPS
+from ..seeding import derive_seed, seeded
+from . import package
+from .classifier import Logits, count_zero_gradients, frozen, weights_sha256
+from .images import ImageList, as_batch, at_resolution, choose_by_file
+from .members import Ensemble, Member
+from .report import AutoAttackReport, summarise
+from .shards import ShardStore
+from .threats import Ball, read_balls
+
+
+@dataclass
+class _View:
+    """The images at one resolution.
+
+    ``name`` and what follows it are known once the first image was looked at.
+    """
+
+    loader: DataLoader
+    images: ImageList
+    note: str
+    name: str = ''
+    shape: tuple[int, ...] = ()
+    num_classes: int = 0
+
+
+@LOOPS.register_module()
+class AutoAttackTestLoop(TestLoop):
+    """mmengine's TestLoop plus AutoAttack (arXiv 2003.01690) on a classifier.
+
+    Images are attacked in shards of fixed size. Each shard's results are written as
+    soon as they are there, so that an interrupted run goes on where it stopped, and
+    several processes share the shards. Robust accuracy is computed here, from a fresh
+    forward pass on images that were checked to lie in the threat, not taken from the
+    package.
+
+    Args:
+        runner: the runner; its model is a classifier that gives logits.
+        dataloader: the data loader or its config. All images must have one size.
+        evaluator: the evaluator or its config, for the benign pass.
+        threats: the norm balls, ``[dict(norm='linf', eps=4)]`` by default; ``eps`` in
+            pixel units of 0-255.
+        version: ``'standard'`` (default), ``'plus'``, ``'rand'`` or ``'custom'``.
+        attacks: members of the custom version, as names, text or dicts: see
+            :meth:`mmrobust.autoattack.members.Member.read`.
+        resolutions: sides of square images; by default the pipeline's own images.
+        seed: seed of every member, the same in every shard.
+        num_images: evaluate on this many images, a fixed choice by ``seed``.
+        image_ids: file that lists the images to evaluate on.
+        shard_size: images that are attacked together, the batch size of the
+            dataloader by default. Random draws, and with them the last digits of the
+            result, depend on it.
+        save_adv: folder for the adversarial images, without loss; none by default.
+        report: path of the JSON report, by default ``robustness.json`` in the work
+            directory; a Markdown twin and the folder of shards lie beside it.
+        fp16: predict under autocast in the benign pass; the attack never does.
+
+    Raises:
+        ConfigError: for settings, models or data that AutoAttack cannot work with.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        threats: Sequence[dict[str, Any]] | None = None,
+        version: str | None = None,
+        attacks: Sequence[Any] | None = None,
+        resolutions: Sequence[int] | None = None,
+        seed: int = 0,
+        num_images: int | None = None,
+        image_ids: str | None = None,
+        shard_size: int | None = None,
+        save_adv: str | None = None,
+        report: str | None = None,
+        fp16: bool = False,
+    ) -> None:
+        package.load_package()
+        self.balls = read_balls(threats)
+        self.ensemble = Ensemble.read(version, attacks)
+        self.seed = seed
+        self._union: list[bool] = []
+        self.save_adv = save_adv and os.path.abspath(save_adv)
+        self.report = report or os.path.join(runner.work_dir, 'robustness.json')
+        if num_images is not None and image_ids is not None:
+            raise ConfigError('num_images and image_ids exclude each other.')
+        sides = [None] if resolutions is None else list(resolutions)
+        if not sides or len(set(sides)) < len(sides):
+            raise ConfigError(
+                f'resolutions={resolutions!r} is empty or names one twice.'
+            )
+        _refuse_detectors(runner.model)
+        loaders, notes = [], []
+        for side in sides:
+            loader, note = dataloader, 'images as the test pipeline of the config'
+            if side is not None:
+                loader, note = at_resolution(loader, side)
+            if image_ids is not None:
+                loader = choose_by_file(loader, image_ids)
+            else:
+                loader = choose_images(loader, num_images, seed)
+            loaders.append(loader)
+            notes.append(note)
+        super().__init__(runner, loaders[0], evaluator, fp16=fp16)
+        self.views = []
+        for index, (loader, note) in enumerate(zip(loaders, notes, strict=True)):
+            built = (
+                self.dataloader
+                if index == 0
+                else runner.build_dataloader(loader, seed=runner.seed)
+            )
+            self.views.append(_View(built, ImageList(built.dataset), note))
+        if not len(self.views[0].images):
+            raise ConfigError(
+                'the test dataset is empty: check ann_file and data_root.'
+            )
+        size = self.dataloader.batch_size or 1 if shard_size is None else shard_size
+        self.shard_size = positive_int(size, 'shard_size')
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are per threat and resolution."""
+        return -(-len(self.views[0].images) // self.shard_size)
+
+    def shard(self, number: int) -> range:
+        """Indices of the images of a shard."""
+        start = number * self.shard_size
+        stop = min(start + self.shard_size, len(self.views[0].images))
+        return range(start, stop)
+
+    def run(self) -> dict[str, float]:
+        """Runs the benign passes and all attacks.
+
+        Returns:
+            Benign metrics under their own names (behind the resolution if there are
+            several), and robust accuracies in percent like ``autoattack/linf-4``.
+        """
+        runner = self.runner
+        runner.call_hook('before_test')
+        runner.call_hook('before_test_epoch')
+        runner.model.eval()
+        model = _bare(runner.model)
+        self.logits = Logits(model)
+        self.device = next(model.parameters()).device
+        with frozen(model), seeded(self.seed, self.device):
+            for view in self.views:
+                self._look_at(view)
+        self.store = self._open_store(weights_sha256(model))
+        report = self._start_report()
+        metrics: dict[str, float] = {}
+        for view in self.views:
+            benign = self._benign_pass(view)
+            report.benign.update(benign)
+            metrics.update(benign)
+        report.write(self.report, complete=False)
+        passes = [(view, ball) for view in self.views for ball in self.balls]
+        names = [self._name(view, ball) for view, ball in passes]
+        progress = Progress(names, self.num_shards, runner.logger)
+        for name, (view, ball) in zip(names, passes, strict=True):
+            members, settings, notes = self._plan(view, ball)
+            with frozen(model), seeded(self.seed, self.device):
+                self._attack_pass(name, view, ball, members, progress, *get_dist_info())
+            records = self._collect(view, ball)
+            result = summarise(name, ball, records, settings, notes)
+            report.attacks.append(result)
+            self._add_row(report, view, ball, records)
+            metrics[name] = result.metrics['top1']
+            report.write(self.report, complete=False)
+        report.write(self.report, complete=True)
+        runner.call_hook('after_test_epoch', metrics=metrics)
+        runner.call_hook('after_test')
+        print_log('\n' + report.table(), logger='current')
+        return metrics
+
+    # ------------------------------------------------------------ before the attack
+
+    def _look_at(self, view: _View) -> None:
+        """Learns the shape of the images and the classes from the first image."""
+        images, _ = as_batch([view.images.dataset[0]], self.device, None)
+        with torch.no_grad():
+            logits = self.logits(images)
+        if not torch.isfinite(logits).all():
+            raise ConfigError(
+                'the model gives NaN or infinite logits: is the checkpoint right?'
+            )
+        view.shape = tuple(images.shape[1:])
+        view.num_classes = logits.shape[1]
+        height, width = view.shape[1:]
+        view.name = str(height) if height == width else f'{height}x{width}'
+        for ball in self.balls:
+            self._plan(view, ball)  # refuses what cannot work before any work
+
+    def _plan(
+        self, view: _View, ball: Ball
+    ) -> tuple[tuple[Member, ...], dict[str, Any], list[str]]:
+        """The members that run, their settings, and what was changed."""
+        height, width = view.shape[1:]
+        members, notes = self.ensemble.fit(view.num_classes, ball.norm, (height, width))
+        attack, more = self._build(view, ball, members)
+        if self.ensemble.version == 'plus' and ball.norm == 'l1':
+            more.append("the package's version plus was not made for l1")
+        return members, package.describe(attack), notes + more
+
+    def _build(
+        self, view: _View, ball: Ball, members: Sequence[Member]
+    ) -> tuple[Any, list[str]]:
+        return package.build(
+            self.logits,
+            ball,
+            self.ensemble.version,
+            members,
+            self.seed,
+            view.num_classes,
+            self.device,
+        )
+
+    def _open_store(self, weights: str) -> ShardStore:
+        cfg = self.runner.cfg
+        loader = cfg.get('test_dataloader') or {}
+        dataset = loader.get('dataset') if isinstance(loader, dict) else None
+        run = {
+            'weights_sha256': weights,
+            'model': cfg.get('model'),
+            'dataset': dataset,
+            'images_sha256': self.views[0].images.sha256,
+            'num_images': len(self.views[0].images),
+            'version': self.ensemble.version,
+            'members': [member.as_text() for member in self.ensemble.members],
+            'seed': self.seed,
+            'shard_size': self.shard_size,
+            'pyautoattack': package.load_package().__version__,
+        }
+        store = ShardStore(Path(self.report).with_suffix('.shards'), run)
+        store.open()
+        return store
+
+    def _start_report(self) -> AutoAttackReport:
+        dataset = self.views[0].images.dataset
+        report = AutoAttackReport.start(self.runner, dataset, self.seed, [])
+        assert isinstance(report, AutoAttackReport)
+        report.version = self.ensemble.version
+        report.shard_size = self.shard_size
+        report.resolutions = [view.note for view in self.views]
+        report.labels = {ball.name: ball.label for ball in self.balls}
+        report.per_image = str(self.store.folder)
+        return report
+
+    def _benign_pass(self, view: _View) -> dict[str, float]:
+        """The stock evaluation at one resolution."""
+        self.dataloader = view.loader
+        for index, batch in enumerate(self.dataloader):
+            self.run_iter(index, batch)
+        metrics = self.evaluator.evaluate(len(view.images))
+        several = len(self.views) > 1
+        return {f'{view.name}/{k}' if several else k: v for k, v in metrics.items()}
+
+    def _name(self, view: _View, ball: Ball) -> str:
+        several = len(self.views) > 1
+        return (
+            f'autoattack/{view.name}/{ball.name}'
+            if several
+            else (f'autoattack/{ball.name}')
+        )
+
+    # ------------------------------------------------------------------- the attack
+
+    def _attack_pass(
+        self,
+        name: str,
+        view: _View,
+        ball: Ball,
+        members: Sequence[Member],
+        progress: Progress,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Attacks this process's shards that have no results yet."""
+        mine = range(rank, self.num_shards, world_size)
+        pending = [number for number in mine if self._done(view, ball, number) is None]
+        progress.batches = len(pending)
+        progress.start(name)
+        if len(pending) < len(mine):
+            self.runner.logger.info(
+                f'{len(mine) - len(pending)} of {len(mine)} shards are there already'
+            )
+        settings = {'norm': ball.norm, 'eps': ball.eps, 'resolution': view.name}
+        saver = AdversarialImages.maybe(
+            self.save_adv, f'{view.name}/{ball.name}', settings
+        )
+        batches = view.images.load(
+            [self.shard(number) for number in pending], self.dataloader.num_workers
+        )
+        for done, (number, items) in enumerate(zip(pending, batches, strict=True), 1):
+            images, labels = as_batch(items, self.device, view.shape)
+            ids = [view.images.ids[index] for index in self.shard(number)]
+            # The package seeds what it draws; a model that draws itself starts from
+            # here, so that a resumed run continues the same.
+            seed = derive_seed(self.seed, view.name, ball.name, number)
+            with seeded(seed, self.device):
+                record, adversarial = self._attack_shard(
+                    view, ball, members, images, labels, ids
+                )
+            if saver:
+                saver.save(_samples(items, ids), list(adversarial * 255))
+            record['saved'] = self.save_adv
+            self.store.write(view.name, ball.name, number, record)
+            progress.update(done)
+        progress.finish()
+
+    def _attack_shard(
+        self,
+        view: _View,
+        ball: Ball,
+        members: Sequence[Member],
+        images: Tensor,
+        labels: Tensor,
+        ids: Sequence[str],
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Attacks one batch and checks the answer.
+
+        Returns:
+            What the shard's file holds, and the adversarial images (N, C, H, W).
+        """
+        if int(labels.max()) >= view.num_classes or int(labels.min()) < 0:
+            raise ConfigError(
+                f'an image has the label {int(labels.max())}, but the model has '
+                f'{view.num_classes} classes: are dataset and checkpoint of one task?'
+            )
+        logits = self.logits
+        logits.forwards = logits.backwards = 0
+        logits.detached = False
+        started = time.monotonic()
+        with torch.no_grad():
+            clean = logits(images).argmax(dim=1)
+        correct = clean == labels
+        adversarial, said, no_gradient = images, clean, 0
+        broken_by: list[str | None] = ['clean'] * len(images)
+        results: dict[str, package.MemberResult] = {}
+        flags: list[str] = []
+        if correct.any():
+            no_gradient = count_zero_gradients(logits, images[correct], labels[correct])
+            attack, _ = self._build(view, ball, members)
+            try:
+                outcome = package.run(attack, images, labels)
+            except torch.cuda.OutOfMemoryError as error:
+                raise ConfigError(
+                    f'{len(images)} images at once do not fit on the GPU: give a '
+                    'smaller --batch-size (shard_size).'
+                ) from error
+            adversarial, said = outcome.images, outcome.predictions
+            broken_by = outcome.broken_by
+            results, flags = outcome.members, outcome.flags
+        with torch.no_grad():
+            found = logits(adversarial).argmax(dim=1)
+        valid = ball.contains(images, adversarial)
+        distance = ball.distances(images, adversarial) * 255
+        robust = correct & ~(valid & (found != labels))
+        columns = {
+            'id': ids,
+            'label': labels.tolist(),
+            'clean': clean.tolist(),
+            'clean_correct': correct.tolist(),
+            'adversarial': found.tolist(),
+            'robust': robust.tolist(),
+            'broken_by': broken_by,
+            'distance': distance.tolist(),
+            'valid': valid.tolist(),
+        }
+        rows = zip(*columns.values(), strict=True)
+        record = {
+            'images': [dict(zip(columns, row, strict=True)) for row in rows],
+            'members': {name: vars(result) for name, result in results.items()},
+            'flags': flags,
+            'no_gradient': no_gradient,
+            'detached': logits.detached,
+            'invalid': int((~valid).sum()),
+            'disagreements': int((correct & (found != said)).sum()),
+            'forwards': logits.forwards,
+            'backwards': logits.backwards,
+            'seconds': round(time.monotonic() - started, 3),
+        }
+        return record, adversarial
+
+    # ------------------------------------------------------------- after the attack
+
+    def _done(self, view: _View, ball: Ball, number: int) -> dict[str, Any] | None:
+        """The results of a shard, if they are there with all that is asked for."""
+        ids = [view.images.ids[index] for index in self.shard(number)]
+        record = self.store.read(view.name, ball.name, number, ids)
+        if record is None or (self.save_adv and record['saved'] != self.save_adv):
+            return None
+        return record
+
+    def _collect(self, view: _View, ball: Ball) -> list[dict[str, Any]]:
+        """The results of all shards, when all processes have written theirs."""
+        records: dict[int, dict[str, Any]] = {}
+
+        def complete() -> bool:
+            for number in range(self.num_shards):
+                if number not in records:
+                    record = self._done(view, ball, number)
+                    if record is None:
+                        return False
+                    records[number] = record
+            return True
+
+        self.store.wait_until(complete)
+        return [records[number] for number in range(self.num_shards)]
+
+    def _add_row(
+        self,
+        report: AutoAttackReport,
+        view: _View,
+        ball: Ball,
+        records: Sequence[dict[str, Any]],
+    ) -> None:
+        """Puts a threat's figure into the table and checks the benign one."""
+        images = [image for record in records for image in record['images']]
+        total = len(images)
+        clean = 100 * sum(image['clean_correct'] for image in images) / total
+        robust = [bool(image['robust']) for image in images]
+        row = next((r for r in report.rows if r['resolution'] == view.name), None)
+        if row is None:
+            row = {'resolution': view.name, 'num_images': total, 'clean': clean}
+            row.update(threats={}, all_norms=None)
+            report.rows.append(row)
+            self._union = [True] * total
+            prefix = f'{view.name}/' if len(self.views) > 1 else ''
+            stated = report.benign.get(f'{prefix}accuracy/top1')
+            if stated is not None and abs(stated - clean) > 1e-3 + 100 / total:
+                report.checks.append(
+                    f'at {view.name} the evaluator gives {stated:.2f} % clean accuracy '
+                    f'and the attacked network {clean:.2f} %: do they see the same?'
+                )
+        row['threats'][ball.name] = 100 * sum(robust) / total
+        self._union = [a and b for a, b in zip(self._union, robust, strict=True)]
+        row['all_norms'] = 100 * sum(self._union) / total
+
+
+def _samples(items: Sequence[dict], ids: Sequence[str]) -> list[BaseDataElement]:
+    """What the files of adversarial images are named after."""
+    keys = ('img_path', 'ori_shape')
+    samples = []
+    for item, name in zip(items, ids, strict=True):
+        given = item['data_samples']
+        kept = {key: given.get(key) for key in keys if given.get(key, None) is not None}
+        samples.append(BaseDataElement(metainfo={'img_id': name, **kept}))
+    return samples
+
+
+def _refuse_detectors(model: Any) -> None:
+    from mmdet.models.detectors.base import BaseDetector
+
+    if isinstance(_bare(model), BaseDetector):
+        raise ConfigError(
+            f'AutoAttack works on classifiers only, and {type(_bare(model)).__name__} '
+            'is a detector: choose another attack.'
+        )
+
+
+def _bare(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model

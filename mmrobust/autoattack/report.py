@@ -1,0 +1,162 @@
+"""The report of an AutoAttack evaluation: the robustness report with its own table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..report import AttackResult, RobustnessReport
+from .threats import Ball
+
+# What the flags of the package's own checks mean for the figures.
+_MEANING = {
+    'randomised': 'the model answers the same image differently each time, which the '
+    "attacks do not expect: use version 'rand'",
+    'probabilities': 'the outputs look like probabilities and not like logits, which '
+    'hides gradients: take the softmax out of the head',
+    'zero_gradient': 'the DLR loss had no gradient at some images: gradients may be '
+    'masked, and the robust accuracy too high',
+    'dynamic': 'the model computes gradients or losses while it predicts (a dynamic '
+    'defence), which AutoAttack was not made for',
+    'square': 'Square broke images that the gradients did not, a sign of masked '
+    'gradients: the robust accuracy may be too high',
+}
+
+
+@dataclass
+class AutoAttackReport(RobustnessReport):
+    """The robustness report with the paper's table: resolutions by threats.
+
+    Attributes:
+        version: version of AutoAttack.
+        shard_size: images that were attacked together.
+        resolutions: what was done to the images at each resolution.
+        rows: per resolution the accuracies in percent, with ``clean``, ``threats`` (by
+            the ball's name) and ``all_norms``, the share of images that no threat
+            breaks.
+        per_image: folder with the results of each image.
+    """
+
+    version: str = ''
+    shard_size: int = 0
+    resolutions: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    per_image: str = ''
+
+    def table(self) -> str:
+        """Accuracy in percent, one row per resolution."""
+        several = len(self.labels) > 1
+        head = ['resolution', 'images', 'clean', *self.labels.values()]
+        head += ['all norms'] if several else []
+        lines = [head, ['---'] + ['---:'] * (len(head) - 1)]
+        for row in self.rows:
+            numbers = [row['clean'], *(row['threats'].get(k) for k in self.labels)]
+            numbers += [row.get('all_norms')] if several else []
+            cells = ['-' if n is None else f'{n:.2f}' for n in numbers]
+            lines.append([row['resolution'], str(row['num_images']), *cells])
+        return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+    def markdown(self, complete: bool = True) -> str:
+        """The Markdown twin."""
+        head, rest = super().markdown(complete).split('\n## Checks', 1)
+        lines = [
+            head.replace('on the network input.', 'in brackets for [0, 1] images.'),
+            f'Top-1 accuracy in percent. AutoAttack, version {self.version}, in '
+            f'batches of {self.shard_size}; an image counts as broken by what this '
+            'program predicts on its adversarial image. Per image: '
+            f'`{self.per_image}`.',
+            '',
+            *(f'- {text}' for text in self.resolutions),
+            '',
+            '## After each member',
+            '',
+            '| attack | member | settings | attacked | accuracy after | seconds |',
+            '| --- | --- | --- | ---: | ---: | ---: |',
+        ]
+        for attack in self.attacks:
+            for name, member in attack.settings['members'].items():
+                settings = ', '.join(f'{k} {v}' for k, v in member['settings'].items())
+                lines.append(
+                    f'| {attack.name} | {name} | {settings} | {member["attacked"]} | '
+                    f'{member["accuracy_after"]:.2f} | {member["seconds"]:.1f} |'
+                )
+        return '\n'.join(lines) + '\n\n## Checks' + rest
+
+
+def summarise(
+    name: str,
+    ball: Ball,
+    records: Sequence[dict[str, Any]],
+    members: dict[str, dict[str, Any]],
+    notes: Sequence[str],
+) -> AttackResult:
+    """Adds up the shards of one threat at one resolution.
+
+    Args:
+        name: of the result.
+        ball: the threat.
+        records: of all shards.
+        members: settings of each member.
+        notes: sentences that belong to the checks.
+    """
+    images = [image for record in records for image in record['images']]
+    total = len(images)
+    remaining = sum(image['clean_correct'] for image in images)
+    table = {}
+    for member, settings in members.items():
+        parts = [r['members'][member] for r in records if member in r['members']]
+        remaining -= sum(part['broken'] for part in parts)
+        table[member] = {
+            'settings': settings,
+            'attacked': sum(part['attacked'] for part in parts),
+            'broken': sum(part['broken'] for part in parts),
+            'accuracy_after': 100 * remaining / total,
+            'seconds': round(sum(part['seconds'] for part in parts), 2),
+        }
+    robust = sum(image['robust'] for image in images)
+    settings = {'norm': ball.norm, 'eps': ball.eps, 'eps_unit': ball.unit_eps}
+    result = AttackResult(name, {**settings, 'members': table})
+    result.metrics = {'top1': 100 * robust / total, 'robust': robust, 'images': total}
+    result.forwards = sum(record['forwards'] for record in records)
+    result.backwards = sum(record['backwards'] for record in records)
+    result.seconds = sum(record['seconds'] for record in records)
+    result.checks = [*notes, *_checks(records)]
+    return result
+
+
+def _checks(records: Sequence[dict[str, Any]]) -> list[str]:
+    shards = len(records)
+    found = []
+    flags: dict[str, int] = {}
+    for record in records:
+        for flag in record['flags']:
+            flags[flag] = flags.get(flag, 0) + 1
+    for flag, times in sorted(flags.items()):
+        found.append(f'{_MEANING.get(flag, flag)} ({times} of {shards} shards)')
+
+    def count(key: str) -> int:
+        return sum(record[key] for record in records)
+
+    if count('no_gradient'):
+        found.append(
+            f'{count("no_gradient")} correctly classified images have no gradient at '
+            'all: gradients are masked, and the robust accuracy may be too high'
+        )
+    if any(record['detached'] for record in records):
+        found.append(
+            'the logits do not depend on the images in a way that can be '
+            'differentiated, so attacks by gradients cannot work'
+        )
+    if count('invalid'):
+        found.append(
+            f'{count("invalid")} adversarial images lie outside the ball or the range '
+            'of pixels and do not count'
+        )
+    if count('disagreements'):
+        found.append(
+            f'{count("disagreements")} adversarial images are predicted otherwise than '
+            'the package said; what counts is the prediction made here'
+        )
+    return found

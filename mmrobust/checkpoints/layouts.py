@@ -1,0 +1,239 @@
+"""Names that code bases give to the weights of one architecture, and mm's for them.
+
+Each layout is a table of rules from its names to those of mmpretrain's classifiers:
+``backbone.*`` and ``head.*``. mmdet's ResNet has mmpretrain's (and torchvision's)
+names. Values are never reshaped but where the same numbers have another shape: a
+linear layer stored as a 1 x 1 convolution, a layer scale with trailing axes of 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Rule = tuple[str, 'str | Callable[[re.Match], str]']
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One code base's names for one architecture.
+
+    Attributes:
+        name: for reports.
+        marker: a weight that no other layout has, as a regular expression.
+        rules: (regular expression of the start of a name, its replacement); the first
+            that matches counts, and a name that none matches stays out.
+    """
+
+    name: str
+    marker: str
+    rules: tuple[Rule, ...]
+
+
+_STEM = r'backbone.downsample_layers.0.'
+_FC = (r'head\.fc\.', 'head.fc.')
+
+# Inside a block: timm, Facebook.
+_CONVNEXT_BLOCK: tuple[tuple[str, str], ...] = (
+    (r'conv_dw\.', 'depthwise_conv.'),
+    (r'dwconv\.', 'depthwise_conv.'),
+    (r'norm\.', 'norm.'),
+    (r'(?:mlp\.fc|pwconv)1\.', 'pointwise_conv1.'),
+    (r'(?:mlp\.fc|pwconv)2\.', 'pointwise_conv2.'),
+    (r'gamma$', 'gamma'),
+)
+_TIMM_VIT_BLOCK = (
+    (r'norm1\.', 'ln1.'),
+    (r'norm2\.', 'ln2.'),
+    (r'attn\.(qkv|proj)\.', r'attn.\1.'),
+    (r'mlp\.fc1\.', 'ffn.layers.0.0.'),
+    (r'mlp\.fc2\.', 'ffn.layers.1.'),
+    (r'(?:ls1\.gamma|gamma_1)$', 'attn.gamma1.weight'),
+    (r'(?:ls2\.gamma|gamma_2)$', 'ffn.gamma2.weight'),
+)
+_TORCHVISION_VIT_BLOCK = (
+    (r'ln_1\.', 'ln1.'),
+    (r'ln_2\.', 'ln2.'),
+    (r'self_attention\.in_proj_', 'attn.qkv.'),
+    (r'self_attention\.out_proj\.', 'attn.proj.'),
+    (r'mlp\.(?:0|linear_1)\.', 'ffn.layers.0.0.'),
+    (r'mlp\.(?:3|linear_2)\.', 'ffn.layers.1.'),
+)
+_TORCHVISION_CONVNEXT_BLOCK = (
+    (r'block\.0\.', 'depthwise_conv.'),
+    (r'block\.2\.', 'norm.'),
+    (r'block\.3\.', 'pointwise_conv1.'),
+    (r'block\.5\.', 'pointwise_conv2.'),
+    (r'layer_scale$', 'gamma'),
+)
+
+
+def _blocks(start: str, to: str, inside: tuple[tuple[str, str], ...]) -> tuple:
+    """Rules for blocks, from those inside one."""
+    groups = re.compile(start).groups
+
+    def shifted(text: str) -> str:
+        return re.sub(r'\\(\d)', lambda m: rf'\{int(m[1]) + groups}', text)
+
+    return tuple((start + old, to + shifted(new)) for old, new in inside)
+
+
+LAYOUTS = (
+    Layout(
+        'ResNet of torchvision, timm, mmpretrain and mmdet',
+        r'layer1\.0\.conv1\.weight',
+        (
+            (r'(conv1|bn1|layer\d)\.', r'backbone.\1.'),
+            (r'fc\.', 'head.fc.'),
+            _FC,
+        ),
+    ),
+    Layout(
+        'ConvNeXt of timm',
+        r'stages\.0\.blocks\.0\.conv_dw\.weight',
+        (
+            (r'stem\.stem\.(\d+)\.', _STEM + r'\1.'),
+            (r'stem\.(\d)\.', _STEM + r'\1.'),
+            (r'stages\.(\d)\.downsample\.', r'backbone.downsample_layers.\1.'),
+            *_blocks(
+                r'stages\.(\d)\.blocks\.(\d+)\.',
+                r'backbone.stages.\1.\2.',
+                _CONVNEXT_BLOCK,
+            ),
+            (r'head\.norm\.', 'backbone.norm3.'),
+            _FC,
+        ),
+    ),
+    Layout(
+        'ConvNeXt of Facebook',
+        r'stages\.0\.0\.dwconv\.weight',
+        (
+            (r'downsample_layers\.0\.stem\.(\d+)\.', _STEM + r'\1.'),
+            (r'downsample_layers\.', 'backbone.downsample_layers.'),
+            *_blocks(
+                r'stages\.(\d)\.(\d+)\.', r'backbone.stages.\1.\2.', _CONVNEXT_BLOCK
+            ),
+            (r'norm(\d)\.', r'backbone.norm\1.'),
+            (r'norm\.', 'backbone.norm3.'),
+            (r'head\.', 'head.fc.'),
+        ),
+    ),
+    Layout(
+        'isotropic ConvNeXt of Facebook',
+        r'blocks\.0\.(dwconv|conv_dw)\.weight',
+        (
+            (r'stem\.stem\.(\d+)\.', _STEM + r'\1.'),
+            (r'stem\.(weight|bias)$', _STEM + r'\1'),
+            *_blocks(r'blocks\.(\d+)\.', r'backbone.stages.0.\1.', _CONVNEXT_BLOCK),
+            (r'norm\.', 'backbone.norm0.'),
+            (r'head\.', 'head.fc.'),
+        ),
+    ),
+    Layout(
+        'ConvNeXt of torchvision',
+        r'features\.1\.0\.block\.0\.weight',
+        (
+            (r'features\.0\.(\d)\.', _STEM + r'\1.'),
+            *(
+                (rf'features\.{2 * level}\.', f'backbone.downsample_layers.{level}.')
+                for level in (1, 2, 3)
+            ),
+            *(
+                rule
+                for level in (0, 1, 2, 3)
+                for rule in _blocks(
+                    rf'features\.{2 * level + 1}\.(\d+)\.',
+                    rf'backbone.stages.{level}.\1.',
+                    _TORCHVISION_CONVNEXT_BLOCK,
+                )
+            ),
+            (r'classifier\.0\.', 'backbone.norm3.'),
+            (r'classifier\.2\.', 'head.fc.'),
+        ),
+    ),
+    Layout(
+        'ConvNeXt of mmpretrain',
+        r'stages\.0\.0\.depthwise_conv\.weight',
+        ((r'(downsample_layers|stages|norm\d)\.', r'backbone.\1.'), _FC),
+    ),
+    Layout(
+        'ViT or DeiT of timm',
+        r'blocks\.0\.attn\.qkv\.weight',
+        (
+            (
+                r'patch_embed\.proj\.stem\.(\d+)\.',
+                r'backbone.patch_embed.projection.\1.',
+            ),
+            (r'patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
+            (r'(cls_token|pos_embed)$', r'backbone.\1'),
+            *_blocks(r'blocks\.(\d+)\.', r'backbone.layers.\1.', _TIMM_VIT_BLOCK),
+            (r'norm\.', 'backbone.ln1.'),
+            (r'head\.', 'head.layers.head.'),
+        ),
+    ),
+    Layout(
+        'ViT of torchvision',
+        r'encoder\.layers\.encoder_layer_0\.ln_1\.weight',
+        (
+            (r'conv_proj\.', 'backbone.patch_embed.projection.'),
+            (r'class_token$', 'backbone.cls_token'),
+            (r'encoder\.pos_embedding$', 'backbone.pos_embed'),
+            *_blocks(
+                r'encoder\.layers\.encoder_layer_(\d+)\.',
+                r'backbone.layers.\1.',
+                _TORCHVISION_VIT_BLOCK,
+            ),
+            (r'encoder\.ln\.', 'backbone.ln1.'),
+            (r'heads\.head\.', 'head.layers.head.'),
+        ),
+    ),
+    Layout(
+        'ViT or DeiT of mmpretrain',
+        r'layers\.0\.attn\.qkv\.weight',
+        (
+            (r'(patch_embed|layers|ln1)\.', r'backbone.\1.'),
+            (r'(cls_token|pos_embed)$', r'backbone.\1'),
+            (r'head\.', 'head.'),
+        ),
+    ),
+)
+
+
+def find_layout(tensors: Mapping[str, Tensor]) -> Layout | None:
+    """The layout that a network's names follow, or None."""
+    for layout in LAYOUTS:
+        if any(re.match(layout.marker, name) for name in tensors):
+            return layout
+    return None
+
+
+def to_mm(
+    layout: Layout, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Renames weights to mmpretrain's names.
+
+    Returns:
+        The renamed weights, and the names that no rule knows.
+    """
+    rules = [(re.compile(pattern), to) for pattern, to in layout.rules]
+    renamed, unknown = {}, []
+    for name, value in tensors.items():
+        for pattern, to in rules:
+            if pattern.match(name):
+                new = pattern.sub(to, name, count=1)
+                renamed[new] = _same_numbers(new, value)
+                break
+        else:
+            unknown.append(name)
+    return renamed, unknown
+
+
+def _same_numbers(name: str, value: Tensor) -> Tensor:
+    if re.search(r'pointwise_conv\d\.weight$', name) and value.shape[2:] == (1, 1):
+        return value.flatten(1)
+    if name.endswith('.gamma') and value.shape[1:] == (1, 1):
+        return value.flatten()
+    return value

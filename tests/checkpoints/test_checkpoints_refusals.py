@@ -1,0 +1,368 @@
+"""What must not be loaded, and normalisations that do not belong together."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmpretrain.models  # noqa: F401  (registers the classifiers)
+import published
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS as CLASSIFICATION
+from torch import Tensor
+
+from mmrobust import robustify
+from mmrobust.checkpoints import check_normalization, read_weights
+from mmrobust.checkpoints.conversion import convert, sha256
+from mmrobust.errors import ConfigError
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'convert_backbone.py'
+FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+
+
+def _resnet(**settings: Any) -> dict[str, Tensor]:
+    return published.network('resnet18', **settings).state_dict()
+
+
+def _narrow() -> dict[str, Tensor]:
+    """A file that fits tests/tiny.py's ResNet-18 of 8 channels."""
+    torch.manual_seed(3)
+    return MODELS.build(ConfigDict(tiny.fcos()['backbone'])).state_dict()
+
+
+def _tiny_model(checkpoint: str, preprocessor: dict, **init: Any) -> Any:
+    config = tiny.fcos()
+    config['backbone']['init_cfg'] = dict(
+        type='mmrobust.PretrainedBackbone', checkpoint=checkpoint, **init
+    )
+    config['data_preprocessor'] = dict(type='DetDataPreprocessor', **preprocessor)
+    model = MODELS.build(ConfigDict(config))
+    model.init_weights()
+    return model
+
+
+IMAGENET = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+)
+UNIT = dict(mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True)
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'fitting', 'others'),
+    [
+        (
+            published.madry,
+            IMAGENET,
+            [UNIT, {**IMAGENET, 'bgr_to_rgb': False}, {}],
+        ),
+        (published.revisiting, UNIT, [IMAGENET, {**UNIT, 'bgr_to_rgb': False}]),
+        (
+            lambda state: published.revisiting(state, published.ODD_MEAN),
+            IMAGENET,  # equal but for rounding
+            [UNIT, dict(mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True)],
+        ),
+    ],
+)
+def test_the_preprocessor_must_fit_the_weights(
+    tmp_path: Path, wrap: Callable, fitting: dict, others: list[dict]
+) -> None:
+    source = published.save(wrap(_narrow()), tmp_path / 'source.pt')
+    check_normalization(_tiny_model(source, fitting))
+    for other in others:
+        model = _tiny_model(source, other)
+        with pytest.raises(ConfigError, match=r'need images of mean .*but.* has mean'):
+            check_normalization(torch.nn.DataParallel(model))
+
+
+def test_a_file_that_tells_nothing_is_checked_by_what_is_given(tmp_path: Path) -> None:
+    source = published.save(_narrow(), tmp_path / 'source.pt')
+    check_normalization(_tiny_model(source, UNIT))
+    check_normalization(_tiny_model(source, UNIT, normalization='unit'))
+    given = dict(mean=IMAGENET['mean'], std=IMAGENET['std'])
+    model = _tiny_model(source, UNIT, normalization=given)
+    with pytest.raises(ConfigError, match='given in the config'):
+        check_normalization(model)
+    with pytest.raises(ConfigError, match="'imagenette' is unknown"):
+        _tiny_model(source, UNIT, normalization='imagenette')
+    source = published.save(published.madry(_narrow()), tmp_path / 'madry.pt')
+    with pytest.raises(ConfigError, match=r'std \[255, 255, 255\].*given, but.*needs'):
+        _tiny_model(source, UNIT, normalization='unit')
+
+
+def test_a_classifiers_preprocessor_is_checked_too(tmp_path: Path) -> None:
+    source = published.save(published.madry(_resnet()), tmp_path / 'source.ckpt')
+    init = dict(type='mmrobust.PretrainedClassifier', checkpoint=source)
+    config = dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=1000, in_channels=512),
+        data_preprocessor=dict(mean=[0] * 3, std=[255] * 3, to_rgb=True),
+        init_cfg=init,
+    )
+
+    def build() -> Any:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = CLASSIFICATION.build(ConfigDict(config))
+            model.init_weights()
+        return model
+
+    model = build()
+    state = torch.load(source)['model']
+    for name, value in model.state_dict().items():
+        other = name.removeprefix('backbone.').removeprefix('head.')
+        assert torch.equal(value, state[f'module.model.{other}'])
+    with pytest.raises(ConfigError, match=r'std \[255, 255, 255\], RGB'):
+        check_normalization(model)
+    config['data_preprocessor'].update(mean=IMAGENET['mean'], std=IMAGENET['std'])
+    check_normalization(build())
+    config['head']['num_classes'] = 10
+    with pytest.raises(ConfigError, match=r'has 1000 classes and .* has 10'):
+        build()
+    config['init_cfg'] = dict(init, fresh=[r'head\.'])
+    model = build()
+    assert model.head.fc.weight.shape == (10, 512)
+    assert model.head.fc.weight.std() < 0.02  # the head's own initialisation
+    assert torch.equal(model.backbone.conv1.weight, state['module.model.conv1.weight'])
+
+
+def test_the_normalisation_survives_the_conversion(tmp_path: Path) -> None:
+    content = published.revisiting(_resnet(), published.ODD_MEAN)
+    source = published.save(content, tmp_path / 'source.pt')
+    out = str(tmp_path / 'out.pth')
+    convert(source).save(out)
+    known = read_weights(out).normalization
+    assert known.mean == pytest.approx([123.66276, 116.28, 103.527195], abs=1e-3)
+    assert known.rgb
+    again = convert(out)
+    assert again.architecture.name == 'resnet18'
+    assert again.weights.normalization.fits(known)
+    assert 'revisiting-at' in again.weights.source
+
+
+@pytest.mark.parametrize(
+    ('file', 'backbone'),
+    [
+        # All weights of the smaller network are in the larger one's file.
+        ('resnet34', dict(type='ResNet', depth=18)),
+        ('resnet101', dict(type='ResNet', depth=50)),
+        ('convnext_small', dict(type='mmpretrain.ConvNeXt', arch='tiny')),
+        ('seresnet50', dict(type='ResNet', depth=50)),
+        ('convnextv2_tiny', dict(type='mmpretrain.ConvNeXt', arch='tiny')),
+        # And here they are not.
+        ('resnet18', dict(type='ResNet', depth=34)),
+        ('wide_resnet50_2', dict(type='ResNet', depth=50)),
+        ('resnet50', dict(type='ResNet', depth=18)),
+        (
+            'convnext_tiny+convstem',
+            dict(type='mmpretrain.ConvNeXt', arch='tiny'),
+        ),
+        (
+            'convnext_tiny',
+            dict(type='mmrobust.ConvNeXtConvStem', arch='tiny'),
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, file: str, backbone: dict
+) -> None:
+    with torch.device('meta'):
+        state = published.network(file).state_dict()
+    # Only the numbers of the file are missing.
+    zeros = {k: torch.zeros(()).expand(v.shape) for k, v in state.items()}
+    source = published.save(zeros, tmp_path / 'source.pt')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    fresh = [r'norm[0-3]\.'] if 'ConvNeXt' in backbone['type'] else []
+    built = MODELS.build(dict(backbone, init_cfg=dict(init, fresh=fresh)))
+    before = {k: v.clone() for k, v in built.state_dict().items()}
+    words = r'lacks|no place for|variant of which no config'
+    with pytest.raises(ConfigError, match=words) as caught:
+        built.init_weights()
+    assert '\n' not in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in built.state_dict().items())
+
+
+def test_a_level_that_the_backbone_leaves_out_is_no_mistake(tmp_path: Path) -> None:
+    source = published.save(_resnet(), tmp_path / 'source.pt')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    config = dict(type='ResNet', depth=18, num_stages=3, strides=(1, 2, 2))
+    config |= dict(dilations=(1, 1, 1), out_indices=(2,), init_cfg=init)
+    MODELS.build(config).init_weights()
+
+
+def test_position_embeddings_of_another_size_are_fitted(tmp_path: Path) -> None:
+    model = published.randomise(published.network('vit_tiny_patch16_224'))
+    source = published.save(published.robustbench(model.state_dict()), tmp_path / 's')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    config = dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=320)
+    built = MODELS.build(dict(config, init_cfg=init))
+    built.init_weights()
+    assert built.pos_embed.shape == (1, 401, 192)
+    grid = model.pos_embed[0, 1:].T.reshape(1, 192, 14, 14)
+    wanted = torch.nn.functional.interpolate(
+        grid, (20, 20), mode='bicubic', align_corners=False
+    )
+    assert torch.allclose(built.pos_embed[0, 1:].T.reshape(wanted.shape), wanted)
+    assert torch.equal(built.pos_embed[0, 0], model.pos_embed[0, 0])
+
+
+def test_robustify_takes_the_normalisation_from_a_file(tmp_path: Path) -> None:
+    raw = published.save(published.revisiting(_resnet()), tmp_path / 'raw.pt')
+    cfg = robustify(FASTER_RCNN, backbone='resnet18', backbone_weights=raw)
+    assert cfg.model.data_preprocessor.std == [255, 255, 255]
+    cfg = robustify(FASTER_RCNN, backbone_weights=raw)
+    assert cfg.model.data_preprocessor.std == [255, 255, 255]
+
+
+# ---------------------------------------------------------------- the tool
+
+
+def _tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments])
+    try:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_tool_prints_what_there_is_to_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    source = published.save(published.madry(_resnet()), tmp_path / 'source.ckpt')
+    out = str(tmp_path / 'new' / 'out.pth')
+    config = tmp_path / 'config.py'
+    Config(dict(model=tiny.fcos())).dump(config)
+    options = ('--arch', 'resnet18', '--full', '--num-classes', '1000')
+    assert _tool(monkeypatch, source, out, *options, '--config', str(config)) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        sha256(source),
+        sha256(out),
+        'MadryLab',
+        'resnet18',
+        '1000 classes',
+        'tensors        122 of 11,699,132 numbers',
+        'attacker (124)',
+        'mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375], RGB (from inside',
+        "type='mmrobust.PretrainedBackbone'",
+        f"load_from = '{out}'",
+    ):
+        assert text in printed
+    content = torch.load(out, weights_only=True)
+    assert len(content['state_dict']) == 122
+    assert [p.name for p in (tmp_path / 'new').iterdir()] == ['out.pth']
+
+
+def _cut(path: Path) -> str:
+    source = published.save(published.madry(_resnet()), path)
+    path.write_bytes(path.read_bytes()[:100_000])
+    return source
+
+
+def _unknown(path: Path) -> str:
+    return published.save({'encoder.weird': torch.zeros(3)}, path)
+
+
+def _named(name: str) -> Callable[[Path], str]:
+    return lambda path: published.save(_resnet(), path.with_name(name))
+
+
+class Schedule:
+    """A class of the file's own, as some of MadryLab's files pickle them."""
+
+
+def _pickled(path: Path) -> str:
+    return published.save({**published.madry(_resnet()), 'schedule': Schedule()}, path)
+
+
+@pytest.mark.parametrize(
+    ('make', 'options', 'sentence'),
+    [
+        (_cut, (), 'damaged or incomplete'),
+        (_unknown, (), r'names of no known source \(it has.*encoder.weird.*MadryLab'),
+        (lambda path: published.save({'a': 1}, path), (), 'holds no weights'),
+        (_named('plain.pth'), (), r'does not tell how.*give --normalization'),
+        (
+            _named('madry.pth'),
+            ('--arch', 'resnet50', '--normalization', 'imagenet'),
+            'is resnet18 and not resnet50',
+        ),
+        (
+            _named('madry.pth'),
+            ('--num-classes', '10', '--normalization', 'imagenet'),
+            'has 1000 classes and not 10',
+        ),
+        (_named('ARES_Wide_ResNet50_2_AT.pth'), (), 'GELUs where ResNet has ReLUs'),
+        (
+            lambda path: published.save(published.revisiting(_resnet()), path),
+            ('--config', 'CONFIG'),
+            r'need images of mean \[0, 0, 0\].*but.*has mean \[123',
+        ),
+        (
+            lambda path: published.save(
+                published.madry({k: v for k, v in _resnet().items() if 'fc' not in k}),
+                path,
+            ),
+            ('--full',),
+            'has no head',
+        ),
+        (
+            lambda path: published.save(
+                published.madry(
+                    {k: v for k, v in _resnet().items() if k != 'layer2.0.bn1.weight'}
+                ),
+                path,
+            ),
+            (),
+            r"look like resnet18, but 1 of its weights.*'backbone.layer2.0.bn1",
+        ),
+        (_pickled, (), r'pickled code .*not run.*add --trust'),
+        (lambda path: str(path), (), 'does not exist'),
+    ],
+)
+def test_mistakes_end_in_a_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    make: Callable[[Path], str],
+    options: tuple[str, ...],
+    sentence: str,
+) -> None:
+    config = tmp_path / 'config.py'
+    Config(dict(model=tiny.fcos())).dump(config)
+    options = tuple(str(config) if o == 'CONFIG' else o for o in options)
+    source = make(tmp_path / 'source.ckpt')
+    out = tmp_path / 'out.pth'
+    assert _tool(monkeypatch, source, str(out), *options) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith('error: ')
+    assert '\n' not in message
+    assert re.search(sentence, message), message
+    assert not out.exists()
+
+
+def test_a_trusted_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _pickled(tmp_path / 'source.ckpt')
+    out = str(tmp_path / 'out.pth')
+    assert _tool(monkeypatch, source, out, '--trust') == 0
+    # What is written holds no code any more.
+    assert 'meta' in torch.load(out, weights_only=True)
+
+
+def test_ares_is_known_by_its_file_names(tmp_path: Path) -> None:
+    source = _named('ARES_ResNet50_AT.pth')(tmp_path / 'x')
+    weights = read_weights(source)
+    assert weights.normalization.mean == tuple(IMAGENET['mean'])
+    assert 'ARES' in weights.source

@@ -1,0 +1,266 @@
+"""configs/pretrain: the published recipes, and that they train."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from mmrobust.registry import ADVERSARIES
+
+FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pretrain'
+CONFIGS = sorted(path.stem for path in FOLDER.glob('*.py'))
+HEAVY = [c for c in CONFIGS if 'resnet' not in c and 'finetune' not in c]
+
+# Epochs of adversarial training and parameters, arXiv 2303.01870 and its code.
+PUBLISHED = {
+    'robust_convnext-isotropic-convstem': (300, 23_035_624),
+    'robust_convnext-tiny': (300, 28_589_128),
+    'robust_convnext-tiny-convstem': (300, 28_627_432),
+    'robust_convnext-small-convstem': (50, 50_261_992),
+    'robust_convnext-base-convstem': (250, 88_753_416),
+    'robust_convnext-large-convstem': (100, 198_134_680),
+    'robust_vit-small': (300, 22_050_664),
+    'robust_vit-small-convstem': (300, 22_777_576),
+    'robust_vit-medium-convstem': (50, 39_527_272),
+    'robust_vit-base-convstem': (250, 87_147_112),
+}
+
+
+@cache
+def _read(name: str) -> Config:
+    return Config.fromfile(FOLDER / f'{name}.py')
+
+
+def read(name: str) -> Config:
+    return deepcopy(_read(name))
+
+
+@cache
+def build(name: str) -> Any:
+    cfg = read(name)
+    init_default_scope('mmpretrain')
+    if 'data_preprocessor' in cfg:  # as the Runner does it
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    linspace = torch.linspace
+
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return linspace(*args, **{**kwargs, 'device': 'cpu'})
+
+    # Without memory; drop path rates are read as numbers.
+    with mock.patch('torch.linspace', on_cpu), torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('name', [c for c in CONFIGS if 'finetune' not in c])
+def test_the_model_scores_its_classes(name: str) -> None:
+    cfg = read(name)
+    model = build(name)
+    side = 32 if 'cifar' in name else 224
+    with torch.device('meta'):
+        scores = model(torch.zeros(2, 3, side, side), mode='tensor')
+    assert scores.shape == (2, 10 if 'cifar' in name else 1000)
+    if 'adversary' in cfg.train_cfg:
+        ADVERSARIES.build(cfg.train_cfg.adversary)
+
+
+def test_all_published_models_are_there() -> None:
+    assert set(PUBLISHED) == {c for c in HEAVY if c.startswith('robust')}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_the_published_recipe(name: str) -> None:
+    cfg = read(name)
+    epochs, parameters = PUBLISHED[name]
+    assert sum(p.numel() for p in build(name).parameters()) == parameters
+    assert cfg.train_cfg.max_epochs == epochs
+    adversary = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
+    assert adversary['type'] == 'APGDAdversary'
+    assert (adversary['norm'], adversary['eps'], adversary['num_steps']) == (
+        'linf',
+        4,
+        2,
+    )
+    assert adversary['step_size'] == 8
+    assert not adversary['random_start']
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == (
+        'AdamW',
+        1e-3,
+        0.05,
+    )
+    assert tuple(optimizer.betas) == (0.9, 0.95)
+    warmup, cosine = cfg.param_scheduler
+    assert warmup.end == cosine.begin == (20 if epochs > 100 else 10)
+    assert warmup.start_factor == 1e-4
+    assert cosine.eta_min == 5e-6
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
+    assert cfg.custom_hooks[0].momentum == pytest.approx(1 - 0.9999)
+    steps = [step.type for step in cfg.train_dataloader.dataset.pipeline]
+    assert {'RandomResizedCrop', 'RandAugment', 'RandomErasing'} < set(steps)
+    mixes = {mix.type: mix.alpha for mix in cfg.model.train_cfg.augments}
+    assert mixes == {'Mixup': 0.8, 'CutMix': 1.0}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_what_decays(name: str) -> None:
+    model = build(name)
+    wrapper = build_optim_wrapper(model, read(name).optim_wrapper)
+    decays = {}
+    names = {id(p): n for n, p in model.named_parameters()}
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group['params']:
+            decays[names[id(parameter)]] = group['weight_decay']
+    assert len(decays) == len(names)
+    assert {d for n, d in decays.items() if n.endswith('.bias')} == {0}
+    small = {d for n, d in decays.items() if model.get_parameter(n).ndim <= 1}
+    if 'vit' in name:
+        assert small == {0}
+        assert decays['backbone.cls_token'] == decays['backbone.pos_embed'] == 0.05
+    else:  # norm weights and layer scales too
+        assert small == {0, 0.05}
+        assert (
+            decays[
+                'backbone.norm0.weight' if 'iso' in name else 'backbone.norm3.weight'
+            ]
+            == 0.05
+        )
+    matrices = {
+        d
+        for n, d in decays.items()
+        if n.endswith('.weight') and model.get_parameter(n).ndim > 1
+    }
+    assert matrices == {0.05}
+
+
+@pytest.mark.parametrize('name', [c for c in HEAVY if c.startswith('clean')])
+def test_the_clean_phase_hands_over_all_weights(name: str) -> None:
+    clean, robust = read(name), read(name.replace('clean', 'robust'))
+    assert 'adversary' not in clean.train_cfg
+    assert clean.train_cfg.max_epochs == 100
+    assert robust.load_from == f'work_dirs/{name}/epoch_100.pth'
+    ours = build(name).state_dict()
+    theirs = build(name.replace('clean', 'robust')).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
+    init = clean.model.backbone.init_cfg
+    assert init.type == 'mmrobust.PretrainedBackbone'
+    assert clean.load_from is None
+
+
+@pytest.mark.parametrize(
+    ('name', 'norm', 'eps'),
+    [('l2', 'l2', 2.0), ('l1', 'l1', 75.0), ('linf8', 'linf', 8 / 255)],
+)
+def test_fine_tuning_to_other_threats(name: str, norm: str, eps: float) -> None:
+    cfg = read(f'finetune_convnext-base-convstem_{name}')
+    adversary = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
+    assert (adversary['norm'], adversary['eps'] / 255) == (norm, pytest.approx(eps))
+    assert cfg.train_cfg.max_epochs == 20
+    assert cfg.load_from.endswith('robust_convnext-base-convstem/epoch_250.pth')
+
+
+@pytest.mark.parametrize(
+    ('name', 'norm', 'eps'), [('linf4', 'linf', 4), ('l2-3', 'l2', 3 * 255)]
+)
+def test_robust_resnets_take_steps_of_two_thirds(
+    name: str, norm: str, eps: float
+) -> None:
+    cfg = read(f'robust_resnet50_{name}')
+    adversary = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
+    assert (adversary['norm'], adversary['eps']) == (norm, eps)
+    assert adversary['step_size'] == pytest.approx(eps * 2 / 3)
+    assert (adversary['num_steps'], adversary['keep_best']) == (3, True)
+    assert not adversary['random_start']
+    assert cfg.train_cfg.max_epochs == 90
+
+
+def make_pictures(root: Path, splits: dict[str, int], side: int) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in splits.items():
+        for label in range(10):
+            folder = root / split / f'class{label}'
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture = rng.integers(0, 256, (side, side + 8, 3), dtype=np.uint8)
+                cv2.imwrite(str(folder / f'{i:04d}.jpg'), picture)
+
+
+def narrow(cfg: Config) -> None:
+    """The same kind of network, small enough for a test."""
+    if 'cifar' in cfg.filename:
+        cfg.model.backbone.update(base_channels=8, stem_channels=8)
+        cfg.model.head.in_channels = 64
+    else:
+        cfg.model.backbone.arch = dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16])
+        cfg.model.backbone.pop('init_cfg', None)
+        cfg.model.head.in_channels = 16
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'clean_convnext-tiny-convstem',
+        'robust_convnext-tiny-convstem',
+        'robust_resnet18_cifar10',
+    ],
+)
+def test_it_trains_validates_and_saves(name: str, tmp_path: Path) -> None:
+    cifar = 'cifar' in name
+    make_pictures(tmp_path / 'data', dict(train=2, test=1), 32 if cifar else 64)
+    cfg = read(name)
+    narrow(cfg)
+    for key, split in (('train', 'train'), ('val', 'test'), ('test', 'test')):
+        loader = cfg[f'{key}_dataloader']
+        loader.update(num_workers=0, batch_size=10)
+        loader.pop('persistent_workers', None)
+        if cifar:
+            assert loader.dataset.type == 'CustomDataset'  # its own folder layout
+            loader.dataset.data_root = str(tmp_path / 'data')
+            for transform in loader.dataset.pipeline:
+                if transform.type == 'RandomCrop':
+                    assert transform.crop_size == 32
+        else:
+            loader.dataset = dict(
+                type='CustomDataset',
+                data_root=str(tmp_path / 'data'),
+                data_prefix=split,
+                pipeline=loader.dataset.pipeline,
+            )
+    if cifar:  # pictures here are 32 x 40
+        for key in ('val', 'test'):
+            pipeline = cfg[f'{key}_dataloader'].dataset.pipeline
+            pipeline.insert(1, dict(type='CenterCrop', crop_size=32))
+    cfg.train_cfg.max_epochs = 1
+    cfg.param_scheduler[0].end = 1
+    cfg.param_scheduler = cfg.param_scheduler[:1]
+    cfg.load_from = None
+    cfg.work_dir = str(tmp_path / 'work')
+    cfg.experiment_name = f'pretrain_{name}'
+    cfg.log_level = 'WARNING'
+    init_default_scope('mmpretrain')
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    metrics = runner.test()
+    assert 0 <= metrics['accuracy/top1'] <= 100
+    saved = torch.load(
+        tmp_path / 'work' / 'epoch_1.pth', map_location='cpu', weights_only=False
+    )
+    assert saved['meta']['iter'] == 2
+    assert ('adversary' in saved['meta']) == name.startswith('robust')
+    assert ('ema_state_dict' in saved) == (not cifar)
+    assert json.dumps(saved['meta'].get('adversary', {}))
+    assert all(torch.isfinite(v.float()).all() for v in saved['state_dict'].values())

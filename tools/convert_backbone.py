@@ -1,0 +1,109 @@
+"""Converts published robust weights, and prints the config that uses them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+import mmpretrain.models  # noqa: F401  (registers the classifiers)
+from mmrobust import cli
+from mmrobust.checkpoints.conversion import Converted, convert, published_as, sha256
+from mmrobust.checkpoints.normalization import NAMED, of_config
+from mmrobust.errors import ConfigError
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='file or URL of any known source, see docs')
+    parser.add_argument('out', help='the checkpoint to write')
+    parser.add_argument(
+        '--arch', default='auto', help='refuse another network, as convnext-tiny'
+    )
+    parser.add_argument(
+        '--full', action='store_true', help='refuse a file without a classifier head'
+    )
+    parser.add_argument(
+        '--num-classes', type=int, help='refuse a head of another number of classes'
+    )
+    parser.add_argument(
+        '--normalization',
+        choices=list(NAMED),
+        help='of the images, for files that do not tell it: imagenet; unit for images '
+        'in [0, 1]; half for images in [-1, 1]',
+    )
+    parser.add_argument(
+        '--config', help='check that the data preprocessor of this config fits'
+    )
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='run the code that is pickled in the file: only for files whose origin '
+        'you trust',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Converts and prints."""
+    args = parse_args()
+    if os.path.abspath(args.source) == os.path.abspath(args.out):
+        raise ConfigError('OUT must be another file than SOURCE.')
+    converted = convert(
+        args.source, args.arch, args.full, args.trust, args.normalization, 'add --trust'
+    )
+    _check_classes(converted, args)
+    if args.config:
+        _check_config(converted, args.config)
+    converted.save(args.out)
+    _report(converted, args)
+
+
+def _check_classes(converted: Converted, args: argparse.Namespace) -> None:
+    head = converted.architecture.head
+    if args.num_classes is None:
+        return
+    classes = head['num_classes'] if head else 'no'
+    if classes != args.num_classes:
+        raise ConfigError(
+            f'{args.source!r} has {classes} classes and not {args.num_classes}: leave '
+            r"out --num-classes, and learn a new head with fresh=[r'head\.'] of "
+            'mmrobust.PretrainedClassifier.'
+        )
+
+
+def _check_config(converted: Converted, path: str) -> None:
+    cfg = cli.read_config(path)
+    own = of_config(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor'))
+    needed = converted.weights.normalization
+    if needed is not None and not needed.fits(own):
+        raise ConfigError(
+            f'the weights need images of {needed} ({needed.origin}), but the '
+            f'data_preprocessor of {path!r} has {own}.'
+        )
+
+
+def _report(converted: Converted, args: argparse.Namespace) -> None:
+    weights, found = converted.weights, converted.architecture
+    if os.path.isfile(args.source):
+        digest = sha256(args.source)
+        name = published_as(digest)
+        print(f'sha256         {digest}' + (f' ({name})' if name else ''))
+    left_out = ', '.join(f'{part} ({n})' for part, n in weights.left_out.items())
+    head = f'{found.head["num_classes"]} classes' if found.head else 'none'
+    known = weights.normalization
+    size = sum(value.numel() for value in converted.state.values())
+    print(f'source         {weights.source}')
+    print(f'architecture   {found.name}, feature levels of {list(found.channels)}')
+    print(f'head           {head}')
+    print(f'tensors        {len(converted.state)} of {size:,} numbers')
+    print(f'left out       {left_out or "nothing"}')
+    print(f'normalisation  {known} ({known.origin if known else ""})')
+    print(f'written        {args.out}, sha256 {sha256(args.out)}')
+    for kind, text in converted.snippets(args.out).items():
+        print(f'\n# For a config of {kind}:\n{text}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
