@@ -306,10 +306,9 @@ def test_a_killed_sweep_gives_the_same_table(
     capsys: pytest.CaptureFixture,
 ) -> None:
     cfg = task(pictures)
-    settings: dict[str, Any] = dict(lrs=(0.05, 0.005))
-    whole = run_sweep(make_sweep(cfg, weights, tmp_path / 'a', **settings), [])
+    whole = run_sweep(make_sweep(cfg, weights, tmp_path / 'a'), [])
 
-    sweep = make_sweep(cfg, weights, tmp_path / 'b', **settings)
+    sweep = make_sweep(cfg, weights, tmp_path / 'b')
     step = EpochBasedTrainLoop.run_iter
     counted = {'updates': 0}
 
@@ -327,7 +326,7 @@ def test_a_killed_sweep_gives_the_same_table(
     assert not partial['complete']
     assert len(partial['runs']) == 2
     assert (
-        '**Not complete: 6 of 8 runs to go.**'
+        '**Not complete: 2 of 4 runs to go.**'
         in (tmp_path / 'b/transfer.md').read_text()
     )
     capsys.readouterr()
@@ -336,7 +335,7 @@ def test_a_killed_sweep_gives_the_same_table(
     monkeypatch.setattr(EpochBasedTrainLoop, 'run_iter', run_iter)
     again = run_sweep(sweep, [])
     assert '2 are done, 1 begun' in capsys.readouterr().out
-    assert counted['updates'] == 100 + 3 + 5 * 6  # no update twice
+    assert counted['updates'] == 100 + 3 + 6  # no update twice
     assert [r['resumed'] for r in again.results.values() if r] == [
         0,
         0,
@@ -358,7 +357,7 @@ def test_a_killed_sweep_gives_the_same_table(
             assert torch.equal(value, ends[1]['state_dict'][key]), (run.name, key)
     # A third time there is nothing to do.
     assert run_sweep(sweep, []).complete
-    assert counted['updates'] == 100 + 3 + 5 * 6
+    assert counted['updates'] == 100 + 3 + 6
 
 
 def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path: Path) -> None:
@@ -614,9 +613,10 @@ def tool(
     return run
 
 
-def test_the_command(tool: Callable[..., str], tmp_path: Path) -> None:
-    output = tool('--lr', '0.05', '0.005', '--norm', 'l2', fails=False)
-    assert '8 runs: 2 eps x 2 modes x 2 learning rates x 1 seeds; 0 are done' in output
+def test_the_command(tool: Callable[..., str], weights: Path, tmp_path: Path) -> None:
+    rates = ['--lr', '0.05', '0.005', '--norm', 'l2']
+    output = tool(*rates, checkpoints=f'4={weights}/4.pth', fails=False)
+    assert '4 runs: 1 eps x 2 modes x 2 learning rates x 1 seeds; 0 are done' in output
     assert '| eps (l2) | fixed |' in output
     work = tmp_path / 'work'
     content = json.loads((work / 'transfer.json').read_text())

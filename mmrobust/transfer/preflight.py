@@ -13,6 +13,7 @@ from mmengine.model import initialize
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from ..checkpoints import check_normalization
 from ..engine.freeze import state_digest
 from ..errors import ConfigError
 from ..report import file_sha256
@@ -118,6 +119,7 @@ def _initialised(cfg: Config, eps: float, path: str) -> Any:
     try:
         model = MODELS.build(task.model)
         model.init_weights()
+        check_normalization(model)
     except ConfigError as error:
         raise ConfigError(f'eps {number(eps)}: {error}') from error
     before = state_digest(model.backbone)
