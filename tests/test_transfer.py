@@ -88,6 +88,7 @@ def task(pictures: Path, **overrides: Any) -> Config:
                 type='CustomDataset',
                 data_root=str(pictures),
                 data_prefix=split,
+                serialize_data=False,  # it collects garbage, which takes long
                 pipeline=pipeline,
             ),
         )
@@ -336,16 +337,8 @@ def test_a_killed_sweep_gives_the_same_table(
     again = run_sweep(sweep, [])
     assert '2 are done, 1 begun' in capsys.readouterr().out
     assert counted['updates'] == 100 + 3 + 6  # no update twice
-    assert [r['resumed'] for r in again.results.values() if r] == [
-        0,
-        0,
-        1,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ]
+    resumed = [r['resumed'] for r in again.results.values() if r]
+    assert resumed == [False, False, True, False]
     assert again.rows == whole.rows
     # Not only the same accuracy: the same weights.
     for run in sweep.runs():
@@ -408,6 +401,8 @@ def test_detectors(coco: Path, tmp_path: Path) -> None:
         net = DETECTORS.build(ConfigDict(tiny.fcos()['backbone']))
         torch.save(net.state_dict(), tmp_path / f'{eps}.pth')
     cfg = Config(tiny.runner_config(coco, tmp_path / 'work', model))
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.serialize_data = False
     study = run_sweep(make_sweep(cfg, tmp_path, tmp_path / 'work'), [])
     assert study.complete
     assert study.found.metric == 'coco/bbox_mAP'

@@ -56,7 +56,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4),
 )
-param_scheduler = dict(type='MultiStepLR', milestones=[5, 10], gamma=0.1)
+param_scheduler = [dict(type='MultiStepLR', milestones=[5, 10], gamma=0.1)]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=7),
     checkpoint=dict(type='CheckpointHook', interval=5, max_keep_ckpts=2),

@@ -138,8 +138,8 @@ def run_one(sweep: Sweep, run: Run, metric: str, selection: str | None) -> dict:
         handler.close()  # one log file per run stays open otherwise
         runner.logger.removeHandler(handler)
     del runner, model, inner
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()  # a runner and its parts refer to each other
         torch.cuda.empty_cache()
     barrier()
     return result

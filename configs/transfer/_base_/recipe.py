@@ -20,7 +20,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4),
 )
-param_scheduler = dict(type='MultiStepLR', milestones=[50, 100], gamma=0.1)
+param_scheduler = [dict(type='MultiStepLR', milestones=[50, 100], gamma=0.1)]
 auto_scale_lr = dict(enable=False, base_batch_size=64)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
