@@ -12,6 +12,7 @@ from .adversaries import (
     PGDAdversary,
 )
 from .eval_loops import AttackTestLoop, AttackValLoop
+from .freeze import FreezeBackboneHook, SeedUpdatesHook
 from .hooks import AdversaryStateHook, AttackVisualizationHook
 from .optim import BackboneLrOptimWrapperConstructor
 from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
@@ -28,7 +29,9 @@ __all__ = [
     'BackboneLrOptimWrapperConstructor',
     'CWATAdversary',
     'FreeAdversary',
+    'FreezeBackboneHook',
     'MTDAdversary',
     'NoAdversary',
     'PGDAdversary',
+    'SeedUpdatesHook',
 ]

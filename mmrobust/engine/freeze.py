@@ -1,0 +1,143 @@
+"""Hooks for fine-tuning: a backbone that stays as it is, updates that repeat."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..errors import ConfigError
+from ..registry import HOOKS
+from ..seeding import derive_seed
+
+
+@HOOKS.register_module()
+class FreezeBackboneHook(Hook):
+    """Keeps a part of the model exactly as it was initialised.
+
+    Its weights get no gradient, and it computes in eval mode, also in training: no
+    BatchNorm statistic moves, nothing is dropped. Gradients still go through it to its
+    input, so adversarial training of what comes after it works. mmdet's
+    ``frozen_stages`` and ``norm_eval`` exist for some backbones only, and none freezes
+    the normalisation or dropout of all its stages.
+
+    Args:
+        module: name of the part.
+
+    Raises:
+        ConfigError: before training, if there is no such part, nothing else is left
+            to learn, or the part has changed at the end nevertheless.
+    """
+
+    # Before hooks that copy the model (EMA) or look at what is trained.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, module: str = 'backbone') -> None:
+        self.module = module
+        self.digest = ''
+        self._handle: Any = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Freezes, before the weights are initialised or loaded."""
+        model, part = self._find(runner)
+        part.requires_grad_(False)
+        if self._handle is None:
+            # At each forward pass, as loops, validation and attacks all set modes.
+            self._handle = part.register_forward_pre_hook(_to_eval)
+            if is_model_wrapper(runner.model):
+                # It has listed the parameters whose gradients it waits for.
+                runner.model = runner.wrap_model(
+                    runner.cfg.get('model_wrapper_cfg'), model
+                )
+
+    def before_train(self, runner: Runner) -> None:
+        """Remembers the part; its weights are those to keep by now."""
+        model, part = self._find(runner)
+        part.requires_grad_(False)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                f'nothing is left to learn: the model has no weights besides '
+                f'{self.module!r} that are not frozen.'
+            )
+        self.digest = state_digest(part)
+        count = sum(p.numel() for p in part.parameters())
+        print_log(f'{self.module} is frozen: {count} parameters.', logger='current')
+
+    def after_train(self, runner: Runner) -> None:
+        """Makes sure of it."""
+        if state_digest(self._find(runner)[1]) != self.digest:
+            raise ConfigError(
+                f'{self.module!r} was frozen and has changed in training: something '
+                'else in the config (a hook, say) writes to its weights.'
+            )
+
+    def _find(self, runner: Runner) -> tuple[nn.Module, nn.Module]:
+        model: Any = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        part = dict(model.named_modules()).get(self.module)
+        if part is None or not any(True for _ in part.parameters()):
+            raise ConfigError(
+                f'{type(model).__name__} has no {self.module!r} with weights to freeze.'
+            )
+        return model, part
+
+
+def _to_eval(module: nn.Module, args: Any) -> None:
+    module.eval()
+
+
+@HOOKS.register_module()
+class SeedUpdatesHook(Hook):
+    """Starts the random numbers of every epoch and update from the run's seed.
+
+    mmengine does not save the state of the generators. With this hook a resumed run
+    draws what an uninterrupted one draws (mixing, dropout, random samplers and starts,
+    and with ``num_workers=0`` augmentation), for loops by epoch; loops by iteration
+    leave out the augmentation of one batch.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Before the loader's iterator exists."""
+        self._seed(runner, 'epoch', runner.epoch)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Before the update."""
+        self._seed(runner, 'update', runner.iter)
+
+    def _seed(self, runner: Runner, what: str, number: int) -> None:
+        seed = derive_seed(runner.seed, get_rank(), what, number) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+def state_digest(module: nn.Module, without: Sequence[str] = ()) -> str:
+    """SHA-256 of all parameters and buffers, bit by bit, with their names.
+
+    Args:
+        module: the module.
+        without: regular expressions of names that are left out.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if any(re.match(pattern, name) for pattern in without):
+            continue
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""All runs of a study, one after the other, as often interrupted as it takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.dist import (
+    barrier,
+    get_world_size,
+    init_dist,
+    is_distributed,
+    is_main_process,
+)
+
+from ..errors import ConfigError
+from ..report import write_atomically
+from .plan import Run, Sweep, number
+from .preflight import Findings, check
+from .runs import latest_checkpoint, read_result, run_one
+from .table import Study
+
+SETTINGS = 'sweep.json'
+
+# Settings without influence on the figures.
+_IGNORED = re.compile(
+    r'(work_dir|launcher|log_level|log_processor|visualizer|vis_backends|env_cfg'
+    r'|experiment_name|default_hooks|resume|load_from|optim_wrapper\.optimizer\.lr'
+    r'|randomness\.seed|model_wrapper_cfg)($|[.\[])'
+)
+_IGNORED_LEAVES = ('num_workers', 'persistent_workers', 'pin_memory')
+
+
+def run_sweep(sweep: Sweep, command: list[str]) -> Study:
+    """Checks everything, runs what has not been run, and writes the table after each.
+
+    Args:
+        sweep: the study.
+        command: how it was called, for the report.
+
+    Returns:
+        The study's results.
+
+    Raises:
+        ConfigError: before the first run, for anything that cannot work.
+    """
+    if sweep.cfg.get('launcher', 'none') != 'none':
+        _set_up_processes(sweep)
+    found = check(sweep)
+    runs = sweep.runs()
+    results = {run: read_result(sweep.folder(run)) for run in runs}
+    check_same_study(sweep, found)
+    begun = [
+        run for run in runs if not results[run] and latest_checkpoint(sweep.folder(run))
+    ]
+    done = sum(result is not None for result in results.values())
+    _say(
+        f'{len(runs)} runs: {len(sweep.checkpoints)} eps x {len(sweep.modes)} modes x '
+        f'{len(sweep.lrs)} learning rates x {len(sweep.seeds)} seeds; {done} are done'
+        f', {len(begun)} begun. Compared by {found.metric}.'
+    )
+    for note in found.notes:
+        _say(note)
+    study = Study(sweep, found, results, command)
+    study.write()
+    for index, run in enumerate(runs, 1):
+        if results[run] is not None:
+            continue
+        _say(f'Run {index} of {len(runs)}: {run.name}')
+        result = run_one(sweep, run, found.metric, found.selection)
+        _check_fixed(run, result, found)
+        results[run] = result
+        study.write()
+        _say(f'{run.name}: {found.metric} = {result["value"]}')
+    return study
+
+
+def check_same_study(sweep: Sweep, found: Findings) -> None:
+    """Refuses to mix runs of different settings in one table.
+
+    More eps, modes, learning rates and seeds may join the runs in a work dir.
+
+    Raises:
+        ConfigError: if other settings made the runs that are there.
+    """
+    path = sweep.work_dir / SETTINGS
+    given: dict[str, Any] = {
+        'config': settings_of(sweep.cfg),
+        'checkpoints': {
+            # A URL has no hash, but a name.
+            number(eps): found.hashes[eps] or path
+            for eps, path in sweep.checkpoints.items()
+        },
+        'norm': sweep.norm,
+        'metric': found.metric,
+        'selection': found.selection,
+        'processes': get_world_size(),
+    }
+    given = json.loads(json.dumps(given, default=str))
+    runs = sweep.work_dir / 'runs'
+    there = any(runs.rglob('result.json')) or any(runs.rglob('*.pth'))
+    if path.is_file() and there:
+        try:
+            old = json.loads(path.read_text(encoding='utf-8'))
+            changes = differences(old, given)
+            given['checkpoints'] = {**old['checkpoints'], **given['checkpoints']}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f'{path} is damaged, so what the runs beside it were made with is not '
+                'known: give another --work-dir.'
+            ) from error
+        if changes:
+            raise ConfigError(
+                f'the runs in {str(sweep.work_dir)!r} were made with other settings ('
+                + '; '.join(changes[:4])
+                + ('; ...' if len(changes) > 4 else '')
+                + '): give another --work-dir, or the same settings.'
+            )
+    elif there:
+        raise ConfigError(
+            f'{str(runs)!r} holds runs but {path} is missing, so what they were made '
+            'with is not known: give another --work-dir.'
+        )
+    barrier()  # nobody writes before all have read
+    if is_main_process():
+        sweep.work_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(given, indent=1) + '\n')
+
+
+def settings_of(cfg: Any) -> dict[str, Any]:
+    """The settings of a config that can change figures, by dotted name."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                walk(value, f'{name}.{key}' if name else str(key))
+        elif isinstance(node, (list, tuple)) and any(
+            isinstance(inner, (Mapping, list, tuple)) for inner in node
+        ):
+            for index, value in enumerate(node):
+                walk(value, f'{name}[{index}]')
+        else:
+            flat[name] = list(node) if isinstance(node, (list, tuple)) else node
+
+    walk(cfg.to_dict(), '')
+    return {
+        name: value
+        for name, value in flat.items()
+        if not _IGNORED.match(name) and name.rsplit('.', 1)[-1] not in _IGNORED_LEAVES
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What has changed between two descriptions of a study, in words."""
+    found = []
+    for key in ('norm', 'metric', 'selection', 'processes'):
+        if old[key] != new[key]:
+            found.append(f'{key} was {old[key]} and is {new[key]}')
+    for eps, file in new['checkpoints'].items():
+        if old['checkpoints'].get(eps, file) != file:
+            found.append(f'the checkpoint of eps {eps} is another file')
+    before, after = old['config'], new['config']
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in after:
+            found.append(f'{name} was {before[name]!r} and is not set')
+        elif name not in before:
+            found.append(f'{name} was not set and is {after[name]!r}')
+        elif before[name] != after[name]:
+            found.append(f'{name} was {before[name]!r} and is {after[name]!r}')
+    return found
+
+
+def _check_fixed(run: Run, result: dict, found: Findings) -> None:
+    if run.mode == 'fixed' and result['backbone_sha256'] != found.backbones[run.eps]:
+        raise ConfigError(
+            f'{run.name}: the backbone is not the one of the checkpoint at the end, '
+            'although it was fixed; a hook of the config may load other weights.'
+        )
+
+
+def _set_up_processes(sweep: Sweep) -> None:
+    """Starts the process group as a Runner would, which comes too late for checks."""
+    cfg = sweep.cfg
+    dist_cfg = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
+    if is_distributed():
+        return
+    if torch.cuda.is_available() or cfg.launcher != 'pytorch':
+        init_dist(cfg.launcher, **dist_cfg)
+        return
+    # mmengine's own way and its default wrapper ask for a GPU.
+    torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = {
+            'type': 'MMDistributedDataParallel',
+            'broadcast_buffers': False,
+            'device_ids': None,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        }
+
+
+def _say(text: str) -> None:
+    if is_main_process():
+        print(text, flush=True)

@@ -1,0 +1,83 @@
+"""Fine-tunes backbones of several eps on one task and compares them (2007.08489)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmrobust import cli
+from mmrobust.transfer import MODES, Sweep, parse_checkpoints, run_sweep
+from mmrobust.transfer.plan import parse_lrs, parse_modes, parse_seeds
+from mmrobust.transfer.preflight import check_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'config', help='classifier (mmpretrain) or detector (mmdet) of the target task'
+    )
+    parser.add_argument(
+        '--checkpoints',
+        nargs='+',
+        required=True,
+        metavar='EPS=FILE',
+        help='backbones by the eps of their pre-training, for instance 0=a.pth 4=b.pth',
+    )
+    parser.add_argument(
+        '--norm', default='linf', help='norm of that eps, for the report (default linf)'
+    )
+    parser.add_argument(
+        '--modes',
+        nargs='+',
+        default=list(MODES),
+        metavar='MODE',
+        help='fixed: the backbone stays as it is; full: it learns, too (default both)',
+    )
+    parser.add_argument(
+        '--lr',
+        nargs='+',
+        help="learning rates to choose from per eps and mode (default: the config's)",
+    )
+    parser.add_argument(
+        '--seeds', nargs='+', default=['0'], help='one training each (default 0)'
+    )
+    parser.add_argument(
+        '--metric', metavar='KEY', help='figure to compare, like accuracy/top1'
+    )
+    parser.add_argument(
+        '--work-dir', help='folder for runs and table; the same command resumes there'
+    )
+    cli.add_common_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the sweep."""
+    args = parse_args()
+    setup_cache_size_limit_of_dynamo()
+    checkpoints = parse_checkpoints(args.checkpoints)
+    modes, seeds = parse_modes(args.modes), parse_seeds(args.seeds)
+    lrs = parse_lrs(args.lr) if args.lr else None
+    cfg = cli.load_config(args)
+    check_config(cfg, args.config)
+    sweep = Sweep(
+        cfg=cfg,
+        checkpoints=checkpoints,
+        modes=modes,
+        lrs=lrs or (cfg.optim_wrapper.optimizer.lr,),
+        seeds=seeds,
+        norm=args.norm,
+        metric=args.metric,
+        work_dir=Path(cfg.work_dir),
+    )
+    study = run_sweep(sweep, ['python', *sys.argv])
+    print(study.table() if study.complete else '')
+    print(f'Table, figures and plot: {sweep.work_dir / "transfer.md"}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
