@@ -178,8 +178,23 @@ def note(module: nn.Module, normalization: Normalization | None) -> None:
     setattr(module, NOTE, normalization)
 
 
-def from_tensors(mean: torch.Tensor, std: torch.Tensor) -> Normalization:
-    """Buffers of a normaliser for images in [0, 1]."""
-    return from_unit(
-        mean.flatten().tolist(), std.flatten().tolist(), 'from inside the file'
-    )
+def from_tensors(path: str, mean: torch.Tensor, std: torch.Tensor) -> Normalization:
+    """Buffers of a normaliser for images in [0, 1]: one value, or one per channel.
+
+    Raises:
+        ConfigError: if they cannot be one.
+    """
+    values = [tensor.flatten().tolist() for tensor in (mean, std)]
+    means, stds = (each * 3 if len(each) == 1 else each for each in values)
+    if (
+        len(means) != 3
+        or len(stds) != 3
+        or not all(-1 <= value <= 1 for value in means)
+        or not all(0 < value <= 1 for value in stds)
+    ):
+        raise ConfigError(
+            f'{path!r} has a normaliser of mean {values[0]} and std {values[1]}, which '
+            'is none for three channels in [0, 1]: remove it from the file and give '
+            'the normalisation in pixel units of 0-255.'
+        )
+    return from_unit(means, stds, 'from inside the file')

@@ -104,8 +104,7 @@ class PretrainedBackbone:
         if layout is not None:
             renamed, unknown = to_mm(layout, weights.tensors)
             if len(wanted & set(renamed)) >= len(wanted & set(state)):
-                refuse_unknown(weights, layout, unknown)
-                state = renamed
+                state = without_unknown(weights, layout, renamed, unknown)
                 weights.source += f', {layout.name}'
         if not wanted & set(state):
             raise ConfigError(unknown_layout(weights))
@@ -209,8 +208,16 @@ def in_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def refuse_unknown(weights: Weights, layout: Layout, unknown: Sequence[str]) -> None:
+def without_unknown(
+    weights: Weights,
+    layout: Layout,
+    renamed: dict[str, Tensor],
+    unknown: Sequence[str],
+) -> dict[str, Tensor]:
     """Refuses networks with parts that mm's of the same kind do not have.
+
+    Returns:
+        The renamed weights, without a head of which only a part is known.
 
     Raises:
         ConfigError: if a name that no rule knows is not of a classifier's head.
@@ -222,8 +229,12 @@ def refuse_unknown(weights: Weights, layout: Layout, unknown: Sequence[str]) -> 
             f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
             'it is a variant of which no config is known.'
         )
-    for name in unknown:
+    left_out = list(unknown)
+    if unknown:
+        left_out += [name for name in renamed if name.startswith('head.')]
+    for name in left_out:
         weights.left_out[name] += 1
+    return {name: value for name, value in renamed.items() if name not in left_out}
 
 
 def unknown_layout(weights: Weights) -> str:
