@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,15 +138,16 @@ def of_preprocessor(preprocessor: Any) -> Normalization | None:
     return of_config(settings)
 
 
-def check_normalization(model: Any) -> None:
+def check_normalization(model: Any, loaded_rgb: bool = False) -> None:
     """Makes sure that images are normalised as the loaded weights expect.
 
     Initialising a backbone does not see the data preprocessor, so this is a check of
     the whole model, after its weights are initialised and before its first update.
-    Images are taken to come from the loader in BGR, as mmcv decodes them.
 
     Args:
         model: a detector or classifier, also inside a wrapper for several processes.
+        loaded_rgb: whether images come from the loader in RGB, not in BGR as mmcv
+            decodes them.
 
     Raises:
         ConfigError: if the normalisation that weights came with differs from the
@@ -165,7 +166,9 @@ def check_normalization(model: Any) -> None:
                 'whether the data preprocessor gives them cannot be told.',
                 logger='current',
             )
-        elif not needed.fits(own):
+            continue
+        own = replace(own, rgb=own.rgb != loaded_rgb)
+        if not needed.fits(own):
             raise ConfigError(
                 f'the weights of {name or "the model"} need images of {needed} '
                 f'({needed.origin}), but the data_preprocessor has {own}: set '

@@ -215,6 +215,36 @@ def test_position_embeddings_of_another_size_are_fitted(tmp_path: Path) -> None:
     assert torch.equal(built.pos_embed[0, 0], model.pos_embed[0, 0])
 
 
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('vit_tiny_patch16_224', {'no_embed_class': True}),  # 196, and not 197
+        ('vit_tiny_patch16_224', {'img_size': (224, 448)}),  # no square
+    ],
+)
+def test_position_embeddings_of_another_kind_are_refused(
+    tmp_path: Path, name: str, settings: dict
+) -> None:
+    source = published.save(_shapes(name, **settings), tmp_path / 'source.pt')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    config = dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=224)
+    with pytest.raises(ConfigError, match=r"lacks 1 of .*'pos_embed', of shape"):
+        MODELS.build(dict(config, init_cfg=init)).init_weights()
+
+
+def test_no_other_step_overwrites_the_weights(tmp_path: Path) -> None:
+    state = _narrow()
+    source = published.save(state, tmp_path / 'source.pt')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    other = dict(type='Constant', layer='Conv2d', val=1)
+    config = tiny.fcos()['backbone']
+    model = MODELS.build(dict(config, init_cfg=[other, init]))
+    model.init_weights()
+    assert torch.equal(model.conv1.weight, state['conv1.weight'])
+    with pytest.raises(ConfigError, match=r'Constant comes after .*put .* last'):
+        MODELS.build(dict(config, init_cfg=[init, other])).init_weights()
+
+
 def test_robustify_takes_the_normalisation_from_a_file(tmp_path: Path) -> None:
     raw = published.save(published.revisiting(_resnet()), tmp_path / 'raw.pt')
     cfg = robustify(FASTER_RCNN, backbone='resnet18', backbone_weights=raw)
