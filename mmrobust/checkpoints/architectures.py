@@ -41,6 +41,7 @@ _VITS = {
     (512, 12): ('medium', None),
     (768, 12): ('base', 'base'),
     (1024, 24): ('large', 'large'),
+    (1280, 32): ('huge', 'huge'),
 }
 _FRESH = (r'norm[0-3]\.',)
 
@@ -58,6 +59,8 @@ class Architecture:
         neck: config of a classifier's neck.
         head: config of a classifier's head; None if the weights have none.
         fresh: weights of ``detection`` that a classifier does not have.
+        optional: weights of ``backbone`` that a file without a head may lack, since
+            they may count as the head's.
     """
 
     name: str
@@ -85,11 +88,20 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture:
     Raises:
         ConfigError: if no config is known that builds exactly this network.
     """
-    found = _guess(state)
+    try:
+        found = _guess(state)
+    except ConfigError:
+        raise
+    except (IndexError, ValueError) as error:  # more or fewer axes than expected
+        raise ConfigError(
+            'a weight that tells the architecture has another number of axes than in '
+            'any known network.'
+        ) from error
     wanted = build_shapes(found.classifier())
     if found.head is None:
         wanted = {k: v for k, v in wanted.items() if k.startswith('backbone.')}
-    wrong = [n for n in misfits(wanted, dict(state)) if n not in found.optional]
+    optional = found.optional if found.head is None else ()
+    wrong = [n for n in misfits(wanted, dict(state)) if n not in optional]
     surplus = [
         name
         for name in state
@@ -304,10 +316,17 @@ def _vit(state: Mapping[str, Tensor]) -> Architecture:
     if patch != 16:
         settings['patch_size'] = patch
     scaled = 'backbone.layers.0.attn.gamma1.weight' in state
+    if size is None and (hidden != 4 * width or width > 1024):
+        # mmpretrain's 'small' has 96 channels per head, giants 88 and more.
+        raise ConfigError(
+            f'the weights are a ViT of {depth} layers, {width} channels and '
+            f'{hidden} in between, of which the number of heads is not known.'
+        )
     custom = {
         'embed_dims': width,
         'num_layers': depth,
-        'num_heads': max(width // 64, 1),  # no weight tells it; all known ones have 64
+        # No weight tells it; up to 1024 channels the known ones have 64 for each.
+        'num_heads': max(width // 64, 1),
         'feedforward_channels': hidden,
     }
     if with_class:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .architectures import Architecture, recognise
 from .layouts import find_layout, to_mm
-from .pretrained import in_backbone, refuse_unknown, unknown_layout
+from .pretrained import in_backbone, unknown_layout, without_unknown
 from .sources import META, TRUST_SWITCH, Weights, read_weights
 
 # Of published files, where they are known.
@@ -107,10 +107,13 @@ class Converted:
         }
         hint = '# In a config with _base_, add _delete_=True to backbone.\n'
         if len(found.channels) == 1:
+            stride = found.detection.get('patch_size', 16)
+            hint += f'# Its one feature level, of stride {stride}, needs a neck: '
             hint += (
-                '# Its one feature level, of stride 16, needs a neck: dict(type='
-                f"'mmrobust.SimpleFeaturePyramid', in_channels={found.channels[0]}, "
-                'out_channels=256, num_outs=5).\n'
+                "dict(type='mmrobust.SimpleFeaturePyramid', in_channels="
+                f'{found.channels[0]}, out_channels=256, num_outs=5).\n'
+                if stride == 16
+                else 'mmrobust.SimpleFeaturePyramid is only for stride 16.\n'
             )
         return {
             'mmdet': hint + _text({'model': detector}),
@@ -148,8 +151,7 @@ def convert(
     if weights.meta:
         state = in_backbone(weights.tensors)
     else:
-        state, unknown = to_mm(layout, weights.tensors)
-        refuse_unknown(weights, layout, unknown)
+        state = without_unknown(weights, layout, *to_mm(layout, weights.tensors))
         weights.source += f', {layout.name}'
     try:
         found = recognise(state)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.error import URLError
 
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 
-# torch's own switch for trusted files.
+# torch's own switches for trusted files, and against all others.
 _TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+_NO_TRUST = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 # BatchNorm's counters: no weights, and absent from files of old torch versions.
 _OPTIONAL = ('num_batches_tracked',)
@@ -53,18 +56,15 @@ def read_checkpoint(
     if path.endswith('.safetensors'):
         return _read_safetensors(path)
     try:
-        if trust and path.startswith(('http://', 'https://')):
-            checkpoint = torch.hub.load_state_dict_from_url(
-                path, map_location='cpu', weights_only=False
-            )
-        elif '://' in path:
-            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+        if '://' in path:
+            with nullcontext() if trusted else _without_code():
+                checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
         else:
             # Not mmengine's loader: a fork of it retries refused files unprotected.
             checkpoint = torch.load(path, map_location='cpu', weights_only=not trusted)
     except pickle.UnpicklingError as error:
         if 'weights_only' in str(error).lower() and 'GLOBAL' in str(error):
-            reason = str(error).split('GLOBAL', 1)[1].split('was not', 1)[0].strip()
+            reason = str(error).split('GLOBAL', 1)[1].split()[0].strip('`')
             raise ConfigError(
                 f'checkpoint {path!r} holds pickled code ({reason}), which is not run '
                 'for files of unknown origin: save its tensors alone with torch.save, '
@@ -93,9 +93,32 @@ def read_checkpoint(
             f'checkpoint {path!r} cannot be read and is probably damaged or incomplete '
             f'({_first_line(error)}).'
         ) from error
+    except KeyError as error:
+        if '://' not in path:
+            raise
+        raise ConfigError(
+            f'checkpoint {path!r}: {error} is no name that mmengine knows.'
+        ) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
     return checkpoint
+
+
+@contextmanager
+def _without_code() -> Iterator[None]:
+    """Makes torch.load refuse code also where the caller asks it not to.
+
+    torch.hub does, by which mmengine reads what it has downloaded.
+    """
+    before = os.environ.get(_NO_TRUST)
+    os.environ[_NO_TRUST] = '1'
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_TRUST]
+        else:
+            os.environ[_NO_TRUST] = before
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:

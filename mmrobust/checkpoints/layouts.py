@@ -216,14 +216,15 @@ def to_mm(
     """Renames weights to mmpretrain's names.
 
     Returns:
-        The renamed weights, and the names that no rule knows.
+        The renamed weights, and the names that no rule knows or that would become
+        another weight's.
     """
     rules = [(re.compile(pattern), to) for pattern, to in layout.rules]
     renamed, unknown = {}, []
     for name, value in tensors.items():
         for pattern, to in rules:
-            if pattern.match(name):
-                new = pattern.sub(to, name, count=1)
+            new = pattern.sub(to, name, count=1)
+            if pattern.match(name) and new not in renamed:
                 renamed[new] = _same_numbers(new, value)
                 break
         else:

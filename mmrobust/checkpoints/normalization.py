@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,15 +138,16 @@ def of_preprocessor(preprocessor: Any) -> Normalization | None:
     return of_config(settings)
 
 
-def check_normalization(model: Any) -> None:
+def check_normalization(model: Any, loaded_rgb: bool = False) -> None:
     """Makes sure that images are normalised as the loaded weights expect.
 
     Initialising a backbone does not see the data preprocessor, so this is a check of
     the whole model, after its weights are initialised and before its first update.
-    Images are taken to come from the loader in BGR, as mmcv decodes them.
 
     Args:
         model: a detector or classifier, also inside a wrapper for several processes.
+        loaded_rgb: whether images come from the loader in RGB, not in BGR as mmcv
+            decodes them.
 
     Raises:
         ConfigError: if the normalisation that weights came with differs from the
@@ -165,7 +166,9 @@ def check_normalization(model: Any) -> None:
                 'whether the data preprocessor gives them cannot be told.',
                 logger='current',
             )
-        elif not needed.fits(own):
+            continue
+        own = replace(own, rgb=own.rgb != loaded_rgb)
+        if not needed.fits(own):
             raise ConfigError(
                 f'the weights of {name or "the model"} need images of {needed} '
                 f'({needed.origin}), but the data_preprocessor has {own}: set '
@@ -178,8 +181,23 @@ def note(module: nn.Module, normalization: Normalization | None) -> None:
     setattr(module, NOTE, normalization)
 
 
-def from_tensors(mean: torch.Tensor, std: torch.Tensor) -> Normalization:
-    """Buffers of a normaliser for images in [0, 1]."""
-    return from_unit(
-        mean.flatten().tolist(), std.flatten().tolist(), 'from inside the file'
-    )
+def from_tensors(path: str, mean: torch.Tensor, std: torch.Tensor) -> Normalization:
+    """Buffers of a normaliser for images in [0, 1]: one value, or one per channel.
+
+    Raises:
+        ConfigError: if they cannot be one.
+    """
+    values = [tensor.flatten().tolist() for tensor in (mean, std)]
+    means, stds = (each * 3 if len(each) == 1 else each for each in values)
+    if (
+        len(means) != 3
+        or len(stds) != 3
+        or not all(-1 <= value <= 1 for value in means)
+        or not all(0 < value <= 1 for value in stds)
+    ):
+        raise ConfigError(
+            f'{path!r} has a normaliser of mean {values[0]} and std {values[1]}, which '
+            'is none for three channels in [0, 1]: remove it from the file and give '
+            'the normalisation in pixel units of 0-255.'
+        )
+    return from_unit(means, stds, 'from inside the file')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 from mmengine.logging import print_log
@@ -45,8 +46,9 @@ class PretrainedBackbone:
         trust: run what code the file holds (some sources pickle it).
 
     Raises:
-        ConfigError: when called, if the file cannot be read, its names are unknown, or
-            it lacks weights that are not in ``fresh``.
+        ConfigError: when called, if the file cannot be read, its names are unknown, it
+            lacks weights that are not in ``fresh``, or another step of the same
+            ``init_cfg`` would overwrite them.
     """
 
     # Which weights of mmpretrain's classifiers are the module's own.
@@ -66,6 +68,7 @@ class PretrainedBackbone:
 
     def __call__(self, module: nn.Module) -> None:
         """Loads the weights into a backbone."""
+        self._refuse_later_steps(module)
         weights = read_weights(self.checkpoint, self.trust, self.normalization)
         own = module.state_dict()
         given = self._given(weights, own)
@@ -96,6 +99,20 @@ class PretrainedBackbone:
             logger='current',
         )
 
+    def _refuse_later_steps(self, module: nn.Module) -> None:
+        """Of a list of steps, mmengine moves only its own ``Pretrained`` to the end."""
+        steps = getattr(module, 'init_cfg', None)
+        if not isinstance(steps, (list, tuple)):
+            return
+        last = steps[-1]['type']
+        name = last if isinstance(last, str) else last.__name__
+        if name.rpartition('.')[2] != type(self).__name__:
+            raise ConfigError(
+                f'init_cfg of {type(module).__name__}: {name} comes after '
+                f'{type(self).__name__} and would overwrite the weights of '
+                f'{self.checkpoint!r}: put {type(self).__name__} last.'
+            )
+
     def _given(self, weights: Weights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The file's weights by the module's names."""
         wanted = {self._part + name for name in own}
@@ -104,8 +121,7 @@ class PretrainedBackbone:
         if layout is not None:
             renamed, unknown = to_mm(layout, weights.tensors)
             if len(wanted & set(renamed)) >= len(wanted & set(state)):
-                refuse_unknown(weights, layout, unknown)
-                state = renamed
+                state = without_unknown(weights, layout, renamed, unknown)
                 weights.source += f', {layout.name}'
         if not wanted & set(state):
             raise ConfigError(unknown_layout(weights))
@@ -209,8 +225,16 @@ def in_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def refuse_unknown(weights: Weights, layout: Layout, unknown: Sequence[str]) -> None:
+def without_unknown(
+    weights: Weights,
+    layout: Layout,
+    renamed: dict[str, Tensor],
+    unknown: Sequence[str],
+) -> dict[str, Tensor]:
     """Refuses networks with parts that mm's of the same kind do not have.
+
+    Returns:
+        The renamed weights, without a head of which only a part is known.
 
     Raises:
         ConfigError: if a name that no rule knows is not of a classifier's head.
@@ -222,8 +246,12 @@ def refuse_unknown(weights: Weights, layout: Layout, unknown: Sequence[str]) -> 
             f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
             'it is a variant of which no config is known.'
         )
-    for name in unknown:
+    left_out = list(unknown)
+    if unknown:
+        left_out += [name for name in renamed if name.startswith('head.')]
+    for name in left_out:
         weights.left_out[name] += 1
+    return {name: value for name, value in renamed.items() if name not in left_out}
 
 
 def unknown_layout(weights: Weights) -> str:
@@ -258,9 +286,13 @@ def _resizable(
         name, owner = 'backbone.pos_embed', module.backbone
     if name not in found or not hasattr(owner, '_prepare_pos_embed'):
         return []
-    same = found[name].shape == own[name].shape
-    fits = found[name].shape[-1] == own[name].shape[-1]
-    return [name] if fits and not same else []
+    theirs, ours = found[name].shape, own[name].shape
+    if theirs == ours or len(theirs) != 3 or theirs[::2] != ours[::2]:
+        return []
+    rows, columns = owner.patch_embed.init_out_size
+    # The class token has a place in some; mmpretrain takes the rest for a square.
+    patches = theirs[1] - (ours[1] - rows * columns)
+    return [name] if patches > 0 and isqrt(patches) ** 2 == patches else []
 
 
 def _initialise_children(module: nn.Module) -> None:

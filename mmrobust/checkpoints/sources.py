@@ -41,6 +41,8 @@ META = 'mmrobust_weights'
 # `ema_state_dict` is none of them: its `state_dict` is the average already.
 _AVERAGES = ('state_dict_ema', 'model_ema', 'model_state_dict_ema', 'ema')
 _CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'net', 'ema_state_dict')
+# Where one of these has its weights if it holds more, such as a counter of updates.
+_DEEPER = ('module', 'state_dict', 'model')
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,11 @@ def _tensors_of(path: str, checkpoint: dict) -> tuple[str, dict[str, Tensor]]:
         held = checkpoint.get(name) if name else checkpoint
         if not isinstance(held, Mapping):
             continue
-        tensors = {str(k): v for k, v in held.items() if isinstance(v, Tensor)}
-        if tensors:
-            return name, tensors
+        for inner in (*(held.get(deeper) for deeper in _DEEPER), held):
+            if isinstance(inner, Mapping):
+                tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
+                if tensors:
+                    return name, tensors
     seen = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
     raise ConfigError(
         f'{path!r} holds no weights (it has: {seen}); they are looked for in '
@@ -268,7 +272,7 @@ def _unwrap(path: str, source: Source, tensors: dict[str, Tensor]) -> Weights:
         else:
             weights.left_out[name.split('.')[0]] += 1
     if mean is not None and std is not None:
-        weights.normalization = from_tensors(tensors[mean], tensors[std])
+        weights.normalization = from_tensors(path, tensors[mean], tensors[std])
     elif source.normalization is not None:
         weights.normalization = _because(
             source.normalization, f'as {source.name} trains'

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from ..errors import ConfigError
 
 
@@ -34,4 +36,18 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
     raise ConfigError(
         f'the dataset for the {purpose} has {len(dataset)} images and no box at all: '
         'check ann_file and that metainfo names the classes of the annotation file.'
+    )
+
+
+def gives_rgb(dataset: Any) -> bool:
+    """Whether images of a dataset are RGB instead of BGR, as mmpretrain's CIFAR's are.
+
+    Args:
+        dataset: a dataset or a wrapper of it.
+    """
+    while isinstance(inner := getattr(dataset, 'dataset', None), Dataset):
+        dataset = inner
+    # Known by name, so that detectors do not import mmpretrain's datasets.
+    return any(
+        kind.__module__ == 'mmpretrain.datasets.cifar' for kind in type(dataset).__mro__
     )

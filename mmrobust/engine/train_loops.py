@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary
 from .hooks import AdversaryStateHook
-from .preflight import check_has_boxes
+from .preflight import check_has_boxes, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
 
 
@@ -125,7 +125,7 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
 
     def run(self) -> Any:
         """Launches training."""
-        check_normalization(self.runner.model)
+        check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
         return super().run()
 
@@ -167,7 +167,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
 
     def run(self) -> Any:
         """Launches training."""
-        check_normalization(self.runner.model)
+        check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
         return super().run()
 

@@ -94,3 +94,26 @@ def test_a_partial_backbone_is_refused_unless_it_may_be_fresh(tmp_path):
     model = _model(init_cfg={**init, 'fresh': [r'layer4\.']})
     model.init_weights()
     assert torch.equal(model.backbone.conv1.weight, kept['conv1.weight'])
+
+
+def test_a_download_does_not_run_code_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    # torch.hub downloads nothing that is there already.
+    torch.save({'state_dict': {'a': torch.ones(2)}}, cache / 'good.pth')
+    torch.save({'state_dict': {}, 'x': Dangerous()}, cache / 'bad.pth')
+    address = 'https://example.invalid/'
+    loaded = read_checkpoint(address + 'good.pth')
+    assert loaded['state_dict']['a'].tolist() == [1, 1]
+    before = os.environ.copy()
+    with pytest.raises(ConfigError, match=r'pickled code \(\S+\).*not run') as caught:
+        read_checkpoint(address + 'bad.pth')
+    assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'should_not_exist').exists()
+    assert os.environ == before
+    read_checkpoint(address + 'bad.pth', trust=True)
+    assert (tmp_path / 'should_not_exist').exists()
+    with pytest.raises(ConfigError, match="'resnet1' is no name"):
+        read_checkpoint('torchvision://resnet1')

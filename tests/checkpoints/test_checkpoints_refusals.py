@@ -215,12 +215,145 @@ def test_position_embeddings_of_another_size_are_fitted(tmp_path: Path) -> None:
     assert torch.equal(built.pos_embed[0, 0], model.pos_embed[0, 0])
 
 
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('vit_tiny_patch16_224', {'no_embed_class': True}),  # 196, and not 197
+        ('vit_tiny_patch16_224', {'img_size': (224, 448)}),  # no square
+    ],
+)
+def test_position_embeddings_of_another_kind_are_refused(
+    tmp_path: Path, name: str, settings: dict
+) -> None:
+    source = published.save(_shapes(name, **settings), tmp_path / 'source.pt')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    config = dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=224)
+    with pytest.raises(ConfigError, match=r"lacks 1 of .*'pos_embed', of shape"):
+        MODELS.build(dict(config, init_cfg=init)).init_weights()
+
+
+def test_no_other_step_overwrites_the_weights(tmp_path: Path) -> None:
+    state = _narrow()
+    source = published.save(state, tmp_path / 'source.pt')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
+    other = dict(type='Constant', layer='Conv2d', val=1)
+    config = tiny.fcos()['backbone']
+    model = MODELS.build(dict(config, init_cfg=[other, init]))
+    model.init_weights()
+    assert torch.equal(model.conv1.weight, state['conv1.weight'])
+    with pytest.raises(ConfigError, match=r'Constant comes after .*put .* last'):
+        MODELS.build(dict(config, init_cfg=[init, other])).init_weights()
+
+
 def test_robustify_takes_the_normalisation_from_a_file(tmp_path: Path) -> None:
     raw = published.save(published.revisiting(_resnet()), tmp_path / 'raw.pt')
     cfg = robustify(FASTER_RCNN, backbone='resnet18', backbone_weights=raw)
     assert cfg.model.data_preprocessor.std == [255, 255, 255]
     cfg = robustify(FASTER_RCNN, backbone_weights=raw)
     assert cfg.model.data_preprocessor.std == [255, 255, 255]
+
+
+def _shapes(name: str, **settings: Any) -> dict[str, Tensor]:
+    """A network's weights, all zero and of no size in the file."""
+    with torch.device('meta'):
+        state = published.network(name, **settings).state_dict()
+    return {k: torch.zeros(()).expand(v.shape) for k, v in state.items()}
+
+
+@pytest.mark.parametrize('name', ['vit_huge_patch14_224', 'deit3_huge_patch14_224'])
+def test_a_huge_vits_heads_are_wider(tmp_path: Path, name: str) -> None:
+    source = published.save(_shapes(name), tmp_path / 'source.pt')
+    backbone = convert(source, normalization='imagenet').architecture.backbone
+    with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = CLASSIFICATION.build(backbone)
+    assert built.layers[0].attn.num_heads == 16  # 80 channels each, not 64
+    converted = convert(source, normalization='imagenet')
+    assert 'stride 14' in converted.snippets('x')['mmdet']
+    assert 'only for stride 16' in converted.snippets('x')['mmdet']
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('vit_giant_patch14_224', {}),  # 88 channels per head
+        ('vit_small_patch16_224', {'mlp_ratio': 3}),  # as mmpretrain's 'small', 96
+    ],
+)
+def test_heads_that_nothing_tells_are_not_guessed(
+    tmp_path: Path, name: str, settings: dict
+) -> None:
+    source = published.save(_shapes(name, **settings), tmp_path / 'source.pt')
+    with pytest.raises(ConfigError, match='number of heads is not known'):
+        convert(source, normalization='imagenet')
+
+
+def test_a_classifier_without_its_last_norm_is_refused(tmp_path: Path) -> None:
+    state = _shapes('convnext_tiny')
+    state = {k: v for k, v in state.items() if not k.startswith('head.norm')}
+    source = published.save(state, tmp_path / 'source.pt')
+    with pytest.raises(ConfigError, match=r"2 of its weights.*'backbone.norm3"):
+        convert(source, normalization='imagenet')
+    state = {k: v for k, v in state.items() if not k.startswith('head.')}
+    source = published.save(state, tmp_path / 'source.pt')
+    assert convert(source, normalization='imagenet').architecture.head is None
+
+
+@pytest.mark.parametrize('odd', ['hidden layer', 'two names'])
+def test_a_head_of_which_a_part_is_unknown_is_left_out(
+    tmp_path: Path, odd: str
+) -> None:
+    if odd == 'two names':
+        state = _shapes('resnet18')
+        state['head.fc.weight'] = torch.ones(1000, 512)
+    else:
+        state = _shapes('convnext_large_mlp')
+    source = published.save(state, tmp_path / 'source.pt')
+    converted = convert(source, normalization='imagenet')
+    assert converted.architecture.head is None
+    assert not [name for name in converted.state if name.startswith('head.')]
+    assert sum(converted.weights.left_out.values()) == len(state) - len(converted.state)
+
+
+@pytest.mark.parametrize(
+    ('mean', 'std', 'wanted'),
+    [
+        (0.5, 0.25, ([127.5] * 3, [63.75] * 3)),
+        ([0.5], [0.25], ([127.5] * 3, [63.75] * 3)),
+        ([0.5, 0.25, 0], [1, 0.5, 0.25], ([127.5, 63.75, 0], [255, 127.5, 63.75])),
+        ([0.5] * 4, [0.5] * 4, None),
+        ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], None),  # pixel units
+        ([0.5] * 3, [0.0] * 3, None),
+    ],
+)
+def test_a_normaliser_of_another_shape(
+    tmp_path: Path, mean: Any, std: Any, wanted: Any
+) -> None:
+    state: dict[str, Tensor] = {f'model.{k}': v for k, v in _narrow().items()}
+    state['normalize.mean'] = torch.tensor(mean)
+    state['normalize.std'] = torch.tensor(std)
+    source = published.save(state, tmp_path / 'source.pt')
+    if wanted is None:
+        with pytest.raises(ConfigError, match=r'normaliser of mean .* is none for'):
+            read_weights(source)
+    else:
+        known = read_weights(source).normalization
+        assert (list(known.mean), list(known.std)) == wanted
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda good, bad: {'model': {'state_dict': good}},
+        lambda good, bad: {'model': bad, 'ema': {'module': good, 'updates': 7}},
+        lambda good, bad: {'state_dict': bad, 'ema': {'state_dict': good}},
+        lambda good, bad: {'module': good, 'optimizer': {'state': bad}},
+    ],
+)
+def test_weights_a_level_deeper_are_found(tmp_path: Path, wrap: Callable) -> None:
+    good = {'conv1.weight': torch.ones(2)}
+    content = wrap(good, {'conv1.weight': torch.zeros(2)})
+    source = published.save(content, tmp_path / 'source.pt')
+    assert torch.equal(read_weights(source).tensors['conv1.weight'], torch.ones(2))
 
 
 # ---------------------------------------------------------------- the tool
@@ -325,6 +458,13 @@ def _pickled(path: Path) -> str:
             ),
             (),
             r"look like resnet18, but 1 of its weights.*'backbone.layer2.0.bn1",
+        ),
+        (
+            lambda path: published.save(
+                {**_resnet(), 'fc.weight': torch.ones(1000, 512, 1, 1)}, path
+            ),
+            ('--normalization', 'imagenet'),
+            'another number of axes',
         ),
         (_pickled, (), r'pickled code .*not run.*add --trust'),
         (lambda path: str(path), (), 'does not exist'),

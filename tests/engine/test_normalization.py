@@ -1,0 +1,83 @@
+"""Both train loops refuse images that are not normalised as the weights need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.dataset import ClassBalancedDataset, RepeatDataset
+from mmengine.runner import Runner
+from mmpretrain.datasets import CIFAR10, CIFAR100, CustomDataset
+from mmrobust.checkpoints import check_normalization
+from mmrobust.engine.preflight import gives_rgb
+from mmrobust.errors import ConfigError
+
+UNIT = dict(mean=[0, 0, 0], std=[255, 255, 255])
+ADVERSARY = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
+
+
+def _model(tmp_path: Path, prefix: str, init: dict, **preprocessor: Any) -> dict:
+    """A detector whose backbone starts from a file of names with this prefix."""
+    config = tiny.fcos()
+    state = MODELS.build(ConfigDict(config['backbone'])).state_dict()
+    state = {prefix + name: value for name, value in state.items()}
+    torch.save({'state_dict': state}, tmp_path / 'weights.pth')
+    config['backbone']['init_cfg'] = dict(init, checkpoint=f'{tmp_path}/weights.pth')
+    config['data_preprocessor'] = dict(config['data_preprocessor'], **preprocessor)
+    return config
+
+
+def _run(build_runner: Callable[..., Runner], model: dict, loop: str) -> int:
+    length = dict(max_epochs=1) if 'Epoch' in loop else dict(max_iters=2)
+    runner = build_runner(
+        model,
+        train_cfg=dict(type=f'mmrobust.{loop}', adversary=ADVERSARY, **length),
+        val_dataloader=None,
+        val_evaluator=None,
+        val_cfg=None,
+    )
+    runner.train()
+    return runner.iter
+
+
+@pytest.mark.parametrize('loop', ['AdvEpochBasedTrainLoop', 'AdvIterBasedTrainLoop'])
+def test_a_wrong_normalisation_stops_before_the_first_update(
+    build_runner: Callable[..., Runner], tmp_path: Path, loop: str
+) -> None:
+    init = dict(type='mmrobust.PretrainedBackbone')
+    with pytest.raises(ConfigError, match=r'need images of .*std \[255, 255, 255\]'):
+        _run(build_runner, _model(tmp_path, 'base_model.', init), loop)
+    assert _run(build_runner, _model(tmp_path, 'base_model.', init, **UNIT), loop) > 0
+    # mmengine's own way of loading says nothing of images.
+    init = dict(type='Pretrained', prefix='backbone.')
+    assert _run(build_runner, _model(tmp_path, 'backbone.', init), loop) > 0
+
+
+def test_images_that_are_rgb_already_are_not_turned(tmp_path: Path) -> None:
+    init = dict(type='mmrobust.PretrainedBackbone')
+    for turned in (True, False):
+        config = _model(tmp_path, 'base_model.', init, **UNIT, bgr_to_rgb=turned)
+        model = MODELS.build(ConfigDict(config))
+        model.init_weights()
+        check_normalization(model, loaded_rgb=not turned)
+        with pytest.raises(ConfigError, match=r'RGB .*but.*BGR'):
+            check_normalization(model, loaded_rgb=turned)
+
+
+def test_which_datasets_give_rgb() -> None:
+    def unloaded(kind: type) -> Any:
+        return kind.__new__(kind)
+
+    assert gives_rgb(unloaded(CIFAR10))
+    assert gives_rgb(unloaded(CIFAR100))
+    assert not gives_rgb(unloaded(CustomDataset))
+    for wrapper in (RepeatDataset, ClassBalancedDataset):
+        wrapped = unloaded(wrapper)
+        wrapped.dataset = unloaded(CIFAR10)
+        assert gives_rgb(wrapped)
