@@ -522,7 +522,7 @@ def test_a_changed_run_is_refused(
     plain = linear(scale=0.03) if change == 'weights' else linear()
     if change == 'labels':
         path = root / 'labels.txt'
-        path.write_text(path.read_text().replace('6.png ', '6.png 1'))
+        path.write_text(path.read_text().replace('6.png 11', '6.png 1'))
     if change == 'config':
         cfg['model']['data_preprocessor']['mean'] = [0.0, *MEAN[1:]]
     with pytest.raises(ConfigError, match='results of another run') as caught:
@@ -530,6 +530,19 @@ def test_a_changed_run_is_refused(
     assert sentence in str(caught.value)
     assert 'remove the folder' in str(caught.value)
     assert calls == []
+
+
+def test_a_changed_data_preprocessor_beside_the_model_is_refused(
+    tmp_path: Path,
+) -> None:
+    """As mmpretrain's own configs have it; no weight and no model setting tells."""
+    root = pictures(tmp_path / 'data', linear())
+    cfg = config(root, tmp_path, attacks=QUICK[:1])
+    cfg['data_preprocessor'] = cfg['model'].pop('data_preprocessor')
+    evaluate(cfg, linear())
+    cfg['data_preprocessor'] = {**cfg['data_preprocessor'], 'mean': [0.0, *MEAN[1:]]}
+    with pytest.raises(ConfigError, match=r'data_preprocessor.mean\[0\] \(120.0 bef'):
+        evaluate(cfg, linear())
 
 
 def test_processes_share_the_shards(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
+from ..classification import check_labels
 from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages
 from ..engine.subset import choose_images
@@ -212,6 +213,7 @@ class AutoAttackTestLoop(TestLoop):
             )
         view.shape = tuple(images.shape[1:])
         view.num_classes = logits.shape[1]
+        check_labels(view.images.dataset, view.num_classes)
         height, width = view.shape[1:]
         view.name = str(height) if height == width else f'{height}x{width}'
         for ball in self.balls:
@@ -248,6 +250,8 @@ class AutoAttackTestLoop(TestLoop):
         run = {
             'weights_sha256': weights,
             'model': cfg.get('model'),
+            # The runner merges it into the model, where no weight tells of it.
+            'data_preprocessor': cfg.get('data_preprocessor'),
             'dataset': dataset,
             'images_sha256': self.views[0].images.sha256,
             'num_images': len(self.views[0].images),
@@ -348,11 +352,6 @@ class AutoAttackTestLoop(TestLoop):
         Returns:
             What the shard's file holds, and the adversarial images (N, C, H, W).
         """
-        if int(labels.max()) >= view.num_classes or int(labels.min()) < 0:
-            raise ConfigError(
-                f'an image has the label {int(labels.max())}, but the model has '
-                f'{view.num_classes} classes: are dataset and checkpoint of one task?'
-            )
         logits = self.logits
         logits.forwards = logits.backwards = 0
         logits.detached = False

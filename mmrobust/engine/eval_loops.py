@@ -28,7 +28,13 @@ from ..batch import (
     split_batch,
     with_images,
 )
-from ..classification import classifier_samples, is_classifier, make_oracle
+from ..classification import (
+    ClassifierOracle,
+    check_labels,
+    classifier_samples,
+    is_classifier,
+    make_oracle,
+)
 from ..errors import ConfigError
 from ..objective import loss_mode
 from ..registry import ATTACKS, LOOPS
@@ -220,20 +226,29 @@ class _AttackEvaluation:
     def _check_objectives(self) -> None:
         """Asks for every named objective once, before a pass that may take hours.
 
+        Of a classifier also for the others, whose output and labels may not fit.
+
         Raises:
             ConfigError: if the model does not have the losses that an attack names.
         """
-        named = [a for a in self.attacks.values() if a.objective.terms is not None]
+        model = _bare(self.runner.model)
+        classifier = is_classifier(model)
+        named = [
+            a
+            for a in self.attacks.values()
+            if classifier or a.objective.terms is not None
+        ]
         if not named:
             return
         batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
-        model = _bare(self.runner.model)
         device = next(model.parameters()).device
         with loss_mode(model), seeded(self.seed, device):
             samples = self._samples(batch, device)
             for attack in named:
                 oracle = make_oracle(model, batch, samples, attack.objective)
                 oracle.value(float_images(batch, device))
+                if isinstance(oracle, ClassifierOracle):
+                    check_labels(self.dataloader.dataset, oracle.num_classes)
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""
