@@ -84,8 +84,8 @@ class ClassifierOracle(LossOracle):
                 'attacks on classifiers need: use a head with one linear output.'
             )
         self.objective.select({'loss': logits})  # refuses what a classifier lacks
-        self.num_classes = logits.shape[1]
         logits = logits.float()
+        self.scores = logits.detach()
         samples = data['data_samples']
         labels = [sample.get('gt_label', None) for sample in samples]
         single = all(label is not None and label.numel() == 1 for label in labels)

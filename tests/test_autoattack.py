@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmrobust.autoattack import loop as loop_module
@@ -853,7 +854,11 @@ def test_several_norms_at_several_resolutions(data: Path, tmp_path: Path) -> Non
     pipeline = cfg['test_dataloader']['dataset']['pipeline']
     pipeline.insert(1, dict(type='Resize', scale=(SIDE, SIDE)))
     runner = runner_for(cfg, linear())
+    dump = DumpResults(out_file_path=str(tmp_path / 'found.pkl'))
+    runner.test_evaluator.metrics.append(dump)
     metrics = runner.test()
+    dumps = {path.name for path in tmp_path.glob('*.pkl')}
+    assert dumps == {'found.10.pkl', 'found.16.pkl'}
     report = json.loads((tmp_path / 'robustness.json').read_text())
     assert [row['resolution'] for row in report['rows']] == ['10', '16']
     assert {'10/accuracy/top1', '16/accuracy/top1'} <= set(report['benign']['metrics'])

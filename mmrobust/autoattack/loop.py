@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..classification import check_labels
 from ..engine.progress import Progress
-from ..engine.saving import AdversarialImages
+from ..engine.saving import AdversarialImages, dumps_renamed
 from ..engine.subset import choose_images
 from ..errors import ConfigError
 from ..registry import LOOPS
@@ -281,8 +282,9 @@ class AutoAttackTestLoop(TestLoop):
         self.dataloader = view.loader
         for index, batch in enumerate(self.dataloader):
             self.run_iter(index, batch)
-        metrics = self.evaluator.evaluate(len(view.images))
         several = len(self.views) > 1
+        with dumps_renamed(self.evaluator, view.name) if several else nullcontext():
+            metrics = self.evaluator.evaluate(len(view.images))
         return {f'{view.name}/{k}' if several else k: v for k, v in metrics.items()}
 
     def _name(self, view: _View, ball: Ball) -> str:

@@ -106,7 +106,7 @@ class _AttackEvaluation:
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
         notes = self._weight_classes()
-        self._check_objectives()
+        notes += self._check_objectives()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
@@ -223,10 +223,13 @@ class _AttackEvaluation:
         )
         return outputs
 
-    def _check_objectives(self) -> None:
+    def _check_objectives(self) -> list[str]:
         """Asks for every named objective once, before a pass that may take hours.
 
         Of a classifier also for the others, whose output and labels may not fit.
+
+        Returns:
+            Sentences for the report's checks.
 
         Raises:
             ConfigError: if the model does not have the losses that an attack names.
@@ -239,7 +242,7 @@ class _AttackEvaluation:
             if classifier or a.objective.terms is not None
         ]
         if not named:
-            return
+            return []
         batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
         device = next(model.parameters()).device
         with loss_mode(model), seeded(self.seed, device):
@@ -248,7 +251,14 @@ class _AttackEvaluation:
                 oracle = make_oracle(model, batch, samples, attack.objective)
                 oracle.value(float_images(batch, device))
                 if isinstance(oracle, ClassifierOracle):
-                    check_labels(self.dataloader.dataset, oracle.num_classes)
+                    scores = oracle.scores
+                    check_labels(self.dataloader.dataset, scores.shape[1])
+                    if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-4:
+                        return [
+                            'the outputs look like probabilities and not like logits, '
+                            'which hides gradients: take the softmax out of the head'
+                        ]
+        return []
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""

@@ -29,6 +29,7 @@ from mmrobust.engine import (
     APGDAdversary,
     CWATAdversary,
     FreeAdversary,
+    MTDAdversary,
     NoAdversary,
     PGDAdversary,
 )
@@ -349,6 +350,8 @@ def test_what_does_not_fit_a_classifier_is_refused() -> None:
         CWATAdversary().train_step(model, sgd(model), batch, 0)
     with pytest.raises(ConfigError, match="no loss named 'loss_cls'"):
         PGDAdversary(objective='cls').train_step(model, sgd(model), batch, 0)
+    with pytest.raises(ConfigError, match='take PGDAdversary for a classifier'):
+        MTDAdversary().train_step(model, sgd(model), batch, 0)
     batch['data_samples'] = [DataSample() for _ in range(4)]
     with pytest.raises(ConfigError, match='no label'):
         classifier_samples(batch['data_samples'], 'cpu')
@@ -483,6 +486,28 @@ def test_labels_are_checked_before_the_benign_pass(
     monkeypatch.setattr(runner.test_loop, 'run_iter', lambda *args: pytest.fail('late'))
     with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
         runner.test()
+
+
+def test_grey_pictures_and_probabilities(folder: Path, tmp_path: Path) -> None:
+    init_default_scope('mmpretrain')
+    cfg = runner_config(folder, tmp_path / 'run')
+    cfg.test_dataloader.dataset.pipeline[0]['color_type'] = 'grayscale'
+    cfg.model.data_preprocessor.update(mean=[110.0], std=[50.0], to_rgb=False)
+    cfg.model.backbone.in_channels = 1
+    cfg.test_cfg.attacks.pop('huge')
+    hook = dict(type='mmrobust.AttackVisualizationHook', out_dir='shown', num_images=2)
+    cfg.default_hooks.attack_visualization = hook
+    runner = Runner.from_cfg(cfg)
+    forward = runner.model.head.forward
+    runner.model.head.forward = lambda feats: forward(feats).softmax(1)
+    runner.test()
+    pictures = sorted((tmp_path / 'run').glob('*/shown/attacks/attack_weak_*.png'))
+    assert len(pictures) == 2
+    left = cv2.imread(str(pictures[0]))[40:, 4:60]
+    assert (left == left[..., :1]).all()  # grey, and not empty
+    assert left.std() > 0
+    report = json.loads((tmp_path / 'run' / 'robustness.json').read_text())
+    assert 'look like probabilities' in report['checks'][0]
 
 
 def test_a_result_depends_on_no_other_image(folder: Path, tmp_path: Path) -> None:
