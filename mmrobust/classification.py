@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -42,12 +43,18 @@ def make_oracle(
 
 
 class ClassifierOracle(LossOracle):
-    """A classifier's own loss, image by image in one pass over the batch.
+    """A classifier's loss, image by image in one pass over the batch.
 
-    The loss is the head's ``loss_module`` before its reduction, against the soft label
-    where there is one (after MixUp or CutMix), so that attack and update see the same
-    target. Use inside :func:`mmrobust.objective.loss_mode`, whose eval mode makes
-    images independent of each other.
+    With ``per_image`` (evaluation) it is the cross entropy of the one label, whatever
+    loss the model was trained with: a smoothed label asks for a probability of about
+    0.9, so that the ascent of its loss makes an image that is more certain than that
+    more certain still, and the accuracy under attack too high. Without (training) it
+    is the head's ``loss_module`` before its reduction, against the soft label where
+    there is one (after MixUp or CutMix), so that attack and update see the same target
+    (as arXiv 2303.01870 trains). Several labels have the head's loss in both.
+
+    Use inside :func:`mmrobust.objective.loss_mode`, whose eval mode makes images
+    independent of each other.
     """
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
@@ -77,18 +84,49 @@ class ClassifierOracle(LossOracle):
                 'attacks on classifiers need: use a head with one linear output.'
             )
         self.objective.select({'loss': logits})  # refuses what a classifier lacks
-        first = data['data_samples'][0]
-        key = 'gt_score' if 'gt_score' in first else 'gt_label'
-        target = torch.stack([sample.get(key) for sample in data['data_samples']])
-        if key == 'gt_label':
-            if target.shape[1:] != (1,):
-                raise ConfigError(
-                    'an image has several labels, and attacks on classifiers need '
-                    'exactly one.'
-                )
-            target = target.squeeze(1)
-        losses = loss_module(logits.float(), target, reduction_override='none')
+        logits = logits.float()
+        self.scores = logits.detach()
+        samples = data['data_samples']
+        labels = [sample.get('gt_label', None) for sample in samples]
+        single = all(label is not None and label.numel() == 1 for label in labels)
+        if single:
+            label = torch.cat([label.flatten() for label in labels])
+            if self.per_image:
+                return nn.functional.cross_entropy(logits, label, reduction='none')
+        if 'gt_score' in samples[0]:
+            # The data preprocessor writes whole numbers where nothing was mixed.
+            target = torch.stack([sample.gt_score for sample in samples]).float()
+        elif single:
+            target = label
+        else:
+            raise ConfigError(
+                'an image has several labels, and attacks on classifiers need exactly '
+                'one.'
+            )
+        losses = loss_module(logits, target, reduction_override='none')
         return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
+
+
+def check_labels(dataset: Any, num_classes: int) -> None:
+    """Makes sure, before hours of computing, that every label is one of the model's.
+
+    Args:
+        dataset: a dataset of classification; reads its annotations only.
+        num_classes: classes of the model.
+
+    Raises:
+        ConfigError: for a label outside of [0, num_classes).
+    """
+    if not hasattr(dataset, 'get_data_info'):
+        return
+    for index in range(len(dataset)):
+        given = dataset.get_data_info(index).get('gt_label')
+        for label in np.atleast_1d([] if given is None else given):
+            if not 0 <= label < num_classes:
+                raise ConfigError(
+                    f'an image has the label {int(label)}, but the model has '
+                    f'{num_classes} classes: are dataset and checkpoint of one task?'
+                )
 
 
 def loss_module_of(model: Any) -> nn.Module | None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmrobust.autoattack import loop as loop_module
@@ -522,7 +523,7 @@ def test_a_changed_run_is_refused(
     plain = linear(scale=0.03) if change == 'weights' else linear()
     if change == 'labels':
         path = root / 'labels.txt'
-        path.write_text(path.read_text().replace('6.png ', '6.png 1'))
+        path.write_text(path.read_text().replace('6.png 11', '6.png 1'))
     if change == 'config':
         cfg['model']['data_preprocessor']['mean'] = [0.0, *MEAN[1:]]
     with pytest.raises(ConfigError, match='results of another run') as caught:
@@ -530,6 +531,19 @@ def test_a_changed_run_is_refused(
     assert sentence in str(caught.value)
     assert 'remove the folder' in str(caught.value)
     assert calls == []
+
+
+def test_a_changed_data_preprocessor_beside_the_model_is_refused(
+    tmp_path: Path,
+) -> None:
+    """As mmpretrain's own configs have it; no weight and no model setting tells."""
+    root = pictures(tmp_path / 'data', linear())
+    cfg = config(root, tmp_path, attacks=QUICK[:1])
+    cfg['data_preprocessor'] = cfg['model'].pop('data_preprocessor')
+    evaluate(cfg, linear())
+    cfg['data_preprocessor'] = {**cfg['data_preprocessor'], 'mean': [0.0, *MEAN[1:]]}
+    with pytest.raises(ConfigError, match=r'data_preprocessor.mean\[0\] \(120.0 bef'):
+        evaluate(cfg, linear())
 
 
 def test_processes_share_the_shards(
@@ -840,7 +854,11 @@ def test_several_norms_at_several_resolutions(data: Path, tmp_path: Path) -> Non
     pipeline = cfg['test_dataloader']['dataset']['pipeline']
     pipeline.insert(1, dict(type='Resize', scale=(SIDE, SIDE)))
     runner = runner_for(cfg, linear())
+    dump = DumpResults(out_file_path=str(tmp_path / 'found.pkl'))
+    runner.test_evaluator.metrics.append(dump)
     metrics = runner.test()
+    dumps = {path.name for path in tmp_path.glob('*.pkl')}
+    assert dumps == {'found.10.pkl', 'found.16.pkl'}
     report = json.loads((tmp_path / 'robustness.json').read_text())
     assert [row['resolution'] for row in report['rows']] == ['10', '16']
     assert {'10/accuracy/top1', '16/accuracy/top1'} <= set(report['benign']['metrics'])

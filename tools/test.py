@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         '--norm',
         nargs='+',
-        help='linf (default) or l2; several of linf, l2, l1 for autoattack',
+        help='linf (default), l2 or l1; several of them for autoattack',
     )
     group.add_argument('--restarts', type=int, help='runs per image (default 1)')
     group.add_argument('--seed', type=int, help='seed of the attacks (default 0)')

@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         '--robust', metavar='METHOD', help=f'one of: {", ".join(METHODS)}'
     )
     group.add_argument('--eps', help='radius of the perturbation (default 4)')
-    group.add_argument('--norm', help='linf (default) or l2')
+    group.add_argument('--norm', help='linf (default), l2 or l1')
     group.add_argument(
         '--replays', type=int, help='updates per batch (free; default 4)'
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
+from ..classification import check_labels
 from ..engine.progress import Progress
-from ..engine.saving import AdversarialImages
+from ..engine.saving import AdversarialImages, dumps_renamed
 from ..engine.subset import choose_images
 from ..errors import ConfigError
 from ..registry import LOOPS
@@ -212,6 +214,7 @@ class AutoAttackTestLoop(TestLoop):
             )
         view.shape = tuple(images.shape[1:])
         view.num_classes = logits.shape[1]
+        check_labels(view.images.dataset, view.num_classes)
         height, width = view.shape[1:]
         view.name = str(height) if height == width else f'{height}x{width}'
         for ball in self.balls:
@@ -248,6 +251,8 @@ class AutoAttackTestLoop(TestLoop):
         run = {
             'weights_sha256': weights,
             'model': cfg.get('model'),
+            # The runner merges it into the model, where no weight tells of it.
+            'data_preprocessor': cfg.get('data_preprocessor'),
             'dataset': dataset,
             'images_sha256': self.views[0].images.sha256,
             'num_images': len(self.views[0].images),
@@ -277,8 +282,9 @@ class AutoAttackTestLoop(TestLoop):
         self.dataloader = view.loader
         for index, batch in enumerate(self.dataloader):
             self.run_iter(index, batch)
-        metrics = self.evaluator.evaluate(len(view.images))
         several = len(self.views) > 1
+        with dumps_renamed(self.evaluator, view.name) if several else nullcontext():
+            metrics = self.evaluator.evaluate(len(view.images))
         return {f'{view.name}/{k}' if several else k: v for k, v in metrics.items()}
 
     def _name(self, view: _View, ball: Ball) -> str:
@@ -348,11 +354,6 @@ class AutoAttackTestLoop(TestLoop):
         Returns:
             What the shard's file holds, and the adversarial images (N, C, H, W).
         """
-        if int(labels.max()) >= view.num_classes or int(labels.min()) < 0:
-            raise ConfigError(
-                f'an image has the label {int(labels.max())}, but the model has '
-                f'{view.num_classes} classes: are dataset and checkpoint of one task?'
-            )
         logits = self.logits
         logits.forwards = logits.backwards = 0
         logits.detached = False

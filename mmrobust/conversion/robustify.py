@@ -45,7 +45,7 @@ def robustify(
             changed.
         method: ``'free'`` (FreeAT), ``'pgd'`` (PGD-AT), ``'fast'`` (fast AT),
             ``'mtd'``, ``'cwat'`` or ``'none'`` (standard training, same recipe).
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         replays: updates per batch of FreeAT.
         num_steps: steps of the inner attack of ``'pgd'`` (default 3), ``'mtd'`` and

@@ -28,7 +28,13 @@ from ..batch import (
     split_batch,
     with_images,
 )
-from ..classification import classifier_samples, is_classifier, make_oracle
+from ..classification import (
+    ClassifierOracle,
+    check_labels,
+    classifier_samples,
+    is_classifier,
+    make_oracle,
+)
 from ..errors import ConfigError
 from ..objective import loss_mode
 from ..registry import ATTACKS, LOOPS
@@ -100,7 +106,7 @@ class _AttackEvaluation:
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
         notes = self._weight_classes()
-        self._check_objectives()
+        notes += self._check_objectives()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
@@ -217,23 +223,42 @@ class _AttackEvaluation:
         )
         return outputs
 
-    def _check_objectives(self) -> None:
+    def _check_objectives(self) -> list[str]:
         """Asks for every named objective once, before a pass that may take hours.
+
+        Of a classifier also for the others, whose output and labels may not fit.
+
+        Returns:
+            Sentences for the report's checks.
 
         Raises:
             ConfigError: if the model does not have the losses that an attack names.
         """
-        named = [a for a in self.attacks.values() if a.objective.terms is not None]
-        if not named:
-            return
-        batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
         model = _bare(self.runner.model)
+        classifier = is_classifier(model)
+        named = [
+            a
+            for a in self.attacks.values()
+            if classifier or a.objective.terms is not None
+        ]
+        if not named:
+            return []
+        batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
         device = next(model.parameters()).device
         with loss_mode(model), seeded(self.seed, device):
             samples = self._samples(batch, device)
             for attack in named:
                 oracle = make_oracle(model, batch, samples, attack.objective)
                 oracle.value(float_images(batch, device))
+                if isinstance(oracle, ClassifierOracle):
+                    scores = oracle.scores
+                    check_labels(self.dataloader.dataset, scores.shape[1])
+                    if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-4:
+                        return [
+                            'the outputs look like probabilities and not like logits, '
+                            'which hides gradients: take the softmax out of the head'
+                        ]
+        return []
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""

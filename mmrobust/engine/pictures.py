@@ -29,7 +29,7 @@ def attack_picture(
 
     Args:
         visualizer: whose drawing functions are used; its image is replaced.
-        clean: loader's image (3, H, W), BGR, 0-255.
+        clean: loader's image (3, H, W), BGR, or grey (1, H, W), 0-255.
         attacked: the adversarial image, same shape.
         clean_output: prediction on the clean image, boxes in the original frame.
         attacked_output: prediction on the attacked image.
@@ -71,7 +71,8 @@ def attack_picture(
 
 
 def _rgb(image: Tensor) -> np.ndarray:
-    return image.float().cpu().numpy().transpose(1, 2, 0)[..., ::-1]
+    array = image.float().cpu().numpy().transpose(1, 2, 0)[..., ::-1]
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
 def _kept(output: BaseDataElement, score_thr: float) -> Any:

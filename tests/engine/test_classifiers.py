@@ -29,6 +29,7 @@ from mmrobust.engine import (
     APGDAdversary,
     CWATAdversary,
     FreeAdversary,
+    MTDAdversary,
     NoAdversary,
     PGDAdversary,
 )
@@ -140,7 +141,7 @@ def test_the_oracle_gives_every_image_its_own_loss_and_gradient(soft: bool) -> N
             sample.set_gt_score(score)
     images = float_images(batch, 'cpu')
     with loss_mode(model):
-        oracle = make_oracle(model, batch, samples, Objective('total'))
+        oracle = make_oracle(model, batch, samples, Objective('total'), False)
         values, grads = oracle.value_and_grad(images)
         assert torch.equal(oracle.value(images), values)
         for i, image in enumerate(images):
@@ -158,13 +159,48 @@ def test_the_oracle_agrees_with_the_general_one_on_single_images() -> None:
     samples = classifier_samples(batch['data_samples'], 'cpu')
     images = float_images(batch, 'cpu')
     with loss_mode(model):
-        quick = ClassifierOracle(model, batch, samples, Objective('total'))
+        quick = ClassifierOracle(model, batch, samples, Objective('total'), False)
         general = LossOracle(model, batch, samples, Objective('total'))
         values, grads = quick.value_and_grad(images)
         expected, expected_grads = general.value_and_grad(images)
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
     for grad, other in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, other, atol=1e-7, rtol=1e-4)
+
+
+MIXES = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+
+
+@pytest.mark.parametrize('loss', ['LabelSmoothLoss', 'CrossEntropyLoss'])
+def test_evaluation_is_not_misled_by_smoothed_or_mixed_labels(loss: str) -> None:
+    """The ascent of a smoothed loss makes certain images more certain still."""
+    model, batch = build(MIXES), make_batch()
+    if loss == 'CrossEntropyLoss':  # one-hot labels of whole numbers reach it
+        model.head.loss_module = MODELS.build(dict(type=loss))
+    images = torch.stack(float_images(batch, 'cpu'))
+    with torch.no_grad():
+        model.head.fc.weight *= 10  # above 0.92 for one class
+        data = model.eval().data_preprocessor(dict(inputs=images), False)
+        scores = model(**data, mode='tensor').softmax(1)
+    assert scores.max(1).values.max() > 0.95
+    labels = scores.argmax(1)
+    for sample, label in zip(batch['data_samples'], labels, strict=True):
+        sample.set_gt_label(int(label))
+    samples = classifier_samples(batch['data_samples'], 'cpu')
+    with loss_mode(model):
+        oracle = make_oracle(model, batch, samples, Objective('total'))
+        values, grads = oracle.value_and_grad(list(images))
+        for i, image in enumerate(images):
+            leaf = image[None].clone().requires_grad_()
+            feature = model.backbone(
+                (leaf.flip(1) - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+            )
+            expected = F.cross_entropy(
+                model.head.fc(feature[-1].mean((2, 3))), labels[i : i + 1]
+            )
+            expected.backward()
+            assert values[i].item() == pytest.approx(expected.item(), abs=1e-5)
+            torch.testing.assert_close(grads[i], leaf.grad[0], atol=1e-7, rtol=1e-3)
 
 
 def test_apgd_training_is_the_published_two_steps() -> None:
@@ -215,9 +251,6 @@ def test_statistics_of_batchnorm_move_in_the_update_alone() -> None:
     )
     plain.train_step(make_batch(), sgd(plain))
     assert_same_state(plain, attacked)
-
-
-MIXES = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
 
 
 def test_mixing_first_gives_what_mixing_last_gives() -> None:
@@ -317,6 +350,8 @@ def test_what_does_not_fit_a_classifier_is_refused() -> None:
         CWATAdversary().train_step(model, sgd(model), batch, 0)
     with pytest.raises(ConfigError, match="no loss named 'loss_cls'"):
         PGDAdversary(objective='cls').train_step(model, sgd(model), batch, 0)
+    with pytest.raises(ConfigError, match='take PGDAdversary for a classifier'):
+        MTDAdversary().train_step(model, sgd(model), batch, 0)
     batch['data_samples'] = [DataSample() for _ in range(4)]
     with pytest.raises(ConfigError, match='no label'):
         classifier_samples(batch['data_samples'], 'cpu')
@@ -439,6 +474,40 @@ def test_train_evaluate_and_hand_over_to_a_detector(
     # They are the average of the run, not its last weights.
     last = saved['ema_state_dict']['module.backbone.conv1.weight']
     assert not torch.equal(averaged['conv1.weight'], last)
+
+
+def test_labels_are_checked_before_the_benign_pass(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_default_scope('mmpretrain')
+    cfg = runner_config(folder, tmp_path / 'run')
+    cfg.model.head.num_classes = 2
+    runner = Runner.from_cfg(cfg)
+    monkeypatch.setattr(runner.test_loop, 'run_iter', lambda *args: pytest.fail('late'))
+    with pytest.raises(ConfigError, match='label 2, but the model has 2 classes'):
+        runner.test()
+
+
+def test_grey_pictures_and_probabilities(folder: Path, tmp_path: Path) -> None:
+    init_default_scope('mmpretrain')
+    cfg = runner_config(folder, tmp_path / 'run')
+    cfg.test_dataloader.dataset.pipeline[0]['color_type'] = 'grayscale'
+    cfg.model.data_preprocessor.update(mean=[110.0], std=[50.0], to_rgb=False)
+    cfg.model.backbone.in_channels = 1
+    cfg.test_cfg.attacks.pop('huge')
+    hook = dict(type='mmrobust.AttackVisualizationHook', out_dir='shown', num_images=2)
+    cfg.default_hooks.attack_visualization = hook
+    runner = Runner.from_cfg(cfg)
+    forward = runner.model.head.forward
+    runner.model.head.forward = lambda feats: forward(feats).softmax(1)
+    runner.test()
+    pictures = sorted((tmp_path / 'run').glob('*/shown/attacks/attack_weak_*.png'))
+    assert len(pictures) == 2
+    left = cv2.imread(str(pictures[0]))[40:, 4:60]
+    assert (left == left[..., :1]).all()  # grey, and not empty
+    assert left.std() > 0
+    report = json.loads((tmp_path / 'run' / 'robustness.json').read_text())
+    assert 'look like probabilities' in report['checks'][0]
 
 
 def test_a_result_depends_on_no_other_image(folder: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Training methods: what happens to a batch before the weights are updated.
 
 One key of a config apart: ``train_cfg.adversary.type`` is ``mmrobust.FreeAdversary``,
-``PGDAdversary`` (one step: fast AT), ``MTDAdversary``, ``CWATAdversary`` or
-``NoAdversary`` (the control).
+``PGDAdversary`` (one step: fast AT), ``APGDAdversary``, ``MTDAdversary``,
+``CWATAdversary`` or ``NoAdversary`` (the control).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Adversary(ABC):
     """Makes a batch adversarial and lets the stock ``model.train_step`` learn from it.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         objective: what the perturbation maximises; ``'total'``, ``'cls'``, ``'reg'``,
             ``'cls+reg'`` or names of loss terms.

@@ -31,7 +31,7 @@ class FreeAdversary(Adversary):
     and from batch to batch (slot by slot, resized to the next image).
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255.
         step_size: step of the perturbation, by default eps (as in the papers).
         replays: updates per batch, m in the papers. Schedules count updates; give

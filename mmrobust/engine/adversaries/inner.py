@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...attacks import APGD, PGD, Attack
 from ...batch import float_images, take, with_images
-from ...classification import make_oracle
+from ...classification import is_classifier, make_oracle
+from ...errors import ConfigError
 from ...objective import LossOracle, Objective, loss_mode
 from ...registry import ADVERSARIES
 from ...seeding import derive_seed
@@ -30,7 +31,7 @@ class PGDAdversary(Adversary):
     one in training mode.
 
     Args:
-        norm: ``'linf'`` or ``'l2'``.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255.
         step_size: step in pixel units, by default ``2.5 * eps / num_steps`` and at
             most eps; for one step 1.25 * eps is the value of arXiv 2001.03994.
@@ -230,6 +231,11 @@ class MTDAdversary(PGDAdversary):
         images: list[Tensor],
         generator: torch.Generator,
     ) -> list[Tensor]:
+        if is_classifier(model):
+            raise ConfigError(
+                'MTDAdversary chooses between attacks on classes and on boxes: take '
+                'PGDAdversary for a classifier.'
+            )
         start = generator.get_state()
         candidates = []
         for task in self._tasks:
