@@ -114,7 +114,7 @@ SOURCES = (
 _FILE_NAMES: tuple[tuple[str, str, Normalization | None], ...] = (
     (
         r'resnet50_linf_eps4_pure|convnext_tiny_mmcls-linf-eps-4|'
-        r'(frcnn|fcos|dndetr)_(at|convnext)\.pth$',
+        r'^(frcnn|fcos|dndetr)_(at|convnext)\.pth$',
         'oddefense (arXiv 2305.17438)',
         IMAGENET,
     ),
@@ -188,13 +188,10 @@ def read_weights(
     elif 'ema_state_dict' in checkpoint and name == 'state_dict':
         weights.source += ', moving average (state_dict, as mmengine saves it)'
     meta = checkpoint.get('meta')
-    known = None
+    known = converted_normalization(checkpoint)
     if isinstance(meta, dict) and isinstance(meta.get(META), dict):
         weights.meta = meta[META]
         weights.source = f'{weights.meta.get("source")}, converted by mmrobust'
-        if weights.meta.get('normalization'):
-            found = as_normalization(weights.meta['normalization'])
-            known = Normalization(found.mean, found.std, found.rgb, 'from its meta')
     known = known or weights.normalization or normalization_in(meta)
     for pattern, origin, by_name in _FILE_NAMES:
         if re.search(pattern, file_name) and not weights.meta:
@@ -212,6 +209,15 @@ def read_weights(
         known = known or _because(given, 'given in the config')
     weights.normalization = known
     return weights
+
+
+def converted_normalization(checkpoint: Mapping) -> Normalization | None:
+    """What tools/convert_backbone.py noted in a checkpoint; None in any other."""
+    meta = checkpoint.get('meta')
+    noted = meta.get(META) if isinstance(meta, dict) else None
+    if not isinstance(noted, dict) or not noted.get('normalization'):
+        return None
+    return _because(as_normalization(noted['normalization']), 'from its meta')
 
 
 def _because(normalization: Normalization, origin: str) -> Normalization:

@@ -1,4 +1,4 @@
-"""Hooks: the adversary's state in checkpoints, and pictures of attacks."""
+"""Hooks: what checkpoints hold besides weights, and pictures of attacks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import numpy as np
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..batch import attack_samples, image_id
+from ..checkpoints.normalization import note
+from ..checkpoints.sources import converted_normalization
 from ..registry import HOOKS
 from .adversaries import Adversary
 from .pictures import attack_picture
@@ -61,6 +64,26 @@ class AdversaryStateHook(Hook):
             )
             return
         self.adversary.load_state_dict(checkpoint[self.key])
+
+
+class ConvertedWeightsHook(Hook):
+    """Remembers how ``load_from`` weights of tools/convert_backbone.py want images.
+
+    The adversarial train loops register it themselves and compare it with the data
+    preprocessor. Notes of an ``init_cfg`` are gone with the weights they were about.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Leaves the note with the model."""
+        needed = converted_normalization(checkpoint)
+        if needed is None or runner._resume:
+            return
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        for module in model.modules():
+            note(module, None)
+        note(model, needed)
 
 
 @HOOKS.register_module()

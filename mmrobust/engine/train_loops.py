@@ -17,7 +17,7 @@ from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary
-from .hooks import AdversaryStateHook
+from .hooks import AdversaryStateHook, ConvertedWeightsHook
 from .preflight import check_has_boxes, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
 
@@ -122,6 +122,7 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         super().__init__(runner, loader, max_epochs, **kwargs)
         built.updates_per_epoch = len(loader)  # type: ignore[attr-defined]
         runner.register_hook(AdversaryStateHook(built))
+        runner.register_hook(ConvertedWeightsHook())
 
     def run(self) -> Any:
         """Launches training."""
@@ -164,6 +165,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         self.dataloader_iterator = ReplayIterator(inner, built.replays)
         built.updates_per_epoch = len(loader) * built.replays  # type: ignore[attr-defined]
         runner.register_hook(AdversaryStateHook(built))
+        runner.register_hook(ConvertedWeightsHook())
 
     def run(self) -> Any:
         """Launches training."""

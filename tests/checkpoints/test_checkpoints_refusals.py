@@ -501,6 +501,13 @@ def test_a_trusted_file_is_read(
     assert 'meta' in torch.load(out, weights_only=True)
 
 
+def test_a_users_own_file_is_not_taken_for_a_published_one(tmp_path: Path) -> None:
+    assert 'oddefense' in read_weights(_named('fcos_at.pth')(tmp_path / 'x')).source
+    weights = read_weights(_named('my_fcos_at.pth')(tmp_path / 'x'))
+    assert weights.normalization is None
+    assert 'oddefense' not in weights.source
+
+
 def test_ares_is_known_by_its_file_names(tmp_path: Path) -> None:
     source = _named('ARES_ResNet50_AT.pth')(tmp_path / 'x')
     weights = read_weights(source)

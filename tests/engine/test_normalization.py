@@ -22,18 +22,24 @@ UNIT = dict(mean=[0, 0, 0], std=[255, 255, 255])
 ADVERSARY = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
 
 
+def _weights(tmp_path: Path, prefix: str) -> str:
+    state = MODELS.build(ConfigDict(tiny.fcos()['backbone'])).state_dict()
+    state = {prefix + name: value for name, value in state.items()}
+    torch.save({'state_dict': state}, tmp_path / 'weights.pth')
+    return str(tmp_path / 'weights.pth')
+
+
 def _model(tmp_path: Path, prefix: str, init: dict, **preprocessor: Any) -> dict:
     """A detector whose backbone starts from a file of names with this prefix."""
     config = tiny.fcos()
-    state = MODELS.build(ConfigDict(config['backbone'])).state_dict()
-    state = {prefix + name: value for name, value in state.items()}
-    torch.save({'state_dict': state}, tmp_path / 'weights.pth')
-    config['backbone']['init_cfg'] = dict(init, checkpoint=f'{tmp_path}/weights.pth')
+    config['backbone']['init_cfg'] = dict(init, checkpoint=_weights(tmp_path, prefix))
     config['data_preprocessor'] = dict(config['data_preprocessor'], **preprocessor)
     return config
 
 
-def _run(build_runner: Callable[..., Runner], model: dict, loop: str) -> int:
+def _run(
+    build_runner: Callable[..., Runner], model: dict, loop: str, **settings: Any
+) -> int:
     length = dict(max_epochs=1) if 'Epoch' in loop else dict(max_iters=2)
     runner = build_runner(
         model,
@@ -41,6 +47,7 @@ def _run(build_runner: Callable[..., Runner], model: dict, loop: str) -> int:
         val_dataloader=None,
         val_evaluator=None,
         val_cfg=None,
+        **settings,
     )
     runner.train()
     return runner.iter
@@ -57,6 +64,23 @@ def test_a_wrong_normalisation_stops_before_the_first_update(
     # mmengine's own way of loading says nothing of images.
     init = dict(type='Pretrained', prefix='backbone.')
     assert _run(build_runner, _model(tmp_path, 'backbone.', init), loop) > 0
+
+
+def test_converted_weights_of_load_from_are_checked(
+    build_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    loop = 'AdvEpochBasedTrainLoop'
+    content = torch.load(_weights(tmp_path, 'base_model.'))
+    known = dict(UNIT, rgb=True)
+    content['meta'] = {'mmrobust_weights': {'source': 'x', 'normalization': known}}
+    torch.save(content, tmp_path / 'converted.pth')
+    converted = str(tmp_path / 'converted.pth')
+    with pytest.raises(ConfigError, match=r'the model need images of .*from its meta'):
+        _run(build_runner, tiny.fcos(), loop, load_from=converted)
+    # The backbone's own weights, of ImageNet's normalisation, are overwritten.
+    init = dict(type='mmrobust.PretrainedBackbone', normalization='imagenet')
+    model = _model(tmp_path, '', init, **UNIT)
+    assert _run(build_runner, model, loop, load_from=converted) > 0
 
 
 def test_images_that_are_rgb_already_are_not_turned(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # ViT-S with the ConvStem of arXiv 2303.01870, and the neck of ViTDet, arXiv 2203.16527,
 # which makes the levels of mmdet's FPN of the backbone's only map. The weights are to
 # be had from the authors of the former (github.com/nmndeep/revisiting-at) and have to
-# lie in the file named here, with the keys of this backbone.
+# lie in the file named here, as published or converted.
 vit_backbone = dict(
     _delete_=True,
     type='mmrobust.ViTConvStem',
