@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batch import float_images
 from .errors import ConfigError
-from .objective import LossOracle, Objective
+from .objective import LossOracle, Objective, gradients
 from .seeding import seeded
 
 
@@ -67,10 +67,19 @@ class ClassifierOracle(LossOracle):
         with torch.enable_grad():
             inputs = torch.stack(list(images)).detach().requires_grad_()
             values = self._values(inputs)
-            (grads,) = torch.autograd.grad(values.sum(), inputs)
+            (grads,) = gradients(values.sum(), [inputs])
         self.backwards += len(inputs)
-        grads = torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
         return values.detach(), list(grads)
+
+    def misclassified(self, images: Sequence[Tensor]) -> list[bool]:
+        """Which images the model gets wrong, for one label each."""
+        self.value(images)
+        found = self.scores.argmax(1).tolist()
+        labels = [sample.get('gt_label', None) for sample in self.samples]
+        return [
+            label is not None and label.numel() == 1 and int(label) != wrong
+            for label, wrong in zip(labels, found, strict=True)
+        ]
 
     def _values(self, images: Tensor) -> Tensor:
         batch = {**self.data_batch, 'data_samples': self.samples, 'inputs': images}

@@ -245,7 +245,7 @@ class LossOracle:
                 loss = self._loss(part, leaves)
                 values.append(loss.detach())
                 inputs = [leaves[i] for i in part]
-                grads.extend(_gradients(loss, inputs))
+                grads.extend(gradients(loss, inputs))
                 self.backwards += len(part)
         return torch.stack(values), grads
 
@@ -272,7 +272,8 @@ class LossOracle:
         return self.objective(losses)
 
 
-def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of a scalar; zero where there is none, or one that is not finite."""
     if not loss.requires_grad:
         return [torch.zeros_like(image) for image in inputs]
     grads = torch.autograd.grad(loss, inputs, allow_unused=True)

@@ -178,7 +178,7 @@ PGD = ('--attack', 'pgd')
         ((*PGD, '--eps', 'inf'), "eps='inf' is negative or not finite"),
         ((*PGD, '--eps', 'four'), "eps='four' is not a size"),
         ((*PGD, '--eps', '4/0'), "eps='4/0' is not a size"),
-        ((*PGD, '--eps', '0.016'), "eps='0.016' is below one pixel unit"),
+        ((*PGD, '--eps', '0.016'), "eps='0.016' is below 1 pixel unit"),
         ((*PGD, '--eps', '0.016'), 'write eps=4.08 if that was meant'),
         ((*PGD, '--step-size', '-1'), "step_size='-1' is negative"),
         ((*PGD, '--step-size', '0'), 'would hardly move'),

@@ -48,7 +48,7 @@ class Attack(ABC):
         eps: float | str = 4,
         objective: str | Sequence[str] = 'total',
     ) -> None:
-        self.threat = ThreatModel(norm=norm, eps=to_pixels(eps))
+        self.threat = ThreatModel(norm=norm, eps=to_pixels(eps, norm=norm))
         self.objective = Objective(objective)
 
     @abstractmethod

@@ -48,7 +48,7 @@ class Ball:
             raise ConfigError(
                 f'norm={norm!r} is unknown: choose from {", ".join(PACKAGE_NORMS)}.'
             )
-        radius = DEFAULT_EPS[norm] if eps is None else to_pixels(eps)
+        radius = DEFAULT_EPS[norm] if eps is None else to_pixels(eps, norm=norm)
         if radius == 0:
             raise ConfigError('eps=0 leaves AutoAttack nothing to do: give a radius.')
         return cls(norm, radius)

@@ -28,12 +28,15 @@ class Normalization:
         std: as mean.
         rgb: whether the network's channels are red, green, blue, else the reverse.
         origin: how it is known, for messages.
+        stated: whether the file itself says so; else it is what its source is known
+            for, which a user may know better.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rgb: bool = True
     origin: str = ''
+    stated: bool = True
 
     def __str__(self) -> str:
         """Both numbers and the order, shortly."""

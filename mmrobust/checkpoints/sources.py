@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -197,16 +197,17 @@ def read_weights(
         if re.search(pattern, file_name) and not weights.meta:
             weights.source = f'{origin} by its name; {weights.source}'
             if known is None and by_name is not None:
-                known = _because(by_name, f'as published by {origin}')
+                known = _because(by_name, f'as published by {origin}', stated=False)
             break
     if normalization is not None:
         given = as_normalization(normalization)
-        if known is not None and not known.fits(given):
+        if known is not None and known.stated and not known.fits(given):
             raise ConfigError(
                 f'normalization: {given} is given, but {path!r} needs {known} '
                 f'({known.origin}): leave the setting out.'
             )
-        known = known or _because(given, 'given in the config')
+        if known is None or not known.fits(given):
+            known = _because(given, 'given in the config')
     weights.normalization = known
     return weights
 
@@ -220,10 +221,10 @@ def converted_normalization(checkpoint: Mapping) -> Normalization | None:
     return _because(as_normalization(noted['normalization']), 'from its meta')
 
 
-def _because(normalization: Normalization, origin: str) -> Normalization:
-    return Normalization(
-        normalization.mean, normalization.std, normalization.rgb, origin
-    )
+def _because(
+    normalization: Normalization, origin: str, stated: bool = True
+) -> Normalization:
+    return replace(normalization, origin=origin, stated=stated)
 
 
 def _tensors_of(path: str, checkpoint: dict) -> tuple[str, dict[str, Tensor]]:
@@ -281,15 +282,19 @@ def _unwrap(path: str, source: Source, tensors: dict[str, Tensor]) -> Weights:
         weights.normalization = from_tensors(path, tensors[mean], tensors[std])
     elif source.normalization is not None:
         weights.normalization = _because(
-            source.normalization, f'as {source.name} trains'
+            source.normalization, f'as {source.name} trains', stated=False
         )
     elif 'patch_embed.proj.stem.0.weight' in weights.tensors:
         # RobustBench puts a normaliser before ViT-S and none before ViT-B.
         width = weights.tensors.get('cls_token')
         small = width is not None and width.shape[-1] == 384
         weights.normalization = _because(
-            IMAGENET if small else UNIT, 'as RobustBench loads this network'
+            IMAGENET if small else UNIT,
+            'as RobustBench loads this network',
+            stated=False,
         )
     elif 'stem.stem.0.weight' in weights.tensors:
-        weights.normalization = _because(UNIT, 'as RobustBench loads this network')
+        weights.normalization = _because(
+            UNIT, 'as RobustBench loads this network', stated=False
+        )
     return weights

@@ -76,7 +76,7 @@ def robustify(
     replays = positive_int(replays, 'replays') if method == 'free' else 1
     adversary = _adversary(method, norm, eps, replays, num_steps)
     ADVERSARIES.build(deepcopy(adversary))  # refuses impossible settings
-    radius = ThreatModel(norm, to_pixels(eps)).eps
+    radius = ThreatModel(norm, to_pixels(eps, norm=norm)).eps
     _refuse_model(cfg.get('model'))
     length = schedule or (2.0 if method == 'free' else 1.0)
     convert_loop(cfg, adversary, replays, length)

@@ -188,7 +188,13 @@ class _AttackEvaluation:
                 with seeded(seeds[0], device):
                     images = float_images(part, device)
                     draws = [attack_generator(seed) for seed in seeds]
-                    adversarial += attack.perturb(oracle, images, draws)
+                    found = attack.perturb(oracle, images, draws)
+                if isinstance(oracle, ClassifierOracle):
+                    # An attack that mends an image has not made the model robust.
+                    wrong = oracle.misclassified(images)
+                    pairs = zip(wrong, images, found, strict=True)
+                    found = [clean if lost else image for lost, clean, image in pairs]
+                adversarial += found
                 result.forwards += oracle.forwards
                 result.backwards += oracle.backwards
         return adversarial

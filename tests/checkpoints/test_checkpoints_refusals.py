@@ -149,6 +149,18 @@ def test_the_normalisation_survives_the_conversion(tmp_path: Path) -> None:
     assert 'revisiting-at' in again.weights.source
 
 
+def test_what_a_source_is_only_known_for_can_be_overruled(tmp_path: Path) -> None:
+    """Somebody's own training in a source's layout, with ImageNet's values."""
+    source = published.save(published.revisiting(_resnet()), tmp_path / 'source.pt')
+    assert read_weights(source).normalization.std == (255, 255, 255)
+    own = read_weights(source, normalization='imagenet').normalization
+    assert own.std == pytest.approx((58.395, 57.12, 57.375))
+    content = published.revisiting(_resnet(), published.ODD_MEAN)
+    stated = published.save(content, tmp_path / 'stated.pt')
+    with pytest.raises(ConfigError, match='from inside the file'):
+        read_weights(stated, normalization='unit')
+
+
 @pytest.mark.parametrize(
     ('file', 'backbone'),
     [

@@ -405,7 +405,7 @@ Change = Callable[[ConfigDict], Any]
         (None, dict(preset='paper', method='pgd'), "the preset 'paper' is FreeAT"),
         (None, dict(eps=-1), 'eps=-1 is negative'),
         (None, dict(eps=0.016), 'write eps=4.08'),
-        (None, dict(norm='l1'), "norm='l1' is unknown"),
+        (None, dict(norm='l3'), "norm='l3' is unknown"),
         (None, dict(replays=0), 'replays=0 must be'),
         (None, dict(schedule=0), 'schedule=0 must be a finite number above 0'),
         (None, dict(num_steps=3), "no meaning for the method 'free'"),

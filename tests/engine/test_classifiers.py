@@ -343,6 +343,49 @@ def test_describe_tells_the_full_radius_during_a_warm_up() -> None:
         assert before['eps'] == 8
 
 
+def test_a_model_that_ignores_the_image_has_no_gradient() -> None:
+    model, batch = build(), make_batch()
+    samples = classifier_samples(batch['data_samples'], 'cpu')
+    model.backbone.forward = lambda x: (torch.ones(len(x), 16, 1, 1),)
+    with loss_mode(model):
+        oracle = make_oracle(model, batch, samples, Objective('total'))
+        values, grads = oracle.value_and_grad(float_images(batch, 'cpu'))
+    assert torch.isfinite(values).all()
+    assert all(torch.equal(grad, torch.zeros(3, 24, 24)) for grad in grads)
+
+
+def test_an_attack_that_mends_an_image_does_not_count_for_the_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Nothing attacked is right that was wrong: robust accuracy, as AutoAttack's."""
+    init_default_scope('mmpretrain')
+    cfg = runner_config(folder, tmp_path / 'mend')
+    cfg.test_cfg.attacks = dict(noise=dict(type='mmrobust.RandomNoise', eps=200))
+    cfg.test_cfg.save_adv = str(tmp_path / 'adv')
+    runner = Runner.from_cfg(cfg)
+    torch.manual_seed(0)
+    runner.model.init_weights()
+    metrics = runner.test()
+    assert metrics['noise/accuracy/top1'] <= metrics['accuracy/top1'] < 100
+    dataset = runner.test_dataloader.dataset
+    runner.model.eval()
+    unchanged = 0
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        with torch.no_grad():
+            (output,) = runner.model.test_step(
+                dict(
+                    inputs=sample['inputs'][None], data_samples=[sample['data_samples']]
+                )
+            )
+        adversarial = np.load(tmp_path / 'adv' / 'noise' / f'{index}.npz')['image']
+        same = np.array_equal(adversarial, sample['inputs'].float().numpy())
+        right = int(output.pred_label) == int(output.gt_label)
+        assert same != right
+        unchanged += same
+    assert 0 < unchanged < len(dataset)
+
+
 def test_what_does_not_fit_a_classifier_is_refused() -> None:
     model, batch = build(), make_batch()
     assert is_classifier(model)
@@ -440,7 +483,8 @@ def test_train_evaluate_and_hand_over_to_a_detector(
     report = json.loads((tmp_path / 'run' / 'robustness.json').read_text())
     attacks = {attack['name']: attack for attack in report['attacks']}
     assert attacks['weak']['cost']['backwards'] == 12 * 3
-    assert attacks['weak']['cost']['forwards'] == 12 * 5
+    # The clean image, 3 steps, the last iterate, and whether it is right at all.
+    assert attacks['weak']['cost']['forwards'] == 12 * 6
     assert report['complete']
 
     checkpoint = tmp_path / 'run' / 'epoch_6.pth'

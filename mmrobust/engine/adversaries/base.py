@@ -66,7 +66,7 @@ class Adversary(ABC):
         class_weighting: str | None = None,
     ) -> None:
         self.norm = norm
-        self.eps = ThreatModel(norm, to_pixels(eps)).eps
+        self.eps = ThreatModel(norm, to_pixels(eps, norm=norm)).eps
         self.objective = Objective(objective)
         if self.objective.needs_class_weights:
             raise ConfigError(
