@@ -25,7 +25,7 @@ from mmpretrain.registry import MODELS
 from mmrobust.autoattack import loop as loop_module
 from mmrobust.autoattack import package
 from mmrobust.autoattack.classifier import Logits, frozen
-from mmrobust.autoattack.images import at_resolution
+from mmrobust.autoattack.images import ImageList, at_resolution
 from mmrobust.autoattack.members import Ensemble, Member
 from mmrobust.autoattack.threats import Ball, read_balls
 from mmrobust.errors import ConfigError
@@ -813,6 +813,17 @@ def test_names_that_are_not_unique_need_their_folder(tmp_path: Path) -> None:
         runner_for(cfg).test()
 
 
+def test_crops_of_one_file_have_names_of_their_own() -> None:
+    class Crops:
+        def __len__(self) -> int:
+            return 3
+
+        def get_data_info(self, index: int) -> dict:
+            return dict(img_path=['a.png', 'a.png', 'b.png'][index], gt_label=0)
+
+    assert ImageList(Crops()).ids == ['a.png', 'a.png#1', 'b.png']
+
+
 def loader_with(*steps: dict) -> dict:
     load, pack = dict(type='LoadImageFromFile'), dict(type='mmpretrain.PackInputs')
     return dict(dataset=dict(pipeline=[load, *steps, pack]))
@@ -834,8 +845,16 @@ def test_resolutions_of_a_pipeline() -> None:
     assert given == loader_with(edge, crop)
     loader, _ = at_resolution(loader_with(dict(type='Resize', scale=32)), 48)
     assert loader['dataset']['pipeline'][1]['scale'] == (48, 48)
+    # CIFAR's pictures have their size already; the digits are cut out first.
+    loader, note = at_resolution(loader_with(), 40)
+    kinds = [step['type'] for step in loader['dataset']['pipeline']]
+    assert kinds == ['LoadImageFromFile', 'Resize', 'mmpretrain.PackInputs']
+    assert loader['dataset']['pipeline'][1]['scale'] == (40, 40)
+    assert note == '40: resize 40 x 40 (config: none)'
+    digits = loader_with(dict(type='mmrobust.CropBox'), dict(type='Resize', scale=48))
+    loader, _ = at_resolution(digits, 64)
+    assert loader['dataset']['pipeline'][2]['scale'] == (64, 64)
     for steps in [
-        (),
         (crop,),
         (dict(edge, edge='long'), crop),
         (dict(type='Resize', scale=(64, 32)),),
@@ -872,8 +891,11 @@ def test_several_norms_at_several_resolutions(data: Path, tmp_path: Path) -> Non
             assert row['all_norms'] <= value <= row['clean']
     text = (tmp_path / 'robustness.md').read_text()
     assert '- 16: resize 16 x 16 (config: (10, 10))' in text
+    cfg = config(data, tmp_path / 'x', resolutions=[10])
+    cropped = cfg['test_dataloader']['dataset']['pipeline']
+    cropped.insert(1, dict(type='CenterCrop', crop_size=8))
     with pytest.raises(ConfigError, match='cannot be brought to other resolutions'):
-        runner_for(config(data, tmp_path / 'x', resolutions=[10])).test()
+        runner_for(cfg).test()
 
 
 # ------------------------------------------------------------------ members, text
@@ -997,7 +1019,7 @@ AUTO = ('--attack', 'autoattack')
             (*AUTO, '--image-ids', 'gone.txt', '--num-images', '2'),
             'num_images and image_ids exclude each other',
         ),
-        ((*AUTO, '--resolutions', '16'), 'cannot be brought to other resolutions'),
+        ((*AUTO, '--resolutions', '0'), 'resolution=0 must be a whole number'),
         ((*AUTO, '--batch-size', '0'), 'shard_size=0 must be a whole number'),
         (('--members', 'fab'), '--members needs --attack autoattack'),
         (('--attack', 'pgd', '--version', 'plus'), '--version needs --attack autoatt'),

@@ -22,7 +22,15 @@ from ..errors import ConfigError
 # The part of the resized image that is cropped, as on ImageNet at 224 of 256.
 CROP_RATIO = 0.875
 
-_LOADING = ('LoadImageFromFile', 'PackInputs', 'Collect', 'ToTensor', 'ImageToTensor')
+# What leaves the geometry alone; CropBox cuts out what is to be resized.
+_LOADING = (
+    'LoadImageFromFile',
+    'PackInputs',
+    'Collect',
+    'ToTensor',
+    'ImageToTensor',
+    'CropBox',
+)
 
 
 def choose_by_file(loader: DataLoader | dict, path: str) -> dict[str, Any]:
@@ -138,7 +146,13 @@ class ImageList:
         paths = image_paths(dataset)
         root = getattr(dataset, 'img_prefix', None) or ''
         root = str(root).replace('\\', '/').rstrip('/') + '/'
-        self.ids = [path.removeprefix(root) for path in paths]
+        self.ids = []
+        seen: Counter[str] = Counter()
+        for path in paths:
+            name = path.removeprefix(root)
+            # A file may hold several images of a dataset, as crops.
+            self.ids.append(f'{name}#{seen[name]}' if seen[name] else name)
+            seen[name] += 1
         digest = hashlib.sha256()
         for index, name in enumerate(self.ids):
             info = (
@@ -248,6 +262,9 @@ def _resize_pipeline(pipeline: list[dict], side: int) -> str:
         if kind not in _LOADING
     ]
     found = [kind for kind, _ in geometry]
+    if not found and kinds:
+        pipeline.insert(len(pipeline) - 1, {'type': 'Resize', 'scale': (side, side)})
+        return f'resize {side} x {side} (config: none)'
     if found == ['ResizeEdge', 'CenterCrop'] and (
         geometry[0][1].get('edge', 'short') == 'short'
     ):

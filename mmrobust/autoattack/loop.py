@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
 from mmengine.structures import BaseDataElement
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
@@ -29,10 +28,11 @@ from ..errors import ConfigError
 from ..registry import LOOPS
 from ..seeding import derive_seed, seeded
 from . import package
-from .classifier import Logits, count_zero_gradients, frozen, weights_sha256
+from .classifier import Logits, frozen, weights_sha256
 from .images import ImageList, as_batch, at_resolution, choose_by_file
 from .members import Ensemble, Member
 from .report import AutoAttackReport, summarise
+from .shard_attack import attack_shard
 from .shards import ShardStore
 from .threats import Ball, read_balls
 
@@ -108,7 +108,6 @@ class AutoAttackTestLoop(TestLoop):
         self.balls = read_balls(threats)
         self.ensemble = Ensemble.read(version, attacks)
         self.seed = seed
-        self._union: list[bool] = []
         self.save_adv = save_adv and os.path.abspath(save_adv)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
         if num_images is not None and image_ids is not None:
@@ -192,7 +191,7 @@ class AutoAttackTestLoop(TestLoop):
             records = self._collect(view, ball)
             result = summarise(name, ball, records, settings, notes)
             report.attacks.append(result)
-            self._add_row(report, view, ball, records)
+            report.add(view.name, ball.name, records, several=len(self.views) > 1)
             metrics[name] = result.metrics['top1']
             report.write(self.report, complete=False)
         report.write(self.report, complete=True)
@@ -234,6 +233,7 @@ class AutoAttackTestLoop(TestLoop):
     def _build(
         self, view: _View, ball: Ball, members: Sequence[Member]
     ) -> tuple[Any, list[str]]:
+        """The package's AutoAttack, and sentences about what was changed in it."""
         return package.build(
             self.logits,
             ball,
@@ -330,8 +330,13 @@ class AutoAttackTestLoop(TestLoop):
             # here, so that a resumed run continues the same.
             seed = derive_seed(self.seed, view.name, ball.name, number)
             with seeded(seed, self.device):
-                record, adversarial = self._attack_shard(
-                    view, ball, members, images, labels, ids
+                record, adversarial = attack_shard(
+                    self.logits,
+                    partial(self._build, view, ball, members),
+                    ball,
+                    images,
+                    labels,
+                    ids,
                 )
             if saver:
                 saver.save(_samples(items, ids), list(adversarial * 255))
@@ -339,75 +344,6 @@ class AutoAttackTestLoop(TestLoop):
             self.store.write(view.name, ball.name, number, record)
             progress.update(done)
         progress.finish()
-
-    def _attack_shard(
-        self,
-        view: _View,
-        ball: Ball,
-        members: Sequence[Member],
-        images: Tensor,
-        labels: Tensor,
-        ids: Sequence[str],
-    ) -> tuple[dict[str, Any], Tensor]:
-        """Attacks one batch and checks the answer.
-
-        Returns:
-            What the shard's file holds, and the adversarial images (N, C, H, W).
-        """
-        logits = self.logits
-        logits.forwards = logits.backwards = 0
-        logits.detached = False
-        started = time.monotonic()
-        with torch.no_grad():
-            clean = logits(images).argmax(dim=1)
-        correct = clean == labels
-        adversarial, said, no_gradient = images, clean, 0
-        broken_by: list[str | None] = ['clean'] * len(images)
-        results: dict[str, package.MemberResult] = {}
-        flags: list[str] = []
-        if correct.any():
-            no_gradient = count_zero_gradients(logits, images[correct], labels[correct])
-            attack, _ = self._build(view, ball, members)
-            try:
-                outcome = package.run(attack, images, labels)
-            except torch.cuda.OutOfMemoryError as error:
-                raise ConfigError(
-                    f'{len(images)} images at once do not fit on the GPU: give a '
-                    'smaller --batch-size (shard_size).'
-                ) from error
-            adversarial, said = outcome.images, outcome.predictions
-            broken_by = outcome.broken_by
-            results, flags = outcome.members, outcome.flags
-        with torch.no_grad():
-            found = logits(adversarial).argmax(dim=1)
-        valid = ball.contains(images, adversarial)
-        distance = ball.distances(images, adversarial) * 255
-        robust = correct & ~(valid & (found != labels))
-        columns = {
-            'id': ids,
-            'label': labels.tolist(),
-            'clean': clean.tolist(),
-            'clean_correct': correct.tolist(),
-            'adversarial': found.tolist(),
-            'robust': robust.tolist(),
-            'broken_by': broken_by,
-            'distance': distance.tolist(),
-            'valid': valid.tolist(),
-        }
-        rows = zip(*columns.values(), strict=True)
-        record = {
-            'images': [dict(zip(columns, row, strict=True)) for row in rows],
-            'members': {name: vars(result) for name, result in results.items()},
-            'flags': flags,
-            'no_gradient': no_gradient,
-            'detached': logits.detached,
-            'invalid': int((~valid).sum()),
-            'disagreements': int((correct & (found != said)).sum()),
-            'forwards': logits.forwards,
-            'backwards': logits.backwards,
-            'seconds': round(time.monotonic() - started, 3),
-        }
-        return record, adversarial
 
     # ------------------------------------------------------------- after the attack
 
@@ -434,35 +370,6 @@ class AutoAttackTestLoop(TestLoop):
 
         self.store.wait_until(complete)
         return [records[number] for number in range(self.num_shards)]
-
-    def _add_row(
-        self,
-        report: AutoAttackReport,
-        view: _View,
-        ball: Ball,
-        records: Sequence[dict[str, Any]],
-    ) -> None:
-        """Puts a threat's figure into the table and checks the benign one."""
-        images = [image for record in records for image in record['images']]
-        total = len(images)
-        clean = 100 * sum(image['clean_correct'] for image in images) / total
-        robust = [bool(image['robust']) for image in images]
-        row = next((r for r in report.rows if r['resolution'] == view.name), None)
-        if row is None:
-            row = {'resolution': view.name, 'num_images': total, 'clean': clean}
-            row.update(threats={}, all_norms=None)
-            report.rows.append(row)
-            self._union = [True] * total
-            prefix = f'{view.name}/' if len(self.views) > 1 else ''
-            stated = report.benign.get(f'{prefix}accuracy/top1')
-            if stated is not None and abs(stated - clean) > 1e-3 + 100 / total:
-                report.checks.append(
-                    f'at {view.name} the evaluator gives {stated:.2f} % clean accuracy '
-                    f'and the attacked network {clean:.2f} %: do they see the same?'
-                )
-        row['threats'][ball.name] = 100 * sum(robust) / total
-        self._union = [a and b for a, b in zip(self._union, robust, strict=True)]
-        row['all_norms'] = 100 * sum(self._union) / total
 
 
 def _samples(items: Sequence[dict], ids: Sequence[str]) -> list[BaseDataElement]:

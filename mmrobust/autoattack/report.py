@@ -44,6 +44,52 @@ class AutoAttackReport(RobustnessReport):
     rows: list[dict[str, Any]] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     per_image: str = ''
+    # Per resolution, which images no threat has broken so far.
+    _withstood: dict[str, list[bool]] = field(default_factory=dict)
+
+    def add(
+        self,
+        resolution: str,
+        threat: str,
+        records: Sequence[dict[str, Any]],
+        several: bool,
+    ) -> None:
+        """Puts a threat's figure into the table and checks the benign one.
+
+        Args:
+            resolution: name of the resolution.
+            threat: name of the ball.
+            records: of all shards.
+            several: whether benign metrics are named by their resolution.
+        """
+        images = [image for record in records for image in record['images']]
+        total = len(images)
+        clean = 100 * sum(image['clean_correct'] for image in images) / total
+        robust = [bool(image['robust']) for image in images]
+        row = next((r for r in self.rows if r['resolution'] == resolution), None)
+        if row is None:
+            row = {'resolution': resolution, 'num_images': total, 'clean': clean}
+            row.update(threats={}, all_norms=None)
+            self.rows.append(row)
+            self._withstood[resolution] = [True] * total
+            prefix = f'{resolution}/' if several else ''
+            stated = self.benign.get(f'{prefix}accuracy/top1')
+            if stated is not None and abs(stated - clean) > 1e-3 + 100 / total:
+                self.checks.append(
+                    f'at {resolution} the evaluator gives {stated:.2f} % clean '
+                    f'accuracy and the attacked network {clean:.2f} %: do they see the '
+                    'same?'
+                )
+        pairs = zip(self._withstood[resolution], robust, strict=True)
+        self._withstood[resolution] = [before and now for before, now in pairs]
+        row['threats'][threat] = 100 * sum(robust) / total
+        row['all_norms'] = 100 * sum(self._withstood[resolution]) / total
+
+    def as_dict(self, complete: bool = True) -> dict[str, Any]:
+        """The report as the JSON file holds it."""
+        content = super().as_dict(complete)
+        content.pop('_withstood')
+        return content
 
     def table(self) -> str:
         """Accuracy in percent, one row per resolution."""
