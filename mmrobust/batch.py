@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor
 
 from .errors import ConfigError
@@ -114,7 +114,7 @@ def attack_samples(
 def _attack_sample(
     sample: BaseDataElement, device: torch.device | str, gt_frame: str
 ) -> BaseDataElement:
-    copy = sample.new(data={}, metainfo=sample.metainfo)
+    copy = type(sample)(metainfo=sample.metainfo)
     # The proposals of Fast R-CNN are resized along with the image, and stay.
     for key in (*_ANNOTATIONS, 'proposals'):
         if key in sample:
@@ -143,9 +143,7 @@ def _attack_sample(
         resized = F.interpolate(
             segmentation[None].float(), size=(height, width), mode='nearest'
         )[0]
-        copy.gt_sem_seg = copy.gt_sem_seg.new(
-            data={'sem_seg': resized.to(segmentation.dtype)}
-        )
+        copy.gt_sem_seg = PixelData(sem_seg=resized.to(segmentation.dtype))
     return copy
 
 

@@ -11,7 +11,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.dataset import pseudo_collate
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 
 from mmrobust.batch import (
     attack_samples,
@@ -162,6 +162,20 @@ def test_loaded_boxes_land_on_the_resized_objects(coco):
         ]
         first, second = (sample.gt_instances.bboxes.tensor for sample in boxes)
         torch.testing.assert_close(first, second, rtol=0, atol=1e-3)
+
+
+def test_a_segmentation_map_is_resized_with_the_image():
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(4, 6), ori_shape=(2, 3), scale_factor=(2.0, 2.0))
+    )
+    sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4))
+    loaded = torch.tensor([[[0, 1, 2], [3, 4, 5]]])
+    sample.gt_sem_seg = PixelData(sem_seg=loaded)
+    (copy,) = attack_samples([sample], 'cpu', 'original')
+    expected = loaded.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(copy.gt_sem_seg.sem_seg, expected)
+    assert torch.equal(sample.gt_sem_seg.sem_seg, loaded)
+    assert set(copy.keys()) == {'gt_instances', 'gt_sem_seg'}
 
 
 def test_the_loaders_batch_is_not_changed(coco):
