@@ -172,7 +172,7 @@ PGD = ('--attack', 'pgd')
     ('arguments', 'sentence'),
     [
         (('--attack', 'pdg'), "attack 'pdg' is unknown: choose from noise, fgsm, pgd"),
-        ((*PGD, '--norm', 'l1'), "norm='l1' is unknown: choose one of linf, l2"),
+        ((*PGD, '--norm', 'l3'), "norm='l3' is unknown: choose one of linf, l2, l1"),
         ((*PGD, '--eps', '-4'), "eps='-4' is negative or not finite"),
         ((*PGD, '--eps', 'nan'), "eps='nan' is negative or not finite"),
         ((*PGD, '--eps', 'inf'), "eps='inf' is negative or not finite"),

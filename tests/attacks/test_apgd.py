@@ -341,7 +341,7 @@ def test_two_steps_for_training():
 def test_two_steps_for_training_in_other_norms(norm):
     clean, weights = torch.full((3, 8, 8), 128.0), _weights(3, 8, 8)
     oracle = Recorder(lambda image: (image * weights).sum())
-    attack = APGD(norm, 90, num_steps=2, random_start=False, topk_share=0.05)
+    attack = APGD(norm, '90/255', num_steps=2, random_start=False, topk_share=0.05)
     attack.perturb(oracle, [clean], _generator())
     first = oracle.points[1] - clean
     assert attack.threat.distance(clean, clean + first) == pytest.approx(90, rel=1e-5)
@@ -392,7 +392,8 @@ def test_augmented_images_outside_the_range_are_cut_off():
     clean = torch.tensor([[[-20.0, 300.0, 100.0]]])
     oracle = Recorder(lambda image: -image.abs().sum())
     for norm in ('linf', 'l2', 'l1'):
-        APGD(norm, 8, 3, random_start=False).perturb(oracle, [clean], _generator())
+        attack = APGD(norm, '8/255', 3, random_start=False)
+        attack.perturb(oracle, [clean], _generator())
     points = torch.cat(oracle.points)
     assert 0 <= points.min() <= points.max() <= 255
 
@@ -506,7 +507,7 @@ def test_a_start_that_is_no_number_is_left_behind():
 )
 def test_the_cost_is_what_the_docstring_says(settings, values, grads):
     oracle = Recorder(lambda image: image.sum())
-    APGD(eps=4, **settings).perturb(oracle, [torch.zeros(1, 2, 2)], _generator())
+    APGD(eps='4/255', **settings).perturb(oracle, [torch.zeros(1, 2, 2)], _generator())
     assert (oracle.values, oracle.grads) == (values, grads)
 
 

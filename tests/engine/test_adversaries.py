@@ -513,7 +513,8 @@ def test_no_warm_up_means_the_full_radius_at_once() -> None:
         (dict(eps=0.016), 'looks like the \\[0, 1\\] scale: write eps=4.08'),
         (dict(eps='four'), "eps='four' is not a size"),
         (dict(eps=[4]), 'is not a size'),
-        (dict(norm='l1'), "norm='l1' is unknown: choose one of linf, l2"),
+        (dict(norm='l3'), "norm='l3' is unknown: choose one of linf, l2, l1"),
+        (dict(norm='l2'), 'eps=4 is below 10 pixel units in l2'),
         (dict(step_size=-1), 'step_size=-1 is negative'),
         (dict(step_size=0), 'hardly move'),
         (dict(step_size='x'), "step_size='x' is not a size"),
@@ -592,4 +593,5 @@ def test_descriptions_carry_what_defines_the_training() -> None:
         step_size=150.0,
         num_steps=5,
         random_start=True,
+        keep_best=False,
     )
