@@ -165,7 +165,7 @@ class RobustnessReport:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_finite(self.as_dict(complete)), indent=2, default=str)
+        text = json.dumps(finite(self.as_dict(complete)), indent=2, default=str)
         write_atomically(target, text + '\n')
         write_atomically(target.with_suffix('.md'), self.markdown(complete))
 
@@ -287,12 +287,12 @@ def _numbers(metrics: dict[str, Any], keys: list[str]) -> list[str]:
     ]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Makes NaN and infinity null, which JSON has no numbers for."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     if hasattr(value, 'item') and getattr(value, 'ndim', 1) == 0:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

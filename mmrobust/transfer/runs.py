@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from ..checkpoints import read_checkpoint
 from ..engine.freeze import state_digest
 from ..errors import ConfigError
-from ..report import _finite, package_versions, write_atomically
+from ..report import finite, package_versions, write_atomically
 from .plan import Run, Sweep
 
 RESULT = 'result.json'
@@ -131,7 +131,7 @@ def run_one(sweep: Sweep, run: Run, metric: str, selection: str | None) -> dict:
         'seconds': round(time.monotonic() - started, 1),
         'versions': package_versions(),
     }
-    result = _finite(result)
+    result = finite(result)
     if is_main_process():
         write_atomically(folder / RESULT, json.dumps(result, indent=2) + '\n')
     for handler in list(runner.logger.handlers):
