@@ -41,8 +41,9 @@ class Square(Attack):
     - l2: starts from a grid of patterns with a bright and a dark half, five to the
       shorter side. Each query takes the perturbation's mass out of one square and
       puts it, with what is left of eps, into another, where it adds the pattern.
-    - l1: the same with the l1 norm in place of the l2 norm and a narrower pattern, as
-      AutoAttack's implementation.
+    - l1: the same with the l1 norm in place of the l2 norm and a narrower pattern. As
+      in AutoAttack's implementation, the square gets what it has times the number of
+      channels, and the projection takes it back from the image's smallest changes.
 
     The area of the squares is ``p_init`` of the image's at first and halved nine
     times along the way, by the paper's schedule stretched to ``num_queries``. Squares
@@ -238,6 +239,9 @@ class _Mass(_Run):
         delta[target] = 0
         available += self._mass(delta[source]) + unused / len(delta)
         delta[source] = 0
+        if self.order == 1:
+            # More than there is: projecting takes the surplus where there is least.
+            available *= len(delta)
         new = self._unit(old) + self._signs() * self._pattern(side)
         delta[target] = self._unit(new) * available ** (1 / self.order)
         return self._within(delta)
