@@ -120,7 +120,7 @@ class DetectionOracle:
 
     def _damage(self, image: Tensor, sample: BaseDataElement) -> Tensor:
         # The model writes into the samples; and it must not see the ground truth.
-        shown = sample.new(data={}, metainfo=sample.metainfo)
+        shown = type(sample)(metainfo=sample.metainfo)
         if 'proposals' in sample:
             shown.set_field(sample.proposals.clone(), 'proposals')
         batch = with_images(self.data_batch, [image])

@@ -81,7 +81,7 @@ class Placement:
                 segmentation[None].float(), size=self.size, mode='nearest'
             )[0]
             placed = self._pad(resized, _NO_CLASS).to(segmentation.dtype)
-            moved.gt_sem_seg = sample.gt_sem_seg.new(data={'sem_seg': placed})
+            moved.gt_sem_seg = sample.gt_sem_seg.new(sem_seg=placed)
         return moved
 
     def _pad(self, picture: Tensor, value: float) -> Tensor:
