@@ -7,6 +7,8 @@ from .base import Attack, Oracle
 from .noise import RandomNoise
 from .pgd import PGD
 from .presets import ATTACK_NAMES, attack_preset
+from .square import Square
+from .transfer import TransferPGD
 
 __all__ = [
     'APGD',
@@ -16,5 +18,7 @@ __all__ = [
     'Attack',
     'Oracle',
     'RandomNoise',
+    'Square',
+    'TransferPGD',
     'attack_preset',
 ]

@@ -38,9 +38,17 @@ class Attack(ABC):
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         objective: see :class:`mmrobust.objective.Objective`.
 
+    Attributes:
+        reads: the oracle that the attack asks for: ``'loss'`` for
+            :class:`mmrobust.objective.LossOracle` on ``objective``, ``'detections'``
+            for :class:`mmrobust.detection_score.DetectionOracle` (a classifier, which
+            has no detections, gets its loss).
+
     Raises:
         ConfigError: if one of them is unknown or out of range.
     """
+
+    reads: str = 'loss'
 
     def __init__(
         self,

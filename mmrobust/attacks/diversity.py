@@ -1,0 +1,140 @@
+"""Random places for a picture on its canvas, and the ground truth that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor
+
+from .base import Oracle
+
+# Mid-grey, as far as possible from both ends of the pixel range.
+_CANVAS = 127.5
+
+# What mmdet's segmentation losses skip.
+_NO_CLASS = 255
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture (h, w) lies on a canvas of its own size (height, width).
+
+    Args:
+        canvas: (height, width) of the image and of the canvas.
+        size: (height, width) of the shrunk picture.
+        corner: (top, left) of it on the canvas.
+    """
+
+    canvas: tuple[int, int]
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+    @classmethod
+    def draw(
+        cls, image: Tensor, smallest: float, generator: torch.Generator
+    ) -> Placement:
+        """Draws a place for an image (C, H, W).
+
+        Args:
+            image: only its size matters.
+            smallest: least share of its height and width that the picture keeps; the
+                share is uniform from there to 1, and so is the place.
+            generator: always asked for three numbers.
+        """
+        height, width = image.shape[-2:]
+        drawn = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        share = smallest + (1 - smallest) * drawn[0]
+        size = max(round(share * height), 1), max(round(share * width), 1)
+        corner = (
+            int(drawn[1] * (height - size[0] + 1)),
+            int(drawn[2] * (width - size[1] + 1)),
+        )
+        return cls((height, width), size, corner)
+
+    def place(self, image: Tensor) -> Tensor:
+        """The image (C, H, W) on the canvas; differentiable."""
+        picture = F.interpolate(
+            image[None], size=self.size, mode='bilinear', align_corners=False
+        )[0]
+        return self._pad(picture, _CANVAS)
+
+    def move(self, sample: BaseDataElement) -> BaseDataElement:
+        """A copy of the sample whose ground truth lies where the picture does.
+
+        Boxes, masks, proposals and maps of classes move; labels stay.
+        """
+        moved = sample.new()
+        for key in ('gt_instances', 'ignored_instances', 'proposals'):
+            if key in sample:
+                moved.set_field(self._instances(sample.get(key)), key)
+        if 'gt_sem_seg' in sample:
+            segmentation = sample.gt_sem_seg.sem_seg
+            resized = F.interpolate(
+                segmentation[None].float(), size=self.size, mode='nearest'
+            )[0]
+            placed = self._pad(resized, _NO_CLASS).to(segmentation.dtype)
+            moved.gt_sem_seg = sample.gt_sem_seg.new(sem_seg=placed)
+        return moved
+
+    def _pad(self, picture: Tensor, value: float) -> Tensor:
+        (height, width), (top, left) = self.size, self.corner
+        right, bottom = self.canvas[1] - left - width, self.canvas[0] - top - height
+        return F.pad(picture, (left, right, top, bottom), value=value)
+
+    def _instances(self, instances: InstanceData) -> InstanceData:
+        moved = deepcopy(instances)
+        factors = self.size[1] / self.canvas[1], self.size[0] / self.canvas[0]
+        corner = self.corner[1], self.corner[0]
+        boxes = moved.get('bboxes', None)
+        if boxes is not None and hasattr(boxes, 'rescale_'):
+            boxes.rescale_(factors)
+            boxes.translate_(corner)
+        elif boxes is not None:
+            scale, offset = boxes.new_tensor(factors * 2), boxes.new_tensor(corner * 2)
+            moved.bboxes = boxes * scale + offset
+        if 'masks' in moved:
+            moved.masks = self._masks(moved.masks)
+        return moved
+
+    def _masks(self, masks: Any) -> Any:
+        # Not at the top: mmdet may be missing where there are classifiers only.
+        from mmdet.structures.mask import BitmapMasks
+
+        placed = np.zeros((len(masks), *self.canvas), np.uint8)
+        (top, left), (height, width) = self.corner, self.size
+        if len(masks):
+            resized = masks.resize(self.size).to_ndarray()
+            placed[:, top : top + height, left : left + width] = resized
+        return BitmapMasks(placed, *self.canvas)
+
+
+@contextmanager
+def following(oracle: Oracle, placements: Sequence[Placement | None]) -> Iterator[None]:
+    """Moves the ground truth of the oracle's samples inside the context.
+
+    Args:
+        oracle: one with ``samples``; one without, or with samples that have labels
+            only, answers for moved images as it is.
+        placements: one for each image, None for one that stays.
+    """
+    samples = getattr(oracle, 'samples', None)
+    if samples is None:
+        yield
+        return
+    owner: Any = oracle
+    owner.samples = [
+        sample if place is None or 'gt_instances' not in sample else place.move(sample)
+        for sample, place in zip(samples, placements, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        owner.samples = samples

@@ -1,0 +1,307 @@
+"""Square: a random search that needs the objective's values and no gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..registry import ATTACKS
+from ..threat import ThreatModel
+from .base import Attack, Oracle, one_each, positive_int
+from .search import finite
+
+DETECTIONS = 'detections'
+
+# Of 10 000 proposals, those after which the squares' area is halved: the paper's
+# schedule as AutoAttack (arXiv 2003.01690) runs it, stretched to the number asked for.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+# A proposal that changes nothing wastes a query; the chance to draw ten is negligible
+# unless there is nothing to change, as with eps=0.
+_REDRAWS = 10
+
+Window = tuple[slice, slice, slice]
+
+
+@ATTACKS.register_module()
+class Square(Attack):
+    """Square Attack (Andriushchenko et al., arXiv 1912.00049), the gradient-free one.
+
+    It does not see gradients, so it also works where they are masked: a model that
+    loses more to it than to PGD has hidden its gradients, not become robust.
+
+    - linf: starts from vertical stripes of +-eps. Each query sets a square at a random
+      place to +-eps, one sign for each channel, and keeps it if the objective rises.
+    - l2: starts from a grid of patterns with a bright and a dark half, five to the
+      shorter side. Each query takes the perturbation's mass out of one square and
+      puts it, with what is left of eps, into another, where it adds the pattern.
+    - l1: the same with the l1 norm in place of the l2 norm and a narrower pattern. As
+      in AutoAttack's implementation, the square gets what it has times the number of
+      channels, and the projection takes it back from the image's smallest changes.
+
+    The area of the squares is ``p_init`` of the image's at first and halved nine
+    times along the way, by the paper's schedule stretched to ``num_queries``. Squares
+    are never larger than the image's shorter side. What an image becomes depends on
+    no other image of the batch. It is the best of all points tried, the clean image
+    among them. There is no early stop: detections have no point where an attack has
+    succeeded for good.
+
+    Cost per image: ``restarts * num_queries`` forward passes and one for the clean
+    image.
+
+    Args:
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
+        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        num_queries: forward passes of a run, its start among them; at least 1. The
+            paper takes up to 10 000; fewer find less.
+        p_init: share of the image's area that the first squares have, above 0 and at
+            most 1.
+        restarts: number of runs, at least 1.
+        objective: ``'detections'`` for what the model finally gives out, after
+            non-maximum suppression and thresholds, see
+            :func:`mmrobust.detection_score.damage` (a classifier has its loss
+            instead), or a loss, see :class:`mmrobust.objective.Objective`.
+
+    Raises:
+        ConfigError: if a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        norm: str = 'linf',
+        eps: float | str = 4,
+        num_queries: int = 1000,
+        p_init: float = 0.8,
+        restarts: int = 1,
+        objective: str | Sequence[str] = DETECTIONS,
+    ) -> None:
+        reads_detections = objective == DETECTIONS
+        super().__init__(norm, eps, 'total' if reads_detections else objective)
+        self.reads = 'detections' if reads_detections else 'loss'
+        self.num_queries = positive_int(num_queries, 'num_queries')
+        self.restarts = positive_int(restarts, 'restarts')
+        self.p_init = _share(p_init)
+
+    def share(self, proposal: int) -> float:
+        """Share of the image's area for the squares of a proposal, counted from 0."""
+        proposals = max(self.num_queries - 1, 1)
+        place = int(proposal / proposals * 10_000)
+        return self.p_init / 2 ** sum(place > halving for halving in _HALVINGS)
+
+    def perturb(
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> list[Tensor]:
+        """See :meth:`Attack.perturb`."""
+        generators = one_each(generator, images)
+        best, best_values = list(images), _values(oracle, images)
+        kind = _Signs if self.threat.norm == 'linf' else _Mass
+        for _ in range(self.restarts):
+            runs = [
+                kind(self.threat, image, own)
+                for image, own in zip(images, generators, strict=True)
+            ]
+            for query in range(self.num_queries):
+                points = [
+                    run.start() if query == 0 else run.propose(self.share(query - 1))
+                    for run in runs
+                ]
+                values = _values(oracle, points)
+                for run, point, value in zip(runs, points, values, strict=True):
+                    run.learn(point, value)
+            for i, run in enumerate(runs):
+                if run.value > best_values[i]:
+                    best[i], best_values[i] = run.best, run.value
+        return best
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Attack.describe`; ``num_steps`` is the number of queries."""
+        detections = self.reads == 'detections'
+        return {
+            **super().describe(),
+            'num_steps': self.num_queries,
+            'objective': DETECTIONS if detections else self.objective.name,
+            'restarts': self.restarts,
+            'num_queries': self.num_queries,
+            'p_init': self.p_init,
+        }
+
+
+class _Run:
+    """One run of the search on one image (C, H, W)."""
+
+    def __init__(
+        self, threat: ThreatModel, clean: Tensor, generator: torch.Generator
+    ) -> None:
+        self.threat, self.clean, self.generator = threat, clean, generator
+        self.best, self.value = clean, -math.inf
+
+    def start(self) -> Tensor:
+        """The first point, which is kept whatever its value."""
+        self.best = self._start()
+        return self.best
+
+    def learn(self, point: Tensor, value: float) -> None:
+        """Keeps a point that is better than the best."""
+        if value > self.value:
+            self.best, self.value = point, value
+
+    def propose(self, share: float) -> Tensor:
+        """A point to try: the best one but for squares of the share of the area."""
+        raise NotImplementedError
+
+    def _start(self) -> Tensor:
+        raise NotImplementedError
+
+    def _side(self, share: float) -> int:
+        height, width = self.clean.shape[-2:]
+        return round(math.sqrt(share * height * width))
+
+    def _window(self, side: int) -> Window:
+        """A square at a random place; every place that fits is equally likely."""
+        top, left = (
+            int(torch.randint(0, size - side + 1, (), generator=self.generator))
+            for size in self.clean.shape[-2:]
+        )
+        return slice(None), slice(top, top + side), slice(left, left + side)
+
+    def _signs(self, width: int = 1) -> Tensor:
+        """Random signs (C, 1, width)."""
+        shape = (self.clean.shape[0], 1, width)
+        signs = torch.randint(0, 2, shape, generator=self.generator) * 2 - 1
+        return signs.to(self.clean)
+
+
+class _Signs(_Run):
+    """linf: every value moves by +eps or -eps, as far as the pixel range lets it."""
+
+    def _start(self) -> Tensor:
+        return self._moved(self.clean, self._signs(self.clean.shape[-1]))
+
+    def propose(self, share: float) -> Tensor:
+        """See :meth:`_Run.propose`."""
+        side = min(max(self._side(share), 1), *self.clean.shape[-2:])
+        window = self._window(side)
+        for _ in range(_REDRAWS):
+            square = self._moved(self.clean[window], self._signs())
+            if not torch.equal(square, self.best[window]):
+                break
+        point = self.best.clone()
+        point[window] = square
+        return point
+
+    def _moved(self, clean: Tensor, signs: Tensor) -> Tensor:
+        return self.threat.project(clean, clean + self.threat.eps * signs)
+
+
+class _Mass(_Run):
+    """l2 and l1: a perturbation whose mass wanders between squares.
+
+    Mass is the sum of squares (l2) or sizes (l1), of which the ball allows ``budget``
+    in total.
+    """
+
+    def __init__(
+        self, threat: ThreatModel, clean: Tensor, generator: torch.Generator
+    ) -> None:
+        super().__init__(threat, clean, generator)
+        self.order = 2 if threat.norm == 'l2' else 1
+        self.budget = threat.eps**self.order
+
+    def _start(self) -> Tensor:
+        height, width = self.clean.shape[-2:]
+        side = max(min(height, width) // 5, 1)
+        delta = torch.zeros_like(self.clean)
+        # Centred, as whole tiles need not fill the image.
+        for top in range(height % side // 2, height - side + 1, side):
+            for left in range(width % side // 2, width - side + 1, side):
+                window = slice(top, top + side), slice(left, left + side)
+                delta[:, window[0], window[1]] = self._signs() * self._pattern(side)
+        return self._within(self._unit(delta, (-3, -2, -1)) * self.threat.eps)
+
+    def propose(self, share: float) -> Tensor:
+        """See :meth:`_Run.propose`."""
+        # Odd and at least 3, or the pattern would have no centre and no two halves.
+        side = min(max(self._side(share), 3) | 1, *self.clean.shape[-2:])
+        target, source = self._window(side), self._window(side)
+        delta = self.best - self.clean
+        unused = (self.budget - self._mass(delta).sum()).clamp_min(0)
+        old = delta[target].clone()
+        available = self._mass(old)
+        delta[target] = 0
+        available += self._mass(delta[source]) + unused / len(delta)
+        delta[source] = 0
+        if self.order == 1:
+            # More than there is: projecting takes the surplus where there is least.
+            available *= len(delta)
+        new = self._unit(old) + self._signs() * self._pattern(side)
+        delta[target] = self._unit(new) * available ** (1 / self.order)
+        return self._within(delta)
+
+    def _within(self, delta: Tensor) -> Tensor:
+        return self.threat.project(self.clean, self.clean + delta)
+
+    def _mass(self, delta: Tensor) -> Tensor:
+        """Mass of each channel, (C, 1, 1)."""
+        return (delta.abs() ** self.order).sum((-2, -1), keepdim=True)
+
+    def _unit(self, delta: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
+        """Each channel with norm 1, or the image if ``dims`` says so; 0 stays 0."""
+        length = torch.linalg.vector_norm(delta, self.order, dims, keepdim=True)
+        return delta / length.clamp_min(torch.finfo(delta.dtype).tiny)
+
+    def _pattern(self, side: int) -> Tensor:
+        """The pattern (side, side) of norm 1, upright or lying."""
+        pattern = _two_halves(side, self.order)
+        if int(torch.randint(0, 2, (), generator=self.generator)):
+            pattern = pattern.T
+        return pattern.to(self.clean)
+
+
+@lru_cache(maxsize=64)
+def _two_halves(side: int, order: int) -> Tensor:
+    """A hill over a valley (1912.00049, section 3.3), together of norm 1."""
+    upper = _hill(side // 2, side, order)
+    lower = _hill(side - side // 2, side, order)
+    pattern = torch.cat([upper, -lower])
+    return pattern / torch.linalg.vector_norm(pattern, order)
+
+
+def _hill(height: int, width: int, order: int) -> Tensor:
+    """Values (height, width) of norm 1 that fall from the centre in square rings.
+
+    At distance d it is the sum of 1/j**2 (l2; 1/j**4 for l1) over j = d+1, ..., n+1,
+    where n is the distance of the farthest ring.
+    """
+    rows = (torch.arange(height) - height // 2).abs()
+    columns = (torch.arange(width) - width // 2).abs()
+    farthest = max(height, width) // 2
+    falling = torch.arange(1, farthest + 2).double() ** (-2 if order == 2 else -4)
+    sums = falling.flip(0).cumsum(0).flip(0)
+    hill = sums[torch.maximum(rows[:, None], columns[None])]
+    return hill / torch.linalg.vector_norm(hill, order) if hill.numel() else hill
+
+
+def _values(oracle: Oracle, images: Sequence[Tensor]) -> list[float]:
+    # A batch may have a value in common.
+    return finite(oracle.value(images)).expand(len(images)).tolist()
+
+
+def _share(value: Any) -> float:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if isinstance(value, bool) or not 0 < share <= 1:
+        raise ConfigError(
+            f'p_init={value!r} must be a share of the image above 0 and at most 1.'
+        )
+    return share

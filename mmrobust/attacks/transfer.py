@@ -1,0 +1,242 @@
+"""PGD whose adversarial images also work on models that it has not seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..registry import ATTACKS
+from .base import Oracle, one_each, positive_int
+from .diversity import Placement, following
+from .pgd import PGD
+
+
+@ATTACKS.register_module()
+class TransferPGD(PGD):
+    """PGD with momentum, smoothed gradients and diverse inputs, each optional.
+
+    For adversarial images that are made on one model and shown to another. In the
+    order in which a gradient meets them:
+
+    - diversity (DI, Xie et al., arXiv 1803.06978): with probability
+      ``diversity_prob`` the gradient is taken at a copy of the image that is shrunk
+      to a random size and put at a random place of a grey canvas as large as the
+      image. Boxes and masks of a detector move along: a loss that looked for objects
+      where they were before would punish right answers. The paper enlarges the canvas
+      instead, by up to a tenth; here it keeps its size, which some models demand.
+    - smoothing (TI, Dong et al., arXiv 1904.02884): the gradient is convolved with a
+      Gaussian of ``kernel_size``, whose standard deviation is its radius / sqrt(3),
+      with zeros around the image. That stands for gradients at shifted images.
+    - momentum (MI, Dong et al., arXiv 1710.06081): the gradient, divided by its mean
+      size, is added to ``decay`` times the sum so far.
+
+    Then PGD goes on as ever. With ``decay=0, kernel_size=1, diversity_prob=0`` this is
+    PGD. Best iterates are best for the model at hand, not for those to be fooled, so
+    unlike in PGD the last one is returned unless ``keep_best`` is set, and runs start
+    at the image.
+
+    Cost per image and restart: ``num_steps`` forward and backward passes; with
+    ``keep_best`` also what PGD spends on it, and a forward pass for every step in
+    which diversity hides an iterate's own value.
+
+    Args:
+        norm: ``'linf'`` or ``'l2'``.
+        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        step_size: step in pixel units, by default ``eps / num_steps`` as in the
+            papers.
+        num_steps: number of steps, at least 1.
+        objective: see :class:`mmrobust.objective.Objective`.
+        decay: share of the sum of gradients that is kept, 0 for no momentum; the
+            paper's is 1.
+        kernel_size: side of the Gaussian in pixels, odd, 1 for none; the paper takes
+            15 for images of 299 pixels.
+        diversity_prob: probability of a diverse input, from 0 to 1; the paper's is
+            0.5.
+        smallest: least share of its height and width to which a diverse image
+            shrinks, above 0 and at most 1.
+        random_start: see :class:`PGD`.
+        restarts: see :class:`PGD`.
+        keep_best: see :class:`PGD`.
+
+    Raises:
+        ConfigError: if a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        norm: str = 'linf',
+        eps: float | str = 4,
+        step_size: float | str | None = None,
+        num_steps: int = 10,
+        objective: str | Sequence[str] = 'total',
+        decay: float = 1.0,
+        kernel_size: int = 1,
+        diversity_prob: float = 0.0,
+        smallest: float = 0.9,
+        random_start: bool = False,
+        restarts: int = 1,
+        keep_best: bool = False,
+    ) -> None:
+        super().__init__(
+            norm=norm,
+            eps=eps,
+            step_size=step_size,
+            num_steps=num_steps,
+            objective=objective,
+            random_start=random_start,
+            restarts=restarts,
+            keep_best=keep_best,
+        )
+        if norm == 'l1':
+            raise ConfigError(
+                "norm='l1' has no transfer variant: choose 'linf' or 'l2', or PGD."
+            )
+        if step_size is None:
+            self.step_size = self.threat.eps / self.num_steps
+        self.decay = _number(decay, 'decay', math.inf)
+        self.kernel_size = positive_int(kernel_size, 'kernel_size')
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(
+                f'kernel_size={kernel_size!r} has no centre: take an odd number.'
+            )
+        self.diversity_prob = _number(diversity_prob, 'diversity_prob', 1)
+        self.smallest = _number(smallest, 'smallest', 1)
+        if self.smallest == 0:
+            raise ConfigError(
+                'smallest=0 leaves nothing of the image: take a share like 0.9.'
+            )
+
+    def perturb(
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> list[Tensor]:
+        """See :meth:`Attack.perturb`."""
+        generators = one_each(generator, images)
+        return super().perturb(_Gradients(oracle, self, generators), images, generators)
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Attack.describe`."""
+        return {
+            **super().describe(),
+            'decay': self.decay,
+            'kernel_size': self.kernel_size,
+            'diversity_prob': self.diversity_prob,
+            'smallest': self.smallest,
+        }
+
+
+class _Gradients:
+    """The oracle with other gradients; its values stay those of the images asked for.
+
+    The variants differ from PGD in what they take for the gradient, and in nothing
+    else.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        attack: TransferPGD,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self.oracle, self.attack, self.generators = oracle, attack, generators
+        self.kernel = _gaussian(attack.kernel_size)
+        self.asked = 0
+        self.sums: list[Tensor] = []
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        return self.oracle.value(images)
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        values, grads = self._at_diverse(images)
+        if len(self.kernel) > 1:
+            grads = [_smooth(grad, self.kernel) for grad in grads]
+        if self.attack.decay > 0:
+            grads = self._accumulated(grads)
+        self.asked += 1
+        return values, grads
+
+    def _accumulated(self, grads: list[Tensor]) -> list[Tensor]:
+        grads = [
+            grad / grad.abs().mean().clamp_min(torch.finfo(grad.dtype).tiny)
+            for grad in grads
+        ]
+        # A restart's steps owe nothing to those of the run before.
+        if self.asked % self.attack.num_steps:
+            grads = [
+                self.attack.decay * old + grad
+                for old, grad in zip(self.sums, grads, strict=True)
+            ]
+        self.sums = grads
+        return grads
+
+    def _at_diverse(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        places = [
+            self._draw(image, own)
+            for image, own in zip(images, self.generators, strict=True)
+        ]
+        if not any(places):
+            return self.oracle.value_and_grad(images)
+        with torch.enable_grad():
+            leaves = [image.detach().requires_grad_() for image in images]
+            placed = [
+                leaf if place is None else place.place(leaf)
+                for leaf, place in zip(leaves, places, strict=True)
+            ]
+        with following(self.oracle, places):
+            shown = [image.detach() for image in placed]
+            values, grads = self.oracle.value_and_grad(shown)
+        grads = [
+            grad
+            if place is None
+            else torch.autograd.grad(image, leaf, grad.to(image))[0]
+            for place, image, leaf, grad in zip(
+                places, placed, leaves, grads, strict=True
+            )
+        ]
+        if self.attack.keep_best:
+            values = self.oracle.value(images)
+        return values, grads
+
+    def _draw(self, image: Tensor, generator: torch.Generator) -> Placement | None:
+        probability = self.attack.diversity_prob
+        if probability == 0:
+            return None
+        chosen = float(torch.rand((), generator=generator)) < probability
+        place = Placement.draw(image, self.attack.smallest, generator)
+        return place if chosen else None
+
+
+def _gaussian(size: int) -> Tensor:
+    """One dimension of the kernel (size,), which is the product of two."""
+    if size == 1:
+        return torch.ones(1)
+    radius = size // 2
+    distance = torch.arange(-radius, radius + 1).double()
+    bell = torch.exp(-(distance**2) / (2 * radius**2 / 3))
+    return bell / bell.sum()
+
+
+def _smooth(grad: Tensor, kernel: Tensor) -> Tensor:
+    """The gradient (C, H, W) convolved with the kernel along both directions."""
+    kernel, radius = kernel.to(grad), len(kernel) // 2
+    rows = F.conv2d(grad[:, None], kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    return F.conv2d(rows, kernel.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
+
+
+def _number(value: Any, name: str, largest: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 <= number <= largest or math.isinf(number):
+        wanted = 'finite and not negative' if largest > 1 else 'from 0 to 1'
+        raise ConfigError(f'{name}={value!r} must be a number {wanted}.')
+    return number

@@ -1,0 +1,374 @@
+"""Square against the authors' code, known optima, and its own description."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmrobust.attacks import PGD, Square
+from mmrobust.attacks.square import _hill
+from mmrobust.errors import ConfigError
+from mmrobust.registry import ATTACKS
+
+RADII = {'linf': 8.0, 'l2': 128.0, 'l1': 1530.0}
+ORDERS = {'linf': math.inf, 'l2': 2, 'l1': 1}
+
+
+class Recorder:
+    """An oracle for a function of one image that remembers what it was asked."""
+
+    def __init__(self, function):
+        self.function = function
+        self.points: list[Tensor] = []  # of the first image
+        self.seen: list[float] = []
+
+    def value(self, images):
+        values = torch.stack([self.function(image) for image in images])
+        self.points.append(images[0])
+        self.seen.append(float(values[0]))
+        return values
+
+    def value_and_grad(self, images):
+        raise AssertionError('a gradient was asked for')
+
+
+def _generator(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _weights(*shape: int) -> Tensor:
+    return torch.randn(shape or (3, 6, 6), generator=_generator(1))
+
+
+def _reference(norm: str, queries: int, eps: float, model=None, seed: int = 0):
+    """The authors' attack with ``queries`` forward passes, on [0, 1] images."""
+    authors = pytest.importorskip('pyautoattack.square')
+    return authors.SquareAttack(
+        model,
+        norm={'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}[norm],
+        n_queries=queries - 1,  # theirs does not count the start
+        eps=eps / 255,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize('queries', [2, 37, 300, 5000, 10_001])
+def test_the_schedule_is_the_authors(queries):
+    ours, theirs = Square(num_queries=queries), _reference('linf', queries, 8)
+    for proposal in range(queries - 1):
+        assert ours.share(proposal) == theirs.p_selection(proposal)
+
+
+@pytest.mark.parametrize('norm', sorted(RADII))
+def test_queries_are_counted_as_the_authors_do(norm):
+    calls = []
+
+    def unbreakable(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return torch.tensor([[9.0, 0.0]]).repeat(len(images), 1)
+
+    reference = _reference(norm, 30, 8, unbreakable)
+    image = torch.full((1, 3, 8, 8), 0.5)
+    reference.init_hyperparam(image)
+    reference.attack_single_run(image, torch.zeros(1, dtype=torch.long))
+    oracle = Recorder(lambda image: image.new_zeros(()))
+    Square(norm, RADII[norm], num_queries=30, restarts=2).perturb(
+        oracle, [image[0] * 255], _generator()
+    )
+    assert len(calls) == 30
+    assert len(oracle.points) == 1 + 2 * 30
+
+
+@pytest.mark.parametrize('shape', [(3, 6, 6), (1, 3, 9), (3, 7, 2), (3, 1, 1)])
+def test_linf_reaches_the_optimum_of_a_linear_function(shape):
+    weights = _weights(*shape)
+    clean = torch.randint(0, 256, shape, generator=_generator(7)).float()
+    oracle = Recorder(lambda image: (image * weights).double().sum())
+    attack = Square(eps=8, num_queries=4000)
+    (best,) = attack.perturb(oracle, [clean], _generator())
+    optimum = torch.where(weights > 0, (clean + 8).clamp(max=255), (clean - 8).clamp(0))
+    assert torch.equal(best, optimum)
+
+
+@pytest.mark.parametrize(('norm', 'least'), [('linf', 1), ('l2', 0.9), ('l1', 0.85)])
+def test_a_linear_function_rises_as_with_the_authors(norm, least):
+    # Smooth, as the squares of l2 and l1 have at least 3 pixels.
+    row, eps = torch.sin(torch.arange(15) * 0.7), RADII[norm]
+    planes = [row[:, None] * row, row[:, None] + row, -row.expand(15, 15)]
+    weights, clean = torch.stack(planes), torch.full((3, 15, 15), 128.0)
+
+    def gain(image: Tensor) -> Tensor:
+        return ((image - clean) * weights).double().sum((-3, -2, -1))
+
+    def network(images: Tensor) -> Tensor:
+        # A margin that is never lost, so that theirs goes on.
+        margin = 1e4 - gain(images * 255)
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+    ours, theirs = [], []
+    for seed in range(3):
+        oracle = Recorder(gain)
+        attack = Square(norm, eps, num_queries=400)
+        attack.perturb(oracle, [clean], _generator(seed))
+        ours.append(max(oracle.seen))
+        reference = _reference(norm, 400, eps, network)
+        torch.manual_seed(seed)
+        label = torch.zeros(1, dtype=torch.long)
+        reference.init_hyperparam(clean[None])
+        _, images = reference.attack_single_run(clean[None] / 255, label)
+        theirs.append(float(gain(images[0] * 255)))
+    assert sum(ours) > least * sum(theirs)
+    if norm == 'l2':
+        optimum = eps * weights.norm()
+    elif norm == 'linf':
+        optimum = eps * weights.abs().sum()
+    else:  # the radius of 1530 moves 12 values by 127 or 128
+        optimum = 128 * weights.abs().flatten().sort().values[-12:].sum()
+    assert 0.3 * optimum < max(ours) < optimum
+
+
+def _wavy(image: Tensor) -> Tensor:
+    return torch.sin(image * _weights(*image.shape) / 20).double().sum()
+
+
+@pytest.mark.parametrize('norm', sorted(RADII))
+@pytest.mark.parametrize('shape', [(3, 16, 16), (1, 5, 23), (3, 2, 3), (3, 1, 1)])
+def test_every_point_stays_in_the_ball_and_the_best_is_returned(norm, shape):
+    clean = torch.randint(0, 256, shape, generator=_generator(5)).float()
+    oracle = Recorder(_wavy)
+    attack = Square(norm, RADII[norm], num_queries=60, restarts=2)
+    (best,) = attack.perturb(oracle, [clean], _generator())
+    for point in oracle.points:
+        assert attack.threat.distance(clean, point) <= RADII[norm] * (1 + 1e-5)
+        assert 0 <= point.min() <= point.max() <= 255
+        assert not point.isnan().any()
+    assert _wavy(best) == max(oracle.seen)
+
+
+def test_linf_starts_from_stripes_and_changes_one_square_at_a_time():
+    clean, oracle = torch.full((3, 20, 12), 100.0), Recorder(_wavy)
+    attack = Square(eps=8, num_queries=200)
+    attack.perturb(oracle, [clean], _generator())
+    start, *proposals = oracle.points[1:]
+    assert torch.equal(start, start[:, :1].expand(3, 20, 12))
+    assert set((start - clean).unique().tolist()) == {-8, 8}
+    best, value, places = start, oracle.seen[1], set()
+    for i, (point, seen) in enumerate(zip(proposals, oracle.seen[2:], strict=True)):
+        side = min(12, max(1, round(math.sqrt(attack.share(i) * 20 * 12))))
+        changed = (point != best).any(0).nonzero()
+        assert len(changed)  # no query is wasted
+        low, high = changed.amin(0), changed.amax(0)
+        assert (high - low).max() < side
+        inside = point[:, low[0] : high[0] + 1, low[1] : high[1] + 1] - clean[0, 0, 0]
+        assert torch.equal(inside.abs(), torch.full_like(inside, 8))
+        assert torch.equal(inside, inside[:, :1, :1].expand_as(inside))
+        places.add((int(low[0]), int(low[1])))
+        if seen > value:
+            best, value = point, seen
+    rows, columns = zip(*places, strict=True)
+    # The last row and column are reached as well.
+    assert (min(rows), max(rows), min(columns), max(columns)) == (0, 19, 0, 11)
+
+
+@pytest.mark.parametrize('norm', ['l2', 'l1'])
+def test_mass_moves_between_two_squares(norm):
+    order = ORDERS[norm]
+    # Far from the ends of the range, which would take mass away.
+    clean, eps = torch.full((3, 20, 14), 128.0), 60.0
+    oracle = Recorder(_wavy)
+    attack = Square(norm, eps, num_queries=120)
+    attack.perturb(oracle, [clean], _generator())
+    best, value = oracle.points[1] - clean, oracle.seen[1]
+    assert best.norm(p=order) == pytest.approx(eps, rel=1e-4)
+    for i, (point, seen) in enumerate(
+        zip(oracle.points[2:], oracle.seen[2:], strict=True)
+    ):
+        delta = point - clean
+        side = min(14, max(3, round(math.sqrt(attack.share(i) * 20 * 14))) | 1)
+        assert delta.norm(p=order) == pytest.approx(eps, rel=1e-4)
+        if norm == 'l2':
+            # Each channel keeps its own, as nothing was unused.
+            assert torch.allclose(
+                delta.norm(dim=(1, 2)), best.norm(dim=(1, 2)), rtol=1e-3, atol=1e-3
+            )
+            changed = ((delta - best).abs() > 1e-4).any(0)
+        else:
+            # The projection has made all others smaller.
+            changed = (delta.abs() > best.abs() + 1e-4).any(0)
+        assert changed.sum() <= 2 * side * side
+        if seen > value:
+            best, value = delta, seen
+
+
+def test_unused_mass_is_spent():
+    # White and black: a start of both signs is cut off by half.
+    clean = torch.cat([torch.zeros(1, 10, 10), torch.full((1, 10, 10), 255.0)])
+    oracle = Recorder(lambda image: (image - clean).double().norm())
+    attack = Square('l2', 100, num_queries=400)
+    (best,) = attack.perturb(oracle, [clean], _generator())
+    assert oracle.seen[1] < 80
+    assert attack.threat.distance(clean, best) > 95
+
+
+@pytest.mark.parametrize('side', [1, 2, 3, 6, 7])
+@pytest.mark.parametrize('order', [2, 1])
+def test_the_hill_is_the_papers(side, order):
+    height, width = max(side // 2, 1), side
+    n = max(height, width) // 2
+    hill = torch.zeros(height, width)
+    for r in range(1, height + 1):
+        for s in range(1, width + 1):
+            rings = n - max(abs(r - height // 2 - 1), abs(s - width // 2 - 1))
+            hill[r - 1, s - 1] = sum(
+                (n + 1 - k) ** (-2 if order == 2 else -4) for k in range(rings + 1)
+            )
+    torch.testing.assert_close(
+        _hill(height, width, order).float(), hill / hill.norm(p=order)
+    )
+
+
+class Network:
+    """A small smooth classifier on [0, 1] images, and an oracle for its margin."""
+
+    def __init__(self) -> None:
+        generator = _generator(11)
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(1800, 4)
+        )
+        for weight in self.net.parameters():
+            fan_in = weight[0].numel()
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.data = noise * (2 / fan_in**0.5 if weight.dim() > 1 else 0)
+        self.images = torch.rand((24, 3, 15, 15), generator=generator)
+        with torch.no_grad():
+            self.labels = self.net(self.images).argmax(1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.net(images)
+
+    def value(self, images):
+        logits = self(torch.stack(list(images)) / 255)
+        right = logits.gather(1, self.labels[:, None])[:, 0]
+        others = logits.scatter(1, self.labels[:, None], -math.inf).amax(1)
+        return others - right
+
+    value_and_grad = Recorder.value_and_grad
+
+
+@pytest.mark.parametrize('norm', sorted(RADII))
+def test_as_successful_as_the_authors_at_equal_queries(norm):
+    network, eps, queries = Network(), {'linf': 9, 'l2': 130, 'l1': 1000}[norm], 80
+    images = list(network.images * 255)
+    wrong = {'ours': [], 'theirs': []}
+    for seed in range(3):
+        ours = Square(norm, eps, num_queries=queries).perturb(
+            network, images, [_generator(100 * seed + i) for i in range(len(images))]
+        )
+        wrong['ours'] += (network.value(ours) > 0).tolist()
+        reference = _reference(norm, queries, eps, network, seed)
+        theirs = reference.perturb(network.images, network.labels) * 255
+        wrong['theirs'] += (network.value(theirs) > 0).tolist()
+    rates = {name: sum(found) / len(found) for name, found in wrong.items()}
+    assert 0.3 < rates['theirs'] < 0.95  # or there is nothing to compare
+    # Two standard errors of the difference of 72 pairs are about 0.16.
+    assert rates['ours'] > rates['theirs'] - 0.1
+
+
+@pytest.mark.parametrize('norm', sorted(RADII))
+def test_an_image_does_not_depend_on_its_neighbours(norm):
+    images = [torch.full((3, 9, 7), 90.0), torch.full((3, 6, 12), 180.0)]
+    attack = Square(norm, RADII[norm], num_queries=40)
+    together = attack.perturb(Recorder(_wavy), images, [_generator(1), _generator(2)])
+    for seed, image, result in zip((1, 2), images, together, strict=True):
+        (alone,) = attack.perturb(Recorder(_wavy), [image], [_generator(seed)])
+        assert torch.equal(alone, result)
+    (other,) = attack.perturb(Recorder(_wavy), images[:1], [_generator(3)])
+    assert not torch.equal(other, together[0])
+
+
+def test_restarts_never_make_it_worse_and_the_clean_image_counts():
+    clean = torch.full((3, 8, 8), 100.0)
+    values = [
+        _wavy(
+            Square(eps=8, num_queries=15, restarts=restarts).perturb(
+                Recorder(_wavy), [clean], _generator()
+            )[0]
+        ).item()
+        for restarts in (1, 4, 12)
+    ]
+    assert values == sorted(values)
+    assert values[2] > values[0]
+    peak = Recorder(lambda image: -(image - clean).abs().sum())
+    (best,) = Square(eps=8, num_queries=15).perturb(peak, [clean], _generator())
+    assert torch.equal(best, clean)
+
+
+def test_values_that_are_no_numbers_are_never_chosen():
+    clean = torch.full((1, 4, 4), 100.0)
+
+    def broken(image: Tensor) -> Tensor:
+        total = (image - clean).sum()
+        return torch.where(total > 16, torch.tensor(torch.nan), total)
+
+    attack = Square(eps=4, num_queries=500)
+    (best,) = attack.perturb(Recorder(broken), [clean], _generator())
+    assert broken(best) == 16
+
+
+def test_a_value_in_common_is_the_value_of_each_image():
+    images = [torch.full((1, 4, 4), 100.0)] * 2
+
+    class Common(Recorder):
+        def value(self, images):
+            total = super().value(images).sum().reshape(1)
+            self.seen[-1] = float(total)
+            return total
+
+    oracle = Common(lambda image: image.sum())
+    attack = Square(eps=4, num_queries=100, p_init=0.1)
+    results = attack.perturb(oracle, images, _generator())
+    # They are kept together, so it ends when one is there: each query moves both.
+    assert torch.stack(results).sum() == max(oracle.seen) > 2 * 16 * 102
+
+
+def test_which_oracle_it_reads():
+    assert PGD().reads == 'loss'
+    attack = ATTACKS.build(dict(type='mmrobust.Square', num_queries=7, restarts=2))
+    assert attack.reads == 'detections'
+    assert attack.describe() == {
+        'norm': 'linf',
+        'eps': 4,
+        'step_size': None,
+        'num_steps': 7,
+        'objective': 'detections',
+        'restarts': 2,
+        'num_queries': 7,
+        'p_init': 0.8,
+    }
+    on_loss = Square(objective='cls')
+    assert (on_loss.reads, on_loss.describe()['objective']) == ('loss', 'cls')
+    assert Square(objective=['loss_cls']).reads == 'loss'
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(num_queries=0),
+        dict(num_queries=1.5),
+        dict(restarts=0),
+        dict(p_init=0),
+        dict(p_init=1.1),
+        dict(p_init='much'),
+        dict(p_init=True),
+        dict(norm='l3'),
+        dict(objective='everything'),
+        dict(eps=-1),
+    ],
+)
+def test_impossible_settings(settings):
+    with pytest.raises(ConfigError):
+        Square(**settings)
