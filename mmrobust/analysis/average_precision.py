@@ -87,8 +87,9 @@ def area(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> float:
     """
     # The tiny number is pycocotools' guard against 0 / 0.
     precision = hits / (hits + misses + np.spacing(1))
-    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    return float((best * gains).sum()) / (len(_RECALLS) * len(hits))
+    from_right = precision[:, ::-1]
+    np.maximum.accumulate(from_right, axis=1, out=from_right)
+    return float(np.einsum('tn,tn', precision, gains)) / (len(_RECALLS) * len(hits))
 
 
 def recall_gains(hits: np.ndarray, num_objects: int) -> np.ndarray:
