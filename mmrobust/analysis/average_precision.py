@@ -92,6 +92,28 @@ def area(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> float:
     return float(np.einsum('tn,tn', precision, gains)) / (len(_RECALLS) * len(hits))
 
 
+def area_slope(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """How the area falls with an error before an event.
+
+    The area is convex in the errors (a sum of maxima of C / (C + F)), so that this
+    slope times a number of errors is at most the change that they cause.
+
+    Returns:
+        (n + 1,) slope in an error just before each event, and after all (0).
+    """
+    total = hits + misses + np.spacing(1)
+    precision = hits / total
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # Each recall level takes its precision from the next event that is a maximum.
+    summit = precision >= best
+    levels = np.where(summit, np.cumsum(gains, axis=1), 0)
+    levels = np.maximum.accumulate(levels, axis=1)
+    levels[:, 1:] -= levels[:, :-1].copy()
+    slope = -(levels * precision / total).sum(axis=0)
+    suffix = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
+    return suffix / (len(_RECALLS) * len(hits))
+
+
 def recall_gains(hits: np.ndarray, num_objects: int) -> np.ndarray:
     """(T, n) number of COCO's recall levels first reached at each event."""
     levels = recall_levels(num_objects)[hits]

@@ -19,9 +19,6 @@ from .class_pool import ClassPool, rank_detections
 from .image_score import worst_per_image
 from .matching import MatchTable, check_same_images, combine
 
-# Share of the attacks that are tried again while rounds still help.
-RETRIED = 0.1
-
 
 @dataclass(frozen=True, eq=False)
 class WorstCase:
@@ -33,7 +30,7 @@ class WorstCase:
         single: (A,) mAP of each attack on all images.
         per_image: mAP of the choice by image scores.
         start: what the search began from: 'per_image' or an attack's index as text.
-        rounds: passes over the images, also those that tried few attacks.
+        rounds: passes over the images.
         switches: how many times an image changed its attack.
         converged: whether it ended by tolerance, not by the limit on the rounds.
     """
@@ -58,12 +55,10 @@ def worst_case_map(
 
     The start is the lowest of all single attacks and of the choice by image scores.
     Images are then visited in random order, a new one each round; an image changes to
-    the attack with the lowest resulting mAP if that is lower than now. The first round
-    tries all attacks on all images; the next ones, until they settle, only the tenth
-    that came nearest to helping when last tried; then all are tried again. It ends
-    after a round over everything that lowered mAP by no more than the tolerance (SEA's
-    value, too). The result is a local optimum: at or above the true worst case, and
-    never above any single attack or the choice by image scores.
+    the attack with the lowest resulting mAP if that is lower than now. It ends after a
+    round that lowered mAP by no more than the tolerance (SEA's value, too). The result
+    is a local optimum: at or above the true worst case, and never above any single
+    attack or the choice by image scores.
 
     The more attacks take part the lower it gets, even if they differ by chance only:
     compare detectors under the same members.
@@ -94,16 +89,13 @@ def worst_case_map(
     search = GreedySearch(tables, chosen)
     rng = np.random.default_rng(seed)
     rounds = switches = 0
-    everything, converged = True, False
+    converged = False
     while rounds < max_rounds and not converged:
         before = search.mean_ap
-        limit = np.inf if everything else search.nearest(RETRIED)
         for image in rng.permutation(tables[0].num_images):
-            switches += search.improve(int(image), limit)
+            switches += search.improve(int(image))
         rounds += 1
-        settled = not before - search.mean_ap > tolerance
-        converged = settled and everything
-        everything = settled
+        converged = not before - search.mean_ap > tolerance
     # Computed anew, so that no rounding of the steps is in the figure.
     found = mean_ap(combine(tables, search.assignment))
     if found > begin:  # by rounding at most
@@ -129,8 +121,7 @@ class GreedySearch:
 
     def __init__(self, tables: Sequence[MatchTable], assignment: np.ndarray) -> None:
         self.assignment = np.array(assignment, dtype=np.int64)
-        # What each attack on each image did to mAP when last tried; inf: the current.
-        self._changes = np.zeros((tables[0].num_images, len(tables)))
+        self._attacks = len(tables)
         ranked = rank_detections(tables)
         first = tables[0]
         objects = np.bincount(first.gt_label, minlength=first.num_classes)
@@ -169,35 +160,30 @@ class GreedySearch:
             pool.switch(image, now, attack)
         self.assignment[image] = attack
 
-    def _concerned(self, image: int, now: int, attack: int) -> list[ClassPool]:
-        detects = self._detects[now, image] | self._detects[attack, image]
-        return [self._pools[int(label)] for label in np.flatnonzero(detects)]
-
-    def improve(self, image: int, limit: float = np.inf) -> bool:
-        """Changes an image to its worst attack, if that lowers mAP.
-
-        Args:
-            image: its index.
-            limit: only attacks are tried that last changed mAP by no more.
-        """
+    def improve(self, image: int) -> bool:
+        """Changes an image to its worst attack, if that lowers mAP."""
         now = int(self.assignment[image])
-        changes = self._changes[image]
-        changes[now] = np.inf
-        tried = np.flatnonzero(changes <= limit)
-        tried = tried[tried != now]
-        for attack in tried:
-            changes[attack] = self.change(image, int(attack))
-        if not len(tried):
+        best, lowest = now, -self.least_gain
+        for attack in range(self._attacks):
+            # The quick bound settles most of them.
+            if attack == now or self.least_change(image, attack) >= lowest:
+                continue
+            change = self.change(image, attack)
+            if change < lowest:
+                best, lowest = attack, change
+        if best == now:
             return False
-        best = int(tried[np.argmin(changes[tried])])
-        if changes[best] >= -self.least_gain:
-            return False
-        # Back again would undo it; the others are as far from helping as before.
-        changes[now] = -changes[best]
         self.switch(image, best)
         return True
 
-    def nearest(self, share: float) -> float:
-        """The change of mAP below which that share of the last trials lies."""
-        tried = self._changes[np.isfinite(self._changes)]
-        return float(np.quantile(tried, share)) if len(tried) else 0.0
+    def least_change(self, image: int, attack: int) -> float:
+        """A number that ``change`` is not below, quickly."""
+        now = int(self.assignment[image])
+        least = 0.0
+        for pool in self._concerned(image, now, attack):
+            least += pool.least_change(image, now, attack)
+        return least / max(len(self._pools), 1)
+
+    def _concerned(self, image: int, now: int, attack: int) -> list[ClassPool]:
+        detects = self._detects[now, image] | self._detects[attack, image]
+        return [self._pools[int(label)] for label in np.flatnonzero(detects)]

@@ -17,6 +17,7 @@ from mmrobust.analysis import (
     worst_case_map,
     worst_per_image,
 )
+from mmrobust.analysis.average_precision import area
 from mmrobust.analysis.worst_case import GreedySearch
 from mmrobust.errors import ConfigError
 
@@ -63,6 +64,8 @@ def test_every_trial_and_switch_is_exact(seed):
         change = search.change(image, attack)
         assert before + change == pytest.approx(expected, abs=1e-12)
         changed += abs(change) > 1e-6
+        # The bound that spares trials never says too much, and often says all.
+        assert search.least_change(image, attack) <= change + 1e-12
         if rng.random() < 0.5:
             search.switch(image, attack)
             assert search.mean_ap == pytest.approx(expected, abs=1e-12)
@@ -141,6 +144,34 @@ def test_where_the_worst_of_each_image_is_not_the_worst_of_all():
     assert result.per_image == pytest.approx(51 / 101)
     assert result.assignment[0] == 1
     assert result.mean_ap == pytest.approx(0.5)
+
+
+def test_the_bound_is_the_slope():
+    # Errors only: their number counts, so a small share of the detections is linear.
+    rng = np.random.default_rng(0)
+    truths, found, more = [], [], []
+    for index in range(400):
+        box, away = [0, 0, 50, 50], [100, 100, 200, 200]
+        truths.append(one([box], [0], img_id=index))
+        scores = rng.random(2)
+        found.append(one([box, away], [0, 0], scores, img_id=index))
+        extra = [*scores, rng.random()]
+        more.append(one([box, away, away], [0, 0, 0], extra, img_id=index))
+    tables = [match_detections(truths, each, 1) for each in (found, more)]
+    # The image's hit stays, so its events are left out of the bound.
+    search = GreedySearch(tables, np.zeros(400, dtype=int))
+    pool = search._pools[0]
+    ranks = pool._ranks
+    for rank in ranks[::50]:
+        place = np.searchsorted(ranks, rank)
+        hits, misses, gains = pool._hits, pool._misses, pool._gains
+        step = 1e-4 * (np.arange(len(ranks)) >= place)
+        # To both sides: where two hits have the same precision the slope has a kink.
+        below = (pool.ap - area(hits, misses - step, gains)) / 1e-4
+        above = (area(hits, misses + step, gains) - pool.ap) / 1e-4
+        assert 1.01 * below - 1e-9 <= pool._slope[place] <= 0.99 * above + 1e-9
+        assert above < 0
+    assert pool._slope[-1] == 0
 
 
 def test_repeatable_and_limited():
