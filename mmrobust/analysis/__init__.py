@@ -1,0 +1,40 @@
+"""What stored detections say: average precision, worst cases, errors, intervals.
+
+Pure functions of detections and ground truth; no model and no loop is involved.
+"""
+
+from __future__ import annotations
+
+from .average_precision import FastAP, mean_ap
+from .bootstrap import Interval, bootstrap_difference, bootstrap_map
+from .coco import APDrop, CocoSummary, ap_drop, coco_ap
+from .detections import Detections, GroundTruth
+from .error_types import ErrorCounts, count_errors
+from .image_score import broken, image_score, image_scores, worst_per_image
+from .matching import MatchTable, combine, match_detections
+from .worst_case import WorstCase, worst_case_map
+
+__all__ = [
+    'APDrop',
+    'CocoSummary',
+    'Detections',
+    'ErrorCounts',
+    'FastAP',
+    'GroundTruth',
+    'Interval',
+    'MatchTable',
+    'WorstCase',
+    'ap_drop',
+    'bootstrap_difference',
+    'bootstrap_map',
+    'broken',
+    'coco_ap',
+    'combine',
+    'count_errors',
+    'image_score',
+    'image_scores',
+    'match_detections',
+    'mean_ap',
+    'worst_case_map',
+    'worst_per_image',
+]

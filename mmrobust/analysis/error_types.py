@@ -1,0 +1,176 @@
+"""What kind of error an attack causes.
+
+The types follow TIDE (Bolya et al., arXiv 2008.08115, section 2.2) with its thresholds:
+from an IoU of 0.5 a detection has the object's place, below 0.1 it lies on background.
+Counts are given, not TIDE's effect of each type on mAP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from ..errors import ConfigError
+from .detections import Detections, GroundTruth, pair
+from .matching import MAX_DETS, assign, box_ious, uncounted
+
+FOREGROUND_IOU = 0.5
+BACKGROUND_IOU = 0.1
+
+# What mmdet draws by default, so what people see. Detectors return boxes down to 0.05
+# or lower, nearly all of which would count as hallucinations.
+SCORE_THR = 0.3
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Detections and objects by what became of them.
+
+    Every detection that is counted is one of: correct, duplicate, misclassified,
+    mislocalised, both, hallucinated, ignored. Every object that is counted is one of:
+    found, misclassified, mislocalised, missed.
+
+    Attributes:
+        correct: hits an object of its class; equals ``objects_found``.
+        duplicate: has the place and class of an object that a surer detection has.
+        misclassified: has the place of an object of another class.
+        mislocalised: right class, but an IoU between 0.1 and 0.5.
+        both: wrong class and an IoU between 0.1 and 0.5.
+        hallucinated: on background, an IoU below 0.1 with every object.
+        ignored: on a crowd of its class, neither right nor wrong.
+        objects_found: hit by a detection of their class.
+        objects_misclassified: not found, and a misclassified detection is on them.
+        objects_mislocalised: not found, none such, and a mislocalised one is on them.
+        missed: not found, and neither of the two.
+    """
+
+    correct: int = 0
+    duplicate: int = 0
+    misclassified: int = 0
+    mislocalised: int = 0
+    both: int = 0
+    hallucinated: int = 0
+    ignored: int = 0
+    objects_found: int = 0
+    objects_misclassified: int = 0
+    objects_mislocalised: int = 0
+    missed: int = 0
+
+    def __add__(self, other: ErrorCounts) -> ErrorCounts:
+        names = [each.name for each in fields(self)]
+        return ErrorCounts(*(getattr(self, n) + getattr(other, n) for n in names))
+
+    @property
+    def num_detections(self) -> int:
+        """Detections above the threshold, at most 100 per image and class."""
+        return (
+            self.correct
+            + self.duplicate
+            + self.misclassified
+            + self.mislocalised
+            + self.both
+            + self.hallucinated
+            + self.ignored
+        )
+
+    @property
+    def num_objects(self) -> int:
+        """Objects that are not to be ignored."""
+        return (
+            self.objects_found
+            + self.objects_misclassified
+            + self.objects_mislocalised
+            + self.missed
+        )
+
+
+def count_errors(
+    truths: Sequence[GroundTruth],
+    detections: Sequence[Detections],
+    num_classes: int,
+    score_thr: float = SCORE_THR,
+) -> ErrorCounts:
+    """Counts the errors of a detector on a dataset.
+
+    A detection that fits several types has the one of the larger overlap, and of its
+    own class before another's: duplicate, misclassified, mislocalised, both,
+    hallucinated. What is right or ignored is decided by COCO's matching at IoU 0.5.
+
+    Args:
+        truths: all images of the dataset, also those without objects.
+        detections: of the same images, in any order.
+        num_classes: K, classes of the dataset.
+        score_thr: detections below it do not exist; in [0, 1].
+
+    Raises:
+        ConfigError: if the threshold is out of range or the images do not agree.
+    """
+    if not 0 <= score_thr <= 1:
+        raise ConfigError(f'score_thr must be in [0, 1], not {score_thr}.')
+    total = ErrorCounts()
+    for truth, found in pair(truths, detections, num_classes):
+        total += _count(truth, found.above(score_thr))
+    return total
+
+
+def _count(truth: GroundTruth, found: Detections) -> ErrorCounts:
+    overlap = box_ious(found.bboxes, truth.bboxes, truth.ignore)
+    # A column for "no object", so that every maximum exists.
+    overlap = np.concatenate([overlap, np.zeros((len(found), 1))], axis=1)
+    labels = np.append(truth.labels, -1)
+    free = ~truth.ignore
+    status = np.zeros(len(truth), dtype=np.int64)  # 0 missed, higher ones win
+    counts: dict[str, int] = {}
+    for label in np.unique(found.labels):
+        place = np.flatnonzero(found.labels == label)
+        place = place[np.argsort(-found.scores[place], kind='stable')][:MAX_DETS]
+        same = np.flatnonzero(truth.labels == label)
+        partner = assign(
+            overlap[np.ix_(place, same)],
+            truth.ignore[same],
+            np.array([FOREGROUND_IOU]),
+        )[0]
+        inside_out = uncounted(found.bboxes[place])
+        for row, mine, odd in zip(place, partner, inside_out, strict=True):
+            if mine >= 0:
+                target = int(same[mine])
+                kind = 'correct' if free[target] else 'ignored'
+            elif odd:
+                kind, target = 'ignored', -1
+            else:
+                kind, target = _mistake(overlap[row], labels == label)
+            counts[kind] = counts.get(kind, 0) + 1
+            rank = _CLAIMS.get(kind, 0)
+            if rank and target < len(truth):
+                status[target] = max(status[target], rank)
+    of_objects = np.bincount(status[free], minlength=4)
+    return ErrorCounts(
+        **counts,
+        missed=int(of_objects[0]),
+        objects_mislocalised=int(of_objects[1]),
+        objects_misclassified=int(of_objects[2]),
+        objects_found=int(of_objects[3]),
+    )
+
+
+# What a detection of a type makes of its object.
+_CLAIMS = {'mislocalised': 1, 'misclassified': 2, 'correct': 3}
+
+
+def _mistake(overlap: np.ndarray, same: np.ndarray) -> tuple[str, int]:
+    """The type of a detection without a match, and the object it is about."""
+    own = int(np.argmax(np.where(same, overlap, 0.0)))
+    other = int(np.argmax(np.where(same, 0.0, overlap)))
+    own_overlap = overlap[own] if same[own] else 0.0
+    other_overlap = 0.0 if same[other] else overlap[other]
+    if own_overlap >= FOREGROUND_IOU:
+        return 'duplicate', own
+    if other_overlap >= FOREGROUND_IOU:
+        return 'misclassified', other
+    if own_overlap >= BACKGROUND_IOU:
+        return 'mislocalised', own
+    if other_overlap >= BACKGROUND_IOU:
+        return 'both', other
+    return 'hallucinated', -1
