@@ -223,6 +223,10 @@ class _AttackEvaluation:
         Raises:
             ConfigError: if the model does not have the losses that an attack names.
         """
+        meta = self.dataloader.dataset.metainfo
+        for attack in self.attacks.values():
+            names = meta.get('thing_classes', meta.get('classes'))
+            attack.objective.class_names = names
         named = [a for a in self.attacks.values() if a.objective.terms is not None]
         if not named:
             return
