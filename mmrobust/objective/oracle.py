@@ -109,11 +109,12 @@ class LossOracle:
         """
         clean = float_images(self.data_batch, device)
         # Its own draws, so that the first value costs the caller's generator nothing.
-        with torch.no_grad(), seeded(0, device), measured(self.model, class_scores):
+        reading = measured(self.model, class_scores, "set target='next'")
+        with torch.no_grad(), seeded(0, device), reading:
             losses = self._losses(
                 [clean[i] for i in part], [self.samples[i] for i in part]
             )
-        found = [losses[key] for key in Objective('cls').select(losses)]
+        found = [losses[key] for key in self.objective.select(losses)]
         parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
         count = count_classes_of(self.model)
         # A head without a positive prediction gives a plain zero.

@@ -28,7 +28,7 @@ from ..errors import ConfigError
 # their classes (M,), and num_classes: values (M, ...), to be summed over M.
 Measure = Callable[[Tensor, Tensor, int], Tensor]
 
-_ADVICE = 'use an objective on whole losses, like cls or vanish'
+ADVICE = 'use an objective on whole losses, like total or vanish'
 
 
 def log_background(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -65,7 +65,9 @@ def class_scores(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 @contextmanager
-def measured(model: nn.Module, measure: Measure) -> Iterator[None]:
+def measured(
+    model: nn.Module, measure: Measure, advice: str = ADVICE
+) -> Iterator[None]:
     """Puts a measure in place of every classification loss while the context lasts.
 
     Its sum over the predictions of a call that are assigned to objects is not divided
@@ -75,6 +77,7 @@ def measured(model: nn.Module, measure: Measure) -> Iterator[None]:
     Args:
         model: the bare detector.
         measure: of logits, labels and the number of classes.
+        advice: what to do where it does not work, for the message.
 
     Raises:
         ConfigError: if no head's scores can be read this way.
@@ -84,7 +87,7 @@ def measured(model: nn.Module, measure: Measure) -> Iterator[None]:
     if not heads and not ssd:
         raise ConfigError(
             'this objective reads the scores that heads give their `loss_cls`, and '
-            f'{type(model).__name__} has no such head: {_ADVICE}.'
+            f'{type(model).__name__} has no such head: {advice}.'
         )
     readers = {id(h.loss_cls): _Reader(h.num_classes, measure) for h in heads}
     with ExitStack() as stack:
@@ -98,7 +101,7 @@ def measured(model: nn.Module, measure: Measure) -> Iterator[None]:
     if readers and not any(read for read, _ in calls) and any(n for _, n in calls):
         raise ConfigError(
             f'{type(model).__name__} asks its `loss_cls` for elements and sums them '
-            f'in its own way, which this objective cannot follow: {_ADVICE}.'
+            f'in its own way, which this objective cannot follow: {advice}.'
         )
 
 
@@ -115,7 +118,11 @@ class _Reader:
     ) -> Tensor | None:
         read, left = self.calls
         by_element = kwargs.get('reduction_override') == 'none'
-        vector = isinstance(loss, Tensor) and loss.dim() == 1
+        # Not by its shape: a reduced loss is of shape (1,) where a head averages the
+        # divisor over processes.
+        vector = getattr(module, 'reduction', 'mean') == 'none' and not kwargs.get(
+            'reduction_override'
+        )
         if by_element or not isinstance(loss, Tensor) or loss.dim() > 1:
             # Also Seesaw loss, which returns several.
             self.calls = read, left + 1
@@ -154,7 +161,7 @@ def _arguments(
         raise ConfigError(
             f'{type(module).__name__} gets scores of shape {tuple(scores.shape)} for '
             f'{num_classes} classes, in which this objective does not find the '
-            f'classes: {_ADVICE}.'
+            f'classes: {ADVICE}.'
         )
     if target.shape == scores.shape and target.is_floating_point():
         rows = target.reshape(-1, columns)[:, :num_classes]
