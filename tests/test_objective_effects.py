@@ -13,10 +13,11 @@ import tiny
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import bbox_overlaps
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmrobust.attacks import attack_preset
 from mmrobust.batch import attack_samples, float_images
+from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.registry import ATTACKS
 from mmrobust.seeding import seeded
@@ -269,3 +270,29 @@ def test_gradient_and_determinism(trained, family, name):
     )
     assert (slopes > 0).any()
     torch.testing.assert_close(rise, slopes, rtol=0.1, atol=1e-3)
+
+
+def test_a_class_is_found_by_its_name_in_the_loop(build_runner, monkeypatch):
+    """From the names of the data; an unknown one stops before the benign pass."""
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+
+    def build(target_class: str) -> Any:
+        attacks = {
+            'targeted': attack_preset(
+                'targeted', num_steps=1, target_class=target_class
+            ),
+            'vanish': attack_preset('vanish', num_steps=1),
+        }
+        loop = dict(type='mmrobust.AttackTestLoop', attacks=attacks, num_images=2)
+        return build_runner(test_cfg=loop)
+
+    runner = build('square')
+    metrics = runner.test()
+    assert 'targeted/coco/bbox_mAP' in metrics
+    assert 'vanish/coco/bbox_mAP' in metrics
+    objective = runner.test_loop.attacks['targeted'].objective
+    assert objective.targets(runner.model).tolist() == [1, 1, 1]
+    runner = build('circle')
+    monkeypatch.setattr(runner.model, 'test_step', None)
+    with pytest.raises(ConfigError, match='choose from disc, square, stripe'):
+        runner.test()

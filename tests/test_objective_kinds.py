@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss
+from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from mmrobust.attacks import attack_preset
 from mmrobust.classification import make_oracle
@@ -54,6 +56,7 @@ class Linear(nn.Module):
         return self.weight @ (image.flatten() / 10)
 
     def forward(self, inputs: Any, data_samples: Any, mode: str) -> dict[str, Tensor]:
+        torch.rand(1)  # as a random sampler does
         scores = self.scores(inputs[0])
         self.seen = data_samples
         labels = torch.full((4,), CLASSES)
@@ -172,11 +175,13 @@ def test_choosing_likely_labels_costs_one_pass_and_no_randomness():
     truth = sample(2)
     batch = {'inputs': [IMAGE], 'data_samples': [truth]}
     oracle = LossOracle(model, batch, [truth], Objective('mislabel'))
-    state = torch.get_rng_state()
-    for _ in range(3):
-        oracle.value([IMAGE])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert (oracle.forwards, oracle.backwards) == (4, 0)
+    states = []
+    for draw in (lambda: torch.rand(1), lambda: oracle.value([IMAGE])) * 2:
+        torch.manual_seed(1)
+        draw()
+        states.append(torch.get_rng_state())
+    assert all(torch.equal(state, states[0]) for state in states)
+    assert (oracle.forwards, oracle.backwards) == (3, 0)
 
 
 @pytest.mark.parametrize('build', MODELS)
@@ -234,7 +239,7 @@ def test_terms_of_rpn_and_objectness():
     )
     names = ['loss_cls', 'loss_bbox', 'loss_iou', 'd0.loss_cls']
     losses = dict.fromkeys(names, torch.tensor(1.0))
-    with pytest.raises(ConfigError, match='no region proposal network: .*d0.loss_cls'):
+    with pytest.raises(ConfigError, match=r'no region proposal network: .*d0.loss_cls'):
         Objective('rpn').select(losses)
     with pytest.raises(ConfigError, match='no objectness or centerness'):
         Objective('objectness').select(losses)
@@ -333,6 +338,70 @@ def test_targets_are_understood_in_every_form(target, weight):
     assert model.head.loss_cls(scores, target) == scores.sum()  # the hook is gone
 
 
+def test_a_loss_that_is_not_reduced_stays_so():
+    """YOLACT picks from the elements itself."""
+    model = Linear(True, reduction='none')
+    scores, labels = model.scores(IMAGE), torch.tensor([3, 1, 3, 0])
+    with measured(model, _first_column):
+        found = model.bbox_head.loss_cls(scores, labels)
+    by_hand = torch.stack([scores[1, 0] + 100, scores[3, 0]])
+    torch.testing.assert_close(found[[1, 3]], by_hand)
+    assert found[[0, 2]].tolist() == [0, 0]
+    with (
+        pytest.raises(ConfigError, match="set target='next'"),
+        measured(model, class_scores),
+    ):
+        model.bbox_head.loss_cls(scores, labels)
+
+
+@pytest.mark.parametrize('kind', ['SSDHead', 'mmrobust.SSDHead'])
+def test_ssd_is_read_and_its_negatives_are_all_counted(kind):
+    """SSD computes its classification loss without a module, on mined negatives."""
+    head = MMDET_MODELS.build(
+        ConfigDict(
+            type=kind,
+            num_classes=CLASSES,
+            in_channels=(4,),
+            anchor_generator=dict(
+                type='SSDAnchorGenerator',
+                scale_major=False,
+                input_size=32,
+                basesize_ratio_range=(0.2, 0.9),
+                strides=[8],
+                ratios=[[2]],
+                min_sizes=[8],
+                max_sizes=[16],
+            ),
+            train_cfg=dict(
+                assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5),
+                sampler=dict(type='PseudoSampler'),
+                neg_pos_ratio=3,
+                smoothl1_beta=1.0,
+            ),
+        )
+    )
+    model = nn.Module()
+    model.bbox_head = head
+    scores = torch.randn(5, CLASSES + 1)
+    zero, ones = torch.zeros(5, 4), torch.ones(5)
+
+    def loss(*labels: int) -> float:
+        labels_ = torch.tensor(labels)
+        arguments = (scores, zero, zero, labels_, ones, zero, zero)
+        value, boxes = head.loss_by_feat_single(*arguments, avg_factor=2)
+        assert boxes == 0
+        return float(value)
+
+    background = -scores.log_softmax(1)[:, 3]
+    assert loss(3, 3, 3, 3, 3) == 0  # why SSD needs this
+    with Objective('vanish').attached(model):
+        assert loss(3, 3, 3, 3, 3) == pytest.approx(float(background.sum()), rel=1e-5)
+    with Objective('background').attached(model):
+        by_hand = -float(background[1] + background[4])
+        assert loss(3, 0, 3, 3, 2) == pytest.approx(by_hand, rel=1e-5)
+    assert loss(3, 3, 3, 3, 3) == 0
+
+
 def test_heads_that_cannot_be_read_are_refused():
     model = softmax_model()
     model.bbox_head.loss_cls = nn.Identity()
@@ -351,9 +420,9 @@ def test_heads_that_cannot_be_read_are_refused():
             )
             return {'loss_cls': losses.sum()}
 
-    with pytest.raises(ConfigError, match='sums them in its own way.*whole losses'):
+    with pytest.raises(ConfigError, match=r'sums them in its own way.*whole losses'):
         value(ByElement(True), sample(1), 'background')
-    with pytest.raises(ConfigError, match="in its own way.*target='next'"):
+    with pytest.raises(ConfigError, match=r"in its own way.*target='next'"):
         value(ByElement(True), sample(1), 'mislabel')
 
 
@@ -378,7 +447,7 @@ def test_a_target_class_by_name_or_number():
     model = softmax_model()
     objective = Objective('targeted', target_class='cat')
     assert objective.name == 'targeted(cat)'
-    with pytest.raises(ConfigError, match="'cat': the names .* give its number"):
+    with pytest.raises(ConfigError, match=r"'cat': the names .* give its number"):
         objective.targets(model)
     objective.class_names = ('dog', 'bird', 'cow')
     with pytest.raises(ConfigError, match='choose from dog, bird, cow'):

@@ -221,7 +221,8 @@ def negatives_unmined(model: nn.Module) -> Iterator[None]:
     would be 0 whatever the image.
     """
     with ExitStack() as stack:
-        for head in filter(_is_ssd, model.modules()):
+        heads: list[Any] = [m for m in model.modules() if _is_ssd(m)]
+        for head in heads:
             replaced = partial(_all_anchors, head.loss_by_feat_single)
             stack.enter_context(_replaced(head, 'loss_by_feat_single', replaced))
         yield
