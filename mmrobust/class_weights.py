@@ -57,7 +57,7 @@ def classes_of(model: nn.Module) -> int:
     Raises:
         ConfigError: if no head has such a loss, or heads differ in it.
     """
-    found = {head.num_classes for head in _classifying_heads(model)}
+    found = {head.num_classes for head in classifying_heads(model)}
     if len(found) != 1:
         raise ConfigError(
             f'class weights need heads with a `loss_cls` module for the same classes, '
@@ -67,7 +67,8 @@ def classes_of(model: nn.Module) -> int:
     return found.pop()
 
 
-def _classifying_heads(model: nn.Module) -> list[Any]:
+def classifying_heads(model: nn.Module) -> list[Any]:
+    """Heads that tell classes apart by a loss module ``loss_cls``; no RPN."""
     return [
         module
         for module in model.modules()
@@ -96,7 +97,7 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
         ConfigError: if the model has no head whose classification loss is a module
             that can be weighted.
     """
-    heads = [h for h in _classifying_heads(model) if h.num_classes == len(weights)]
+    heads = [h for h in classifying_heads(model) if h.num_classes == len(weights)]
     if not heads:
         raise ConfigError(
             'class weights need a head with a `loss_cls` module for '

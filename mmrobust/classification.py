@@ -38,7 +38,13 @@ def make_oracle(
     per_image: bool = True,
 ) -> LossOracle:
     """The oracle that fits the model; see :class:`LossOracle` for the arguments."""
-    kind = ClassifierOracle if is_classifier(model) else LossOracle
+    classifier = is_classifier(model)
+    if classifier and objective.changes_losses:
+        raise ConfigError(
+            f"the objective {objective.name!r} is for detectors: use 'total' for a "
+            'classifier.'
+        )
+    kind = ClassifierOracle if classifier else LossOracle
     return kind(model, data_batch, samples, objective, per_image)
 
 

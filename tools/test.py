@@ -25,7 +25,15 @@ from mmrobust.checkpoints.classes import check_class_count
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 
-_ATTACK_ONLY = ('eps', 'step_size', 'num_steps', 'norm', 'restarts')
+_ATTACK_ONLY = (
+    'eps',
+    'step_size',
+    'num_steps',
+    'norm',
+    'restarts',
+    'target',
+    'target_class',
+)
 _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
 # What a config's test loop keeps when --attack replaces its attacks.
 _LOOP = ('fp16', 'gt_frame', *_EVALUATION)
@@ -74,13 +82,26 @@ def parse_args() -> argparse.Namespace:
         '(default linf 4, l2 510, l1 19125)',
     )
     group.add_argument('--step-size', help='default: 2.5 * eps / steps, at most eps')
-    group.add_argument('--num-steps', type=int, help='default: 20 for pgd, else 10')
+    group.add_argument(
+        '--num-steps',
+        type=int,
+        help='default: 10 for cls, reg, cwa, mim, dim and tim, 1000 queries for square, '
+        'else 20',
+    )
     group.add_argument(
         '--norm',
         nargs='+',
         help='linf (default), l2 or l1; several of them for autoattack',
     )
     group.add_argument('--restarts', type=int, help='runs per image (default 1)')
+    group.add_argument(
+        '--target',
+        choices=['most-likely', 'least-likely', 'next'],
+        help='which other class mislabel and dag aim at (default most-likely)',
+    )
+    group.add_argument(
+        '--target-class', metavar='NAME', help='the class that targeted aims at'
+    )
     group.add_argument('--seed', type=int, help='seed of the attacks (default 0)')
     group.add_argument(
         '--num-images', type=int, help='evaluate on a fixed choice of so many images'
@@ -240,7 +261,7 @@ def _autoattack_loop(
         raise ConfigError(
             'autoattack cannot be combined with other attacks: run them on their own.'
         )
-    for key in ('step_size', 'num_steps', 'restarts'):
+    for key in ('step_size', 'num_steps', 'restarts', 'target', 'target_class'):
         if key in given:
             raise ConfigError(
                 f'--{key.replace("_", "-")} is no setting of autoattack: choose the '

@@ -17,6 +17,23 @@ _PRESETS: dict[str, dict[str, Any]] = {
     'reg': {'type': 'mmrobust.PGD', 'objective': 'reg', 'random_start': False},
     'cwa': {'type': 'mmrobust.PGD', 'objective': 'cwa', 'random_start': False},
     'apgd': {'type': 'mmrobust.APGD', 'num_steps': 20},
+    'mim': {'type': 'mmrobust.TransferPGD'},
+    'dim': {'type': 'mmrobust.TransferPGD', 'diversity_prob': 0.5},
+    'tim': {'type': 'mmrobust.TransferPGD', 'kernel_size': 15},
+    'square': {'type': 'mmrobust.Square', 'num_queries': 1000},
+    **{
+        name: {'type': 'mmrobust.PGD', 'num_steps': 20, 'objective': name}
+        for name in (
+            'vanish',
+            'fabricate',
+            'mislabel',
+            'targeted',
+            'background',
+            'dag',
+            'rpn',
+            'objectness',
+        )
+    },
 }
 
 ATTACK_NAMES = tuple(_PRESETS)
@@ -32,6 +49,8 @@ def attack_preset(
     step_size: float | str | None = None,
     num_steps: int | None = None,
     restarts: int | None = None,
+    target: str | None = None,
+    target_class: int | str | None = None,
 ) -> dict[str, Any]:
     """Builds the config of a named attack.
 
@@ -41,18 +60,23 @@ def attack_preset(
         eps: radius in pixel units; 4 by default for linf. l2 and l1 have no customary
             radius in pixel units, so it must be given there.
         step_size: step in pixel units, by default derived from eps and num_steps;
-            ``apgd`` finds its own whatever is given.
-        num_steps: by default 20 for ``pgd`` and ``apgd`` (a detector's passes are
-            costly: papers on classifiers run APGD for 100), 10 for ``cls``, ``reg``
-            and ``cwa``; ``fgsm`` has one step whatever is given. ``apgd`` in l1 starts
-            with larger radii and takes at least 3.
+            ``apgd`` and ``square`` find their own whatever is given.
+        num_steps: by default 10 for ``cls``, ``reg``, ``cwa``, ``mim``, ``dim`` and
+            ``tim``, 1000 (queries) for ``square``, else 20 (a detector's passes are
+            costly: papers on classifiers run APGD for 100); ``fgsm`` has one step
+            whatever is given. ``apgd`` in l1 starts with larger radii and takes at
+            least 3.
         restarts: number of runs, by default 1.
+        target: of ``mislabel`` and ``dag``, see :class:`mmrobust.objective.Objective`.
+            Other attacks leave it out, so that one setting serves several attacks.
+        target_class: of ``targeted``, which needs it, by name or number; of no other.
 
     Returns:
         A config dict for the ``ATTACKS`` registry.
 
     Raises:
-        ConfigError: for an unknown name, or l2 or l1 without a radius.
+        ConfigError: for an unknown name or target, l2 or l1 without a radius, or
+            ``targeted`` without a class.
     """
     if name not in _PRESETS:
         raise ConfigError(
@@ -73,6 +97,17 @@ def attack_preset(
         given = {'step_size': step_size}
     if name == 'noise':
         given = {}
+    if name in ('mislabel', 'dag') and target is not None:
+        config['objective'] = {'name': name, 'target': target}
+    if name == 'targeted':
+        if target_class is None:
+            raise ConfigError(
+                "the attack 'targeted' needs the class that objects are to be taken "
+                "for: give target_class, for instance 'person' or 0."
+            )
+        config['objective'] = {'name': name, 'target_class': target_class}
+    if name == 'square':
+        given = {'num_queries': num_steps, 'restarts': restarts}
     if name == 'apgd':
         given['step_size'] = None
         if norm == 'l1':

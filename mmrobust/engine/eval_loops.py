@@ -35,6 +35,7 @@ from ..classification import (
     is_classifier,
     make_oracle,
 )
+from ..detection_score import DetectionOracle
 from ..errors import ConfigError
 from ..objective import loss_mode
 from ..registry import ATTACKS, LOOPS
@@ -180,7 +181,7 @@ class _AttackEvaluation:
                 [data_batch] if is_classifier(model) else split_batch(data_batch)
             ):
                 samples = self._samples(part, device)
-                oracle = make_oracle(model, part, samples, attack.objective)
+                oracle = self._oracle(attack, part, samples)
                 seeds = [
                     derive_seed(self.seed, image_id(sample))
                     for sample in part['data_samples']
@@ -240,12 +241,16 @@ class _AttackEvaluation:
         Raises:
             ConfigError: if the model does not have the losses that an attack names.
         """
+        meta = getattr(self.dataloader.dataset, 'metainfo', {})
+        for attack in self.attacks.values():
+            names = meta.get('thing_classes', meta.get('classes'))
+            attack.objective.class_names = names
         model = _bare(self.runner.model)
         classifier = is_classifier(model)
         named = [
             a
             for a in self.attacks.values()
-            if classifier or a.objective.terms is not None
+            if classifier or a.reads == 'detections' or a.objective.terms is not None
         ]
         if not named:
             return []
@@ -254,7 +259,7 @@ class _AttackEvaluation:
         with loss_mode(model), seeded(self.seed, device):
             samples = self._samples(batch, device)
             for attack in named:
-                oracle = make_oracle(model, batch, samples, attack.objective)
+                oracle = self._oracle(attack, batch, samples)
                 oracle.value(float_images(batch, device))
                 if isinstance(oracle, ClassifierOracle):
                     scores = oracle.scores

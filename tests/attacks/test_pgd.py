@@ -211,7 +211,9 @@ def test_impossible_settings(settings):
 
 @pytest.mark.parametrize('name', ATTACK_NAMES)
 def test_every_preset_builds(name):
-    attack = ATTACKS.build(attack_preset(name, eps='8/255', num_steps=3))
+    attack = ATTACKS.build(
+        attack_preset(name, eps='8/255', num_steps=3, target_class=0)
+    )
     assert attack.describe()['eps'] == 8
     assert attack.describe()['num_steps'] == {'noise': 0, 'fgsm': 1}.get(name, 3)
 

@@ -73,6 +73,11 @@ class Adversary(ABC):
                 "the objective 'cwa' is an attack for evaluation; train with "
                 "class_weighting='dataset' and the objective 'cls+reg' instead."
             )
+        if self.objective.changes_losses:
+            raise ConfigError(
+                f'the objective {self.objective.name!r} is an attack for evaluation: '
+                "train with 'total' or names of loss terms."
+            )
         if warmup_iters < 0:
             raise ConfigError(f'warmup_iters={warmup_iters} must not be negative.')
         if not isinstance(share, (int, float)) or not 0 < share <= 1:

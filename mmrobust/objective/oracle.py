@@ -1,0 +1,155 @@
+"""Values and gradients of an objective on a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch import float_images, with_images
+from ..memory import Memory
+from ..seeding import seeded
+from .base import Objective
+from .scores import class_scores, measured
+from .truth import count_classes_of
+
+
+class LossOracle:
+    """Answers an attack's questions about one batch, and counts them.
+
+    Use inside :func:`loss_mode`.
+
+    Args:
+        model: the bare detector.
+        data_batch: the batch whose images are attacked.
+        samples: ground truth in the input frame, from :func:`batch.attack_samples`.
+        objective: what to maximise.
+        per_image: each image goes through the network alone, so that its loss (and
+            its adversarial example) does not depend on its neighbours in the batch.
+            Otherwise the batch goes through at once and all images share one value,
+            as in adversarial training.
+
+    Attributes:
+        forwards: images that went through the network forwards.
+        backwards: images that went through the network backwards.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data_batch: dict,
+        samples: Sequence[Any],
+        objective: Objective,
+        per_image: bool = True,
+    ) -> None:
+        self.model = model
+        self.data_batch = data_batch
+        self.samples = list(samples)
+        self.objective = objective
+        self.per_image = per_image
+        self.forwards = 0
+        self.backwards = 0
+        self._memory = Memory(model)
+        self._targets: dict[tuple[int, ...], Tensor | None] = {}
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        """The objective without gradients: images (C, H, W) to values (N,)."""
+        with torch.no_grad():
+            return torch.stack(
+                [self._loss(part, images) for part in self._parts(images)]
+            )
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The objective and its gradient with respect to every image.
+
+        Args:
+            images: one tensor (C, H, W) in pixel units per image of the batch.
+
+        Returns:
+            Values (N,), or (1,) without ``per_image``, and one gradient (C, H, W) per
+            image. Gradients are zero where the objective does not depend on the image
+            (for instance box losses of an image without objects), and where they are
+            not finite.
+        """
+        values: list[Tensor] = []
+        grads: list[Tensor] = []
+        with torch.enable_grad():
+            leaves = [image.detach().requires_grad_() for image in images]
+            for part in self._parts(images):
+                loss = self._loss(part, leaves)
+                values.append(loss.detach())
+                inputs = [leaves[i] for i in part]
+                grads.extend(gradients(loss, inputs))
+                self.backwards += len(part)
+        return torch.stack(values), grads
+
+    def _parts(self, images: Sequence[Tensor]) -> list[list[int]]:
+        indices = list(range(len(images)))
+        return [[i] for i in indices] if self.per_image else [indices]
+
+    def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
+        key = tuple(part)
+        if key not in self._targets:
+            scores = partial(self._clean_scores, part, images[0].device)
+            self._targets[key] = self.objective.targets(self.model, scores)
+        targets = self._targets[key]
+        samples = [self.objective.truth(self.samples[i], targets) for i in part]
+        with self.objective.attached(self.model, targets):
+            losses = self._losses([images[i] for i in part], samples)
+        return self.objective(losses)
+
+    def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
+        """What the detector takes the objects of the clean images for.
+
+        Returns:
+            Summed class probabilities (num_classes, num_classes), a row per true class.
+        """
+        clean = float_images(self.data_batch, device)
+        # Its own draws, so that the first value costs the caller's generator nothing.
+        reading = measured(self.model, class_scores, "set target='next'")
+        with torch.no_grad(), seeded(0, device), reading:
+            losses = self._losses(
+                [clean[i] for i in part], [self.samples[i] for i in part]
+            )
+        found = [losses[key] for key in self.objective.select(losses)]
+        parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
+        count = count_classes_of(self.model)
+        # A head without a positive prediction gives a plain zero.
+        tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]
+        return sum(tables, torch.zeros(count, count, device=device))
+
+    def _losses(
+        self, images: Sequence[Tensor], samples: Sequence[Any]
+    ) -> dict[str, Any]:
+        # A loss must not depend on how often it was asked for.
+        self._memory.restore()
+        batch = with_images(self.data_batch, images)
+        batch['data_samples'] = list(samples)
+        preprocessor = self.model.data_preprocessor
+        # Not as in training: that would augment the batch. What else training=True
+        # does, padding masks and segmentation to the batch's shape, the losses need;
+        # and BoxInst makes its masks there.
+        data = preprocessor(batch, hasattr(preprocessor, 'get_images_color_similarity'))
+        if getattr(preprocessor, 'pad_mask', False):
+            preprocessor.pad_gt_masks(data['data_samples'])
+        if getattr(preprocessor, 'pad_seg', False):
+            preprocessor.pad_gt_sem_seg(data['data_samples'])
+        losses: dict[str, Any] = self.model(**data, mode='loss')
+        self.forwards += len(images)
+        return losses
+
+
+def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of a scalar; zero where there is none, or one that is not finite."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(image) for image in inputs]
+    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [
+        torch.zeros_like(image)
+        if grad is None
+        else torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+        for image, grad in zip(inputs, grads, strict=True)
+    ]

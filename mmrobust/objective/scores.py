@@ -1,0 +1,254 @@
+"""The scores that a detector gives its classification loss, and what to make of them.
+
+The one place that nearly all of mmdet's heads have in common is the call
+``loss_cls(scores, targets, weights)``. Here the value of that call is replaced, so that
+whatever the head does with its classification loss (adding levels, stages, decoder
+layers under their names), it does with another function of the same scores.
+
+Scores (M, num_classes + 1) belong to a softmax whose last column is background; scores
+(M, num_classes) are sigmoid logits, one yes or no per class, and background is a no to
+all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..class_weights import classifying_heads
+from ..errors import ConfigError
+
+# Of the logits (M, num_classes [+ 1]) of the predictions that are assigned to objects,
+# their classes (M,), and num_classes: values (M, ...), to be summed over M.
+Measure = Callable[[Tensor, Tensor, int], Tensor]
+
+ADVICE = 'use an objective on whole losses, like total or vanish'
+
+
+def log_background(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Log-probability (M,) that a prediction is background.
+
+    For a softmax that of its last column; for sigmoids that of a no to every class,
+    ``sum_c log(1 - p_c)``.
+    """
+    if scores.shape[1] > num_classes:
+        return scores.log_softmax(1)[:, num_classes]
+    return -F.softplus(scores).sum(1)
+
+
+def margin(scores: Tensor, labels: Tensor, num_classes: int, targets: Tensor) -> Tensor:
+    """Adversarial minus true logit (M,) where the true class still has the largest.
+
+    0 elsewhere, as in DAG, which drops fooled predictions; so never above 0.
+    """
+    rows = torch.arange(len(scores), device=scores.device)
+    difference = scores[rows, targets.to(labels)[labels]] - scores[rows, labels]
+    correct = scores.argmax(1) == labels if len(scores) else labels == labels
+    return torch.where(correct, difference, torch.zeros_like(difference))
+
+
+def class_scores(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Class probabilities in the row of the true class: (M, num_classes, num_classes).
+
+    Their sum over M is what :func:`truth.likely_classes` wants.
+    """
+    softmax = scores.shape[1] > num_classes
+    chances = scores.softmax(1)[:, :num_classes] if softmax else scores.sigmoid()
+    rows = F.one_hot(labels, num_classes).to(chances)
+    return rows[:, :, None] * chances[:, None, :]
+
+
+@contextmanager
+def measured(
+    model: nn.Module, measure: Measure, advice: str = ADVICE
+) -> Iterator[None]:
+    """Puts a measure in place of every classification loss while the context lasts.
+
+    Its sum over the predictions of a call that are assigned to objects is not divided
+    by anything. Calls whose elements a head asks for (``reduction_override='none'``)
+    keep their value: PAA and the like assign by them.
+
+    Args:
+        model: the bare detector.
+        measure: of logits, labels and the number of classes.
+        advice: what to do where it does not work, for the message.
+
+    Raises:
+        ConfigError: if no head's scores can be read this way.
+    """
+    heads = [head for head in classifying_heads(model) if not _is_ssd(head)]
+    ssd = [module for module in model.modules() if _is_ssd(module)]
+    if not heads and not ssd:
+        raise ConfigError(
+            'this objective reads the scores that heads give their `loss_cls`, and '
+            f'{type(model).__name__} has no such head: {advice}.'
+        )
+    readers = {id(h.loss_cls): _Reader(h.num_classes, measure) for h in heads}
+    with ExitStack() as stack:
+        for loss in {id(head.loss_cls): head.loss_cls for head in heads}.values():
+            handle = loss.register_forward_hook(readers[id(loss)], with_kwargs=True)
+            stack.callback(handle.remove)
+        for head in ssd:
+            stack.enter_context(_measured_ssd(head, measure))
+        yield
+    calls = [reader.calls for reader in readers.values()]
+    if readers and not any(read for read, _ in calls) and any(n for _, n in calls):
+        raise ConfigError(
+            f'{type(model).__name__} asks its `loss_cls` for elements and sums them '
+            f'in its own way, which this objective cannot follow: {advice}.'
+        )
+
+
+class _Reader:
+    """Forward hook of a classification loss, which returns the measure instead."""
+
+    def __init__(self, num_classes: int, measure: Measure) -> None:
+        self.num_classes = num_classes
+        self.measure = measure
+        self.calls = (0, 0)  # measured, and left alone
+
+    def __call__(
+        self, module: nn.Module, args: tuple, kwargs: dict, loss: Any
+    ) -> Tensor | None:
+        read, left = self.calls
+        by_element = kwargs.get('reduction_override') == 'none'
+        # Not by its shape: a reduced loss is of shape (1,) where a head averages the
+        # divisor over processes.
+        vector = getattr(module, 'reduction', 'mean') == 'none' and not kwargs.get(
+            'reduction_override'
+        )
+        if by_element or not isinstance(loss, Tensor) or loss.dim() > 1:
+            # Also Seesaw loss, which returns several.
+            self.calls = read, left + 1
+            return None
+        scores, labels, weights = _arguments(module, args, kwargs, self.num_classes)
+        chosen = _assigned(labels, weights, self.num_classes)
+        values = self.measure(scores[chosen], labels[chosen], self.num_classes)
+        self.calls = read + 1, left
+        if not vector:
+            return values.sum(0)
+        # A loss that is not reduced, as YOLACT's: a value for each prediction.
+        if values.dim() > 1:
+            raise ConfigError(
+                'the likely classes cannot be read off a classification loss that is '
+                "not reduced: set target='next' or a target_class."
+            )
+        return values.new_zeros(len(scores)).index_put((chosen,), values)
+
+
+def _arguments(
+    module: Any, args: tuple, kwargs: dict, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits (N, num_classes [+ 1]), labels (N,) and weights (N,) of a call.
+
+    Targets of mmdet's losses are labels with ``num_classes`` for background, a pair of
+    labels and qualities, or a row per prediction that is 0 except for its class.
+    """
+    given = dict(zip(('pred', 'target', 'weight'), args, strict=False))
+    given |= {key.replace('cls_score', 'pred'): v for key, v in kwargs.items()}
+    scores = given['pred']
+    target = given.get('target', given.get('label'))
+    target = target[0] if isinstance(target, (tuple, list)) else target
+    weights = given.get('weight', given.get('label_weight'))
+    columns = scores.shape[-1]
+    if columns not in (num_classes, num_classes + 1) or target is None:
+        raise ConfigError(
+            f'{type(module).__name__} gets scores of shape {tuple(scores.shape)} for '
+            f'{num_classes} classes, in which this objective does not find the '
+            f'classes: {ADVICE}.'
+        )
+    if target.shape == scores.shape and target.is_floating_point():
+        rows = target.reshape(-1, columns)[:, :num_classes]
+        best, labels = rows.max(1) if rows.numel() else (rows.sum(1), rows.sum(1))
+        target = labels.long().masked_fill(best <= 0, num_classes)
+    scores = scores.reshape(-1, columns)
+    if getattr(module, 'activated', False):  # TOOD's are probabilities already
+        scores = scores.logit(eps=1e-6)
+    if weights is not None:
+        weights = weights.reshape(len(scores), -1).amax(1) if len(scores) else None
+    return scores, target.reshape(-1).long(), weights
+
+
+def _assigned(labels: Tensor, weights: Tensor | None, num_classes: int) -> Tensor:
+    """Indices of the predictions that stand for an object and count."""
+    chosen = (labels >= 0) & (labels < num_classes)
+    if weights is not None:
+        chosen = chosen & (weights > 0)
+    return chosen.nonzero().squeeze(1)
+
+
+def _is_ssd(module: Any) -> bool:
+    from mmdet.models.dense_heads import SSDHead  # not at the top: classifiers
+
+    return isinstance(module, SSDHead)
+
+
+@contextmanager
+def _measured_ssd(head: Any, measure: Measure) -> Iterator[None]:
+    """SSD computes its loss by a function, from the arguments of a method."""
+    original = head.loss_by_feat_single
+
+    def replaced(
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        anchor: Tensor,
+        labels: Tensor,
+        label_weights: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        rest = (bbox_pred, anchor, labels, label_weights, *args)
+        _, loss_bbox = original(cls_score, *rest, **kwargs)
+        chosen = _assigned(labels, label_weights, head.num_classes)
+        values = measure(cls_score[chosen], labels[chosen], head.num_classes)
+        return values.sum(0)[None], loss_bbox
+
+    with _replaced(head, 'loss_by_feat_single', replaced):
+        yield
+
+
+@contextmanager
+def negatives_unmined(model: nn.Module) -> Iterator[None]:
+    """Makes SSD's classification loss the sum over all of its anchors.
+
+    It counts three negatives for every positive, so that without objects its loss
+    would be 0 whatever the image.
+    """
+    with ExitStack() as stack:
+        heads: list[Any] = [m for m in model.modules() if _is_ssd(m)]
+        for head in heads:
+            replaced = partial(_all_anchors, head.loss_by_feat_single)
+            stack.enter_context(_replaced(head, 'loss_by_feat_single', replaced))
+        yield
+
+
+def _all_anchors(
+    original: Callable,
+    cls_score: Tensor,
+    bbox_pred: Tensor,
+    anchor: Tensor,
+    labels: Tensor,
+    label_weights: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    rest = (bbox_pred, anchor, labels, label_weights, *args)
+    _, loss_bbox = original(cls_score, *rest, **kwargs)
+    losses = F.cross_entropy(cls_score, labels, reduction='none') * label_weights
+    return losses.sum()[None], loss_bbox
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Shadows a method while the context lasts."""
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

@@ -1,0 +1,78 @@
+"""Other ground truth than the image's own, for objectives that aim at something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..class_weights import classifying_heads
+from ..errors import ConfigError
+
+
+def without_objects(sample: Any) -> Any:
+    """The sample as if nothing were in the image; the given one stays as it is.
+
+    Regions to ignore (crowds) stay: what is detected there is not judged either.
+    """
+    empty = sample.new()
+    empty.gt_instances = sample.gt_instances[:0]
+    return empty
+
+
+def relabelled(sample: Any, targets: Tensor) -> Any:
+    """The sample with other labels in the same boxes; the given one stays as it is.
+
+    Args:
+        sample: a sample with ``gt_instances.labels`` (M,).
+        targets: the new label of every class, (num_classes,).
+    """
+    changed, instances = sample.new(), sample.gt_instances.new()
+    instances.labels = targets.to(instances.labels)[instances.labels]
+    changed.gt_instances = instances
+    return changed
+
+
+def count_classes_of(model: nn.Module) -> int:
+    """The number of classes of a detector's labels.
+
+    Raises:
+        ConfigError: if its heads do not agree on one.
+    """
+    counts = {head.num_classes for head in classifying_heads(model)}
+    for owner in (model, getattr(model, 'roi_head', None)):
+        head: Any = getattr(owner, 'bbox_head', None)
+        if not counts and isinstance(getattr(head, 'num_classes', None), int):
+            counts = {head.num_classes}
+    if len(counts) != 1:
+        raise ConfigError(
+            f'objectives that change labels need to know the classes, and '
+            f'{type(model).__name__} has '
+            + (f'heads for {sorted(counts)} of them.' if counts else 'no head for any.')
+        )
+    return counts.pop()
+
+
+def next_classes(count: int) -> Tensor:
+    """Every class becomes the next one, the last one the first."""
+    return (torch.arange(count) + 1) % count
+
+
+def likely_classes(scores: Tensor, least: bool) -> Tensor:
+    """Every class becomes the other one that its objects are most or least taken for.
+
+    Args:
+        scores: summed class probabilities (num_classes, num_classes) of predictions,
+            a row per true class.
+        least: the least likely instead of the most likely.
+
+    Returns:
+        Classes (num_classes,). A class without predictions becomes the next one. Of
+        equal scores the first counts.
+    """
+    scores = scores.detach().cpu().float()
+    own = torch.eye(len(scores), dtype=torch.bool)
+    others = scores.masked_fill(own, torch.inf if least else -torch.inf)
+    found = others.argmin(1) if least else others.argmax(1)
+    return torch.where(scores.sum(1) > 0, found, next_classes(len(scores)))
