@@ -33,6 +33,16 @@ _PACKAGES = (
     ('pyautoattack',),
 )
 
+# What became of objects, and false detections.
+_COUNTED = (
+    'objects_found',
+    'objects_misclassified',
+    'objects_mislocalised',
+    'missed',
+    'hallucinated',
+    'duplicate',
+)
+
 # What the Markdown table shows of the metrics, where they exist.
 _SHOWN = (
     *('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'segm_mAP', 'PQ', 'mAP', 'AP50'),
@@ -52,6 +62,7 @@ class AttackResult:
         forwards: images that went forwards through the network for the attack.
         backwards: images that went backwards through it.
         seconds: wall time of the pass, predictions included.
+        boxes: mAP with its interval, and counts of errors, if the model detects boxes.
     """
 
     name: str
@@ -61,6 +72,7 @@ class AttackResult:
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
+    boxes: dict[str, Any] | None = None
 
     def sum_over_processes(self) -> AttackResult:
         """Adds up the passes that the processes of a distributed run made."""
@@ -76,6 +88,7 @@ class AttackResult:
             'name': self.name,
             **self.settings,
             'metrics': self.metrics,
+            'boxes': self.boxes,
             'checks': self.checks,
             'cost': {
                 'forwards': self.forwards,
@@ -98,6 +111,9 @@ class RobustnessReport:
         dataset: ``ann_file`` and ``num_images``.
         benign: metrics without attack.
         attacks: one result per attack.
+        benign_boxes: as ``AttackResult.boxes``, without attack.
+        worst_case: the lowest mAP that a choice of passes, image by image, was found
+            to give.
     """
 
     config: str | None
@@ -111,6 +127,8 @@ class RobustnessReport:
     config_text: str = ''
     benign: dict[str, Any] = field(default_factory=dict)
     attacks: list[AttackResult] = field(default_factory=list)
+    benign_boxes: dict[str, Any] | None = None
+    worst_case: dict[str, Any] | None = None
 
     @classmethod
     def start(
@@ -149,7 +167,10 @@ class RobustnessReport:
     def as_dict(self, complete: bool = True) -> dict[str, Any]:
         """The report as the JSON file holds it."""
         content = asdict(self)
-        content['benign'] = {'metrics': self.benign}
+        content['benign'] = {
+            'metrics': self.benign,
+            'boxes': content.pop('benign_boxes'),
+        }
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
@@ -207,6 +228,7 @@ class RobustnessReport:
             '',
             'eps in pixel units of 0-255, on the network input.',
         ]
+        lines += self._boxes()
         warnings = [f'- {text}' for text in self.checks] + [
             f'- {attack.name}: {text}'
             for attack in self.attacks
@@ -232,6 +254,44 @@ class RobustnessReport:
         lines += ['', '## How to repeat it', '']
         lines += [f'- {key}: {value}' for key, value in facts.items()]
         return '\n'.join(lines) + '\n'
+
+    def _boxes(self) -> list[str]:
+        """What the boxes of all passes say, as Markdown."""
+        passes = [('none (benign)', self.benign_boxes)]
+        passes += [(attack.name, attack.boxes) for attack in self.attacks]
+        if not any(boxes for _, boxes in passes):
+            return []
+        thr = next(b for _, b in passes if b)['errors']['score_thr']
+        lines = [
+            '',
+            '## Boxes',
+            '',
+            'COCO box mAP and its fall, with 95 % bootstrap intervals over images; '
+            f'objects and false detections at scores from {thr:g}.',
+            '',
+            '| attack | mAP | fall | found | misclassified | mislocalised | missed '
+            '| hallucinated | duplicate |',
+            '| --- |' + ' ---: |' * 8,
+        ]
+        for name, boxes in passes:
+            if boxes is None:
+                continue
+            errors = boxes['errors']
+            cells = [name, _interval(boxes['mAP']), _interval(boxes.get('drop'))]
+            cells += [str(errors[key]) for key in _COUNTED]
+            lines.append('| ' + ' | '.join(cells) + ' |')
+        worst = self.worst_case
+        if worst:
+            chosen = ', '.join(
+                f'{name} {count}' for name, count in worst['images'].items() if count
+            )
+            lines += [
+                '',
+                'Worst case, the lowest mAP found by choosing a pass for every image: '
+                f'**{worst["mAP"]:.3f}** ({chosen} images). It falls with every pass '
+                'that takes part: compare models under the same attacks.',
+            ]
+        return lines
 
     def _dataset(self) -> str:
         # A folder of classes has no annotation file.
@@ -278,6 +338,13 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _interval(values: dict[str, Any] | None) -> str:
+    """Like ``0.412 [0.38, 0.45]``."""
+    if values is None or not math.isfinite(values['estimate']):
+        return '-'
+    return '{estimate:.3f} [{low:.3f}, {high:.3f}]'.format(**values)
 
 
 def _numbers(metrics: dict[str, Any], keys: list[str]) -> list[str]:

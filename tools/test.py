@@ -85,8 +85,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         '--num-steps',
         type=int,
-        help='default: 10 for cls, reg, cwa, mim, dim and tim, 1000 queries for square, '
-        'else 20',
+        help='default: 10 for cls, reg, cwa, mim, dim and tim, 1000 queries for '
+        'square, else 20',
     )
     group.add_argument(
         '--norm',

@@ -41,6 +41,7 @@ from ..objective import loss_mode
 from ..registry import ATTACKS, LOOPS
 from ..report import AttackResult, RobustnessReport
 from ..seeding import attack_generator, derive_seed, seeded
+from .box_analysis import BENIGN, BoxAnalysis, CollectBoxesHook
 from .counting import weights_for_evaluation
 from .preflight import check_has_boxes
 from .progress import Progress
@@ -111,10 +112,17 @@ class _AttackEvaluation:
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
+        analysis = self._analysis()
+        collector = CollectBoxesHook(analysis) if analysis else None
+        if collector:
+            runner.register_hook(collector)
         for index, data_batch in enumerate(self.dataloader):
             self.run_iter(index, data_batch)  # type: ignore[attr-defined]
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         report.benign = dict(metrics)
+        if analysis and collector:
+            runner.hooks.remove(collector)
+            report.benign_boxes = analysis.finish(BENIGN)
         if not metrics:
             # CocoMetric's answer to no detection at all.
             text = 'the benign pass gave no metric: the model detects nothing'
@@ -123,9 +131,11 @@ class _AttackEvaluation:
         progress = Progress(list(self.attacks), len(self.dataloader), runner.logger)
         for name, attack in self.attacks.items():
             self._save(report, complete=False)
-            result = self._attack_pass(name, attack, report.benign, progress)
+            result = self._attack_pass(name, attack, report.benign, progress, analysis)
             report.attacks.append(result)
             metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
+        if analysis:
+            report.worst_case = analysis.worst_case()
         self._save(report, complete=True)
         runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
         runner.call_hook(f'after_{stage}')
@@ -133,11 +143,20 @@ class _AttackEvaluation:
             print_log('\n' + report.table(), logger='current')
         return metrics
 
+    def _analysis(self) -> BoxAnalysis | None:
+        """Only the test loop analyses."""
+        return None
+
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         """Only the test loop keeps a report."""
 
     def _attack_pass(
-        self, name: str, attack: Attack, benign: dict[str, float], progress: Progress
+        self,
+        name: str,
+        attack: Attack,
+        benign: dict[str, float],
+        progress: Progress,
+        analysis: BoxAnalysis | None,
     ) -> AttackResult:
         result = AttackResult(name, attack.describe())
         saver = AdversarialImages.maybe(self.save_adv, name, attack.describe())
@@ -145,7 +164,9 @@ class _AttackEvaluation:
         progress.start(name)
         for index, data_batch in enumerate(self.dataloader):
             adversarial = self._perturb(attack, data_batch, result)
-            self._predict(index, data_batch, adversarial, name)
+            outputs = self._predict(index, data_batch, adversarial, name)
+            if analysis:
+                analysis.add(outputs)
             if saver:
                 saver.save(data_batch['data_samples'], adversarial)
             progress.update(index + 1)
@@ -153,6 +174,8 @@ class _AttackEvaluation:
         with dumps_renamed(self.evaluator, name):
             count = len(self.dataloader.dataset)
             result.metrics = dict(self.evaluator.evaluate(count))
+        if analysis:
+            result.boxes = analysis.finish(name)
         missing = [key for key in benign if key not in result.metrics]
         if missing:
             # CocoMetric gives no numbers at all when nothing is detected any more.
@@ -199,6 +222,15 @@ class _AttackEvaluation:
                 result.forwards += oracle.forwards
                 result.backwards += oracle.backwards
         return adversarial
+
+    def _oracle(
+        self, attack: Attack, data_batch: dict, samples: Sequence[BaseDataElement]
+    ) -> Any:
+        """What answers the attack: the losses, or the detector's final output."""
+        model = _bare(self.runner.model)
+        if attack.reads == 'detections' and not is_classifier(model):
+            return DetectionOracle(model, data_batch, samples)
+        return make_oracle(model, data_batch, samples, attack.objective)
 
     def _samples(self, data_batch: dict, device: torch.device) -> list[BaseDataElement]:
         """The ground truth as losses need it."""
@@ -370,6 +402,11 @@ class AttackTestLoop(_AttackEvaluation, TestLoop):
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
+
+    def _analysis(self) -> BoxAnalysis | None:
+        if not self.attacks or is_classifier(_bare(self.runner.model)):
+            return None
+        return BoxAnalysis.maybe(self.dataloader.dataset, self.seed)
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         report.write(self.report, complete)

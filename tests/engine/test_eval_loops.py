@@ -1124,3 +1124,64 @@ def test_an_objective_that_the_model_lacks_is_named_before_the_benign_pass(
         runner.test()
     assert not predictions
     assert not list(tmp_path.rglob('robustness.json'))
+
+
+# ------------------------------------------------------------- boxes of all passes
+
+
+def test_boxes_of_all_passes_are_analysed(
+    evaluate: Callable, coco: Path, tmp_path: Path
+) -> None:
+    attacks = {
+        'noise': dict(type='mmrobust.RandomNoise', eps=8),
+        'pgd': dict(type='mmrobust.PGD', eps=4, num_steps=3),
+        'vanish': dict(type='mmrobust.PGD', eps=4, num_steps=3, objective='vanish'),
+    }
+    metrics = evaluate(attacks, report=str(tmp_path / 'r.json'))
+    report = json.loads((tmp_path / 'r.json').read_text())
+    benign = report['benign']['boxes']
+    passes = {attack['name']: attack['boxes'] for attack in report['attacks']}
+    # CocoMetric rounds to three digits.
+    assert benign['mAP']['estimate'] == pytest.approx(metrics[MAP], abs=5e-4)
+    annotations = json.loads((coco / 'annotations.json').read_text())['annotations']
+    for name, boxes in passes.items():
+        found = boxes['mAP']['estimate']
+        assert found == pytest.approx(metrics[f'{name}/{MAP}'], abs=5e-4)
+        assert boxes['mAP']['low'] <= found <= boxes['mAP']['high']
+        fall = benign['mAP']['estimate'] - found
+        assert boxes['drop']['estimate'] == pytest.approx(fall, abs=1e-12)
+        errors = boxes['errors']
+        objects = ('objects_found', 'objects_misclassified', 'objects_mislocalised')
+        assert sum(errors[key] for key in (*objects, 'missed')) == len(annotations)
+    # What vanishing is for.
+    assert passes['vanish']['errors']['missed'] > benign['errors']['missed']
+    worst = report['worst_case']
+    lowest = min(boxes['mAP']['estimate'] for boxes in (benign, *passes.values()))
+    assert worst['mAP'] <= worst['per_image_mAP']
+    assert worst['mAP'] <= lowest
+    assert sum(worst['images'].values()) == 6
+    text = (tmp_path / 'r.md').read_text()
+    assert f'**{worst["mAP"]:.3f}**' in text
+    assert f'| pgd | {passes["pgd"]["mAP"]["estimate"]:.3f} [' in text
+
+
+def test_one_attack_has_no_worst_case_and_no_hook_stays(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    attacks = {'noise': dict(type='mmrobust.RandomNoise', eps=8)}
+    evaluate(attacks, report=str(tmp_path / 'r.json'))
+    report = json.loads((tmp_path / 'r.json').read_text())
+    assert report['worst_case'] is None
+    hooks = [type(hook).__name__ for hook in evaluate.runner.hooks]  # type: ignore[attr-defined]
+    assert 'CollectBoxesHook' not in hooks
+
+
+def test_square_reads_the_detections(evaluate: Callable, tmp_path: Path) -> None:
+    """Without gradients, and only from what the detector gives out."""
+    attacks = {'square': dict(type='mmrobust.Square', eps=16, num_queries=30)}
+    metrics = evaluate(attacks, report=str(tmp_path / 'r.json'))
+    (square,) = json.loads((tmp_path / 'r.json').read_text())['attacks']
+    assert square['cost']['backwards'] == 0
+    assert square['cost']['forwards'] == 6 * 31
+    assert square['objective'] == 'detections'
+    assert metrics[f'square/{MAP}'] < metrics[MAP]

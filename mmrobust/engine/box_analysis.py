@@ -1,0 +1,135 @@
+"""What the passes of an evaluation say together: worst case, errors, intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mmengine.dist import collect_results, is_main_process
+from mmengine.hooks import Hook
+from mmengine.structures import BaseDataElement
+
+from ..analysis import (
+    Detections,
+    GroundTruth,
+    MatchTable,
+    bootstrap_difference,
+    bootstrap_map,
+    count_errors,
+    match_detections,
+    worst_case_map,
+)
+from ..analysis.error_types import SCORE_THR
+
+BENIGN = 'benign'
+# The first rounds of the greedy search do nearly all of its work.
+_ROUNDS = 3
+
+
+class BoxAnalysis:
+    """Keeps the boxes of every pass, and analyses them on the main process.
+
+    Args:
+        dataset: the evaluated dataset; gives classes and ground truth.
+        seed: of resampling and of the search for the worst case.
+        resamples: of the bootstrap.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0, resamples: int = 1000) -> None:
+        self.truths = ground_truth(dataset)
+        self.num_classes = len(dataset.metainfo['classes'])
+        self.seed = seed
+        self.resamples = resamples
+        self.tables: dict[str, MatchTable] = {}
+        self._found: list[Detections] = []
+
+    @classmethod
+    def maybe(cls, dataset: Any, seed: int) -> BoxAnalysis | None:
+        """Makes one if the dataset has boxes and classes to compare with."""
+        if not hasattr(dataset, 'get_data_info') or not len(dataset):
+            return None
+        info = dataset.get_data_info(0)
+        has_boxes = {'img_id', 'height', 'width', 'instances'} <= set(info)
+        if not has_boxes or not getattr(dataset, 'metainfo', {}).get('classes'):
+            return None
+        return cls(dataset, seed)
+
+    def add(self, outputs: Sequence[BaseDataElement]) -> None:
+        """Keeps what a batch's images gave."""
+        self._found += [
+            Detections.from_sample(output)
+            for output in outputs
+            if 'pred_instances' in output
+        ]
+
+    def finish(self, name: str) -> dict[str, Any] | None:
+        """Ends a pass.
+
+        Returns:
+            mAP with its bootstrap interval, what the attack took from the benign mAP,
+            and counts of errors; None on other processes than the main one, and for
+            models without boxes.
+        """
+        size = len(self.truths)
+        found = collect_results(self._found, size, device='cpu')
+        self._found = []
+        # Samplers repeat images so that all processes have as many.
+        if not is_main_process() or len({each.img_id for each in found}) < size:
+            return None
+        table = match_detections(self.truths, found, self.num_classes)
+        self.tables[name] = table
+        settings = {'resamples': self.resamples, 'seed': self.seed}
+        errors = count_errors(self.truths, found, self.num_classes)
+        result = {
+            'mAP': asdict(bootstrap_map(table, **settings)),
+            'errors': {'score_thr': SCORE_THR, **asdict(errors)},
+        }
+        if name != BENIGN and BENIGN in self.tables:
+            drop = bootstrap_difference(self.tables[BENIGN], table, **settings)
+            result['drop'] = asdict(drop)
+        return result
+
+    def worst_case(self) -> dict[str, Any] | None:
+        """The combination of all passes with the lowest mAP, the benign one included.
+
+        Never above the mAP of any attack, nor above the benign one.
+        """
+        names = list(self.tables)
+        if len(names) < 3:  # the benign pass and one attack
+            return None
+        worst = worst_case_map(
+            list(self.tables.values()), seed=self.seed, max_rounds=_ROUNDS
+        )
+        chosen = Counter(names[index] for index in worst.assignment)
+        return {
+            'mAP': worst.mean_ap,
+            'per_image_mAP': worst.per_image,
+            'images': {name: chosen[name] for name in names},
+            'rounds': worst.rounds,
+            'converged': worst.converged,
+        }
+
+
+class CollectBoxesHook(Hook):
+    """Hands the benign predictions over, whose pass is mmengine's own."""
+
+    def __init__(self, analysis: BoxAnalysis) -> None:
+        self.analysis = analysis
+
+    def after_test_iter(
+        self,
+        runner: Any,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Keeps the boxes."""
+        self.analysis.add(outputs or ())
+
+
+def ground_truth(dataset: Any) -> list[GroundTruth]:
+    """The dataset's boxes; mmdet's datasets keep no areas but those of boxes."""
+    infos = (dataset.get_data_info(index) for index in range(len(dataset)))
+    return [GroundTruth.from_data_info(info) for info in infos]
