@@ -20,6 +20,8 @@ import torch
 from mmengine.dist import all_reduce, get_world_size, is_distributed, is_main_process
 from mmengine.runner import Runner
 
+from .report_boxes import boxes_section
+
 _PACKAGES = (
     ('mmrobust', 'mmrobust'),
     ('mmdet', 'onedl-mmdetection'),
@@ -31,16 +33,6 @@ _PACKAGES = (
     ('numpy',),
     ('timm',),
     ('pyautoattack',),
-)
-
-# What became of objects, and false detections.
-_COUNTED = (
-    'objects_found',
-    'objects_misclassified',
-    'objects_mislocalised',
-    'missed',
-    'hallucinated',
-    'duplicate',
 )
 
 # What the Markdown table shows of the metrics, where they exist.
@@ -228,7 +220,9 @@ class RobustnessReport:
             '',
             'eps in pixel units of 0-255, on the network input.',
         ]
-        lines += self._boxes()
+        passes = [('none (benign)', self.benign_boxes)]
+        passes += [(attack.name, attack.boxes) for attack in self.attacks]
+        lines += boxes_section(passes, self.worst_case)
         warnings = [f'- {text}' for text in self.checks] + [
             f'- {attack.name}: {text}'
             for attack in self.attacks
@@ -254,44 +248,6 @@ class RobustnessReport:
         lines += ['', '## How to repeat it', '']
         lines += [f'- {key}: {value}' for key, value in facts.items()]
         return '\n'.join(lines) + '\n'
-
-    def _boxes(self) -> list[str]:
-        """What the boxes of all passes say, as Markdown."""
-        passes = [('none (benign)', self.benign_boxes)]
-        passes += [(attack.name, attack.boxes) for attack in self.attacks]
-        if not any(boxes for _, boxes in passes):
-            return []
-        thr = next(b for _, b in passes if b)['errors']['score_thr']
-        lines = [
-            '',
-            '## Boxes',
-            '',
-            'COCO box mAP and its fall, with 95 % bootstrap intervals over images; '
-            f'objects and false detections at scores from {thr:g}.',
-            '',
-            '| attack | mAP | fall | found | misclassified | mislocalised | missed '
-            '| hallucinated | duplicate |',
-            '| --- |' + ' ---: |' * 8,
-        ]
-        for name, boxes in passes:
-            if boxes is None:
-                continue
-            errors = boxes['errors']
-            cells = [name, _interval(boxes['mAP']), _interval(boxes.get('drop'))]
-            cells += [str(errors[key]) for key in _COUNTED]
-            lines.append('| ' + ' | '.join(cells) + ' |')
-        worst = self.worst_case
-        if worst:
-            chosen = ', '.join(
-                f'{name} {count}' for name, count in worst['images'].items() if count
-            )
-            lines += [
-                '',
-                'Worst case, the lowest mAP found by choosing a pass for every image: '
-                f'**{worst["mAP"]:.3f}** ({chosen} images). It falls with every pass '
-                'that takes part: compare models under the same attacks.',
-            ]
-        return lines
 
     def _dataset(self) -> str:
         # A folder of classes has no annotation file.
@@ -338,13 +294,6 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _interval(values: dict[str, Any] | None) -> str:
-    """Like ``0.412 [0.38, 0.45]``."""
-    if values is None or not math.isfinite(values['estimate']):
-        return '-'
-    return '{estimate:.3f} [{low:.3f}, {high:.3f}]'.format(**values)
 
 
 def _numbers(metrics: dict[str, Any], keys: list[str]) -> list[str]:

@@ -14,13 +14,13 @@ import torch
 from mmengine.dist import get_dist_info
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
 from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
 from ..classification import check_labels
+from ..engine.adversaries.base import bare_model
 from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages, dumps_renamed
 from ..engine.subset import choose_images
@@ -167,7 +167,7 @@ class AutoAttackTestLoop(TestLoop):
         runner.call_hook('before_test')
         runner.call_hook('before_test_epoch')
         runner.model.eval()
-        model = _bare(runner.model)
+        model = bare_model(runner.model)
         self.logits = Logits(model)
         self.device = next(model.parameters()).device
         with frozen(model), seeded(self.seed, self.device):
@@ -386,12 +386,8 @@ def _samples(items: Sequence[dict], ids: Sequence[str]) -> list[BaseDataElement]
 def _refuse_detectors(model: Any) -> None:
     from mmdet.models.detectors.base import BaseDetector
 
-    if isinstance(_bare(model), BaseDetector):
+    if isinstance(bare_model(model), BaseDetector):
         raise ConfigError(
-            f'AutoAttack works on classifiers only, and {type(_bare(model)).__name__} '
+            f'AutoAttack works on classifiers only, and {type(bare_model(model)).__name__} '
             'is a detector: choose another attack.'
         )
-
-
-def _bare(model: Any) -> Any:
-    return model.module if is_model_wrapper(model) else model
