@@ -386,8 +386,9 @@ def _samples(items: Sequence[dict], ids: Sequence[str]) -> list[BaseDataElement]
 def _refuse_detectors(model: Any) -> None:
     from mmdet.models.detectors.base import BaseDetector
 
-    if isinstance(bare_model(model), BaseDetector):
+    bare = bare_model(model)
+    if isinstance(bare, BaseDetector):
         raise ConfigError(
-            f'AutoAttack works on classifiers only, and {type(bare_model(model)).__name__} '
+            f'AutoAttack works on classifiers only, and {type(bare).__name__} '
             'is a detector: choose another attack.'
         )
