@@ -80,7 +80,7 @@ class AttackResult:
             'name': self.name,
             **self.settings,
             'metrics': self.metrics,
-            'boxes': self.boxes,
+            **({'boxes': self.boxes} if self.boxes else {}),
             'checks': self.checks,
             'cost': {
                 'forwards': self.forwards,
@@ -159,9 +159,10 @@ class RobustnessReport:
     def as_dict(self, complete: bool = True) -> dict[str, Any]:
         """The report as the JSON file holds it."""
         content = asdict(self)
+        boxes = content.pop('benign_boxes')
         content['benign'] = {
             'metrics': self.benign,
-            'boxes': content.pop('benign_boxes'),
+            **({'boxes': boxes} if boxes else {}),
         }
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')

@@ -179,7 +179,7 @@ def test_mass_moves_between_two_squares(norm):
     # Far from the ends of the range, which would take mass away.
     clean, eps = torch.full((3, 20, 14), 128.0), 60.0
     oracle = Recorder(_wavy)
-    attack = Square(norm, eps, num_queries=120)
+    attack = Square(norm, f'{eps}/255', num_queries=120)
     attack.perturb(oracle, [clean], _generator())
     best, value = oracle.points[1] - clean, oracle.seen[1]
     assert best.norm(p=order) == pytest.approx(eps, rel=1e-4)
