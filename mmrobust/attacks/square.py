@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -135,7 +136,7 @@ class Square(Attack):
         }
 
 
-class _Run:
+class _Run(ABC):
     """One run of the search on one image (C, H, W)."""
 
     def __init__(
@@ -154,12 +155,13 @@ class _Run:
         if value > self.value:
             self.best, self.value = point, value
 
+    @abstractmethod
     def propose(self, share: float) -> Tensor:
         """A point to try: the best one but for squares of the share of the area."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self) -> Tensor:
-        raise NotImplementedError
+        """See :meth:`start`."""
 
     def _side(self, share: float) -> int:
         height, width = self.clean.shape[-2:]

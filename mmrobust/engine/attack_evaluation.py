@@ -133,7 +133,10 @@ class AttackEvaluation:
             report.attacks.append(result)
             metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
         if analysis:
+            # The search may take minutes, and nothing is to be lost meanwhile.
+            self._save(report, complete=False)
             report.worst_case = analysis.worst_case()
+            report.checks += analysis.problems
         self._save(report, complete=True)
         runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
         runner.call_hook(f'after_{stage}')

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.dist import collect_results, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
 from ..analysis import (
@@ -22,6 +23,7 @@ from ..analysis import (
     worst_case_map,
 )
 from ..analysis.error_types import SCORE_THR
+from ..errors import ConfigError
 
 BENIGN = 'benign'
 # The first rounds of the greedy search do nearly all of its work.
@@ -31,10 +33,20 @@ _ROUNDS = 3
 class BoxAnalysis:
     """Keeps the boxes of every pass, and analyses them on the main process.
 
+    It only adds to a report: detections that it cannot read (rotated boxes, say) end
+    the analysis of their pass and not the evaluation.
+
     Args:
         dataset: the evaluated dataset; gives classes and ground truth.
         seed: of resampling and of the search for the worst case.
         resamples: of the bootstrap.
+
+    Attributes:
+        tables: matches of the passes that could be analysed, by name.
+        problems: sentences for the report's checks.
+
+    Raises:
+        ConfigError: if the ground truth is not of upright boxes.
     """
 
     def __init__(self, dataset: Any, seed: int = 0, resamples: int = 1000) -> None:
@@ -43,6 +55,7 @@ class BoxAnalysis:
         self.seed = seed
         self.resamples = resamples
         self.tables: dict[str, MatchTable] = {}
+        self.problems: list[str] = []
         self._found: list[Detections] = []
 
     @classmethod
@@ -54,15 +67,24 @@ class BoxAnalysis:
         has_boxes = {'img_id', 'height', 'width', 'instances'} <= set(info)
         if not has_boxes or not getattr(dataset, 'metainfo', {}).get('classes'):
             return None
-        return cls(dataset, seed)
+        try:
+            return cls(dataset, seed)
+        except ConfigError as error:
+            print_log(f'Boxes are not analysed: {error}', logger='current')
+            return None
 
     def add(self, outputs: Sequence[BaseDataElement]) -> None:
         """Keeps what a batch's images gave."""
-        self._found += [
-            Detections.from_sample(output)
-            for output in outputs
-            if 'pred_instances' in output
-        ]
+        for output in outputs:
+            if 'pred_instances' not in output:
+                continue
+            try:
+                finite = _finite(output)
+                if finite is not output:
+                    self._note('some detections are not finite, and left out of Boxes')
+                self._found.append(Detections.from_sample(finite))
+            except ConfigError as error:
+                self._note(str(error))
 
     def finish(self, name: str) -> dict[str, Any] | None:
         """Ends a pass.
@@ -72,6 +94,17 @@ class BoxAnalysis:
             and counts of errors; None on other processes than the main one, and for
             models without boxes.
         """
+        try:
+            return self._finish(name)
+        except ConfigError as error:
+            self._note(f'boxes of {name} are not analysed: {error}')
+            return None
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _finish(self, name: str) -> dict[str, Any] | None:
         size = len(self.truths)
         found = collect_results(self._found, size, device='cpu')
         self._found = []
@@ -110,6 +143,16 @@ class BoxAnalysis:
             'rounds': worst.rounds,
             'converged': worst.converged,
         }
+
+
+def _finite(output: BaseDataElement) -> BaseDataElement:
+    """Without boxes that are no boxes, which attacks can make a detector give."""
+    found = output.pred_instances
+    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+    kept = boxes.isfinite().all(-1) & found.scores.isfinite()
+    if bool(kept.all()):
+        return output
+    return type(output)(metainfo=output.metainfo, pred_instances=found[kept])
 
 
 class CollectBoxesHook(Hook):

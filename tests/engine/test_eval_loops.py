@@ -22,9 +22,11 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from mmrobust.attacks import Attack, RandomNoise
 from mmrobust.class_weights import class_weights
 from mmrobust.cli import as_sentence
+from mmrobust.engine.box_analysis import BoxAnalysis
 from mmrobust.engine.subset import restrict_metrics
 from mmrobust.engine.saving import AdversarialImages
 from mmrobust.errors import ConfigError
@@ -1185,3 +1187,54 @@ def test_square_reads_the_detections(evaluate: Callable, tmp_path: Path) -> None
     assert square['cost']['forwards'] == 6 * 31
     assert square['objective'] == 'detections'
     assert metrics[f'square/{MAP}'] < metrics[MAP]
+
+
+def detections(img_id: int, boxes: list[list[float]], scores: list[float]) -> Any:
+    sample = DetDataSample(metainfo=dict(img_id=img_id))
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor(boxes),
+        scores=torch.tensor(scores),
+        labels=torch.zeros(len(boxes), dtype=torch.long),
+    )
+    return sample
+
+
+class OneBox:
+    """Two images, an object in each."""
+
+    metainfo = dict(classes=('thing',))
+
+    def __len__(self) -> int:
+        return 2
+
+    def get_data_info(self, index: int) -> dict:
+        instance = dict(bbox=[10.0, 10, 50, 50], bbox_label=0, ignore_flag=0)
+        return dict(img_id=index, height=64, width=64, instances=[instance])
+
+
+def test_strange_detections_do_not_end_an_evaluation() -> None:
+    """An attack can make a detector give NaN; hours of results must survive it."""
+    analysis = BoxAnalysis(OneBox(), resamples=10)
+    good = [[10.0, 10, 50, 50]]
+    analysis.add([detections(0, good, [0.9]), detections(1, good, [0.9])])
+    benign = analysis.finish('benign')
+    assert benign is not None
+    assert benign['mAP']['estimate'] == pytest.approx(1)
+    nan = [*good, [float('nan'), 10, 50, 50]]
+    analysis.add([detections(0, nan, [0.9, 0.95]), detections(1, good, [float('nan')])])
+    broken = analysis.finish('broken')
+    assert broken is not None
+    # The second image's only detection counts as none.
+    assert broken['errors']['objects_found'] == broken['errors']['missed'] == 1
+    assert broken['errors']['hallucinated'] == 0
+    rotated = [[10.0, 10, 50, 50, 0.3]]
+    analysis.add([detections(0, rotated, [0.9]), detections(1, good, [0.9])])
+    assert analysis.finish('rotated') is None
+    other = [detections(0, good, [0.9]), detections(1, good, [0.9])]
+    other[1].pred_instances.labels += 7
+    analysis.add(other)
+    assert analysis.finish('labels') is None
+    assert len(analysis.problems) == 3
+    assert 'not finite' in analysis.problems[0]
+    assert 'label outside 0 to 0' in analysis.problems[2]
+    assert set(analysis.tables) == {'benign', 'broken'}
