@@ -8,19 +8,4 @@ model = dict(
 )
 load_from = 'work_dirs/clean_vit-medium-convstem/epoch_100.pth'
 train_cfg = dict(max_epochs=50)
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=1e-4,
-        by_epoch=True,
-        end=10,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=5e-6,
-        by_epoch=True,
-        begin=10,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = {{_base_.short_schedule}}

@@ -39,6 +39,23 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
+# For trainings of at most 100 epochs.
+short_schedule = [
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        end=10,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=5e-6,
+        by_epoch=True,
+        begin=10,
+        convert_to_iter_based=True,
+    ),
+]
 # Checkpoints hold the averaged weights; they are what is published and evaluated.
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
