@@ -80,7 +80,7 @@ def test_markdown_twin(tmp_path):
     assert '| none (benign) |  |  |  |  | 0.500 |' in text
     assert '| cls | linf | 4 | 10 x 2 | cls | 0.125 |' in text
     assert '- cls: a doubt' in text
-    assert '| cls | 11 | 10 | 2.5 |' in text
+    assert '| cls | - | 11 | 10 | 2.5 | - | - | - |' in text
     assert "tools/test.py 'a b'" in text  # can be pasted into a shell
 
 
