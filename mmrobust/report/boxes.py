@@ -15,6 +15,8 @@ Passes: TypeAlias = Sequence[tuple[str, 'dict[str, Any] | None']]
 # What became of objects, and false detections.
 OBJECTS = ('objects_found', 'objects_misclassified', 'objects_mislocalised', 'missed')
 COUNTED = (*OBJECTS, 'hallucinated', 'duplicate')
+# Of attacks, in the table of classes.
+MOST_COLUMNS = 8
 SIZES = ('small', 'medium', 'large')
 
 
@@ -81,30 +83,38 @@ def sizes_section(passes: Passes) -> Section | None:
 
 
 def classes_section(passes: Passes) -> Section | None:
-    """MAP of each class, those that fall most first."""
-    given = [(name, (boxes or {}).get('classes')) for name, boxes in passes]
-    found = [(name, classes) for name, classes in given if classes]
-    if not found:
+    """MAP of each class, those that fall most first.
+
+    A table of many attacks cannot be read; it has the lowest then.
+    """
+    given = [(boxes or {}).get('classes') for _, boxes in passes]
+    if not any(given):
         return None
-    benign = (passes[0][1] or {}).get('classes') or {}
-    attacked = [values for _, values in found if values is not benign]
+    benign: dict[str, Any] = given[0] or {}
+    attacks = [
+        (boxes['mAP']['estimate'], name, classes)
+        for (name, boxes), classes in zip(passes[1:], given[1:], strict=True)
+        if boxes and classes
+    ]
+    lowest = {id(each[2]) for each in sorted(attacks, key=_order)[:MOST_COLUMNS]}
+    shown = [each for each in attacks if id(each[2]) in lowest]
     rows = []
-    for name in found[0][1]:
+    for name in next(filter(None, given)):
+        values = [classes.get(name) for _, _, classes in attacks]
+        known = [value for value in values if value is not None]
         before = benign.get(name)
-        known = [each for each in (v.get(name) for v in attacked) if each is not None]
-        fall = before - min(known) if known and before is not None else None
-        cells = [name, *(number(values.get(name)) for _, values in found)]
-        order = -math.inf if fall is None else fall
-        rows.append((order, [*cells, number(fall)] if attacked else cells))
+        fall = before - min(known) if known and before is not None else -math.inf
+        figures = [classes.get(name) for _, _, classes in shown]
+        rows.append((fall, [name, *map(number, [before, fall, *figures])]))
     rows.sort(key=lambda row: -row[0])  # stable: ties stay in the dataset's order
-    head = ['class', *(name for name, _ in found)]
+    text = 'mAP of each class, those that fall most under any attack first'
+    if len(shown) < len(attacks):
+        text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
+    head = ['class', passes[0][0], 'largest fall', *(name for _, name, _ in shown)]
     return Section(
-        'classes',
-        'By class',
-        [
-            'mAP of each class; the largest fall under any attack on the right.'
-            if attacked
-            else 'mAP of each class.',
-            Table(head + ['fall'] * bool(attacked), [row for _, row in rows]),
-        ],
+        'classes', 'By class', [f'{text}.', Table(head, [row for _, row in rows])]
     )
+
+
+def _order(attack: tuple[float, str, Any]) -> float:
+    return attack[0] if math.isfinite(attack[0]) else math.inf

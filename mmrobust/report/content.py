@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .boxes import Passes, boxes_section, sizes_section
-from .curves import Curve, find_curves
-from .document import MISSING, Part, Section, Table, interval, number
+from .curves import Curve, by_axis, find_curves
+from .document import MISSING, Section, Table, number
 from .figures import BENIGN_LABEL, Headline, shown_metrics
 from .result import AttackResult
 
@@ -53,10 +53,10 @@ def sections(report: RobustnessReport) -> list[Section]:
     """Everything after the table, in the order of the Markdown."""
     passes = all_passes(report)
     found = [
-        boxes_section(passes, report.worst_case),
-        sizes_section(passes),
         curves_section(report),
         *(_members_section(a.name, a.members) for a in report.attacks if a.members),
+        boxes_section(passes, report.worst_case),
+        sizes_section(passes),
         _pictures_section(report),
         *report.more(),
         checks_section(report),
@@ -82,29 +82,36 @@ def checks_section(report: RobustnessReport) -> Section:
 
 
 def curves_section(report: RobustnessReport) -> Section | None:
-    """A table of each curve."""
+    """A table for each axis, with a column for each curve."""
     headline = Headline.of(report)
-    parts: list[Part] = []
-    for curve in find_curves(report.attacks):
-        parts += [f'**{curve.label}**', curve_table(report, headline, curve)]
-    return Section('curves', 'Curves', parts) if parts else None
+    tables = [
+        _curves_table(report, headline, group)
+        for group in by_axis(find_curves(report.attacks))
+    ]
+    if not tables:
+        return None
+    text = f'{headline.name} of the attacks that differ in one number only.'
+    return Section('curves', 'Curves', [text, *tables])
 
 
-def curve_table(report: RobustnessReport, headline: Headline, curve: Curve) -> Table:
-    """The points of a curve; the benign figure is the one at eps 0 (or no step)."""
-    passes = [(0.0, report.benign, report.benign_boxes)]
-    passes += [(value, each.metrics, each.boxes) for value, each in curve.points]
-    rows = []
-    for value, metrics, boxes in passes:
-        figure = headline.read(metrics, boxes)
-        text = MISSING
-        if figure and boxes:
-            text = interval(boxes['mAP'])
-        elif figure:
-            text = number(figure.value)
-        rows.append([f'{value:g}', text])
-    axis = f'{curve.axis} ({curve.norm})' if curve.axis == 'eps' else curve.axis
-    return Table([axis, headline.name], rows)
+def _curves_table(
+    report: RobustnessReport, headline: Headline, curves: Sequence[Curve]
+) -> Table:
+    """The points of curves; without an attack there is no eps and no step."""
+    benign = headline.text(report.benign, report.benign_boxes)
+    columns = [
+        {
+            value: headline.text(attack.metrics, attack.boxes)
+            for value, attack in curve.points
+        }
+        for curve in curves
+    ]
+    rows = [['0 (benign)'] + [benign] * len(curves)]
+    for value in sorted({value for column in columns for value in column}):
+        rows.append([f'{value:g}', *(column.get(value, '') for column in columns)])
+    first = curves[0]
+    axis = f'eps ({first.norm})' if first.axis == 'eps' else first.axis
+    return Table([axis, *(curve.label for curve in curves)], rows)
 
 
 def _members_section(name: str, members: Sequence[Mapping[str, Any]]) -> Section:

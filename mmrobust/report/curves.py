@@ -54,6 +54,15 @@ def find_curves(attacks: Sequence[AttackResult]) -> list[Curve]:
     ]
 
 
+def by_axis(curves: Sequence[Curve]) -> list[list[Curve]]:
+    """The curves that can be drawn together: eps of different norms cannot."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        norm = curve.norm if curve.axis == 'eps' else ''
+        groups.setdefault((curve.axis, norm), []).append(curve)
+    return list(groups.values())
+
+
 def _along(
     key: str,
     attacks: Sequence[AttackResult],

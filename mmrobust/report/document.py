@@ -7,7 +7,7 @@ A part of a section is a paragraph (text), a list of points (a list of texts) or
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -78,7 +78,7 @@ def number(value: Any, digits: int = 3, signed: bool = False) -> str:
     return f'{value:{"+" if signed else ""}.{digits}f}'
 
 
-def interval(values: dict[str, Any] | None) -> str:
+def interval(values: Mapping[str, Any] | None) -> str:
     """Like ``0.412 [0.380, 0.450]``."""
     if values is None or number(values['estimate']) == MISSING:
         return MISSING

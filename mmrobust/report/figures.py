@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .document import interval, number
+
 if TYPE_CHECKING:
     from .robustness import RobustnessReport
 
@@ -80,6 +82,12 @@ class Headline:
             values = boxes['mAP']
             return _figure(values['estimate'], values['low'], values['high'])
         return _figure(metrics.get(self.key))
+
+    def text(self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None) -> str:
+        """The figure with its interval, if it has one."""
+        if boxes:
+            return interval(boxes['mAP'])
+        return number(metrics.get(self.key))
 
 
 def bars(report: RobustnessReport) -> list[Bar]:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .curves import Curve
+from .curves import Curve, by_axis
 from .figures import Figure, Headline
 
 # Okabe and Ito's colours, which are told apart with any kind of colour vision; those
@@ -60,12 +60,9 @@ def curve_pictures(
     Returns:
         A description and an ``<svg>`` element for each picture.
     """
-    together: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
-        norm = curve.norm if curve.axis == 'eps' else ''
-        together.setdefault((curve.axis, norm), []).append(curve)
     pictures: list[tuple[str, str]] = []
-    for (axis, norm), group in together.items():
+    for group in by_axis(curves):
+        axis, norm = group[0].axis, group[0].norm
         for start in range(0, len(group), MOST):
             part = group[start : start + MOST]
             unit = f'eps ({norm}, pixel units of 0-255)' if axis == 'eps' else axis

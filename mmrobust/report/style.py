@@ -52,12 +52,13 @@ li { overflow-wrap: anywhere; margin: .15rem 0; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line);
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line);
   text-align: left; vertical-align: top; font-weight: normal; }
 tr > :first-child { padding-left: 0; }
-tbody th { white-space: nowrap; }
+tbody th { white-space: nowrap; position: sticky; left: 0;
+  background: var(--paper); }
 thead th { color: var(--soft); vertical-align: bottom; }
-tbody tr:hover { background: var(--card); }
+tbody tr:hover, tbody tr:hover th { background: var(--card); }
 .number { text-align: right; white-space: nowrap; }
 thead .number { white-space: normal; }
 figure { margin: 1rem 0; }
@@ -85,8 +86,10 @@ figcaption { color: var(--soft); font-size: .93rem; margin-bottom: .4rem; }
   border-radius: .15em; }
 .part0 { background: var(--part0); } .part1 { background: var(--part1); }
 .part2 { background: var(--part2); } .part3 { background: var(--part3); }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
-.pictures figure { flex: 1 1 22rem; max-width: 36rem; margin: .5rem 0; }
+.pictures { display: grid; gap: 1rem 2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+.pictures figure { margin: .5rem 0; max-width: 36rem; display: flex;
+  flex-direction: column; justify-content: space-between; }
 .pictures svg { display: block; width: 100%; height: auto; }
 .gallery figure { margin: 1.25rem 0; }
 .gallery img { display: block; max-width: 100%; height: auto; }
@@ -107,12 +110,15 @@ pre { background: var(--card); padding: .75rem 1rem; border-radius: .4rem;
   .tile { padding: .6rem .75rem; }
   .tile b { font-size: 1.35rem; }
 }
+@page { margin: 14mm; }
 @media print {
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  html { font-size: 11px; }
+  body { max-width: none; padding: 0; }
   .tile, .note, .track { border: 1px solid var(--line); }
   .wide { overflow: visible; }
   th, td { padding: .2rem .4rem; }
-  figure, .tile, .note, tr { break-inside: avoid; }
+  .pictures figure, .gallery figure, .tile, .note, tr, dd { break-inside: avoid; }
+  dt { break-after: avoid; }
   h2, h3 { break-after: avoid; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
