@@ -193,7 +193,6 @@ def summarise(
     settings = {'norm': ball.norm, 'eps': ball.eps, 'eps_unit': ball.unit_eps}
     result = AttackResult(name, {**settings, 'members': table})
     result.metrics = {'top1': 100 * robust / total, 'robust': robust, 'images': total}
-    result.images = total
     result.forwards = sum(record['forwards'] for record in records)
     result.backwards = sum(record['backwards'] for record in records)
     result.seconds = sum(record['seconds'] for record in records)

@@ -65,13 +65,11 @@ def error_chart(passes: Passes) -> Raw:
             tag('dt', name),
             tag('dd', tag('span', join(*parts), class_='track parts')),
         ]
-    key = join(
-        *(
-            join(tag('span', '', class_=f'swatch part{index}'), ' ', label(each), ' ')
-            for index, each in enumerate(OBJECTS)
-        )
-    )
-    caption = tag('figcaption', join('What became of the objects: ', key))
+    key = []
+    for index, each in enumerate(OBJECTS):
+        swatch = tag('span', '', class_=f'swatch part{index}')
+        key.append(tag('span', join(swatch, ' ', label(each)), class_='key'))
+    caption = tag('figcaption', Raw(' '.join(['What became of the objects:', *key])))
     return tag('figure', join(caption, tag('dl', join(*rows), class_='bars')))
 
 

@@ -95,6 +95,10 @@ def _groups(settings: Mapping[str, Any], key: str) -> Iterable[str]:
         rules: list[Any] = ['any']
     else:
         rules = _step_rules(settings, key)
+        if key == 'num_steps' and others.get('radius_schedule'):
+            # Pairs of a radius and its share of the steps.
+            schedule = others['radius_schedule']
+            others['radius_schedule'] = [radius for radius, _ in schedule]
     return [json.dumps([others, rule], sort_keys=True, default=str) for rule in rules]
 
 

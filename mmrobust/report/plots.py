@@ -150,8 +150,9 @@ def _axis(axes: Axes, values: Sequence[float], along_eps: bool) -> None:
 def _inline(svg: str, prefix: str) -> str:
     """An element that can stand in a page beside others of its kind."""
     svg = svg[svg.index('<svg') :]
-    svg = re.sub(r'<metadata>.*?</metadata>\s*', '', svg, flags=re.DOTALL)
-    # Ids are those of the whole page.
+    # Its styles would be those of the whole page, and so are its ids.
+    for name in ('metadata', 'style'):
+        svg = re.sub(rf'<{name}\b.*?</{name}>\s*', '', svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
     # Sized by the page; the view box keeps the proportions.
     svg = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1>', svg)

@@ -82,6 +82,7 @@ figcaption { color: var(--soft); font-size: .93rem; margin-bottom: .4rem; }
 .value { flex: 0 0 11rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
 .parts { display: flex; overflow: hidden; }
 .part { height: 100%; box-shadow: inset -1px 0 var(--paper); }
+.key { white-space: nowrap; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-left: .6em;
   border-radius: .15em; }
 .part0 { background: var(--part0); } .part1 { background: var(--part1); }
@@ -90,7 +91,8 @@ figcaption { color: var(--soft); font-size: .93rem; margin-bottom: .4rem; }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 .pictures figure { margin: .5rem 0; max-width: 36rem; display: flex;
   flex-direction: column; justify-content: space-between; }
-.pictures svg { display: block; width: 100%; height: auto; }
+.pictures svg { display: block; width: 100%; height: auto;
+  stroke-linejoin: round; }
 .gallery figure { margin: 1.25rem 0; }
 .gallery img { display: block; max-width: 100%; height: auto; }
 details { margin: .75rem 0; }
