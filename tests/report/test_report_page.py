@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_up_report import CLASSES, NASTY, attack, report
 from page_reader import PageReader
 
-from mmrobust.report import RobustnessReport
+from mmrobust.autoattack.report import AutoAttackReport
+from mmrobust.report import AttackResult, RobustnessReport
 
 
 @pytest.fixture
@@ -242,3 +243,38 @@ def test_a_page_that_fails_does_not_end_an_evaluation(
     with pytest.raises(ValueError, match='no page'):
         report().write(path, complete=True)
     assert json.loads(path.read_text())['complete'] is True
+
+
+def test_the_report_of_autoattack_has_a_page() -> None:
+    made = AutoAttackReport('c.py', None, None, 0, {}, {'num_images': 4})
+    made.benign = {'accuracy/top1': 75.0}
+    made.labels = {'linf-4': 'linf 4 (4/255)', 'l2-9': 'l2 9 (0.04)'}
+    made.resolutions = ['images as the test pipeline of the config']
+    threats = {'linf-4': 25.0, 'l2-9': 50.0}
+    made.rows = [
+        dict(resolution='32', num_images=4, clean=75.0, threats=threats, all_norms=20.0)
+    ]
+    member = dict(settings={'steps': 9}, attacked=3, accuracy_after=25.0, seconds=0.25)
+    settings = {'norm': 'linf', 'eps': 4.0, 'members': {'apgd': member}}
+    made.attacks = [AttackResult('autoattack/linf-4', settings, {'top1': 25.0})]
+    page = PageReader(made.html())
+    assert page.problems == []
+    assert page.terms['figures'] == [
+        *(('clean', '75.00'), ('linf 4 (4/255)', '25.00')),
+        *(('l2 9 (0.04)', '50.00'), ('all norms', '20.00')),
+    ]
+    assert page.tiles == ['75.00', '25.00', '20.00', '0']
+    assert page.tables['figures'][0][1] == [
+        '32',
+        '4',
+        '75.00',
+        '25.00',
+        '50.00',
+        '20.00',
+    ]
+    assert page.tables['members'][0][1] == [
+        *('autoattack/linf-4', 'apgd', 'steps 9', '3', '25.00', '0.2'),
+    ]
+    text = made.markdown()
+    assert text.index('## After each member') < text.index('## Checks')
+    assert '| 32 | 4 | 75.00 | 25.00 | 50.00 | 20.00 |' in text
