@@ -61,7 +61,14 @@ def test_keys_and_values(tmp_path):
             **SETTINGS,
             'metrics': {'coco/bbox_mAP': 0.125},
             'checks': ['a doubt'],
-            'cost': {'forwards': 11, 'backwards': 10, 'seconds': 2.5},
+            'cost': {
+                'images': 0,
+                'forwards': 11,
+                'backwards': 10,
+                'queries': 0,
+                'seconds': 2.5,
+                'per_image': None,
+            },
         }
     ]
 
