@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -366,7 +365,9 @@ class AttackEvaluation:
         """The attacks, and the members of an ensemble in its place."""
         found: list[Attack] = []
         for attack in self.attacks.values():
-            found += attack.members.values() if isinstance(attack, Ensemble) else [attack]
+            found += (
+                attack.members.values() if isinstance(attack, Ensemble) else [attack]
+            )
         return found
 
     def _check_objectives(self) -> list[str]:

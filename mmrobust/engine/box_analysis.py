@@ -99,9 +99,7 @@ class BoxAnalysis:
         self._matched = everywhere
         return match_detections(self.truths, everywhere, self.num_classes)
 
-    def finish(
-        self, name: str, found: Sequence[Detections]
-    ) -> dict[str, Any] | None:
+    def finish(self, name: str, found: Sequence[Detections]) -> dict[str, Any] | None:
         """Ends a pass.
 
         Args:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.dist import broadcast_object_list
-from mmengine.structures import BaseDataElement
 
 from ..analysis import Detections, MatchTable, broken, mean_ap, worst_case_map
 from ..analysis.image_score import image_score, worst_per_image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 import shutil
@@ -14,11 +15,11 @@ from urllib.parse import quote
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info, is_main_process
+from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..run_folder import RunFolder, digest_of, wait_until
 
 _ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData, LabelData)}
@@ -93,7 +94,7 @@ class PassRecords:
             None if there is none, or none that is whole and of this pass.
         """
         key = self._key(ids)
-        if self.folder is None:
+        if self.folder is None or key in self._kept:
             return self._kept.get(key)
         try:
             record = torch.load(
@@ -110,6 +111,16 @@ class PassRecords:
         """Writes a record, whole or not at all."""
         key = self._key(ids)
         if self.folder is None:
+            self._kept[key] = content
+            return
+        if not _is_plain(content):
+            if not self._kept:
+                print_log(
+                    'the model predicts something that cannot be kept on disk: an '
+                    'interrupted evaluation will have to start anew',
+                    logger='current',
+                    level=logging.WARNING,
+                )
             self._kept[key] = content
             return
         path = self.folder / f'{key}.pth'
@@ -139,13 +150,9 @@ def _as_text(ids: Sequence[Any]) -> list[str]:
 
 
 def pack(output: BaseDataElement, sample: BaseDataElement) -> dict[str, Any]:
-    """What the model added to a sample, as tensors, numbers and text.
-
-    Raises:
-        ConfigError: if it added something of a kind that is not known here.
-    """
+    """What the model added to a sample, as tensors, numbers and text if possible."""
     added = set(output.keys()) - set(sample.keys())
-    return {name: _pack(output.get(name), name) for name in sorted(added)}
+    return {name: _pack(output.get(name)) for name in sorted(added)}
 
 
 def unpack(packed: dict[str, Any], sample: BaseDataElement) -> BaseDataElement:
@@ -156,7 +163,7 @@ def unpack(packed: dict[str, Any], sample: BaseDataElement) -> BaseDataElement:
     return output
 
 
-def _pack(value: Any, name: str) -> Any:
+def _pack(value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.dtype == torch.bool and value.dim() == 3:
             return {'masks': _encode(value), 'shape': list(value.shape)}
@@ -164,16 +171,30 @@ def _pack(value: Any, name: str) -> Any:
     if isinstance(value, np.ndarray):
         return {'array': torch.from_numpy(value)}
     if type(value) in _ELEMENTS.values():
-        fields = {key: _pack(inner, f'{name}.{key}') for key, inner in value.items()}
+        fields = {key: _pack(inner) for key, inner in value.items()}
         return {'element': type(value).__name__, 'fields': fields}
     if isinstance(value, (list, tuple)):
-        return [_pack(inner, name) for inner in value]
+        return [_pack(inner) for inner in value]
     if isinstance(value, _PLAIN):
         return value
-    raise ConfigError(
-        f'the model predicts {name} as {type(value).__name__}, which cannot be kept on '
-        'disk: set resume=False in the test loop.'
-    )
+    return _pack_boxes(value)
+
+
+def _pack_boxes(value: Any) -> dict[str, Any]:
+    # Not at the top: mmdet may be missing where there are classifiers only.
+    from mmdet.structures.bbox import BaseBoxes, get_box_type
+
+    if isinstance(value, BaseBoxes):
+        name, _ = get_box_type(type(value))
+        return {'boxes': value.tensor.detach().cpu(), 'type': name}
+    return {'raw': value}
+
+
+def _unpack_boxes(packed: dict[str, Any]) -> Any:
+    from mmdet.structures.bbox import get_box_type
+
+    _, kind = get_box_type(packed['type'])
+    return kind(packed['boxes'], clone=False)
 
 
 def _unpack(packed: Any) -> Any:
@@ -185,8 +206,19 @@ def _unpack(packed: Any) -> Any:
         return _decode(packed['masks'], packed['shape'])
     if 'array' in packed:
         return packed['array'].numpy()
+    if 'boxes' in packed:
+        return _unpack_boxes(packed)
+    if 'raw' in packed:
+        return packed['raw']
     fields = {key: _unpack(inner) for key, inner in packed['fields'].items()}
     return _ELEMENTS[packed['element']](**fields)
+
+
+def _is_plain(content: Any) -> bool:
+    """Whether a record can be read from disk without running foreign code."""
+    if isinstance(content, dict):
+        return 'raw' not in content and all(map(_is_plain, content.values()))
+    return not isinstance(content, list) or all(map(_is_plain, content))
 
 
 def _encode(masks: Tensor) -> list[dict[str, Any]]:
