@@ -1,0 +1,14 @@
+"""Checks that tell a robust detector from a weak attack."""
+
+from __future__ import annotations
+
+from .verdicts import Figure, comparison_verdicts, figure_of, pass_verdicts
+from .watch import WatchedOracle
+
+__all__ = [
+    'Figure',
+    'WatchedOracle',
+    'comparison_verdicts',
+    'figure_of',
+    'pass_verdicts',
+]
