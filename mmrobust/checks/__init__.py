@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .trial import examine, trial_verdicts
 from .verdicts import Figure, comparison_verdicts, figure_of, pass_verdicts
 from .watch import WatchedOracle
 
@@ -9,6 +10,8 @@ __all__ = [
     'Figure',
     'WatchedOracle',
     'comparison_verdicts',
+    'examine',
     'figure_of',
     'pass_verdicts',
+    'trial_verdicts',
 ]

@@ -60,6 +60,10 @@ COARSE = 0.1
 # Half the pixel range: every image can be made plain grey.
 UNBOUNDED_LINF = 128.0
 
+# Objectives that concern all of the detections. Others cannot bring AP to 0 (box losses
+# leave the classes right), so that a larger ball need not help them for ever.
+_WHOLE = ('total', 'detections')
+
 # Figures in percent, by the end of their keys.
 _PERCENT = ('PQ', 'top1')
 _MAIN = ('bbox_mAP', 'mAP', 'AP50', 'segm_mAP', *_PERCENT)
@@ -93,9 +97,10 @@ def figure_of(
     """
     interval = (boxes or {}).get('mAP')
     if interval and _is_number(interval.get('estimate')):
-        ends = interval.get('low'), interval.get('high')
-        known = all(_is_number(end) for end in ends)
-        margin = (ends[1] - ends[0]) / 2 if known else UNKNOWN_MARGIN
+        known = _is_number(interval.get('low')) and _is_number(interval.get('high'))
+        margin = UNKNOWN_MARGIN
+        if known:
+            margin = (float(interval['high']) - float(interval['low'])) / 2
         return Figure(float(interval['estimate']), margin)
     for end in _MAIN:
         for key, value in metrics.items():
@@ -219,12 +224,17 @@ class _Pass:
 
     @property
     def transferred(self) -> bool:
-        # Images of another model, or gradients that are bent to suit other models.
-        return bool(self.settings.get('source')) or 'decay' in self.settings
+        return bool(self.settings.get('source'))
+
+    @property
+    def bent(self) -> bool:
+        # TransferPGD: gradients of this model, bent to suit others.
+        return not self.transferred and 'decay' in self.settings
 
     @property
     def white_box(self) -> bool:
-        return self.searches and not self.gradient_free and not self.transferred
+        other = self.gradient_free or self.transferred or self.bent
+        return self.searches and not other
 
     @property
     def ball(self) -> tuple[Any, float]:
@@ -279,7 +289,7 @@ def _above_benign(benign: float | None, passes: Sequence[_Pass]) -> _Found:
             continue
         gain = each.value - benign
         # The interval of the difference on the same draws, if there is one.
-        high = (each.drop or {}).get('high')
+        high: Any = (each.drop or {}).get('high')
         sure = high < 0 if _is_number(high) else gain > each.figure.margin
         if gain > SAME and sure:
             found.append(
@@ -345,12 +355,12 @@ def _stalls(benign: float | None, small: _Pass, large: _Pass) -> bool:
     """
     margin = _margin(small, large)
     fall = small.value - large.value
-    if fall < -max(margin, SAME):
+    if fall < -max(margin, SAME) and large.value > _ruin(benign):
         return True
     left = small.value - _ruin(benign)
-    if benign is None or left <= 0:
+    if benign is None or small.settings.get('objective') not in _WHOLE:
         return False
-    growth = (benign - small.value) * (large.eps / small.eps - 1)
+    growth = max(benign - small.value, 0) * (large.eps / small.eps - 1)
     return fall + margin < min(growth, left) / 2
 
 
@@ -362,12 +372,14 @@ def _along_steps(benign: float | None, passes: Sequence[_Pass]) -> _Found:
             if few.steps == many.steps or many.name in found:
                 continue
             # Attacks converge, so that more steps need not help; but never harm.
-            if many.value - few.value > max(_margin(few, many), SAME):
+            rise = many.value - few.value
+            harm = rise > max(_margin(few, many), SAME)
+            if harm and many.value > _ruin(benign):
                 found[many.name] = (
                     f'AP is {many.value:.3f} after {many.steps} steps and '
                     f'{few.value:.3f} after {few.steps} ({few.name}): more steps '
-                    'should not be weaker; gradients are masked or noisy, or what the '
-                    'attack maximises is not what lowers AP.'
+                    'should not be weaker; gradients are masked or noisy, the steps '
+                    'too short, or what the attack maximises is not what lowers AP.'
                 )
     return list(found.items())
 
@@ -376,11 +388,16 @@ def _without_gradient(benign: float | None, passes: Sequence[_Pass]) -> _Found:
     found = []
     for each in passes:
         rivals = [p for p in passes if p.white_box and p.ball == each.ball]
-        other = each.gradient_free or each.transferred
-        if not (each.searches and other and rivals):
+        if each.bent:
+            # Of one objective, and at no lower cost, the true gradient is better.
+            objective = each.settings.get('objective')
+            rivals = [p for p in rivals if p.settings.get('objective') == objective]
+            rivals = [p for p in rivals if p.steps >= each.steps]
+        if not each.searches or each.white_box or not rivals:
             continue
         best = min(rivals, key=lambda p: p.value)
-        if best.value - each.value > max(_margin(best, each), SAME):
+        weaker = best.value - each.value > max(_margin(best, each), SAME)
+        if weaker and best.value > _ruin(benign):
             kind = 'gradient-free' if each.gradient_free else 'transfer'
             found.append(
                 (

@@ -37,15 +37,15 @@ class WatchedOracle:
     """
 
     _oracle: Any
+    _best: Tensor
+    _first: Tensor
+    _non_finite: Tensor
 
     def __init__(self, oracle: Oracle) -> None:
         # Names with an underscore are this object's own, see __setattr__.
         self._oracle = oracle
-        self._best: Tensor | None = None
-        self._first: Tensor | None = None
-        self._last: Tensor | None = None  # of what came after the first gradient
-        self._non_finite: Tensor | None = None
         self._calls = 0
+        self._last: Tensor | None = None  # of what came after the first gradient
         self._values: list[Tensor] = []
         self._bests: list[Tensor] = []
         self._zeros: list[Tensor] = []
@@ -81,15 +81,15 @@ class WatchedOracle:
 
     def _see(self, values: Tensor, count: int) -> Tensor:
         # A copy: the attack may write into what it got. (1,) is shared by the batch.
-        self._calls += 1
         values = values.detach().float().expand(count).clone()
         bad = ~values.isfinite()
         finite = values.masked_fill(bad, -math.inf)
-        if self._best is None:
-            self._first, self._best, self._non_finite = values, finite, bad.int()
-        else:
+        if self._calls:
             self._best = torch.maximum(self._best, finite)
             self._non_finite = self._non_finite + bad
+        else:
+            self._first, self._best, self._non_finite = values, finite, bad.int()
+        self._calls += 1
         if self._values:
             self._last = values
         return values
@@ -122,7 +122,7 @@ class WatchedOracle:
             - ``best``: largest objective of all calls.
             - ``non_finite``: calls of any kind with an objective that is not finite.
         """
-        if self._best is None:
+        if not self._calls:
             return []
         calls = len(self._values)
         nothing = torch.full_like(self._best, math.nan)
