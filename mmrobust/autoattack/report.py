@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..report import AttackResult, RobustnessReport
+from ..report import (
+    AttackResult,
+    Bar,
+    Figure,
+    Part,
+    RobustnessReport,
+    Section,
+    Table,
+    number,
+)
 from .threats import Ball
 
 # What the flags of the package's own checks mean for the figures.
@@ -91,44 +100,63 @@ class AutoAttackReport(RobustnessReport):
         content.pop('_withstood')
         return content
 
-    def table(self) -> str:
+    def figures(self) -> Table:
         """Accuracy in percent, one row per resolution."""
         several = len(self.labels) > 1
         head = ['resolution', 'images', 'clean', *self.labels.values()]
         head += ['all norms'] if several else []
-        lines = [head, ['---'] + ['---:'] * (len(head) - 1)]
+        lines = []
         for row in self.rows:
             numbers = [row['clean'], *(row['threats'].get(k) for k in self.labels)]
             numbers += [row.get('all_norms')] if several else []
-            cells = ['-' if n is None else f'{n:.2f}' for n in numbers]
+            cells = [number(value, 2) for value in numbers]
             lines.append([row['resolution'], str(row['num_images']), *cells])
-        return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+        return Table(head, lines)
 
-    def markdown(self, complete: bool = True) -> str:
-        """The Markdown twin."""
-        head, rest = super().markdown(complete).split('\n## Checks', 1)
-        lines = [
-            head.replace('on the network input.', 'in brackets for [0, 1] images.'),
+    def about(self) -> list[Part]:
+        """What there is to say about the table of figures."""
+        return [
+            'eps in pixel units of 0-255, in brackets for [0, 1] images.\n'
             f'Top-1 accuracy in percent. AutoAttack, version {self.version}, in '
             f'batches of {self.shard_size}; an image counts as broken by what this '
             'program predicts on its adversarial image. Per image: '
             f'`{self.per_image}`.',
-            '',
-            *(f'- {text}' for text in self.resolutions),
-            '',
-            '## After each member',
-            '',
-            '| attack | member | settings | attacked | accuracy after | seconds |',
-            '| --- | --- | --- | ---: | ---: | ---: |',
+            list(self.resolutions),
         ]
-        for attack in self.attacks:
-            for name, member in attack.settings['members'].items():
-                settings = ', '.join(f'{k} {v}' for k, v in member['settings'].items())
-                lines.append(
-                    f'| {attack.name} | {name} | {settings} | {member["attacked"]} | '
-                    f'{member["accuracy_after"]:.2f} | {member["seconds"]:.1f} |'
-                )
-        return '\n'.join(lines) + '\n\n## Checks' + rest
+
+    def bars(self) -> list[Bar]:
+        """The accuracies that the page draws."""
+        several = len(self.labels) > 1
+        found = []
+        for row in self.rows:
+            at = f'{row["resolution"]}: ' if len(self.rows) > 1 else ''
+            found.append(Bar(f'{at}clean', Figure(row['clean']), 'benign'))
+            for name, label in self.labels.items():
+                if name in row['threats']:
+                    figure = Figure(row['threats'][name])
+                    found.append(Bar(f'{at}{label}', figure))
+            if several and row['all_norms'] is not None:
+                figure = Figure(row['all_norms'])
+                found.append(Bar(f'{at}all norms', figure, 'worst'))
+        return found
+
+    def more(self) -> list[Section]:
+        """What each member left over."""
+        rows = [
+            [
+                attack.name,
+                name,
+                ', '.join(f'{k} {v}' for k, v in member['settings'].items()),
+                str(member['attacked']),
+                f'{member["accuracy_after"]:.2f}',
+                f'{member["seconds"]:.1f}',
+            ]
+            for attack in self.attacks
+            for name, member in attack.settings['members'].items()
+        ]
+        head = ['attack', 'member', 'settings', 'attacked', 'accuracy after']
+        table = Table([*head, 'seconds'], rows, texts=3)
+        return [Section('members', 'After each member', [table])]
 
 
 def summarise(

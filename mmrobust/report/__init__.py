@@ -1,14 +1,25 @@
-"""The robustness report: JSON, and the same for people."""
+"""The robustness report: JSON, and the same for people as Markdown and as a page."""
 
+from .curves import Curve, find_curves
+from .document import Part, Section, Table, number
+from .figures import Bar, Figure
 from .files import file_sha256, finite, write_atomically
 from .result import AttackResult
 from .robustness import RobustnessReport, package_versions
 
 __all__ = [
     'AttackResult',
+    'Bar',
+    'Curve',
+    'Figure',
+    'Part',
     'RobustnessReport',
+    'Section',
+    'Table',
     'file_sha256',
+    'find_curves',
     'finite',
+    'number',
     'package_versions',
     'write_atomically',
 ]

@@ -1,12 +1,15 @@
-"""The robustness report: one JSON file and a Markdown twin."""
+"""The robustness report: one JSON file, and a Markdown twin and a page for people."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
 import time
+import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,10 +17,15 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from .content import figures_table, unit_sentence
+from .document import Part, Section, Table
+from .figures import Bar, bars
 from .files import file_sha256, finite, write_atomically
-from .markdown import markdown, table
+from .html import page
+from .markdown import markdown
 from .result import AttackResult
 
 _PACKAGES = (
@@ -115,12 +123,19 @@ class RobustnessReport:
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
 
-    def write(self, path: str | os.PathLike, complete: bool) -> None:
-        """Writes ``path`` and its Markdown twin, on the main process.
+    def write(
+        self,
+        path: str | os.PathLike,
+        complete: bool,
+        gallery: Sequence[tuple[str, Path]] = (),
+    ) -> None:
+        """Writes ``path``, its Markdown twin and its page, on the main process.
 
         Args:
-            path: the JSON file; the twin has the extension ``.md``.
+            path: the JSON file; twin and page have the extensions ``.md`` and
+                ``.html``.
             complete: whether all attacks have been run.
+            gallery: pictures for the page with their titles.
         """
         if not is_main_process():
             return
@@ -129,14 +144,48 @@ class RobustnessReport:
         text = json.dumps(finite(self.as_dict(complete)), indent=2, default=str)
         write_atomically(target, text + '\n')
         write_atomically(target.with_suffix('.md'), self.markdown(complete))
+        try:
+            html = self.html(complete, gallery)
+        except Exception:
+            # Attacks of hours are still to come, and the figures are in the JSON.
+            if complete:
+                raise
+            text = f'The page of the report failed:\n{traceback.format_exc()}'
+            print_log(text, logger='current', level=logging.WARNING)
+        else:
+            write_atomically(target.with_suffix('.html'), html)
 
     def table(self) -> str:
-        """The figures as a Markdown table, one row per attack."""
-        return table(self)
+        """The figures as a Markdown table."""
+        return self.figures().markdown()
 
     def markdown(self, complete: bool = True) -> str:
         """The Markdown twin."""
         return markdown(self, complete)
+
+    def html(
+        self, complete: bool = True, gallery: Sequence[tuple[str, Path]] = ()
+    ) -> str:
+        """The page; see :meth:`write`."""
+        return page(self, complete, gallery)
+
+    # What other kinds of reports say in their own way.
+
+    def figures(self) -> Table:
+        """The figures, one row per attack."""
+        return figures_table(self)
+
+    def about(self) -> list[Part]:
+        """What there is to say about the table of figures."""
+        return [unit_sentence(self.space)]
+
+    def bars(self) -> list[Bar]:
+        """The figures that the page draws."""
+        return bars(self)
+
+    def more(self) -> list[Section]:
+        """Sections that only this kind of report has."""
+        return []
 
 
 def package_versions() -> dict[str, str]:

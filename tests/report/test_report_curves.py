@@ -1,0 +1,194 @@
+"""Which attacks are on one curve, and what is drawn of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_up_report import attack, report
+from page_reader import PageReader
+
+import mmrobust.attacks  # noqa: F401  (registers them)
+from mmrobust.attacks.presets import attack_preset
+from mmrobust.registry import ATTACKS
+from mmrobust.report import AttackResult, find_curves
+
+
+def build(name: str, attack: str, **settings: Any) -> AttackResult:
+    """A result with the settings of a real attack."""
+    extra = {key: settings.pop(key) for key in ('base',) if key in settings}
+    found = ATTACKS.build(attack_preset(attack, **settings)).describe()
+    if attack == 'square':
+        extra['gradient_free'] = True
+    return AttackResult(name, {**found, **extra})
+
+
+def summary(attacks: list[AttackResult]) -> list[tuple[str, str, list[float]]]:
+    return [
+        (curve.label, curve.axis, [value for value, _ in curve.points])
+        for curve in find_curves(attacks)
+    ]
+
+
+@pytest.mark.parametrize('name', ['pgd', 'cls', 'apgd', 'dim', 'noise', 'square'])
+def test_eps_makes_a_curve_of_every_attack(name: str) -> None:
+    """Step sizes derive from eps."""
+    attacks = [build(f'{name}-eps{eps}', name, eps=eps) for eps in (8, 2, 4)]
+    ((_, axis, values),) = summary(attacks)
+    assert (axis, values) == ('eps', [2, 4, 8])
+    for each in attacks:
+        each.settings['base'] = name
+    ((label, axis, values),) = summary(attacks)
+    assert label.split(',')[0] == name
+    assert (axis, values) == ('eps', [2, 4, 8])
+
+
+@pytest.mark.parametrize(
+    ('name', 'axis'),
+    [('pgd', 'steps'), ('cls', 'steps'), ('apgd', 'steps'), ('square', 'queries')],
+)
+@pytest.mark.parametrize('base', [True, False])
+def test_steps_make_a_curve_too(name: str, axis: str, base: bool) -> None:
+    """Also below three steps, where PGD's step is eps and no part of it."""
+    more = {'base': name} if base else {}
+    attacks = [
+        build(f'{name}-steps{count}', name, num_steps=count, **more)
+        for count in (100, 2, 20)
+    ]
+    assert summary(attacks) == [(f'{name}, eps 4', axis, [2, 20, 100])]
+
+
+def test_a_given_step_size_is_a_curve_of_its_own() -> None:
+    """At eps 4 and 10 steps the derived step is 1, which is on both curves."""
+    derived = [build(f'd{eps}', 'pgd', eps=eps, num_steps=10) for eps in (2, 4, 8)]
+    fixed = [
+        build(f'f{eps}', 'pgd', eps=eps, num_steps=10, step_size=1) for eps in (2, 8)
+    ]
+    found = [
+        [each.name for _, each in curve.points]
+        for curve in find_curves(derived + fixed)
+    ]
+    assert sorted(found) == [['d2', 'd4', 'd8'], ['f2', 'd4', 'f8']]
+
+
+def test_what_differs_in_more_than_one_number_is_no_curve() -> None:
+    assert summary([build('a', 'pgd', eps=2), build('b', 'cls', eps=4)]) == []
+    assert summary([build('a', 'pgd', eps=2), build('b', 'apgd', eps=4)]) == []
+    assert (
+        summary([build('a', 'pgd', eps=2), build('b', 'pgd', eps=4, restarts=2)]) == []
+    )
+    both = [build('a', 'pgd', eps=2), build('b', 'pgd', eps=400, norm='l2')]
+    assert summary(both) == []
+    both = [build('a', 'pgd', eps=2, num_steps=5), build('b', 'pgd', eps=4)]
+    assert summary(both) == []
+    # Steps of a size that is neither the same nor derived from their number.
+    both = [
+        build('a', 'pgd', num_steps=10, step_size=1.5),
+        build('b', 'pgd', num_steps=20, step_size=1.25),
+    ]
+    assert summary(both) == []
+    # One value, twice.
+    assert summary([build('a', 'pgd'), build('b', 'pgd')]) == []
+    assert summary([build('a', 'noise'), build('b', 'pgd')]) == []
+    assert summary([]) == []
+
+
+def test_a_grid_has_rows_and_columns() -> None:
+    attacks = [
+        build(f'pgd-eps{e}-steps{n}', 'pgd', eps=e, num_steps=n, base='pgd')
+        for e in (2, 4)
+        for n in (5, 10, 20)
+    ]
+    assert summary(attacks) == [
+        ('pgd, 5 steps', 'eps', [2, 4]),
+        ('pgd, 10 steps', 'eps', [2, 4]),
+        ('pgd, 20 steps', 'eps', [2, 4]),
+        ('pgd, eps 2', 'steps', [5, 10, 20]),
+        ('pgd, eps 4', 'steps', [5, 10, 20]),
+    ]
+
+
+def test_an_ensemble_is_a_curve_whatever_its_members_derive() -> None:
+    attacks = [
+        attack(
+            f'ensemble-eps{eps}',
+            0.5,
+            {
+                'eps': eps,
+                'base': 'ensemble',
+                'num_steps': 0,
+                'members': [{'step_size': eps / 4}],
+            },
+        )
+        for eps in (2, 4)
+    ]
+    assert summary(attacks) == [('ensemble', 'eps', [2, 4])]
+
+
+def drawn(page: str) -> list[list[tuple[float, float]]]:
+    """The lines of the first picture that are curves, in its own coordinates."""
+    svg = page[page.index('<svg') : page.index('</svg>')]
+    paths = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none', svg)
+    lines = []
+    for path in paths:
+        numbers = re.findall(r'[ML] ([-\d.]+) ([-\d.]+)', path)
+        lines.append([(float(x), float(y)) for x, y in numbers])
+    return [line for line in lines if len(line) == 3]
+
+
+def test_the_picture_shows_the_figures() -> None:
+    """mAP 0.6, 0.5 and 0.25 at eps 0, 2 and 4: places are proportional."""
+    page = report().html()
+    ((a, b, c),) = drawn(page)
+    assert (b[0] - a[0]) == pytest.approx(c[0] - b[0])
+    assert (c[1] - b[1]) / (b[1] - a[1]) == pytest.approx(0.25 / 0.1, rel=1e-4)
+    assert 'mAP against eps: pgd, 10 steps' in PageReader(page).text
+
+
+def test_the_table_begins_with_the_benign_figure() -> None:
+    ((_, *rows),) = PageReader(report().html()).tables['curves']
+    assert rows == [
+        ['0 (benign)', '0.600 [0.550, 0.640]'],
+        ['2', '0.500 [0.450, 0.540]'],
+        ['4', '0.250 [0.200, 0.290]'],
+    ]
+
+
+def test_norms_and_axes_are_not_drawn_together() -> None:
+    made = report()
+    made.attacks += [
+        attack(f'l2-{eps}', 0.5, {'eps': eps, 'norm': 'l2', 'base': 'l2'})
+        for eps in (100, 300)
+    ]
+    made.attacks += [
+        attack(f'cls-{n}', 0.5, {'num_steps': n, 'base': 'cls'}) for n in (1, 100)
+    ]
+    page = PageReader(made.html())
+    assert page.names.count('svg') == 3
+    assert page.problems == []
+    assert len(page.ids) == len(set(page.ids))
+    assert [table[0][0] for table in page.tables['curves']] == [
+        *('eps (linf)', 'eps (l2)', 'steps'),
+    ]
+    # Eleven lines are two pictures: more than six cannot be told apart.
+    made.attacks = [
+        attack(f'a{i}-{eps}', 0.5, {'eps': eps, 'base': f'a{i}'})
+        for i in range(11)
+        for eps in (1, 2)
+    ]
+    assert PageReader(made.html()).names.count('svg') == 2
+
+
+def test_a_point_without_a_figure_is_left_out() -> None:
+    made = report()
+    made.attacks[0].boxes = None
+    made.attacks[0].metrics = {}
+    page = made.html()
+    assert drawn(page) == []
+    ((_, *rows),) = PageReader(page).tables['curves']
+    assert rows[1] == ['2', '-']
