@@ -269,13 +269,14 @@ def test_the_report_is_written_once_and_adds_up(folder: Path) -> None:
     assert report['environment']['processes'] == 2
     assert report['dataset']['num_images'] == 5
     costs = {attack['name']: attack['cost'] for attack in report['attacks']}
-    # Six images, one of them twice: clean value, two steps, last iterate.
-    assert (costs['cls']['forwards'], costs['cls']['backwards']) == (24, 12)
+    # Five images, the one that fills up the shares counted once: clean value, two
+    # steps, last iterate.
+    assert (costs['cls']['forwards'], costs['cls']['backwards']) == (20, 10)
     assert costs['noise']['forwards'] == 0
 
 
 def test_an_uneven_sampler_is_refused_by_all(ranks: list[dict[str, Any]]) -> None:
-    """Losses synchronise: the process with more images would wait for ever."""
+    """Results of unequal shares would be put together in a wrong order."""
     for rank in ranks:
         assert 'set sampler.round_up=True' in rank['refusal']
 

@@ -17,6 +17,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
+from mmrobust.attacks.ensemble import VERSIONS as ENSEMBLES
+from mmrobust.attacks.presets import takes
 from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble
 from mmrobust.autoattack.package import load_package
 from mmrobust.autoattack.threats import read_balls
@@ -73,20 +75,22 @@ def parse_args() -> argparse.Namespace:
         '--attack',
         nargs='+',
         metavar='NAME',
-        help=f'any of: {", ".join(ATTACK_NAMES)}; or autoattack, on classifiers',
+        help=f'any of: {", ".join(ATTACK_NAMES)} (the set of attacks whose worst '
+        'counts, on detectors); or autoattack, on classifiers',
     )
     group.add_argument(
         '--eps',
         nargs='+',
-        help='radius of the perturbation (default 4), one per norm of autoattack '
-        '(default linf 4, l2 510, l1 19125)',
+        help='radius of the perturbation (default 4); several give a curve; one per '
+        'norm of autoattack (default linf 4, l2 510, l1 19125)',
     )
     group.add_argument('--step-size', help='default: 2.5 * eps / steps, at most eps')
     group.add_argument(
         '--num-steps',
+        nargs='+',
         type=int,
         help='default: 10 for cls, reg, cwa, mim, dim and tim, 1000 queries for '
-        'square, else 20',
+        'square, else 20; several give a curve',
     )
     group.add_argument(
         '--norm',
@@ -112,10 +116,12 @@ def parse_args() -> argparse.Namespace:
         metavar='FILE',
         help='the report (default <work dir>/robustness.json)',
     )
-    group = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
     group.add_argument(
-        '--version', help=f'one of: {", ".join(VERSIONS)} (default standard)'
+        '--version',
+        help=f'of ensemble: {" or ".join(ENSEMBLES)}; of autoattack: '
+        f'{", ".join(VERSIONS)} (default standard)',
     )
+    group = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
     group.add_argument(
         '--members',
         nargs='+',
@@ -192,6 +198,9 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     evaluation = {key: getattr(args, key) for key in _EVALUATION}
     evaluation = {key: value for key, value in evaluation.items() if value is not None}
     auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
+    if args.version is not None and 'autoattack' not in (args.attack or ()):
+        auto.remove('version')
+        given['version'] = args.version
     is_auto = str(cfg.test_cfg.get('type')).endswith('AutoAttackTestLoop')
     has_attacks = is_auto or 'attacks' in cfg.test_cfg
     if auto and 'autoattack' not in (args.attack or ()):
@@ -238,19 +247,48 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def _attack_loop(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    """The loop of the ordinary attacks, which have one norm and one radius."""
-    for key in ('norm', 'eps'):
-        values = given.get(key, ())
-        if len(values) > 1:
-            raise ConfigError(
-                f'--{key} {" ".join(values)}: only autoattack takes several.'
+    """The loop of the ordinary attacks, each with one norm and all radii and steps."""
+    norms = given.pop('norm', ['linf'])
+    if len(norms) > 1:
+        raise ConfigError(f'--norm {" ".join(norms)}: only autoattack takes several.')
+    for key in given:
+        if not any(takes(name, key) for name in args.attack):
+            names = ' or '.join(args.attack)
+            raise ConfigError(f'--{key.replace("_", "-")} is no setting of {names}.')
+    attacks = {}
+    for name in args.attack:
+        for label, values in _curve(name, given).items():
+            attacks[label] = attack_preset(
+                name, **{**given, 'norm': norms[0], **values}
             )
-        if values:
-            given = {**given, key: values[0]}
-    attacks = {name: attack_preset(name, **given) for name in args.attack}
     for attack in attacks.values():
         ATTACKS.build(attack)  # refuses impossible settings before any work
     return {'type': 'mmrobust.AttackTestLoop', 'attacks': attacks}
+
+
+def _curve(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The points of an attack's curve, like ``pgd-eps2-steps10``, or just ``pgd``."""
+    points: dict[str, dict[str, Any]] = {name: {}}
+    for key, text in (('eps', 'eps'), ('num_steps', 'steps')):
+        values = given.get(key)
+        if values is None:
+            continue
+        if len(set(values)) < len(values):
+            raise ConfigError(
+                f'--{key.replace("_", "-")} {" ".join(map(str, values))} names one '
+                'value twice.'
+            )
+        if not takes(name, key):
+            values = [None]
+        points = {
+            label if len(values) == 1 else f'{label}-{text}{value}'.replace('/', '_'): {
+                **point,
+                key: value,
+            }
+            for label, point in points.items()
+            for value in values
+        }
+    return points
 
 
 def _autoattack_loop(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .apgd import APGD, LARGER_RADII
 from .base import Attack, Oracle
+from .ensemble import Ensemble
 from .noise import RandomNoise
 from .pgd import PGD
 from .presets import ATTACK_NAMES, attack_preset
@@ -16,6 +17,7 @@ __all__ = [
     'LARGER_RADII',
     'PGD',
     'Attack',
+    'Ensemble',
     'Oracle',
     'RandomNoise',
     'Square',

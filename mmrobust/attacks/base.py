@@ -43,12 +43,14 @@ class Attack(ABC):
             :class:`mmrobust.objective.LossOracle` on ``objective``, ``'detections'``
             for :class:`mmrobust.detection_score.DetectionOracle` (a classifier, which
             has no detections, gets its loss).
+        gradient_free: whether it asks for values only.
 
     Raises:
         ConfigError: if one of them is unknown or out of range.
     """
 
     reads: str = 'loss'
+    gradient_free = False
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class Attack(ABC):
             'num_steps': 0,
             'objective': None,
             'restarts': 1,
+            'gradient_free': self.gradient_free,
         }
 
 

@@ -21,6 +21,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     'dim': {'type': 'mmrobust.TransferPGD', 'diversity_prob': 0.5},
     'tim': {'type': 'mmrobust.TransferPGD', 'kernel_size': 15},
     'square': {'type': 'mmrobust.Square', 'num_queries': 1000},
+    'ensemble': {'type': 'mmrobust.Ensemble'},
     **{
         name: {'type': 'mmrobust.PGD', 'num_steps': 20, 'objective': name}
         for name in (
@@ -38,8 +39,23 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 ATTACK_NAMES = tuple(_PRESETS)
 
+# Attacks that have nothing to choose but norm, radius and version; and FGSM, which has
+# no number of steps.
+_FIXED = ('noise', 'ensemble')
+
 # Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
+
+
+def takes(name: str, setting: str) -> bool:
+    """Whether a named attack has a setting of :func:`attack_preset`."""
+    if setting == 'version':
+        return name == 'ensemble'
+    if setting in ('norm', 'eps'):
+        return True
+    if setting == 'num_steps' and name == 'fgsm':
+        return False
+    return name not in _FIXED
 
 
 def attack_preset(
@@ -51,6 +67,7 @@ def attack_preset(
     restarts: int | None = None,
     target: str | None = None,
     target_class: int | str | None = None,
+    version: str | None = None,
 ) -> dict[str, Any]:
     """Builds the config of a named attack.
 
@@ -70,6 +87,7 @@ def attack_preset(
         target: of ``mislabel`` and ``dag``, see :class:`mmrobust.objective.Objective`.
             Other attacks leave it out, so that one setting serves several attacks.
         target_class: of ``targeted``, which needs it, by name or number; of no other.
+        version: of ``ensemble``, see :class:`Ensemble`; of no other.
 
     Returns:
         A config dict for the ``ATTACKS`` registry.
@@ -95,8 +113,8 @@ def attack_preset(
     given = {'step_size': step_size, 'num_steps': num_steps, 'restarts': restarts}
     if name == 'fgsm':
         given = {'step_size': step_size}
-    if name == 'noise':
-        given = {}
+    if name in _FIXED:
+        given = {'version': version} if name == 'ensemble' else {}
     if name in ('mislabel', 'dag') and target is not None:
         config['objective'] = {'name': name, 'target': target}
     if name == 'targeted':

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -88,17 +87,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = training
         for weight, requires_grad in wanted.items():
             weight.requires_grad_(requires_grad)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Hash of all weights and buffers, wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            array = value.detach().cpu().contiguous()
-            digest.update(f'{name} {tuple(array.shape)} {array.dtype} '.encode())
-            digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def count_zero_gradients(logits: Logits, images: Tensor, labels: Tensor) -> int:

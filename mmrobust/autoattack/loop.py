@@ -21,14 +21,16 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..classification import check_labels
 from ..engine.adversaries.base import bare_model
+from ..engine.freeze import state_digest
 from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages, dumps_renamed
 from ..engine.subset import choose_images
 from ..errors import ConfigError
 from ..registry import LOOPS
+from ..run_folder import wait_until
 from ..seeding import derive_seed, seeded
 from . import package
-from .classifier import Logits, frozen, weights_sha256
+from .classifier import Logits, frozen
 from .images import ImageList, as_batch, at_resolution, choose_by_file
 from .members import Ensemble, Member
 from .report import AutoAttackReport, summarise
@@ -173,7 +175,7 @@ class AutoAttackTestLoop(TestLoop):
         with frozen(model), seeded(self.seed, self.device):
             for view in self.views:
                 self._look_at(view)
-        self.store = self._open_store(weights_sha256(model))
+        self.store = self._open_store(state_digest(model))
         report = self._start_report()
         metrics: dict[str, float] = {}
         for view in self.views:
@@ -368,7 +370,7 @@ class AutoAttackTestLoop(TestLoop):
                     records[number] = record
             return True
 
-        self.store.wait_until(complete)
+        wait_until(complete)
         return [records[number] for number in range(self.num_shards)]
 
 

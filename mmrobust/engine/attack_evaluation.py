@@ -3,48 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
+from mmengine.dist import collect_results, get_dist_info, get_world_size, is_distributed
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
-from torch import Tensor
 
-from ..attacks import Attack
-from ..batch import (
-    attack_samples,
-    count_boxes_outside,
-    float_images,
-    gt_frame_of,
-    image_id,
-    split_batch,
-    with_images,
-)
-from ..classification import (
-    ClassifierOracle,
-    check_labels,
-    classifier_samples,
-    is_classifier,
-    make_oracle,
-)
-from ..detection_score import DetectionOracle
+from ..attacks import Attack, Ensemble
+from ..batch import gt_frame_of
+from ..classification import is_classifier
 from ..errors import ConfigError
-from ..objective import loss_mode
 from ..registry import ATTACKS
 from ..report import AttackResult, RobustnessReport
-from ..seeding import attack_generator, derive_seed, seeded
 from .adversaries.base import bare_model
-from .box_analysis import BENIGN, BoxAnalysis, CollectBoxesHook
+from .attacker import Attacker, Outcome, ids_of
+from .box_analysis import BENIGN, BoxAnalysis
 from .counting import weights_for_evaluation
+from .ensemble import EnsemblePass
 from .preflight import check_has_boxes
 from .progress import Progress
+from .records import PassRecords, Records
 from .saving import AdversarialImages, dumps_renamed
 from .subset import restrict_metrics
+
+_COSTS = ('forwards', 'backwards', 'queries', 'seconds')
 
 
 class AttackEvaluation:
@@ -68,7 +54,7 @@ class AttackEvaluation:
         num_images: int | None,
         save_adv: str | None,
     ) -> None:
-        self.attacks: dict[str, Attack] = {
+        self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
         }
@@ -82,17 +68,21 @@ class AttackEvaluation:
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
             )
         self.gt_frame = gt_frame
-        self._outside = 0
         if not self.attacks:
             return
         if is_distributed() and not getattr(self.dataloader.sampler, 'round_up', True):
             raise ConfigError(
-                'losses synchronise the processes, so all need the same number of '
-                'images: set sampler.round_up=True in the test dataloader.'
+                'results are put together from equal shares of the processes: set '
+                'sampler.round_up=True in the test dataloader.'
             )
         check_has_boxes(dataset, 'attack')
-        if gt_frame == 'auto' and not is_classifier(bare_model(self.runner.model)):
+        classifier = is_classifier(bare_model(self.runner.model))
+        if gt_frame == 'auto' and not classifier:
             self.gt_frame = gt_frame_of(dataset)
+        if classifier and any(isinstance(a, Ensemble) for a in self.attacks.values()):
+            raise ConfigError(
+                'the ensemble is for detectors: use autoattack for a classifier.'
+            )
 
     def run(self) -> dict[str, float]:
         """Runs all passes.
@@ -106,150 +96,239 @@ class AttackEvaluation:
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
         notes = self._weight_classes()
+        self.attacker = Attacker(runner.model, self.seed, self.gt_frame, self.fp16)
         notes += self._check_objectives()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
-        analysis = self._analysis()
-        collector = CollectBoxesHook(analysis) if analysis else None
-        if collector:
-            runner.register_hook(collector)
-        for index, data_batch in enumerate(self.dataloader):
-            self.run_iter(index, data_batch)  # type: ignore[attr-defined]
-        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
-        report.benign = dict(metrics)
-        if analysis and collector:
-            runner.hooks.remove(collector)
-            report.benign_boxes = analysis.finish(BENIGN)
-        if not metrics:
-            # CocoMetric's answer to no detection at all.
-            text = 'the benign pass gave no metric: the model detects nothing'
-            report.checks.append(text)
-            print_log(text, logger='current', level=logging.WARNING)
+        self.analysis = self._analysis()
+        self.records = self._open_records()
+        metrics = self._benign_pass(report)
         progress = Progress(list(self.attacks), len(self.dataloader), runner.logger)
         for name, attack in self.attacks.items():
             self._save(report, complete=False)
-            result = self._attack_pass(name, attack, report.benign, progress, analysis)
+            progress.start(name)
+            result = self._attack_pass(name, attack, report.benign, progress)
             report.attacks.append(result)
             metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
-        if analysis:
+        if self.analysis:
             # The search may take minutes, and nothing is to be lost meanwhile.
             self._save(report, complete=False)
-            report.worst_case = analysis.worst_case()
-            report.checks += analysis.problems
+            if len(self.attacks) > 1:
+                report.worst_case = self.analysis.worst_case()
+            report.checks += self.analysis.problems
         self._save(report, complete=True)
+        self.records.remove()
         runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
         runner.call_hook(f'after_{stage}')
         if self.attacks:
             print_log('\n' + report.table(), logger='current')
         return metrics
 
+    # --------------------------------------------------- what only the test loop does
+
     def _analysis(self) -> BoxAnalysis | None:
-        """Only the test loop analyses."""
+        """Reads boxes; of a validation, only what the ensemble needs."""
+        if any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
+            return BoxAnalysis(self.dataloader.dataset, self.seed)
         return None
+
+    def _open_records(self) -> Records:
+        """Records that are lost when the process ends."""
+        return Records(None, {})
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         """Only the test loop keeps a report."""
 
+    # ------------------------------------------------------------------------ passes
+
+    def _benign_pass(self, report: RobustnessReport) -> dict[str, float]:
+        """The evaluation without attack."""
+        self._benign = self.records.of(BENIGN, {})
+        self._found: dict[Any, Any] = {}
+        for index, data_batch in enumerate(self.dataloader):
+            self.run_iter(index, data_batch)
+        self._benign.wait_for_others()
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        report.benign = dict(metrics)
+        if self.analysis:
+            found = [each for each in self._found.values() if each is not None]
+            report.benign_boxes = self.analysis.finish(BENIGN, found)
+        if not metrics:
+            # CocoMetric's answer to no detection at all.
+            text = 'the benign pass gave no metric: the model detects nothing'
+            report.checks.append(text)
+            print_log(text, logger='current', level=logging.WARNING)
+        return dict(metrics)
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """As mmengine's, but every image goes through a detector by itself.
+
+        As it does under attack, so that the two can be compared whatever the batch
+        size, and the figures do not depend on the number of processes.
+        """
+        if not self.attacks:
+            super().run_iter(idx, data_batch)  # type: ignore[misc]
+            return
+        runner, stage = self.runner, self.stage
+        runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
+        outputs: list[BaseDataElement] = []
+        for part, keys in self._parts(idx, data_batch):
+            record = self._benign.read(keys)
+            if record is None:
+                outcome = Outcome(self.attacker.predict(part))
+                self._benign.write(keys, outcome.pack(part))
+            else:
+                outcome = Outcome.unpack(record, part)
+            outputs += outcome.outputs
+        if self.analysis:
+            for output in outputs:
+                found = self.analysis.read(output)
+                self._found[output.get('img_id')] = found
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        runner.call_hook(
+            f'after_{stage}_iter',
+            batch_idx=idx,
+            data_batch=data_batch,
+            outputs=outputs,
+        )
+
     def _attack_pass(
         self,
         name: str,
-        attack: Attack,
+        attack: Attack | Ensemble,
         benign: dict[str, float],
         progress: Progress,
-        analysis: BoxAnalysis | None,
     ) -> AttackResult:
+        """Attacks all images, then scores what was found."""
         result = AttackResult(name, attack.describe())
-        saver = AdversarialImages.maybe(self.save_adv, name, attack.describe())
-        self._outside = 0
-        progress.start(name)
+        members = attack.members if isinstance(attack, Ensemble) else {name: attack}
+        # Figures of an objective that is weighted by classes depend on the weights.
+        settings = {key: _settings(member) for key, member in members.items()}
+        records = self.records.of(name, [settings, self.save_adv])
+        costs: dict[str, dict[str, Any]] = {}
+        savers = {
+            key: AdversarialImages.maybe(
+                self.save_adv,
+                name if key == name else f'{name}/{key}',
+                member.describe(),
+            )
+            for key, member in members.items()
+        }
+        ensemble = (
+            EnsemblePass(name, attack, self.analysis, self._found)
+            if isinstance(attack, Ensemble) and self.analysis
+            else None
+        )
         for index, data_batch in enumerate(self.dataloader):
-            adversarial = self._perturb(attack, data_batch, result)
-            outputs = self._predict(index, data_batch, adversarial, name)
-            if analysis:
-                analysis.add(outputs)
-            if saver:
-                saver.save(data_batch['data_samples'], adversarial)
+            shown: list[Outcome] = []
+            for part, keys in self._parts(index, data_batch):
+                record = records.read(keys)
+                if record is None:
+                    outcomes = self._attack(members, part, ensemble)
+                    for key, outcome in outcomes.items():
+                        if saver := savers[key]:
+                            saver.save(part['data_samples'], outcome.images or ())
+                    packed = {key: each.pack(part) for key, each in outcomes.items()}
+                    records.write(keys, packed)
+                else:
+                    outcomes = {
+                        key: Outcome.unpack(each, part) for key, each in record.items()
+                    }
+                costs['|'.join(map(str, keys))] = {
+                    key: outcome.cost() for key, outcome in outcomes.items()
+                }
+                worst = ensemble.add(outcomes) if ensemble else name
+                shown.append(outcomes[worst])
+            self._show(index, data_batch, shown, name)
             progress.update(index + 1)
-        result.seconds = progress.finish()
-        with dumps_renamed(self.evaluator, name):
+        progress.finish()
+        records.wait_for_others()
+        merged = self._add_up(result, costs)
+        chosen = ensemble.choose(result, merged) if ensemble else None
+        self._score(result, records, chosen)
+        self._complete(result, benign)
+        return result
+
+    def _attack(
+        self,
+        members: dict[str, Attack],
+        part: dict,
+        ensemble: EnsemblePass | None,
+    ) -> dict[str, Outcome]:
+        """Lets the members work on a part, until it is broken."""
+        outcomes: dict[str, Outcome] = {}
+        for key, member in members.items():
+            outcomes[key] = self.attacker.attack(member, part)
+            if ensemble and ensemble.is_broken(outcomes):
+                break
+        return outcomes
+
+    def _score(
+        self,
+        result: AttackResult,
+        records: PassRecords,
+        chosen: Callable[[Any], str] | None,
+    ) -> None:
+        """Computes the metrics of the predictions that are on record."""
+        found = []
+        for index, data_batch in enumerate(self.dataloader):
+            outputs: list[BaseDataElement] = []
+            for part, keys in self._parts(index, data_batch):
+                key = chosen(keys[0]) if chosen else result.name
+                record = (
+                    self._benign.read(keys)
+                    if key == BENIGN
+                    else (records.read(keys) or {})[key]
+                )
+                assert record is not None
+                outputs += Outcome.unpack(record, part).outputs
+            self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+            if self.analysis:
+                found += [self.analysis.read(output) for output in outputs]
+        with dumps_renamed(self.evaluator, result.name):
             count = len(self.dataloader.dataset)
             result.metrics = dict(self.evaluator.evaluate(count))
-        if analysis:
-            result.boxes = analysis.finish(name)
+        if self.analysis:
+            boxes = [each for each in found if each is not None]
+            result.boxes = self.analysis.finish(result.name, boxes)
+
+    def _complete(self, result: AttackResult, benign: dict[str, float]) -> None:
         missing = [key for key in benign if key not in result.metrics]
         if missing:
             # CocoMetric gives no numbers at all when nothing is detected any more.
             result.metrics.update(dict.fromkeys(missing, 0.0))
             result.checks.append('no detection is left; missing metrics count as 0')
-        if self._outside:
+
+    def _add_up(
+        self, result: AttackResult, costs: dict[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Sums costs over images; several processes may share a padded one."""
+        gathered = collect_results([costs], get_world_size(), device='cpu') or []
+        merged = {key: cost for each in gathered for key, cost in each.items()}
+        outside = 0
+        for members in merged.values():
+            for cost in members.values():
+                for key in _COSTS:
+                    setattr(result, key, getattr(result, key) + cost[key])
+            outside += next(iter(members.values()))['outside']
+        result.images = len(self.dataloader.dataset)
+        if outside:
             result.checks.append(
-                f'{self._outside} boxes lie outside their image: is the frame of the '
-                f'boxes ({self.gt_frame}) right?'
+                f'{outside} boxes lie outside their image: is the frame of the boxes '
+                f'({self.gt_frame}) right?'
             )
-        return result.sum_over_processes()
+        return merged
 
-    def _perturb(
-        self, attack: Attack, data_batch: dict, result: AttackResult
-    ) -> list[Tensor]:
-        """Attacks every image independently of the others.
-
-        A detector gets them one by one, see :class:`LossOracle`; a classifier keeps
-        the images of a batch apart by itself.
-        """
-        model = bare_model(self.runner.model)
-        device = next(model.parameters()).device
-        adversarial: list[Tensor] = []
-        with loss_mode(model):
-            for part in (
-                [data_batch] if is_classifier(model) else split_batch(data_batch)
-            ):
-                samples = self._samples(part, device)
-                oracle = self._oracle(attack, part, samples)
-                seeds = [
-                    derive_seed(self.seed, image_id(sample))
-                    for sample in part['data_samples']
-                ]
-                with seeded(seeds[0], device):
-                    images = float_images(part, device)
-                    draws = [attack_generator(seed) for seed in seeds]
-                    found = attack.perturb(oracle, images, draws)
-                if isinstance(oracle, ClassifierOracle):
-                    # An attack that mends an image has not made the model robust.
-                    wrong = oracle.misclassified(images)
-                    pairs = zip(wrong, images, found, strict=True)
-                    found = [clean if lost else image for lost, clean, image in pairs]
-                adversarial += found
-                result.forwards += oracle.forwards
-                result.backwards += oracle.backwards
-        return adversarial
-
-    def _oracle(
-        self, attack: Attack, data_batch: dict, samples: Sequence[BaseDataElement]
-    ) -> Any:
-        """What answers the attack: the losses, or the detector's final output."""
-        model = bare_model(self.runner.model)
-        if attack.reads == 'detections' and not is_classifier(model):
-            return DetectionOracle(model, data_batch, samples)
-        return make_oracle(model, data_batch, samples, attack.objective)
-
-    def _samples(self, data_batch: dict, device: torch.device) -> list[BaseDataElement]:
-        """The ground truth as losses need it."""
-        if is_classifier(bare_model(self.runner.model)):
-            return classifier_samples(data_batch['data_samples'], device)
-        samples = attack_samples(data_batch['data_samples'], device, self.gt_frame)
-        self._outside += count_boxes_outside(samples)
-        return samples
-
-    @torch.no_grad()
-    def _predict(
-        self, index: int, data_batch: dict, images: Sequence[Tensor], name: str
-    ) -> list[BaseDataElement]:
-        """The stock prediction step on other images, with the original samples."""
-        attacked = with_images(data_batch, images)
-        with autocast(enabled=self.fp16):
-            outputs = self.runner.model.test_step(attacked)
-        self.evaluator.process(data_samples=outputs, data_batch=attacked)
+    def _show(
+        self, index: int, data_batch: dict, outcomes: list[Outcome], name: str
+    ) -> None:
+        """Hands freshly attacked images to the hooks."""
+        images = [image for outcome in outcomes for image in outcome.images or ()]
+        outputs = [output for outcome in outcomes for output in outcome.outputs]
+        if len(images) < len(outputs):
+            return  # from records, which hold no images
         # Not after_test_iter: hooks there read the clean picture from disk and would
         # draw the attacked boxes on it, over the benign results.
         self.runner.call_hook(
@@ -261,52 +340,45 @@ class AttackEvaluation:
             attack=name,
             gt_frame=self.gt_frame,
         )
-        return outputs
+
+    # ------------------------------------------------------------------ before passes
+
+    def _parts(self, index: int, data_batch: dict) -> Iterator[tuple[dict, list]]:
+        """The parts of a batch, and what their records are called."""
+        rank, world_size = get_dist_info()
+        for number, part in enumerate(self.attacker.parts(data_batch)):
+            keys = ids_of(part)
+            if None in keys or not self._unique_ids:
+                keys = [f'{rank} of {world_size}, batch {index}, part {number}']
+            yield part, keys
+
+    @property
+    def _unique_ids(self) -> bool:
+        if not hasattr(self, '_ids_are_unique'):
+            dataset = self.dataloader.dataset
+            infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+            ids = {info.get('img_id', info.get('sample_idx')) for info in infos}
+            self._ids_are_unique = len(ids) == len(dataset)
+        return self._ids_are_unique
+
+    def _all_attacks(self) -> list[Attack]:
+        """The attacks, and the members of an ensemble in its place."""
+        found: list[Attack] = []
+        for attack in self.attacks.values():
+            found += (
+                attack.members.values() if isinstance(attack, Ensemble) else [attack]
+            )
+        return found
 
     def _check_objectives(self) -> list[str]:
-        """Asks for every named objective once, before a pass that may take hours.
-
-        Of a classifier also for the others, whose output and labels may not fit.
-
-        Returns:
-            Sentences for the report's checks.
-
-        Raises:
-            ConfigError: if the model does not have the losses that an attack names.
-        """
-        meta = getattr(self.dataloader.dataset, 'metainfo', {})
-        for attack in self.attacks.values():
-            names = meta.get('thing_classes', meta.get('classes'))
-            attack.objective.class_names = names
-        model = bare_model(self.runner.model)
-        classifier = is_classifier(model)
-        named = [
-            a
-            for a in self.attacks.values()
-            if classifier or a.reads == 'detections' or a.objective.terms is not None
-        ]
-        if not named:
-            return []
-        batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
-        device = next(model.parameters()).device
-        with loss_mode(model), seeded(self.seed, device):
-            samples = self._samples(batch, device)
-            for attack in named:
-                oracle = self._oracle(attack, batch, samples)
-                oracle.value(float_images(batch, device))
-                if isinstance(oracle, ClassifierOracle):
-                    scores = oracle.scores
-                    check_labels(self.dataloader.dataset, scores.shape[1])
-                    if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-4:
-                        return [
-                            'the outputs look like probabilities and not like logits, '
-                            'which hides gradients: take the softmax out of the head'
-                        ]
-        return []
+        loader = self.dataloader
+        return self.attacker.check(
+            self._all_attacks(), loader.dataset, loader.collate_fn
+        )
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""
-        waiting = [a for a in self.attacks.values() if a.objective.needs_class_weights]
+        waiting = [a for a in self._all_attacks() if a.objective.needs_class_weights]
         if not waiting:
             return []
         if is_classifier(bare_model(self.runner.model)):
@@ -319,3 +391,13 @@ class AttackEvaluation:
         for attack in waiting:
             attack.objective.class_weights = weights
         return notes
+
+
+def _settings(attack: Attack) -> dict[str, Any]:
+    """What tells an attack from others."""
+    weights = attack.objective.class_weights
+    return {
+        'type': type(attack).__name__,
+        **attack.describe(),
+        'class_weights': None if weights is None else weights.tolist(),
+    }

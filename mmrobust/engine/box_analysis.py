@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 from mmengine.dist import collect_results, is_main_process
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
@@ -26,8 +25,6 @@ from ..analysis.error_types import SCORE_THR
 from ..errors import ConfigError
 
 BENIGN = 'benign'
-# The first rounds of the greedy search do nearly all of its work.
-_ROUNDS = 3
 
 
 class BoxAnalysis:
@@ -42,12 +39,15 @@ class BoxAnalysis:
         resamples: of the bootstrap.
 
     Attributes:
+        rounds: of the greedy search; the first ones do nearly all of its work.
         tables: matches of the passes that could be analysed, by name.
         problems: sentences for the report's checks.
 
     Raises:
         ConfigError: if the ground truth is not of upright boxes.
     """
+
+    rounds = 3
 
     def __init__(self, dataset: Any, seed: int = 0, resamples: int = 1000) -> None:
         self.truths = ground_truth(dataset)
@@ -56,7 +56,6 @@ class BoxAnalysis:
         self.resamples = resamples
         self.tables: dict[str, MatchTable] = {}
         self.problems: list[str] = []
-        self._found: list[Detections] = []
 
     @classmethod
     def maybe(cls, dataset: Any, seed: int) -> BoxAnalysis | None:
@@ -73,21 +72,39 @@ class BoxAnalysis:
             print_log(f'Boxes are not analysed: {error}', logger='current')
             return None
 
-    def add(self, outputs: Sequence[BaseDataElement]) -> None:
-        """Keeps what a batch's images gave."""
-        for output in outputs:
-            if 'pred_instances' not in output:
-                continue
-            try:
-                finite = _finite(output)
-                if finite is not output:
-                    self._note('some detections are not finite, and left out of Boxes')
-                self._found.append(Detections.from_sample(finite))
-            except ConfigError as error:
-                self._note(str(error))
+    def read(self, output: BaseDataElement) -> Detections | None:
+        """A prediction's boxes, if it has any that can be analysed."""
+        if 'pred_instances' not in output:
+            return None
+        try:
+            finite = _finite(output)
+            if finite is not output:
+                self._note('some detections are not finite, and left out of Boxes')
+            return Detections.from_sample(finite)
+        except ConfigError as error:
+            self._note(str(error))
+            return None
 
-    def finish(self, name: str) -> dict[str, Any] | None:
+    def match(self, found: Sequence[Detections]) -> MatchTable | None:
+        """Matches the boxes of a pass, from all processes, with the ground truth.
+
+        Returns:
+            None on other processes than the main one, and if an image is missing.
+        """
+        size = len(self.truths)
+        everywhere = collect_results(list(found), size, device='cpu')
+        # Samplers repeat images so that all processes have as many.
+        if not is_main_process() or len({f.img_id for f in everywhere}) < size:
+            return None
+        self._matched = everywhere
+        return match_detections(self.truths, everywhere, self.num_classes)
+
+    def finish(self, name: str, found: Sequence[Detections]) -> dict[str, Any] | None:
         """Ends a pass.
+
+        Args:
+            name: of the pass.
+            found: what this process's images gave.
 
         Returns:
             mAP with its bootstrap interval, what the attack took from the benign mAP,
@@ -95,7 +112,7 @@ class BoxAnalysis:
             models without boxes.
         """
         try:
-            return self._finish(name)
+            return self._finish(name, found)
         except ConfigError as error:
             self._note(f'boxes of {name} are not analysed: {error}')
             return None
@@ -104,17 +121,13 @@ class BoxAnalysis:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def _finish(self, name: str) -> dict[str, Any] | None:
-        size = len(self.truths)
-        found = collect_results(self._found, size, device='cpu')
-        self._found = []
-        # Samplers repeat images so that all processes have as many.
-        if not is_main_process() or len({each.img_id for each in found}) < size:
+    def _finish(self, name: str, found: Sequence[Detections]) -> dict[str, Any] | None:
+        table = self.match(found)
+        if table is None:
             return None
-        table = match_detections(self.truths, found, self.num_classes)
         self.tables[name] = table
         settings = {'resamples': self.resamples, 'seed': self.seed}
-        errors = count_errors(self.truths, found, self.num_classes)
+        errors = count_errors(self.truths, self._matched, self.num_classes)
         result = {
             'mAP': asdict(bootstrap_map(table, **settings)),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
@@ -133,7 +146,7 @@ class BoxAnalysis:
         if len(names) < 3:  # the benign pass and one attack
             return None
         worst = worst_case_map(
-            list(self.tables.values()), seed=self.seed, max_rounds=_ROUNDS
+            list(self.tables.values()), seed=self.seed, max_rounds=self.rounds
         )
         chosen = Counter(names[index] for index in worst.assignment)
         return {
@@ -153,23 +166,6 @@ def _finite(output: BaseDataElement) -> BaseDataElement:
     if bool(kept.all()):
         return output
     return type(output)(metainfo=output.metainfo, pred_instances=found[kept])
-
-
-class CollectBoxesHook(Hook):
-    """Hands the benign predictions over, whose pass is mmengine's own."""
-
-    def __init__(self, analysis: BoxAnalysis) -> None:
-        self.analysis = analysis
-
-    def after_test_iter(
-        self,
-        runner: Any,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Sequence[BaseDataElement] | None = None,
-    ) -> None:
-        """Keeps the boxes."""
-        self.analysis.add(outputs or ())
 
 
 def ground_truth(dataset: Any) -> list[GroundTruth]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from ..classification import (
-    is_classifier,
-)
+from ..attacks import Ensemble
+from ..classification import is_classifier
 from ..registry import LOOPS
-from ..report import RobustnessReport
+from ..report import RobustnessReport, package_versions
 from .adversaries.base import bare_model
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
-from .subset import choose_images
+from .freeze import state_digest
+from .records import Records
+from .subset import annotations_digest, choose_images
 
 
 @LOOPS.register_module()
@@ -80,6 +82,9 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         report: path of the JSON report, by default ``robustness.json`` in the work
             directory; a Markdown twin is written beside it. It is rewritten after
             every pass.
+        resume: keep what was found out image by image in ``<report>.records`` until
+            the report is complete, and go on from there after an interruption. Several
+            processes then need a disk that they share.
         fp16: see :class:`AttackValLoop`.
     """
 
@@ -96,17 +101,41 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         num_images: int | None = None,
         save_adv: str | None = None,
         report: str | None = None,
+        resume: bool = True,
         fp16: bool = False,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
+        self.resume = resume
 
     def _analysis(self) -> BoxAnalysis | None:
         if not self.attacks or is_classifier(bare_model(self.runner.model)):
             return None
+        if any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
+            return super()._analysis()
         return BoxAnalysis.maybe(self.dataloader.dataset, self.seed)
+
+    def _open_records(self) -> Records:
+        if not self.resume or not self.attacks:
+            return Records(None, {})
+        cfg, dataset = self.runner.cfg, self.dataloader.dataset
+        loader = cfg.get('test_dataloader') or {}
+        run = {
+            'weights_sha256': state_digest(self.attacker.model),
+            'model': cfg.get('model'),
+            # The runner merges it into the model, where no weight tells of it.
+            'data_preprocessor': cfg.get('data_preprocessor'),
+            'dataset': loader.get('dataset') if isinstance(loader, dict) else None,
+            'annotations_sha256': annotations_digest(dataset),
+            'num_images': len(dataset),
+            'seed': self.seed,
+            'gt_frame': self.gt_frame,
+            'fp16': self.fp16,
+            'versions': package_versions(),
+        }
+        return Records(Path(self.report).with_suffix('.records'), run)
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         report.write(self.report, complete)

@@ -1,7 +1,8 @@
-"""Evaluating a fixed choice of images instead of all."""
+"""Which images are evaluated: all, or a fixed choice."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -53,3 +54,17 @@ def restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
                 f'num_images is not possible with {type(metric).__name__}, which '
                 'always scores its whole annotation file.'
             )
+
+
+def annotations_digest(dataset: Any) -> str | None:
+    """SHA-256 of what a dataset says about its images, or None if it says nothing."""
+    if not hasattr(dataset, 'get_data_info'):
+        return None
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        known = [info.get(key) for key in ('img_id', 'img_path', 'gt_label')]
+        for each in info.get('instances') or ():
+            known += [each.get(key) for key in ('bbox', 'bbox_label', 'ignore_flag')]
+        digest.update(repr(known).encode())
+    return digest.hexdigest()

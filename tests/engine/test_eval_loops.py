@@ -26,6 +26,7 @@ from mmengine.structures import InstanceData
 from mmrobust.attacks import Attack, RandomNoise
 from mmrobust.class_weights import class_weights
 from mmrobust.cli import as_sentence
+from mmrobust.engine.attacker import Attacker, Outcome
 from mmrobust.engine.box_analysis import BoxAnalysis
 from mmrobust.engine.subset import restrict_metrics
 from mmrobust.engine.saving import AdversarialImages
@@ -267,24 +268,24 @@ def test_the_model_is_left_as_it_was(build: Build, trained: Path) -> None:
 
 @pytest.mark.parametrize('model', [tiny.fcos, tiny.faster_rcnn])
 def test_attacks_leave_the_global_generators_alone(
-    build: Build, model: Callable[[], dict]
+    build: Build, model: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training goes on after a validation as if there had been no attack."""
     attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
     runner = build(
         model(), test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks)
     )
-    perturb = runner.test_loop._perturb
+    attack = Attacker.attack
     calls = []
 
-    def spied(*args: Any) -> list[Tensor]:
+    def spied(*args: Any) -> Outcome:
         before = generators()
-        images = perturb(*args)
+        outcome = attack(*args)
         assert generators() == before
         calls.append(1)
-        return images
+        return outcome
 
-    runner.test_loop._perturb = spied
+    monkeypatch.setattr(Attacker, 'attack', spied)
     runner.test()
     assert len(calls) == 12
 
@@ -830,7 +831,9 @@ def test_hooks_fire_once(build: Build, trained: Path) -> None:
     assert count.calls == expected
 
 
-def test_the_ema_weights_are_the_attacked_ones(build: Build, trained: Path) -> None:
+def test_the_ema_weights_are_the_attacked_ones(
+    build: Build, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """EMAHook puts its weights in before the passes and takes them out after all."""
     runner = build(
         load_from=str(trained),
@@ -853,8 +856,8 @@ def test_the_ema_weights_are_the_attacked_ones(build: Build, trained: Path) -> N
     hook = Shift()
     hook.after_test_iter = hook.after_attack_iter = hook.after_test = note
     runner.register_hook(hook)
-    perturb = runner.test_loop._perturb
-    runner.test_loop._perturb = lambda *args: (note(), perturb(*args))[1]
+    attack = Attacker.attack
+    monkeypatch.setattr(Attacker, 'attack', lambda *a: (note(), attack(*a))[1])
     runner.test()
     own = biases[0]
     # 6 images benign, 6 times attack and prediction, and the end.
@@ -1216,24 +1219,27 @@ def test_strange_detections_do_not_end_an_evaluation() -> None:
     """An attack can make a detector give NaN; hours of results must survive it."""
     analysis = BoxAnalysis(OneBox(), resamples=10)
     good = [[10.0, 10, 50, 50]]
-    analysis.add([detections(0, good, [0.9]), detections(1, good, [0.9])])
-    benign = analysis.finish('benign')
+
+    def finish(name: str, *outputs: Any) -> dict[str, Any] | None:
+        found = [analysis.read(output) for output in outputs]
+        return analysis.finish(name, [each for each in found if each is not None])
+
+    clean = [detections(0, good, [0.9]), detections(1, good, [0.9])]
+    benign = finish('benign', *clean)
     assert benign is not None
     assert benign['mAP']['estimate'] == pytest.approx(1)
     nan = [*good, [float('nan'), 10, 50, 50]]
-    analysis.add([detections(0, nan, [0.9, 0.95]), detections(1, good, [float('nan')])])
-    broken = analysis.finish('broken')
+    strange = [detections(0, nan, [0.9, 0.95]), detections(1, good, [float('nan')])]
+    broken = finish('broken', *strange)
     assert broken is not None
     # The second image's only detection counts as none.
     assert broken['errors']['objects_found'] == broken['errors']['missed'] == 1
     assert broken['errors']['hallucinated'] == 0
     rotated = [[10.0, 10, 50, 50, 0.3]]
-    analysis.add([detections(0, rotated, [0.9]), detections(1, good, [0.9])])
-    assert analysis.finish('rotated') is None
+    assert finish('rotated', detections(0, rotated, [0.9]), clean[1]) is None
     other = [detections(0, good, [0.9]), detections(1, good, [0.9])]
     other[1].pred_instances.labels += 7
-    analysis.add(other)
-    assert analysis.finish('labels') is None
+    assert finish('labels', *other) is None
     assert len(analysis.problems) == 3
     assert 'not finite' in analysis.problems[0]
     assert 'label outside 0 to 0' in analysis.problems[2]

@@ -1,0 +1,159 @@
+"""The pass of an ensemble: when an image is broken, and which example counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mmengine.dist import broadcast_object_list
+
+from ..analysis import Detections, MatchTable, broken, mean_ap, worst_case_map
+from ..analysis.image_score import image_score, worst_per_image
+from ..analysis.matching import combine
+from ..attacks import Ensemble
+from ..errors import ConfigError
+from ..report import AttackResult
+from .attacker import Outcome
+from .box_analysis import BENIGN, BoxAnalysis
+
+
+class EnsemblePass:
+    """Keeps the boxes that every member left, and chooses among them.
+
+    Args:
+        name: of the ensemble in the evaluation.
+        ensemble: its members.
+        analysis: reads boxes and holds the ground truth.
+        benign: detections on the clean images, by image id.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ensemble: Ensemble,
+        analysis: BoxAnalysis,
+        benign: dict[Any, Detections | None],
+    ) -> None:
+        self.name = name
+        self.ensemble = ensemble
+        self.analysis = analysis
+        self._truths = {truth.img_id: truth for truth in analysis.truths}
+        self._clean = {
+            each: found for each, found in benign.items() if found is not None
+        }
+        if len(self._clean) < len(benign):
+            raise ConfigError(
+                'the ensemble reads upright boxes, and the model gave none for an '
+                "image: use attacks on its losses, such as 'apgd'."
+            )
+        self._benign_scores = {
+            each: self._score(found) for each, found in self._clean.items()
+        }
+        self._found: dict[str, list[Detections]] = {key: [] for key in ensemble.members}
+
+    def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
+        """Whether further members need not work on the image."""
+        found = [self._read(outcome) for outcome in outcomes.values()]
+        worst = min(self._score(each) for each in found)
+        clean = self._benign_scores[found[0].img_id]
+        return bool(broken(np.array([worst]), np.array([clean]))[0])
+
+    def add(self, outcomes: dict[str, Outcome]) -> str:
+        """Takes in what the members made of an image.
+
+        Returns:
+            The member whose example leaves least of the image's score.
+        """
+        found = {key: self._read(outcome) for key, outcome in outcomes.items()}
+        worst = min(found, key=lambda key: self._score(found[key]))
+        for key, kept in self._found.items():
+            # A member that had not to run has the example that broke the image.
+            kept.append(found.get(key, found[worst]))
+        return worst
+
+    def choose(
+        self, result: AttackResult, costs: dict[str, dict[str, Any]]
+    ) -> Callable[[Any], str]:
+        """Searches the combination with the lowest mAP, over all processes' images.
+
+        Args:
+            result: gets the members' part of the report.
+            costs: of every image and member, on the main process.
+
+        Returns:
+            A function that names the member to choose for an image's id, or BENIGN.
+        """
+        tables = {BENIGN: self.analysis.match(list(self._clean.values()))}
+        for key, found in self._found.items():
+            tables[key] = self.analysis.match(found)
+        message: list[Any] = [None]
+        # All of them or none: other processes than the main one have no table.
+        whole = {key: table for key, table in tables.items() if table is not None}
+        if whole:
+            message = [self._search(result, whole, costs)]
+        broadcast_object_list(message)
+        if message[0] is None:
+            raise ConfigError(
+                'the ensemble needs images with ids of their own: is an image twice in '
+                'the dataset?'
+            )
+        chosen: dict[Any, str] = message[0]
+        return chosen.__getitem__
+
+    def _search(
+        self,
+        result: AttackResult,
+        tables: dict[str, MatchTable],
+        costs: dict[str, dict[str, Any]],
+    ) -> dict[Any, str]:
+        names, matches = list(tables), list(tables.values())
+        worst = worst_case_map(
+            matches, seed=self.analysis.seed, max_rounds=self.analysis.rounds
+        )
+        chosen = Counter(names[index] for index in worst.assignment)
+        result.members = []
+        lowest = mean_ap(tables[BENIGN])
+        for number, (key, member) in enumerate(self.ensemble.members.items(), 2):
+            assignment, _ = worst_per_image(matches[:number])
+            lowest = min(
+                lowest,
+                mean_ap(tables[key]),
+                mean_ap(combine(matches[:number], assignment)),
+            )
+            ran = [each[key] for each in costs.values() if key in each]
+            result.members.append(
+                {
+                    'name': key,
+                    'settings': member.describe(),
+                    'images': len(ran),
+                    'chosen': chosen[key],
+                    'mAP': lowest,
+                    'own_mAP': mean_ap(tables[key]),
+                    'forwards': sum(cost['forwards'] for cost in ran),
+                    'backwards': sum(cost['backwards'] for cost in ran),
+                    'seconds': round(sum(cost['seconds'] for cost in ran), 2),
+                }
+            )
+        for key, table in tables.items():
+            if key != BENIGN:
+                self.analysis.tables[f'{self.name}/{key}'] = table
+        ids = matches[0].img_ids
+        return {
+            each: names[index]
+            for each, index in zip(ids, worst.assignment, strict=True)
+        }
+
+    def _read(self, outcome: Outcome) -> Detections:
+        found = self.analysis.read(outcome.outputs[0])
+        if found is None:
+            raise ConfigError(
+                'the ensemble reads upright boxes, and the model gave none for an '
+                "image: use attacks on its losses, such as 'apgd'."
+            )
+        return found
+
+    def _score(self, found: Detections) -> float:
+        truth = self._truths[found.img_id]
+        return image_score(truth, found, self.analysis.num_classes)

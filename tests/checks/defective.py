@@ -1,0 +1,166 @@
+"""Small detectors that detect, and the same with one defect each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mmrobust  # noqa: F401  (before mmdet)
+import tiny
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+
+from mmrobust.analysis import (
+    Detections,
+    GroundTruth,
+    image_score,
+    match_detections,
+    mean_ap,
+)
+from mmrobust.batch import attack_samples, float_images, with_images
+from mmrobust.objective import LossOracle, Objective, loss_mode
+
+
+class Trained:
+    """A detector trained on the very images on which it is examined."""
+
+    def __init__(self, root: Path, family: str, steps: int) -> None:
+        tiny.make_coco(root, num_images=4, sizes=[(96, 96)])
+        self.data = DATASETS.build(tiny.dataset(root, True, scale=(96, 96)))
+        self.model: Any = MODELS.build(ConfigDict(tiny.FAMILIES[family]()))
+        self.model.init_weights()
+        self._train(pseudo_collate([self.data[i] for i in range(3)]), steps)
+        self.model.eval()
+        # Three images with objects, and one without.
+        self.batches = [pseudo_collate([self.data[i]]) for i in range(4)]
+        self.truths = [
+            GroundTruth.from_data_info(self.data.get_data_info(i)) for i in range(4)
+        ]
+
+    def _train(self, batch: dict, steps: int) -> None:
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-3)
+        self.model.train()
+        for _ in range(steps):
+            data = self.model.data_preprocessor(batch, True)
+            loss, _ = self.model.parse_losses(self.model(**data, mode='loss'))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 10)
+            optimizer.step()
+
+    def images(self, index: int) -> list[Tensor]:
+        return float_images(self.batches[index], 'cpu')
+
+    def oracle(self, index: int, objective: Any = 'total') -> LossOracle:
+        batch = self.batches[index]
+        samples = attack_samples(batch['data_samples'], 'cpu', 'original')
+        return ModalOracle(self.model, batch, samples, Objective(objective))
+
+    def detect(self, index: int, images: list[Tensor]) -> Detections:
+        with torch.no_grad():
+            (output,) = self.model.test_step(with_images(self.batches[index], images))
+        return Detections.from_sample(output)
+
+    def score(self, index: int) -> Callable[[list[Tensor]], float]:
+        return lambda images: image_score(
+            self.truths[index], self.detect(index, images), len(tiny.CLASSES)
+        )
+
+    def mean_ap(self, found: list[list[Tensor]]) -> float:
+        detections = [self.detect(i, images) for i, images in enumerate(found)]
+        truths = self.truths[: len(found)]
+        return mean_ap(match_detections(truths, detections, len(tiny.CLASSES)))
+
+
+class ModalOracle(LossOracle):
+    """Enters the loss mode by itself, so that predictions can be made in between."""
+
+    def value(self, images):
+        with loss_mode(self.model):
+            return super().value(images)
+
+    def value_and_grad(self, images):
+        with loss_mode(self.model):
+            return super().value_and_grad(images)
+
+
+class _Flip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image):
+        return image.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+Defect = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def rounded(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    """To 8 bits, which has no gradient."""
+    return (image * 57).round() / 57
+
+
+def saturated(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    return torch.tanh(1e4 * image)
+
+
+def flipped(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    return _Flip.apply(image)
+
+
+def noisy(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    return image + 0.2 * torch.randn_like(image)
+
+
+_OWN = torch.Generator().manual_seed(1)
+
+
+def noisy_by_itself(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    """Noise that no global seed repeats."""
+    return image + 0.2 * torch.randn(image.shape, generator=_OWN)
+
+
+def blind(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    return clean
+
+
+def decoupled(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    """The loss sees the image, the detections do not."""
+    return image if model.training else clean
+
+
+def cleaned(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    """Undoes changes of more than 5 pixel units, and passes no gradient there."""
+    return torch.where((image - clean).abs() * 57 > 5, clean, image)
+
+
+def broken(model: nn.Module, image: Tensor, clean: Tensor) -> Tensor:
+    """Overflows off the clean image."""
+    return image if torch.equal(image, clean) else image * torch.nan
+
+
+@contextmanager
+def with_defect(trained: Trained, index: int, defect: Defect | None) -> Iterator[None]:
+    """Puts the defect between data preprocessor and backbone."""
+    if defect is None:
+        yield
+        return
+    model = trained.model
+    batch = with_images(trained.batches[index], trained.images(index))
+    clean = model.data_preprocessor(batch, False)['inputs']
+
+    def change(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (defect(model, inputs[0], clean),)
+
+    handle = model.backbone.register_forward_pre_hook(change)
+    try:
+        yield
+    finally:
+        handle.remove()
