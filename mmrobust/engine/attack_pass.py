@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class AttackPass:
     ) -> None:
         self.evaluation = evaluation
         self.name = name
-        self.result = AttackResult(name, attack.describe())
+        self.result = AttackResult(name, {**attack.describe(), **_on_curve(name)})
         self.members: dict[str, Attack] = {}
         self.ensemble: EnsemblePass | None = None
         if isinstance(attack, Ensemble):
@@ -241,6 +242,12 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     means['risen_share'] = sum(risen) / len(risen) if risen else None
     means['non_finite'] = sum(row['non_finite'] for row in rows)
     return means
+
+
+def _on_curve(name: str) -> dict[str, str]:
+    """What attacks that tools/test.py made of one, like ``pgd-eps2``, have in common."""
+    match = re.fullmatch(r'(.+?)((-eps[\w.]+)?(-steps\d+)?)', name)
+    return {'base': match[1]} if match and match[2] else {}
 
 
 def _ends(row: dict[str, Any]) -> tuple[Any, Any]:
