@@ -98,9 +98,11 @@ class KeepDetections(Hook):
         self.found: dict[str, list[Detections]] = {}
 
     def after_test_iter(self, runner: Any, batch_idx: int, **given: Any) -> None:
+        """Keeps the benign detections."""
         self._keep(BENIGN, given['outputs'])
 
     def after_attack_iter(self, runner: Any, batch_idx: int, **given: Any) -> None:
+        """Keeps the attacked detections."""
         self._keep(given['attack'], given['outputs'])
 
     def _keep(self, name: str, outputs: Any) -> None:
@@ -158,8 +160,10 @@ def load(config: str, checkpoint: str, folder: Path, num_images: int) -> Runner:
     runner.load_or_resume()
     truths = ground_truth(runner.test_loop.dataloader.dataset)
     classes = len(runner.test_loop.dataloader.dataset.metainfo['classes'])
-    with open(folder / 'truth.pkl', 'wb') as file:
-        pickle.dump((truths, classes), file)
+    path = folder / 'truth.pkl'
+    if path.exists() and len(pickle.loads(path.read_bytes())[0]) != num_images:
+        raise ConfigError(f'{folder} is of another number of images than {num_images}.')
+    path.write_bytes(pickle.dumps((truths, classes)))
     return runner
 
 

@@ -221,7 +221,7 @@ def main() -> None:
     """Prints all tables."""
     args = parse_args()
     folders = sorted(Path(args.work_dir).glob(f'*_eps{args.eps}'))
-    detectors = [Detector.read(folder) for folder in folders]
+    detectors = [d for d in map(Detector.read, folders) if d.tables]
     present = sorted({name for d in detectors for name in d.tables} - {BENIGN})
     pool = [name for name in present if name.endswith(f'-{args.steps}')]
     print_single(detectors, present)
