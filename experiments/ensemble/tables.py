@@ -214,6 +214,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--length', type=int, default=8)
     parser.add_argument('--standard', nargs='*', default=[], help='an ordered set')
     parser.add_argument('--fast', nargs='*', default=[], help='an ordered set')
+    parser.add_argument(
+        '--sets',
+        nargs='*',
+        default=[],
+        metavar='A+B',
+        help='sets to compare, where a detector has all of their members',
+    )
     return parser.parse_args()
 
 
@@ -229,6 +236,7 @@ def main() -> None:
     for label, members in (('standard', args.standard), ('fast', args.fast)):
         if members:
             print_set(detectors, label, members)
+    print_comparison(detectors, [each.split('+') for each in args.sets])
 
 
 def print_single(detectors: Sequence[Detector], names: Sequence[str]) -> None:
@@ -317,6 +325,23 @@ def print_set(
             values = [float(f[index]) for f in found]
             rows.append([fraction, what, *values, mean(values)])
     print(markdown(['fraction', '', *(d.name for d in detectors), 'mean'], rows))
+
+
+def print_comparison(
+    detectors: Sequence[Detector], sets: Sequence[Sequence[str]]
+) -> None:
+    """Sets side by side, with their cost."""
+    rows = []
+    for members in sets:
+        for detector in detectors:
+            if all(m in detector.tables for m in members):
+                cost = round(sum(detector.passes[m] for m in members))
+                values = [detector.map(members), detector.score(members)]
+                rows.append([', '.join(members), detector.name, cost, *values])
+    if rows:
+        rows.sort(key=lambda row: row[1])
+        print('\n## Sets side by side\n')
+        print(markdown(['set', 'detector', 'passes', 'mAP', 'score'], rows))
 
 
 def _unpickle(path: Path) -> object:
