@@ -175,10 +175,10 @@ class AttackEvaluation:
         runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
         outputs: list[BaseDataElement] = []
         for part, keys in self._parts(idx, data_batch):
-            record = self._benign.read(keys)
+            record = self._benign.read(keys, part['inputs'])
             if record is None:
                 outcome = Outcome(self.attacker.predict(part))
-                self._benign.write(keys, outcome.pack(part))
+                self._benign.write(keys, outcome.pack(part), part['inputs'])
             else:
                 outcome = Outcome.unpack(record, part)
             outputs += outcome.outputs
@@ -205,7 +205,7 @@ class AttackEvaluation:
         result = AttackResult(name, attack.describe())
         members = attack.members if isinstance(attack, Ensemble) else {name: attack}
         # Figures of an objective that is weighted by classes depend on the weights.
-        settings = {key: _settings(member) for key, member in members.items()}
+        settings = [[key, _settings(member)] for key, member in members.items()]
         records = self.records.of(name, [settings, self.save_adv])
         costs: dict[str, dict[str, Any]] = {}
         savers = {
@@ -224,14 +224,16 @@ class AttackEvaluation:
         for index, data_batch in enumerate(self.dataloader):
             shown: list[Outcome] = []
             for part, keys in self._parts(index, data_batch):
-                record = records.read(keys)
+                record = records.read(keys, part['inputs'])
+                if record and not _all_saved(savers, record, part):
+                    record = None
                 if record is None:
                     outcomes = self._attack(members, part, ensemble)
                     for key, outcome in outcomes.items():
                         if saver := savers[key]:
                             saver.save(part['data_samples'], outcome.images or ())
                     packed = {key: each.pack(part) for key, each in outcomes.items()}
-                    records.write(keys, packed)
+                    records.write(keys, packed, part['inputs'])
                 else:
                     outcomes = {
                         key: Outcome.unpack(each, part) for key, each in record.items()
@@ -391,6 +393,14 @@ class AttackEvaluation:
         for attack in waiting:
             attack.objective.class_weights = weights
         return notes
+
+
+def _all_saved(
+    savers: dict[str, AdversarialImages | None], record: dict[str, Any], part: dict
+) -> bool:
+    """Whether the images that a record speaks of are still on disk."""
+    used = [savers[key] for key in record]
+    return all(each.has(part['data_samples']) for each in used if each)
 
 
 def _settings(attack: Attack) -> dict[str, Any]:
