@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,7 @@ class RunFolder:
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
         self.folder = folder
         # As it will be read back: tuples become lists, numbers stay.
-        self.run = json.loads(json.dumps(run, default=str, sort_keys=True))
+        self.run = json.loads(json.dumps(_plain(run), sort_keys=True))
         self.digest = digest_of(self.run)
 
     def open(self) -> None:
@@ -64,8 +66,8 @@ class RunFolder:
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of something that JSON can hold."""
-    text = json.dumps(content, default=str, sort_keys=True)
+    """SHA-256 of something that JSON can hold, or that is turned into text."""
+    text = json.dumps(_plain(content), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -87,6 +89,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, the same in every process: configs hold classes and more."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if hasattr(value, '__qualname__'):
+        return f'{value.__module__}.{value.__qualname__}'
+    return re.sub(r' at 0x[0-9a-f]+', '', str(value))
 
 
 def _difference(before: Any, now: Any) -> str:

@@ -226,10 +226,10 @@ class AttackEvaluation:
         runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
         outputs: list[BaseDataElement] = []
         for part, keys in self.parts(idx, data_batch):
-            record = self.benign_records.read(keys)
+            record = self.benign_records.read(keys, part['inputs'])
             if record is None:
                 outcome = Outcome(self.attacker.predict(part))
-                self.benign_records.write(keys, outcome.pack(part))
+                self.benign_records.write(keys, outcome.pack(part), part['inputs'])
             else:
                 outcome = Outcome.unpack(record, part)
             outputs += outcome.outputs

@@ -53,7 +53,7 @@ class AttackPass:
             )
         else:
             self.members = {name: attack}
-        settings = {key: _settings(member) for key, member in self.members.items()}
+        settings = [[key, _settings(member)] for key, member in self.members.items()]
         self.records: PassRecords = evaluation.records.of(
             name, [settings, evaluation.save_adv]
         )
@@ -106,8 +106,8 @@ class AttackPass:
 
     def _outcomes(self, part: dict, keys: list) -> dict[str, Outcome]:
         """What the members made of a part, from the records or freshly."""
-        record = self.records.read(keys)
-        if record is not None:
+        record = self.records.read(keys, part['inputs'])
+        if record is not None and self._all_saved(record, part):
             return {key: Outcome.unpack(each, part) for key, each in record.items()}
         outcomes: dict[str, Outcome] = {}
         for key, member in self.members.items():
@@ -118,8 +118,13 @@ class AttackPass:
             if self.ensemble and self.ensemble.is_broken(outcomes):
                 break
         packed = {key: each.pack(part) for key, each in outcomes.items()}
-        self.records.write(keys, packed)
+        self.records.write(keys, packed, part['inputs'])
         return outcomes
+
+    def _all_saved(self, record: dict[str, Any], part: dict) -> bool:
+        """Whether the images that a record speaks of are still on disk."""
+        used = [self.savers[key] for key in record]
+        return all(each.has(part['data_samples']) for each in used if each)
 
     def _draw(self, part: dict, keys: list, outcome: Outcome) -> None:
         """Draws freshly attacked images for the report."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
-import pickle
 import shutil
+import uuid
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,12 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
-from mmengine.dist import get_dist_info, is_main_process
+from mmengine.dist import (
+    broadcast_object_list,
+    get_dist_info,
+    get_rank,
+    is_main_process,
+)
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
 from pycocotools import mask as coco_mask
@@ -24,6 +31,8 @@ from ..run_folder import RunFolder, digest_of, wait_until
 
 _ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData, LabelData)}
 _PLAIN = (str, int, float, bool, type(None))
+# Whole numbers from this many on are compressed: maps of classes, a number per pixel.
+_MANY = 10_000
 
 
 class Records:
@@ -40,8 +49,13 @@ class Records:
 
     def __init__(self, folder: Path | None, run: dict[str, Any]) -> None:
         self.folder = folder
-        self._digest = ''
+        self._digest = self._start = ''
         if folder is not None:
+            # Tells this start from earlier ones, and keeps the others from looking at
+            # the folder while the main process still removes that of the run before.
+            start = [uuid.uuid4().hex]
+            broadcast_object_list(start)
+            self._start = start[0]
             if is_main_process():
                 shutil.rmtree(self._outdated, ignore_errors=True)
             opened = RunFolder(folder, run)
@@ -55,7 +69,7 @@ class Records:
             return PassRecords(None, digest)
         # Other settings under the same name are another pass.
         return PassRecords(
-            self.folder / f'{quote(name, safe="")}-{digest[:10]}', digest
+            self.folder / f'{quote(name, safe="")}-{digest[:10]}', digest, self._start
         )
 
     def remove(self) -> None:
@@ -69,7 +83,8 @@ class Records:
     @property
     def _outdated(self) -> Path:
         assert self.folder is not None
-        return self.folder.with_name(f'{self.folder.name}.old')
+        # Not a name that somebody would give to a folder to keep.
+        return self.folder.with_name(f'.{self.folder.name}.removed')
 
 
 class PassRecords:
@@ -78,17 +93,26 @@ class PassRecords:
     Args:
         folder: where files are written; None keeps the records in memory.
         digest: what records must carry to be of this pass.
+        start: tells this start of the evaluation from others.
     """
 
-    def __init__(self, folder: Path | None, digest: str) -> None:
+    def __init__(self, folder: Path | None, digest: str, start: str = '') -> None:
         self.folder = folder
         self._digest = digest
+        self._start = start
         self._kept: dict[str, dict[str, Any]] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, ids: Sequence[Any]) -> dict[str, Any] | None:
+    def read(
+        self, ids: Sequence[Any], inputs: Sequence[Tensor] | None = None
+    ) -> dict[str, Any] | None:
         """Reads the record of these images.
+
+        Args:
+            ids: their ids.
+            inputs: the images; a record of others, such as those of a file that was
+                replaced since, does not count. None takes any.
 
         Returns:
             None if there is none, or none that is whole and of this pass.
@@ -97,17 +121,27 @@ class PassRecords:
         if self.folder is None or key in self._kept:
             return self._kept.get(key)
         try:
-            record = torch.load(
-                self.folder / f'{key}.pth', map_location='cpu', weights_only=True
-            )
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-            return None  # absent or damaged
-        if record.get('digest') != self._digest or record['ids'] != _as_text(ids):
-            return None
-        content: dict[str, Any] = record['content']
-        return content
+            data = (self.folder / f'{key}.record').read_bytes()
+            # torch would take over changed numbers without a word.
+            if data[:32] != hashlib.sha256(data[32:]).digest():
+                return None
+            record = torch.load(io.BytesIO(data[32:]), 'cpu', weights_only=True)
+            wanted = [self._digest, _as_text(ids)]
+            if [record['digest'], record['ids']] != wanted:
+                return None
+            if inputs is not None and record['inputs'] != digest_of_images(inputs):
+                return None
+            content: dict[str, Any] = record['content']
+            return content
+        except Exception:
+            return None  # absent, damaged or foreign, and there are many ways to be
 
-    def write(self, ids: Sequence[Any], content: dict[str, Any]) -> None:
+    def write(
+        self,
+        ids: Sequence[Any],
+        content: dict[str, Any],
+        inputs: Sequence[Tensor] = (),
+    ) -> None:
         """Writes a record, whole or not at all."""
         key = self._key(ids)
         if self.folder is None:
@@ -123,10 +157,20 @@ class PassRecords:
                 )
             self._kept[key] = content
             return
-        path = self.folder / f'{key}.pth'
-        temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-        record = {'digest': self._digest, 'ids': _as_text(ids), 'content': content}
-        torch.save(record, temporary)
+        path = self.folder / f'{key}.record'
+        # Two processes may have a padded image in common, and on two machines the
+        # same number.
+        temporary = path.with_suffix(f'.{get_rank()}-{os.getpid()}.tmp')
+        record = {
+            'digest': self._digest,
+            'ids': _as_text(ids),
+            'inputs': digest_of_images(inputs),
+            'content': content,
+        }
+        data = io.BytesIO()
+        torch.save(record, data)
+        digest = hashlib.sha256(data.getbuffer()).digest()
+        temporary.write_bytes(digest + data.getbuffer())
         os.replace(temporary, path)
 
     def wait_for_others(self) -> None:
@@ -134,7 +178,7 @@ class PassRecords:
         rank, world_size = get_dist_info()
         if self.folder is None or world_size == 1:
             return
-        marks = [self.folder / f'done-{r}-of-{world_size}' for r in range(world_size)]
+        marks = [self.folder / f'{self._start}-{r}.done' for r in range(world_size)]
         marks[rank].touch()
         wait_until(lambda: all(mark.exists() for mark in marks))
 
@@ -145,49 +189,86 @@ class PassRecords:
         return text if len(text) <= 100 else hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest_of_images(images: Sequence[Tensor]) -> str:
+    """SHA-256 of images as the data loader gives them."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f'{image.dtype} {tuple(image.shape)}'.encode())
+        flat = image.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _as_text(ids: Sequence[Any]) -> list[str]:
     return [str(each) for each in ids]
 
 
 def pack(output: BaseDataElement, sample: BaseDataElement) -> dict[str, Any]:
     """What the model added to a sample, as tensors, numbers and text if possible."""
-    added = set(output.keys()) - set(sample.keys())
-    return {name: _pack(output.get(name)) for name in sorted(added)}
+    fields = set(output.keys()) - set(sample.keys())
+    about = set(output.metainfo_keys()) - set(sample.metainfo_keys())
+    return {
+        'fields': {name: _pack(output.get(name)) for name in sorted(fields)},
+        'metainfo': {name: _pack(output.get(name)) for name in sorted(about)},
+    }
 
 
 def unpack(packed: dict[str, Any], sample: BaseDataElement) -> BaseDataElement:
     """The sample with what the model had added to it; the given one stays."""
     output = sample.clone()
-    for name, value in packed.items():
+    for name, value in packed['fields'].items():
         setattr(output, name, _unpack(value))
+    output.set_metainfo({k: _unpack(v) for k, v in packed['metainfo'].items()})
     return output
 
 
 def _pack(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if value.dtype == torch.bool and value.dim() == 3:
-            return {'masks': _encode(value), 'shape': list(value.shape)}
-        return value.detach().cpu()
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, np.ndarray):
-        return {'array': torch.from_numpy(value)}
+        if value.dtype.kind not in 'biuf':
+            return {'raw': value}
+        return {'array': _pack(torch.from_numpy(np.ascontiguousarray(value)))}
+    if isinstance(value, Tensor):
+        return _pack_tensor(value.detach())
     if type(value) in _ELEMENTS.values():
         fields = {key: _pack(inner) for key, inner in value.items()}
         return {'element': type(value).__name__, 'fields': fields}
-    if isinstance(value, (list, tuple)):
-        return [_pack(inner) for inner in value]
-    if isinstance(value, _PLAIN):
+    if type(value) in (list, tuple):
+        return type(value)(map(_pack, value))
+    if type(value) in _PLAIN:
         return value
     return _pack_boxes(value)
 
 
+def _pack_tensor(value: Tensor) -> Any:
+    if value.dtype == torch.bool and value.dim() == 3:
+        return {'masks': _encode(value), 'shape': list(value.shape)}
+    # A copy: part of a larger tensor would keep all of it, on disk too.
+    value = value.cpu().clone()
+    if value.is_floating_point() or value.numel() < _MANY:
+        return value
+    content = zlib.compress(value.numpy().tobytes(), level=1)
+    return {
+        'zlib': torch.frombuffer(bytearray(content), dtype=torch.uint8),
+        'empty': value.new_empty(0),
+        'shape': list(value.shape),
+    }
+
+
 def _pack_boxes(value: Any) -> dict[str, Any]:
     # Not at the top: mmdet may be missing where there are classifiers only.
-    from mmdet.structures.bbox import BaseBoxes, get_box_type
-
-    if isinstance(value, BaseBoxes):
+    try:
+        from mmdet.structures.bbox import BaseBoxes, get_box_type
+    except ImportError:
+        return {'raw': value}
+    if not isinstance(value, BaseBoxes):
+        return {'raw': value}
+    try:
         name, _ = get_box_type(type(value))
-        return {'boxes': value.tensor.detach().cpu(), 'type': name}
-    return {'raw': value}
+    except (KeyError, AssertionError):  # a class that is not registered
+        return {'raw': value}
+    return {'boxes': value.tensor.detach().cpu().clone(), 'type': name}
 
 
 def _unpack_boxes(packed: dict[str, Any]) -> Any:
@@ -198,14 +279,18 @@ def _unpack_boxes(packed: dict[str, Any]) -> Any:
 
 
 def _unpack(packed: Any) -> Any:
-    if isinstance(packed, list):
-        return [_unpack(inner) for inner in packed]
+    if isinstance(packed, (list, tuple)):
+        return type(packed)(map(_unpack, packed))
     if not isinstance(packed, dict):
         return packed
     if 'masks' in packed:
         return _decode(packed['masks'], packed['shape'])
+    if 'zlib' in packed:
+        content = bytearray(zlib.decompress(packed['zlib'].numpy().tobytes()))
+        flat = torch.frombuffer(content, dtype=packed['empty'].dtype)
+        return flat.reshape(packed['shape'])
     if 'array' in packed:
-        return packed['array'].numpy()
+        return _unpack(packed['array']).numpy()
     if 'boxes' in packed:
         return _unpack_boxes(packed)
     if 'raw' in packed:
@@ -218,7 +303,7 @@ def _is_plain(content: Any) -> bool:
     """Whether a record can be read from disk without running foreign code."""
     if isinstance(content, dict):
         return 'raw' not in content and all(map(_is_plain, content.values()))
-    return not isinstance(content, list) or all(map(_is_plain, content))
+    return not isinstance(content, (list, tuple)) or all(map(_is_plain, content))
 
 
 def _encode(masks: Tensor) -> list[dict[str, Any]]:

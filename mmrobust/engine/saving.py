@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -61,9 +62,9 @@ class AdversarialImages:
                     'adversarial images are saved by their img_id, which the samples '
                     "do not have: add 'img_id' to the meta_keys of PackDetInputs."
                 )
-            # An id may be a path (WIDER FACE); processes may share a padded image.
-            stem = self.folder / quote(str(key), safe='')
-            temporary = f'{stem}.{os.getpid()}.tmp.npz'
+            # Processes may share a padded image.
+            stem = self._stem(key)
+            temporary = f'{stem}.{get_rank()}-{os.getpid()}.tmp.npz'
             np.savez_compressed(
                 temporary,
                 image=array,
@@ -73,6 +74,17 @@ class AdversarialImages:
             os.replace(temporary, f'{stem}.npz')
             picture = array.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
             cv2.imwrite(f'{stem}.png', picture)
+
+    def has(self, samples: Sequence[BaseDataElement]) -> bool:
+        """Whether the images of one batch are there."""
+        stems = [self._stem(image_id(sample)) for sample in samples]
+        return all(
+            Path(f'{stem}{end}').is_file() for stem in stems for end in ('.npz', '.png')
+        )
+
+    def _stem(self, key: Any) -> Path:
+        # An id may be a path (WIDER FACE).
+        return self.folder / quote(str(key), safe='')
 
 
 @contextmanager

@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..errors import ConfigError
 
+_OF_IMAGE = ('img_id', 'img_path', 'seg_map_path', 'height', 'width', 'gt_label')
+_OF_OBJECT = ('bbox', 'bbox_label', 'ignore_flag', 'mask')
+
 
 def choose_images(
     dataloader: DataLoader | dict, num_images: int | None, seed: int
@@ -63,8 +66,8 @@ def annotations_digest(dataset: Any) -> str | None:
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
-        known = [info.get(key) for key in ('img_id', 'img_path', 'gt_label')]
+        known = [info.get(key) for key in _OF_IMAGE]
         for each in info.get('instances') or ():
-            known += [each.get(key) for key in ('bbox', 'bbox_label', 'ignore_flag')]
+            known += [each.get(key) for key in _OF_OBJECT]
         digest.update(repr(known).encode())
     return digest.hexdigest()
