@@ -6,14 +6,19 @@ ARES is imported from a checkout; nothing of it is part of mmrobust.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
+import torch
 from inputs import CPU, Batch, Setup
 from mmrobust.errors import ConfigError
-from mmrobust.seeding import seeded
+from mmrobust.seeding import attack_generator, seeded
+from mmrobust.threat import ThreatModel
 from torch import Tensor
 
 
@@ -26,21 +31,31 @@ class AresPGD:
     (not of the heads: FCOS then compares scaled with unscaled boxes) and freezes the
     weights. Here the caller's ``loss_mode`` sets the heads too.
 
+    Its start may lie outside of the valid pixels, by which it differs from mmrobust's.
+
     Args:
         path: a checkout of ARES.
         setup: the detector and the losses to attack.
         eps: radius in pixel units.
         step_size: step in pixel units.
         num_steps: number of steps.
+        same_start: start where mmrobust does, so that nothing is left to chance.
 
     Raises:
         ConfigError: if ARES is not there, or cannot attack these losses.
     """
 
     def __init__(
-        self, path: str, setup: Setup, eps: float, step_size: float, num_steps: int
+        self,
+        path: str,
+        setup: Setup,
+        eps: float,
+        step_size: float,
+        num_steps: int,
+        same_start: bool = False,
     ) -> None:
         self.model = setup.model
+        self.start = ThreatModel('linf', eps) if same_start else None
         preprocessor = self.model.data_preprocessor
         if not getattr(preprocessor, '_enable_normalize', False):
             raise ConfigError(
@@ -71,7 +86,7 @@ class AresPGD:
         )
         mean, std = preprocessor.mean, preprocessor.std
         data['inputs'] = (data['inputs'] * std + mean) / 255
-        with seeded(batch.seeds[0], CPU):
+        with seeded(batch.seeds[0], CPU), self._start(batch, data['inputs']):
             found = self.attack.attack_detection_forward(data, self.excluded, 255.0)
         found = found.detach() * 255
         if preprocessor._channel_conversion:
@@ -80,6 +95,22 @@ class AresPGD:
             image[:, : clean.shape[1], : clean.shape[2]]
             for image, clean in zip(found, batch.images, strict=True)
         ]
+
+    @contextmanager
+    def _start(self, batch: Batch, inputs: Tensor) -> Iterator[None]:
+        """Puts mmrobust's draws in place of ARES's, if asked for."""
+        if self.start is None:
+            yield
+            return
+        draws = torch.full_like(inputs, 0.5)
+        for draw, clean, seed in zip(draws, batch.images, batch.seeds, strict=True):
+            start = self.start.random_start(clean, attack_generator(seed))
+            uniform = ((start - clean) / self.start.eps + 1) / 2
+            if self.model.data_preprocessor._channel_conversion:
+                uniform = uniform.flip(0)
+            draw[:, : clean.shape[1], : clean.shape[2]] = uniform
+        with patch.object(torch, 'rand_like', lambda _: draws):
+            yield
 
 
 def _import(path: str) -> type:

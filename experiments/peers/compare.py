@@ -43,6 +43,8 @@ from mmrobust.threat import to_pixels
 from torch import Tensor
 
 PEERS = ('ARES PGD', 'ART PGD')
+# The attack of mmrobust that does the same; ARES draws its start by itself.
+TWINS = dict(zip(PEERS, ('PGD, random start, last', 'PGD, last'), strict=True))
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 COLUMNS = (
     *('AP', 'loss', 'largest change', 'forwards', 'backwards', 'weight gradients'),
@@ -60,6 +62,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ares', metavar='PATH', help='checkout of thu-ml/ares')
     parser.add_argument('--art', metavar='PATH', help='folder with ART installed in it')
     parser.add_argument('--no-art', action='store_true', help='leave ART out')
+    parser.add_argument(
+        '--same-start',
+        action='store_true',
+        help='start ARES where mmrobust starts, not at a random point of its own',
+    )
     parser.add_argument('--eps', default=8, help='radius in pixel units')
     parser.add_argument('--num-steps', type=int, default=10)
     parser.add_argument(
@@ -133,7 +140,7 @@ def build(setup: Setup, args: argparse.Namespace) -> dict[str, Method]:
             )
     wanted = args.methods or [*methods, *PEERS]
     if args.ares is not None and PEERS[0] in wanted:
-        methods[PEERS[0]] = AresPGD(args.ares, setup, *size)
+        methods[PEERS[0]] = AresPGD(args.ares, setup, *size, args.same_start)
     if not args.no_art and PEERS[1] in wanted:
         methods[PEERS[1]] = ArtPGD(args.art, setup, *size, args.batch_size)
     return {name: method for name, method in methods.items() if name in wanted}
@@ -177,8 +184,9 @@ def measure(
                 pairs = zip(seconds[name], seconds[peer], strict=True)
                 ratio = statistics.median(own / other for own, other in pairs)
                 row[f'time / {peer.split()[0]}'] = ratio
-    if {'PGD, last', PEERS[1]} <= found.keys():
-        rows[PEERS[1]]['same values'] = agreement(found['PGD, last'], found[PEERS[1]])
+    for peer, own in TWINS.items():
+        if {peer, own} <= found.keys():
+            rows[peer]['same values'] = agreement(found[own], found[peer])
     return rows
 
 
@@ -259,9 +267,11 @@ def table(report: dict[str, Any]) -> str:
     for name, row in rows.items():
         cells = [_cell(row.get(column)) for column in columns]
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
-    same = rows.get(PEERS[1], {}).get('same values')
-    if same is not None:
-        lines += ['', f'ART and PGD, last agree in {same:.2%} of the pixel values.']
+    for peer, own in TWINS.items():
+        same = rows.get(peer, {}).get('same values')
+        if same is not None:
+            text = f'"{peer}" and "{own}" agree in {same:.2%} of the pixel values.'
+            lines += ['', text]
     return '\n'.join(lines)
 
 
