@@ -34,7 +34,7 @@ class AresPGD:
     Its start may lie outside of the valid pixels, by which it differs from mmrobust's.
 
     Args:
-        path: a checkout of ARES.
+        attack: ARES's PGD, from :func:`ares_attack`.
         setup: the detector and the losses to attack.
         eps: radius in pixel units.
         step_size: step in pixel units.
@@ -42,12 +42,12 @@ class AresPGD:
         same_start: start where mmrobust does, so that nothing is left to chance.
 
     Raises:
-        ConfigError: if ARES is not there, or cannot attack these losses.
+        ConfigError: if ARES cannot attack this model or these losses.
     """
 
     def __init__(
         self,
-        path: str,
+        attack: type,
         setup: Setup,
         eps: float,
         step_size: float,
@@ -69,7 +69,7 @@ class AresPGD:
                 f'{", ".join(setup.losses)} from {", ".join(self.excluded)}: choose '
                 'other --losses, or leave --ares out.'
             )
-        self.attack = _import(path)(
+        self.attack = attack(
             self.model,
             device='cpu',
             norm=np.inf,
@@ -113,7 +113,12 @@ class AresPGD:
             yield
 
 
-def _import(path: str) -> type:
+def ares_attack(path: str) -> type:
+    """ARES's PGD in a checkout.
+
+    Raises:
+        ConfigError: if it is not there or cannot be imported.
+    """
     root = Path(path).resolve() / 'ares'
     if not (root / 'attack' / 'pgd.py').is_file():
         raise ConfigError(

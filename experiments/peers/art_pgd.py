@@ -25,27 +25,24 @@ class ArtPGD:
     BatchNorm and dropout, and sums the named losses.
 
     Args:
-        path: a folder that ART is installed in, or None if it is in the environment.
+        packages: of ART, from :func:`art_packages`.
         setup: the detector and the losses to attack.
         eps: radius in pixel units.
         step_size: step in pixel units.
         num_steps: number of steps.
         batch_size: images that go through the network at once.
-
-    Raises:
-        ConfigError: if ART is not there.
     """
 
     def __init__(
         self,
-        path: str | None,
+        packages: tuple[Any, Any],
         setup: Setup,
         eps: float,
         step_size: float,
         num_steps: int,
         batch_size: int,
     ) -> None:
-        detection, evasion = _import(path)
+        detection, evasion = packages
         self.model = _TorchvisionStyle(setup.model)
         estimator = detection.PyTorchObjectDetector(
             self.model,
@@ -111,12 +108,19 @@ class _TorchvisionStyle(nn.Module):
         }
 
 
-def _import(path: str | None) -> tuple[Any, Any]:
-    """ART's packages of object detectors and of attacks."""
+def art_packages(path: str | None) -> tuple[Any, Any]:
+    """ART's packages of object detectors and of attacks.
+
+    Args:
+        path: a folder that ART is installed in, or None if it is in the environment.
+
+    Raises:
+        ConfigError: if they are not there.
+    """
     if path is not None:
         if not (Path(path) / 'art' / 'estimators').is_dir():
             raise ConfigError(
-                f'--art {path!r} has no ART in it: {_INSTALL} --target {path}'
+                f'--art {path!r} has no ART in it: {_INSTALL} --target {path}.'
             )
         sys.path.append(str(Path(path).resolve()))
     try:
@@ -125,4 +129,7 @@ def _import(path: str | None) -> tuple[Any, Any]:
             import_module('art.attacks.evasion'),
         )
     except ImportError as error:
-        raise ConfigError(f'ART cannot be imported ({error}): {_INSTALL}') from error
+        raise ConfigError(
+            f'ART cannot be imported ({error}): {_INSTALL}, say with --art where it '
+            'is, or leave it out with --no-art.'
+        ) from error

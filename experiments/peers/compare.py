@@ -27,8 +27,8 @@ from typing import Any
 
 import mmrobust
 import torch
-from ares_pgd import AresPGD
-from art_pgd import ArtPGD
+from ares_pgd import AresPGD, ares_attack
+from art_pgd import ArtPGD, art_packages
 from inputs import Setup, set_up
 from methods import Method, Passes, ours
 from mmengine.config import DictAction
@@ -103,10 +103,12 @@ def main() -> None:
         positive_int(getattr(args, name), f'--{name.replace("_", "-")}')
     args.eps = to_pixels(args.eps, '--eps')
     args.step_size = PGD('linf', args.eps, args.step_size, args.num_steps).step_size
+    ares = None if args.ares is None else ares_attack(args.ares)
+    art = None if args.no_art else art_packages(args.art)
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('peers', log_level='ERROR')
     setup = set_up(args)
-    methods = build(setup, args)
+    methods = build(setup, args, ares, art)
     rows = measure(setup, methods, args.repeats, CLOCKS[args.clock])
     for name, row in rows.items():
         if args.memory:
@@ -127,22 +129,23 @@ def main() -> None:
     print(table(report))
 
 
-def build(setup: Setup, args: argparse.Namespace) -> dict[str, Method]:
+def build(
+    setup: Setup, args: argparse.Namespace, ares: Any, art: Any
+) -> dict[str, Method]:
     """The attacks by name."""
     size = (args.eps, args.step_size, args.num_steps)
     methods = ours(setup, *size, whole_batch=args.batch_size > 1)
-    if args.methods:
-        unknown = [name for name in args.methods if name not in (*methods, *PEERS)]
-        if unknown:
-            raise ConfigError(
-                f'--methods {unknown[0]!r} is unknown: choose from '
-                f'{", ".join((*methods, *PEERS))}.'
-            )
-    wanted = args.methods or [*methods, *PEERS]
-    if args.ares is not None and PEERS[0] in wanted:
-        methods[PEERS[0]] = AresPGD(args.ares, setup, *size, args.same_start)
-    if not args.no_art and PEERS[1] in wanted:
-        methods[PEERS[1]] = ArtPGD(args.art, setup, *size, args.batch_size)
+    known = [*methods, *([PEERS[0]] if ares else []), *([PEERS[1]] if art else [])]
+    unknown = [name for name in args.methods or [] if name not in known]
+    if unknown:
+        raise ConfigError(
+            f'--methods {unknown[0]!r} is unknown: choose from {"; ".join(known)}.'
+        )
+    wanted = args.methods or known
+    if ares and PEERS[0] in wanted:
+        methods[PEERS[0]] = AresPGD(ares, setup, *size, args.same_start)
+    if art and PEERS[1] in wanted:
+        methods[PEERS[1]] = ArtPGD(art, setup, *size, args.batch_size)
     return {name: method for name, method in methods.items() if name in wanted}
 
 
