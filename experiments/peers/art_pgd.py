@@ -84,6 +84,7 @@ class _TorchvisionStyle(nn.Module):
     The ground truth is that of ``samples``, prepared once instead of in every step.
     """
 
+    detector: Any
     samples: list[Any]
 
     def __init__(self, detector: nn.Module) -> None:

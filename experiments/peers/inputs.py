@@ -154,7 +154,8 @@ def set_up(args: argparse.Namespace) -> Setup:
 
 def _data(cfg: Config, num_images: int, seed: int) -> tuple[list[dict], str, Evaluator]:
     """Images of the test set, the frame of their boxes, and the metric."""
-    dataset = choose_images(cfg.test_dataloader, num_images, seed)['dataset']
+    loader: Any = choose_images(cfg.test_dataloader, num_images, seed)
+    dataset = loader['dataset']
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = dataset.metainfo
     restrict_metrics(evaluator, dataset)
