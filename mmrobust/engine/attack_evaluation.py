@@ -287,10 +287,20 @@ class AttackEvaluation:
         return found
 
     def _check_objectives(self) -> list[str]:
-        loader = self.dataloader
-        return self.attacker.check(
-            self._all_attacks(), loader.dataset, loader.collate_fn
-        )
+        """Refuses attacks that the model has no losses for; ensembles go without."""
+        loader, notes = self.dataloader, []
+        plain = [a for a in self.attacks.values() if isinstance(a, Attack)]
+        notes += self.attacker.check(plain, loader.dataset, loader.collate_fn)
+        for ensemble in self.attacks.values():
+            if not isinstance(ensemble, Ensemble):
+                continue
+            for name, member in list(ensemble.members.items()):
+                try:
+                    self.attacker.check([member], loader.dataset, loader.collate_fn)
+                except ConfigError as error:
+                    ensemble.leave_out(name, str(error))
+                    notes.append(f'the ensemble goes without {name}: {error}')
+        return notes
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""

@@ -250,7 +250,7 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _on_curve(name: str) -> dict[str, str]:
-    """What attacks that tools/test.py made of one, like ``pgd-eps2``, have in common."""
+    """The attack that points of a curve, like ``pgd-eps2``, have in common."""
     match = re.fullmatch(r'(.+?)((-eps[\w.]+)?(-steps\d+)?)', name)
     return {'base': match[1]} if match and match[2] else {}
 

@@ -53,17 +53,18 @@ class EnsemblePass:
                 'the ensemble reads upright boxes, and the model gave none for an '
                 "image: use attacks on its losses, such as 'apgd'."
             )
-        self._benign_scores = {
-            each: self.analysis.score_of(found) for each, found in self._clean.items()
-        }
         self._found: dict[str, list[Detections]] = {key: [] for key in ensemble.members}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
-        """Whether further members need not work on the image."""
+        """Whether nothing of the image is detected, so that no member need go on.
+
+        An image of which a little is left still adds to mAP: on five small detectors
+        skipping it from a tenth of its benign score on left the worst-case mAP higher
+        by up to 0.04, and saved 8 % of the passes (experiments/ensemble).
+        """
         found = [self._read(outcome) for outcome in outcomes.values()]
-        worst = min(self.analysis.score_of(each) for each in found)
-        clean = self._benign_scores[found[0].img_id]
-        return bool(broken(np.array([worst]), np.array([clean]))[0])
+        scores = np.array([min(self.analysis.score_of(each) for each in found)])
+        return bool(broken(scores, np.zeros(1), fraction=0.0)[0])
 
     def add(self, outcomes: dict[str, Outcome]) -> str:
         """Takes in what the members made of an image.
