@@ -314,12 +314,15 @@ def _noise(benign: float | None, passes: Sequence[_Pass]) -> _Found:
             margin = _margin(each, noise)
             # In a coarse figure a tie means nothing, and after the ruin neither.
             allowed = -SAME if margin <= COARSE else margin
-            if noise.value > _ruin(benign) and each.value - noise.value >= allowed:
+            # Noise may also help, which makes no good attack of one without effect.
+            level = noise.value if benign is None else min(noise.value, benign)
+            if noise.value > _ruin(benign) and each.value - level >= allowed:
                 found.append(
                     (
                         each.name,
-                        f'AP is {each.value:.3f}, no lower than the {noise.value:.3f} '
-                        f'under random noise of the same norm and eps ({noise.name}): '
+                        f'AP is {each.value:.3f}, no lower than under random noise of '
+                        f'the same norm and eps ({noise.name}: {noise.value:.3f}) or '
+                        'than without attack: '
                         'the attack finds nothing, because its gradient is masked, its '
                         'objective does not concern the detections, or its steps are '
                         'too few.',
