@@ -271,8 +271,8 @@ def _noise(trials: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     benign, noise = _mean(trials, 'score'), _mean(trials, 'noise_score')
     attack = _mean(trials, 'attack_score')
-    # Where noise alone destroys all there is nothing to compare. It may also help, which
-    # does not make an attack that changes nothing a good one.
+    # Where noise alone destroys all there is nothing to compare. It may also help,
+    # which does not make an attack that changes nothing a good one.
     if noise <= BROKEN * benign or min(noise, benign) - attack > NO_BETTER * benign:
         return []
     rose = sum(_outdoes_noise(t) for t in trials)
@@ -281,8 +281,8 @@ def _noise(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f'a short attack leaves a mean score of {attack:.3f} on {len(trials)} images, '
         f'no less than random noise of the same norm and eps ({noise:.3f}) or than no '
-        f'attack ({benign:.3f}): its gradient is masked or wrong, or the loss does not concern '
-        'the detections.'
+        f'attack ({benign:.3f}): its gradient is masked or wrong, or the loss does not '
+        'concern the detections.'
     ]
 
 
