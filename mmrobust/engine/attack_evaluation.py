@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ..attacks import Attack, Ensemble
-from ..batch import gt_frame_of
+from ..batch import gt_frame_of, image_id
 from ..classification import is_classifier
 from ..errors import ConfigError
 from ..registry import ATTACKS
@@ -58,6 +58,10 @@ class AttackEvaluation:
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
         }
+        # Not all of an attack's settings need be in its description.
+        self._configs = {k: v for k, v in attacks.items() if isinstance(v, dict)}
+        if BENIGN in self.attacks:
+            raise ConfigError(f'no attack can be called {BENIGN!r}: rename it.')
         self.seed = seed
         self.save_adv = save_adv
         dataset = self.dataloader.dataset
@@ -95,6 +99,8 @@ class AttackEvaluation:
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
+        for metric in self.evaluator.metrics:
+            metric.results.clear()  # of a run that was interrupted, in a notebook say
         notes = self._weight_classes()
         self.attacker = Attacker(runner.model, self.seed, self.gt_frame, self.fp16)
         notes += self._check_objectives()
@@ -129,9 +135,15 @@ class AttackEvaluation:
 
     def _analysis(self) -> BoxAnalysis | None:
         """Reads boxes; of a validation, only what the ensemble needs."""
-        if any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
-            return BoxAnalysis(self.dataloader.dataset, self.seed)
-        return None
+        if not any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
+            return None
+        dataset = self.dataloader.dataset
+        if image_id(dataset[0]['data_samples']) is None or not self._unique_ids:
+            raise ConfigError(
+                'the ensemble needs images with ids of their own: is img_id among the '
+                'meta_keys of PackDetInputs, and no image twice in the dataset?'
+            )
+        return BoxAnalysis(dataset, self.seed)
 
     def _open_records(self) -> Records:
         """Records that are lost when the process ends."""
@@ -206,7 +218,8 @@ class AttackEvaluation:
         members = attack.members if isinstance(attack, Ensemble) else {name: attack}
         # Figures of an objective that is weighted by classes depend on the weights.
         settings = [[key, _settings(member)] for key, member in members.items()]
-        records = self.records.of(name, [settings, self.save_adv])
+        given = self._configs.get(name)
+        records = self.records.of(name, [settings, given, self.save_adv])
         costs: dict[str, dict[str, Any]] = {}
         savers = {
             key: AdversarialImages.maybe(
@@ -358,6 +371,8 @@ class AttackEvaluation:
     def _unique_ids(self) -> bool:
         if not hasattr(self, '_ids_are_unique'):
             dataset = self.dataloader.dataset
+            if not hasattr(dataset, 'get_data_info'):
+                return False
             infos = (dataset.get_data_info(i) for i in range(len(dataset)))
             ids = {info.get('img_id', info.get('sample_idx')) for info in infos}
             self._ids_are_unique = len(ids) == len(dataset)
