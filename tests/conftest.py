@@ -32,6 +32,15 @@ def _quiet_and_repeatable() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials and pictures take longer than attacks on tiny detectors."""
+    from mmrobust.engine.eval_loops import AttackTestLoop
+
+    monkeypatch.setattr(AttackTestLoop, 'default_check_images', 0)
+    monkeypatch.setattr(AttackTestLoop, 'default_gallery', 0)
+
+
 @pytest.fixture(scope='session')
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny COCO dataset of six images, the last one without objects."""

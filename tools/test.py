@@ -37,8 +37,11 @@ _ATTACK_ONLY = (
     'target_class',
 )
 _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
+# The same of the ordinary attacks.
+_DETECTION = ('space', 'quantize', 'check_images')
 # What a config's test loop keeps when --attack replaces its attacks.
-_LOOP = ('fp16', 'gt_frame', *_EVALUATION)
+_LOOP = ('fp16', *_EVALUATION)
+_ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', *_DETECTION)
 # Options of AutoAttack, and what its loop calls them.
 _AUTOATTACK = {
     'version': 'version',
@@ -109,6 +112,25 @@ def parse_args() -> argparse.Namespace:
     group.add_argument('--seed', type=int, help='seed of the attacks (default 0)')
     group.add_argument(
         '--num-images', type=int, help='evaluate on a fixed choice of so many images'
+    )
+    group.add_argument(
+        '--space',
+        choices=['input', 'original'],
+        help="attack the network's input (default), or the picture before the pipeline "
+        'resizes it',
+    )
+    group.add_argument(
+        '--quantize',
+        action='store_true',
+        default=None,
+        help='score every attacked image also as a picture of 8 bits, through the '
+        'unchanged pipeline',
+    )
+    group.add_argument(
+        '--check-images',
+        type=int,
+        help='images on which the evaluation itself is tried out before it starts '
+        '(default 4, 0 for none)',
     )
     group.add_argument('--save-adv', metavar='DIR', help='save the attacked images')
     group.add_argument(
@@ -195,7 +217,7 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     """Puts the attacks of the command line in place of the config's test loop."""
     given = {key: getattr(args, key) for key in _ATTACK_ONLY}
     given = {key: value for key, value in given.items() if value is not None}
-    evaluation = {key: getattr(args, key) for key in _EVALUATION}
+    evaluation = {key: getattr(args, key) for key in (*_EVALUATION, *_DETECTION)}
     evaluation = {key: value for key, value in evaluation.items() if value is not None}
     auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
     if args.version is not None and 'autoattack' not in (args.attack or ()):
@@ -222,14 +244,16 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
             )
         is_auto = 'autoattack' in args.attack
         if is_auto:
+            for key in set(_DETECTION) & set(evaluation):
+                option = key.replace('_', '-')
+                raise ConfigError(f'--{option} is no setting of autoattack.')
             loop = _autoattack_loop(cfg, args, given)
         else:
             loop = _attack_loop(args, given)
-        kept = {key: value for key, value in cfg.test_cfg.items() if key in _LOOP}
-        if is_auto:
-            kept.pop('gt_frame', None)
-            if args.image_ids is not None:
-                kept.pop('num_images', None)
+        keys = _LOOP if is_auto else (*_LOOP, *_ATTACK_LOOP)
+        kept = {key: value for key, value in cfg.test_cfg.items() if key in keys}
+        if args.image_ids is not None:
+            kept.pop('num_images', None)
         cfg.test_cfg = ConfigDict(**{**kept, **evaluation, **loop})
         has_attacks = True
     if has_attacks and args.tta:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..batch import (
     split_batch,
     with_images,
 )
+from ..checks import WatchedOracle, examine
 from ..classification import (
     ClassifierOracle,
     check_labels,
@@ -29,7 +31,8 @@ from ..classification import (
     make_oracle,
 )
 from ..detection_score import DetectionOracle
-from ..objective import loss_mode
+from ..objective import Objective, loss_mode
+from ..pixels import PicturePipeline, ResizedOracle, as_picture, radius, through_file
 from ..seeding import attack_generator, derive_seed, seeded
 from .adversaries.base import bare_model
 from .alone import alone
@@ -45,10 +48,14 @@ class Outcome:
         forwards: images that went forwards through the network for the attack.
         backwards: images that went backwards through it.
         queries: of the forwards, those of attacks that use no gradient.
-        seconds: time of the attack and of the prediction.
+        seconds: time of the attack and of the predictions.
         outside: ground-truth boxes that lie outside their image.
-        images: the attacked images as the network saw them, (C, H, W) in pixel units;
+        watched: of each image, see :meth:`mmrobust.checks.WatchedOracle.summary`.
+        quantized: the predictions on the images as pictures of 8 bits, if asked for.
+        radius: the largest perturbation of these in pixel units.
+        inputs: the attacked images as the network saw them, (C, H, W) in pixel units;
             None if the outcome comes from a record.
+        found: the same in the space of the attack, for saving.
     """
 
     outputs: list[BaseDataElement]
@@ -57,25 +64,39 @@ class Outcome:
     queries: int = 0
     seconds: float = 0.0
     outside: int = 0
-    images: list[Tensor] | None = field(default=None, repr=False)
-
-    _COUNTED = ('forwards', 'backwards', 'queries', 'seconds', 'outside')
+    watched: list[dict[str, Any]] = field(default_factory=list)
+    quantized: list[BaseDataElement] | None = None
+    radius: float | None = None
+    inputs: list[Tensor] | None = field(default=None, repr=False)
+    found: list[Tensor] | None = field(default=None, repr=False)
 
     def cost(self) -> dict[str, Any]:
         """All but predictions and images."""
-        return {name: getattr(self, name) for name in self._COUNTED}
+        return {name: getattr(self, name) for name in _FIGURES}
 
     def pack(self, part: dict) -> dict[str, Any]:
         """The record of the outcome, see :func:`mmrobust.engine.records.pack`."""
-        pairs = zip(self.outputs, part['data_samples'], strict=True)
-        return {'outputs': [pack(*pair) for pair in pairs], **self.cost()}
+        record = self.cost()
+        for name in ('outputs', 'quantized'):
+            predicted = getattr(self, name)
+            if predicted is not None:
+                pairs = zip(predicted, part['data_samples'], strict=True)
+                record[name] = [pack(*pair) for pair in pairs]
+        return record
 
     @classmethod
     def unpack(cls, record: dict[str, Any], part: dict) -> Outcome:
         """The outcome that a record holds."""
-        pairs = zip(record['outputs'], part['data_samples'], strict=True)
-        costs = {name: record[name] for name in cls._COUNTED}
-        return cls(outputs=[unpack(*pair) for pair in pairs], **costs)
+        content = {name: record[name] for name in _FIGURES}
+        for name in ('outputs', 'quantized'):
+            if name in record:
+                pairs = zip(record[name], part['data_samples'], strict=True)
+                content[name] = [unpack(*pair) for pair in pairs]
+        return cls(**content)
+
+
+_COUNTS = ('forwards', 'backwards', 'queries', 'seconds', 'outside')
+_FIGURES = (*_COUNTS, 'watched', 'radius')
 
 
 class Attacker:
@@ -91,14 +112,31 @@ class Attacker:
         gt_frame: ``'original'`` or ``'input'``, see
             :func:`mmrobust.batch.attack_samples`.
         fp16: predict under autocast; attacks always compute in full precision.
+        pixels: the way from pictures to the network's input, which both of the
+            following need.
+        space: ``'input'`` to attack what the network gets, ``'original'`` to attack
+            the picture that the pipeline resizes.
+        quantize: predict also on the attacked image as a picture of 8 bits.
     """
 
-    def __init__(self, model: Any, seed: int, gt_frame: str, fp16: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        seed: int,
+        gt_frame: str,
+        fp16: bool = False,
+        pixels: PicturePipeline | None = None,
+        space: str = 'input',
+        quantize: bool = False,
+    ) -> None:
         self.wrapped = model
         self.model = bare_model(model)
         self.seed = seed
         self.gt_frame = gt_frame
         self.fp16 = fp16
+        self.pixels = pixels
+        self.space = space
+        self.quantize = quantize
         self.classifier = is_classifier(self.model)
 
     @property
@@ -114,26 +152,61 @@ class Attacker:
     def attack(self, attack: Attack, part: dict) -> Outcome:
         """Attacks the images of a part, and predicts on the result."""
         started = time.monotonic()
-        outcome = Outcome([])
-        with alone(), loss_mode(self.model):
-            samples, outcome.outside = self.samples(part)
+        with self._asking():
+            samples, outside = self.samples(part)
             oracle = self.oracle(attack, part, samples)
+            watched = WatchedOracle(oracle)
             seeds = [derive_seed(self.seed, each) for each in ids_of(part)]
             with seeded(seeds[0], self.device):
-                images = float_images(part, self.device)
                 draws = [attack_generator(seed) for seed in seeds]
-                found = attack.perturb(oracle, images, draws)
+                clean, found, inputs = self._perturb(attack, watched, part, draws)
             if isinstance(oracle, ClassifierOracle):
                 # An attack that mends an image has not made the model robust.
-                wrong = oracle.misclassified(images)
-                pairs = zip(wrong, images, found, strict=True)
-                found = [clean if lost else image for lost, clean, image in pairs]
+                wrong = oracle.misclassified(clean)
+                pairs = zip(wrong, clean, found, strict=True)
+                found = [mine if lost else image for lost, mine, image in pairs]
+                inputs = found
+        outcome = Outcome(self.predict(with_images(part, inputs)))
         outcome.forwards, outcome.backwards = oracle.forwards, oracle.backwards
         outcome.queries = oracle.forwards if attack.gradient_free else 0
-        outcome.images = found
-        outcome.outputs = self.predict(with_images(part, found))
+        outcome.outside = outside
+        outcome.watched = watched.summary()
+        outcome.inputs, outcome.found = inputs, found
+        if self.quantize:
+            self._predict_quantized(outcome, part, clean[0], attack.threat.norm)
         outcome.seconds = time.monotonic() - started
         return outcome
+
+    def _perturb(
+        self, attack: Attack, oracle: Any, part: dict, draws: list[torch.Generator]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Clean and attacked images, and the latter as the network gets them."""
+        if self.space == 'input':
+            clean = float_images(part, self.device)
+            found = attack.perturb(oracle, clean, draws)
+            return clean, found, found
+        assert self.pixels is not None
+        (sample,) = part['data_samples']
+        clean = [self.pixels.picture(image_id(sample)).to(self.device)]
+        resizer = self.pixels.resizer(sample)
+        found = attack.perturb(ResizedOracle(oracle, [resizer]), clean, draws)
+        return clean, found, [resizer(image) for image in found]
+
+    def _predict_quantized(
+        self, outcome: Outcome, part: dict, clean: Tensor, norm: str
+    ) -> None:
+        """Predicts on a file of the attacked image, as the pipeline loads it."""
+        assert self.pixels is not None
+        assert outcome.found is not None
+        (sample,), (image,) = part['data_samples'], outcome.found
+        if self.space == 'input':
+            # The pipeline pads by itself.
+            image = self.pixels.without_padding(sample, image)
+            clean = self.pixels.without_padding(sample, clean)
+        picture = through_file(as_picture(image))
+        outcome.radius = radius(picture, clean.permute(1, 2, 0).cpu().numpy(), norm)
+        batch = self.pixels.rerun(image_id(sample), picture, sample)
+        outcome.quantized = self.predict(batch)
 
     @torch.no_grad()
     def predict(self, part: dict) -> list[BaseDataElement]:
@@ -145,6 +218,11 @@ class Attacker:
         with alone(), seeded(seed, self.device), autocast(enabled=self.fp16):
             outputs: list[BaseDataElement] = self.wrapped.test_step(part)
         return outputs
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with alone(), loss_mode(self.model):
+            yield
 
     def oracle(
         self, attack: Attack, part: dict, samples: Sequence[BaseDataElement]
@@ -160,6 +238,39 @@ class Attacker:
             return classifier_samples(part['data_samples'], self.device), 0
         samples = attack_samples(part['data_samples'], self.device, self.gt_frame)
         return samples, count_boxes_outside(samples)
+
+    def examine(
+        self,
+        part: dict,
+        score: Callable[[BaseDataElement], float],
+        norm: str,
+        eps: float,
+    ) -> dict[str, Any]:
+        """Makes the trials of :func:`mmrobust.checks.examine` on an image.
+
+        Args:
+            part: a batch of one image.
+            score: of a prediction, from 0 to 1.
+            norm: of the radius.
+            eps: in pixel units of 0-255.
+        """
+        samples, _ = self.samples(part)
+
+        def oracle() -> Any:
+            return _Asked(
+                make_oracle(self.model, part, samples, Objective()), self._asking
+            )
+
+        @torch.no_grad()
+        def score_of(images: list[Tensor]) -> float:
+            # Not seeded here: whether that makes a difference is the question.
+            with alone(), autocast(enabled=self.fp16):
+                (output,) = self.wrapped.test_step(with_images(part, images))
+            return score(output)
+
+        generator = attack_generator(derive_seed(self.seed, ids_of(part)[0], 'trial'))
+        images = float_images(part, self.device)
+        return examine(images, oracle, score_of, generator, norm, eps)
 
     def check(self, attacks: Sequence[Attack], dataset: Any, collate: Any) -> list[str]:
         """Asks for every named objective once, before a pass that may take hours.
@@ -186,7 +297,7 @@ class Attacker:
         if not named:
             return []
         part = collate([dataset[0]])
-        with alone(), loss_mode(self.model), seeded(self.seed, self.device):
+        with self._asking(), seeded(self.seed, self.device):
             samples, _ = self.samples(part)
             for attack in named:
                 oracle = self.oracle(attack, part, samples)
@@ -200,6 +311,26 @@ class Attacker:
                             'which hides gradients: take the softmax out of the head'
                         ]
         return []
+
+
+class _Asked:
+    """An oracle that enters a context for every question."""
+
+    def __init__(self, oracle: Any, asking: Callable[[], Any]) -> None:
+        self._oracle, self._asking = oracle, asking
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._oracle, name)
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        with self._asking():
+            values: Tensor = self._oracle.value(images)
+        return values
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        with self._asking():
+            answer: tuple[Tensor, list[Tensor]] = self._oracle.value_and_grad(images)
+        return answer
 
 
 def ids_of(part: dict) -> list[Any]:

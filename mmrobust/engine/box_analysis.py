@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +18,9 @@ from ..analysis import (
     MatchTable,
     bootstrap_difference,
     bootstrap_map,
+    coco_ap,
     count_errors,
+    image_score,
     match_detections,
     worst_case_map,
 )
@@ -25,6 +28,7 @@ from ..analysis.error_types import SCORE_THR
 from ..errors import ConfigError
 
 BENIGN = 'benign'
+SIZES = ('small', 'medium', 'large')
 
 
 class BoxAnalysis:
@@ -51,7 +55,9 @@ class BoxAnalysis:
 
     def __init__(self, dataset: Any, seed: int = 0, resamples: int = 1000) -> None:
         self.truths = ground_truth(dataset)
-        self.num_classes = len(dataset.metainfo['classes'])
+        self._truth_of = {truth.img_id: truth for truth in self.truths}
+        self.classes = tuple(dataset.metainfo['classes'])
+        self.num_classes = len(self.classes)
         self.seed = seed
         self.resamples = resamples
         self.tables: dict[str, MatchTable] = {}
@@ -85,6 +91,20 @@ class BoxAnalysis:
             self._note(str(error))
             return None
 
+    def score(self, output: BaseDataElement) -> float:
+        """The score of one image, from 0 to 1; 0 where no boxes can be read."""
+        found = self.read(output)
+        return 0.0 if found is None else self.score_of(found)
+
+    def score_of(self, found: Detections) -> float:
+        """The score of an image's boxes, from 0 to 1."""
+        return image_score(self._truth_of[found.img_id], found, self.num_classes)
+
+    def with_objects(self, count: int) -> list[int]:
+        """Places of the first images with objects in the dataset."""
+        places = [i for i, truth in enumerate(self.truths) if len(truth)]
+        return places[:count]
+
     def match(self, found: Sequence[Detections]) -> MatchTable | None:
         """Matches the boxes of a pass, from all processes, with the ground truth.
 
@@ -99,20 +119,23 @@ class BoxAnalysis:
         self._matched = everywhere
         return match_detections(self.truths, everywhere, self.num_classes)
 
-    def finish(self, name: str, found: Sequence[Detections]) -> dict[str, Any] | None:
+    def finish(
+        self, name: str, found: Sequence[Detections], keep: bool = True
+    ) -> dict[str, Any] | None:
         """Ends a pass.
 
         Args:
             name: of the pass.
             found: what this process's images gave.
+            keep: whether the pass takes part in the worst case.
 
         Returns:
             mAP with its bootstrap interval, what the attack took from the benign mAP,
-            and counts of errors; None on other processes than the main one, and for
-            models without boxes.
+            counts of errors, mAP by object size and by class; None on other processes
+            than the main one, and for models without boxes.
         """
         try:
-            return self._finish(name, found)
+            return self._finish(name, found, keep)
         except ConfigError as error:
             self._note(f'boxes of {name} are not analysed: {error}')
             return None
@@ -121,21 +144,32 @@ class BoxAnalysis:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def _finish(self, name: str, found: Sequence[Detections]) -> dict[str, Any] | None:
+    def _finish(
+        self, name: str, found: Sequence[Detections], keep: bool
+    ) -> dict[str, Any] | None:
         table = self.match(found)
         if table is None:
             return None
-        self.tables[name] = table
+        if keep:
+            self.tables[name] = table
         settings = {'resamples': self.resamples, 'seed': self.seed}
         errors = count_errors(self.truths, self._matched, self.num_classes)
         result = {
             'mAP': asdict(bootstrap_map(table, **settings)),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
+            **self._by_size_and_class(),
         }
         if name != BENIGN and BENIGN in self.tables:
             drop = bootstrap_difference(self.tables[BENIGN], table, **settings)
             result['drop'] = asdict(drop)
         return result
+
+    def _by_size_and_class(self) -> dict[str, dict[str, float | None]]:
+        summary = coco_ap(self.truths, self._matched, self.num_classes)
+        metrics, classes = summary.metrics, summary.per_class.tolist()
+        sizes = {size: metrics[f'mAP_{size[0]}'] for size in SIZES}
+        by_class = dict(zip(self.classes, classes, strict=True))
+        return {'sizes': _known(sizes), 'classes': _known(by_class)}
 
     def worst_case(self) -> dict[str, Any] | None:
         """The combination of all passes with the lowest mAP, the benign one included.
@@ -156,6 +190,11 @@ class BoxAnalysis:
             'rounds': worst.rounds,
             'converged': worst.converged,
         }
+
+
+def _known(values: dict[str, float]) -> dict[str, float | None]:
+    """None instead of NaN, where there is no object."""
+    return {key: None if math.isnan(each) else each for key, each in values.items()}
 
 
 def _finite(output: BaseDataElement) -> BaseDataElement:

@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 from mmengine.dist import broadcast_object_list
 
-from ..analysis import Detections, MatchTable, broken, mean_ap, worst_case_map
-from ..analysis.image_score import image_score, worst_per_image
-from ..analysis.matching import combine
+from ..analysis import (
+    Detections,
+    MatchTable,
+    broken,
+    combine,
+    mean_ap,
+    worst_case_map,
+    worst_per_image,
+)
 from ..attacks import Ensemble
 from ..errors import ConfigError
 from ..report import AttackResult
@@ -39,7 +45,6 @@ class EnsemblePass:
         self.name = name
         self.ensemble = ensemble
         self.analysis = analysis
-        self._truths = {truth.img_id: truth for truth in analysis.truths}
         self._clean = {
             each: found for each, found in benign.items() if found is not None
         }
@@ -48,17 +53,18 @@ class EnsemblePass:
                 'the ensemble reads upright boxes, and the model gave none for an '
                 "image: use attacks on its losses, such as 'apgd'."
             )
-        self._benign_scores = {
-            each: self._score(found) for each, found in self._clean.items()
-        }
         self._found: dict[str, list[Detections]] = {key: [] for key in ensemble.members}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
-        """Whether further members need not work on the image."""
+        """Whether nothing of the image is detected, so that no member need go on.
+
+        An image of which a little is left still adds to mAP: on five small detectors
+        skipping it from a tenth of its benign score on left the worst-case mAP higher
+        by up to 0.04, and saved 8 % of the passes (experiments/ensemble).
+        """
         found = [self._read(outcome) for outcome in outcomes.values()]
-        worst = min(self._score(each) for each in found)
-        clean = self._benign_scores[found[0].img_id]
-        return bool(broken(np.array([worst]), np.array([clean]))[0])
+        scores = np.array([min(self.analysis.score_of(each) for each in found)])
+        return bool(broken(scores, np.zeros(1), fraction=0.0)[0])
 
     def add(self, outcomes: dict[str, Outcome]) -> str:
         """Takes in what the members made of an image.
@@ -67,7 +73,7 @@ class EnsemblePass:
             The member whose example leaves least of the image's score.
         """
         found = {key: self._read(outcome) for key, outcome in outcomes.items()}
-        worst = min(found, key=lambda key: self._score(found[key]))
+        worst = min(found, key=lambda key: self.analysis.score_of(found[key]))
         for key, kept in self._found.items():
             # A member that had not to run has the example that broke the image.
             kept.append(found.get(key, found[worst]))
@@ -153,7 +159,3 @@ class EnsemblePass:
                 "image: use attacks on its losses, such as 'apgd'."
             )
         return found
-
-    def _score(self, found: Detections) -> float:
-        truth = self._truths[found.img_id]
-        return image_score(truth, found, self.analysis.num_classes)

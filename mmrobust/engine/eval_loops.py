@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mmengine.dist import master_only
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from ..attacks import Ensemble
+from ..attacks import Ensemble, RandomNoise
+from ..attacks.base import positive_int
+from ..checks import trial_verdicts
 from ..classification import is_classifier
 from ..registry import LOOPS
 from ..report import RobustnessReport, package_versions
@@ -18,6 +21,7 @@ from .adversaries.base import bare_model
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
 from .freeze import state_digest
+from .gallery import Gallery
 from .records import Records
 from .subset import annotations_digest, choose_images
 
@@ -85,10 +89,20 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         resume: keep what was found out image by image in ``<report>.records`` until
             the report is complete, and go on from there after an interruption. Several
             processes then need a disk that they share.
+        space: ``'input'`` attacks the network's input, as papers do; ``'original'``
+            attacks the picture on disk, before the pipeline resizes it.
+        quantize: also round every attacked image to 8 bits, write it as a picture,
+            read it back and score it through the unchanged pipeline.
+        check_images: images on which the evaluation itself is tried out, see
+            :func:`mmrobust.checks.examine`; 0 for none. By default 4.
+        gallery: images in the report's page, per attack. By default 4.
         fp16: see :class:`AttackValLoop`.
     """
 
     stage = 'test'
+    # As many as trials need that judge several images together.
+    default_check_images = 4
+    default_gallery = 4
 
     def __init__(
         self,
@@ -102,11 +116,21 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         save_adv: str | None = None,
         report: str | None = None,
         resume: bool = True,
+        space: str = 'input',
+        quantize: bool = False,
+        check_images: int | None = None,
+        gallery: int | None = None,
         fp16: bool = False,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
         super().__init__(runner, loader, evaluator, fp16=fp16)
-        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
+        self._set_up(
+            attacks or {}, seed, gt_frame, num_images, save_adv, space, quantize
+        )
+        self.check_images = _count(
+            check_images, 'check_images', self.default_check_images
+        )
+        self.gallery_images = _count(gallery, 'gallery', self.default_gallery)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
         self.resume = resume
 
@@ -133,9 +157,46 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'seed': self.seed,
             'gt_frame': self.gt_frame,
             'fp16': self.fp16,
+            'space': self.space,
+            'quantize': self.quantize,
             'versions': package_versions(),
         }
         return Records(Path(self.report).with_suffix('.records'), run)
 
+    def _gallery(self) -> Gallery | None:
+        if not self.attacks:
+            return None
+        records = self.records.folder
+        folder = None if records is None else records / 'gallery'
+        return Gallery(folder, self.runner.visualizer, self.gallery_images)
+
+    @master_only
+    def _try_out(self) -> list[str]:
+        searches = [a for a in self._all_attacks() if not isinstance(a, RandomNoise)]
+        if not self.analysis or not searches or not self.check_images:
+            return []
+        threat, loader = searches[0].threat, self.dataloader
+        records = self.records.of('trials', [threat.norm, threat.eps])
+        trials = []
+        for index in self.analysis.with_objects(self.check_images):
+            (part,) = self.attacker.parts(loader.collate_fn([loader.dataset[index]]))
+            keys = [f'image {index}']
+            trial = records.read(keys)
+            if trial is None:
+                trial = self.attacker.examine(
+                    part, self.analysis.score, threat.norm, threat.eps
+                )
+                records.write(keys, trial)
+            trials.append(trial)
+        return trial_verdicts(trials)
+
     def _save(self, report: RobustnessReport, complete: bool) -> None:
-        report.write(self.report, complete)
+        pictures = self.gallery.pictures(list(self.attacks)) if self.gallery else []
+        report.write(self.report, complete, pictures)
+
+
+def _count(value: int | None, name: str, default: int) -> int:
+    """A number of images, 0 among them, or the default."""
+    if value is None:
+        return default
+    return 0 if value == 0 else positive_int(value, name)

@@ -121,7 +121,7 @@ def _members_section(name: str, members: Sequence[Mapping[str, Any]]) -> Section
         rows.append(
             [
                 str(member['name']),
-                ', '.join(f'{k} {v}' for k, v in settings.items()),
+                str(settings.get('num_steps', '')),
                 str(member['images']),
                 str(member['chosen']),
                 number(member['mAP']),
@@ -130,15 +130,15 @@ def _members_section(name: str, members: Sequence[Mapping[str, Any]]) -> Section
                 number(member['seconds'], 1),
             ]
         )
-    head = ['member', 'settings', 'images', 'worst on', 'mAP after it']
+    head = ['member', 'steps', 'images', 'chosen on', 'mAP after it']
     head += ['forwards', 'backwards', 'seconds']
     return Section(
         f'members-{name}',
         f'Members of {name}',
         [
-            'In their order: on how many images each ran, on how many it is the worst, '
-            'and the mAP of the worst images so far.',
-            Table(head, rows, texts=2),
+            'In their order: on how many images each ran, on how many its example is '
+            'the one that counts, and the lowest mAP found so far.',
+            Table(head, rows, texts=1),
         ],
     )
 

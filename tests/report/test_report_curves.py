@@ -54,13 +54,13 @@ def test_eps_makes_a_curve_of_every_attack(name: str) -> None:
 )
 @pytest.mark.parametrize('base', [True, False])
 def test_steps_make_a_curve_too(name: str, axis: str, base: bool) -> None:
-    """Also below three steps, where PGD's step is eps and no part of it."""
+    """Below three steps PGD's step is eps, which makes no curve of its own."""
     more = {'base': name} if base else {}
     attacks = [
         build(f'{name}-steps{count}', name, num_steps=count, **more)
-        for count in (100, 2, 20)
+        for count in (100, 2, 1, 20)
     ]
-    assert summary(attacks) == [(f'{name}, eps 4', axis, [2, 20, 100])]
+    assert summary(attacks) == [(f'{name}, eps 4', axis, [1, 2, 20, 100])]
 
 
 def test_a_given_step_size_is_a_curve_of_its_own() -> None:

@@ -1,0 +1,130 @@
+"""Attacks N detectors, and shows the attacked images to M detectors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import DictAction
+from mmrobust import cli
+from mmrobust.attacks import ATTACK_NAMES, attack_preset
+from mmrobust.attacks.base import positive_int
+from mmrobust.checkpoints import read_checkpoint
+from mmrobust.registry import ATTACKS
+from mmrobust.transfer_matrix import Detector, Plan, parse_detectors, run_matrix
+from mmrobust.transfer_matrix.plan import choose
+
+_ATTACK = (
+    'norm',
+    'eps',
+    'step_size',
+    'num_steps',
+    'restarts',
+    'target',
+    'target_class',
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'detectors',
+        nargs='+',
+        metavar='NAME=CONFIG:CHECKPOINT',
+        help='detectors that are tested on the same images, each with its own config',
+    )
+    parser.add_argument(
+        '--sources', nargs='+', metavar='NAME', help='attack only these (default all)'
+    )
+    parser.add_argument(
+        '--targets', nargs='+', metavar='NAME', help='test only these (default all)'
+    )
+    parser.add_argument(
+        '--work-dir',
+        default='work_dirs/transfer_matrix',
+        help='folder for images and matrix; the same command resumes there',
+    )
+    parser.add_argument(
+        '--metric', metavar='KEY', help='figure to compare, like coco/bbox_mAP_50'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of all configs, as key=value',
+    )
+    group = parser.add_argument_group(
+        'attack', 'Sizes are in pixel units of 0-255: 4, or 4/255.'
+    )
+    group.add_argument(
+        '--attack',
+        default='mim',
+        metavar='NAME',
+        help=f'one of: {", ".join(ATTACK_NAMES)} (default mim)',
+    )
+    group.add_argument('--norm', help='linf (default), l2 or l1')
+    group.add_argument('--eps', help='radius of the perturbation (default 4)')
+    group.add_argument('--step-size', help='default: 2.5 * eps / steps, at most eps')
+    group.add_argument('--num-steps', type=int, help='default: as in tools/test.py')
+    group.add_argument('--restarts', type=int, help='runs per image (default 1)')
+    group.add_argument(
+        '--target',
+        choices=['most-likely', 'least-likely', 'next'],
+        help='which other class mislabel and dag aim at (default most-likely)',
+    )
+    group.add_argument(
+        '--target-class', metavar='NAME', help='the class that targeted aims at'
+    )
+    group.add_argument(
+        '--seed', type=int, default=0, help='seed of the attack (default 0)'
+    )
+    group.add_argument(
+        '--num-images', type=int, help='evaluate on a fixed choice of so many images'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the matrix."""
+    args = parse_args()
+    setup_cache_size_limit_of_dynamo()
+    given = {key: getattr(args, key) for key in _ATTACK}
+    preset = attack_preset(
+        args.attack, **{key: v for key, v in given.items() if v is not None}
+    )
+    ATTACKS.build(preset)  # refuses impossible settings before any work
+    if args.num_images is not None:
+        positive_int(args.num_images, '--num-images')
+    pairs = parse_detectors(args.detectors)
+    sources = choose('--sources', args.sources, list(pairs))
+    targets = choose('--targets', args.targets, list(pairs))
+    detectors = {}
+    for name, (config, checkpoint) in pairs.items():
+        args.config = config
+        detectors[name] = Detector(name, config, checkpoint, cli.configure(args))
+        read_checkpoint(checkpoint)  # before anything is attacked
+    cli.check_work_dir(args.work_dir)
+    plan = Plan(
+        sources=[detectors[name] for name in sources],
+        targets=[detectors[name] for name in targets],
+        attack=args.attack,
+        preset=preset,
+        work_dir=Path(args.work_dir),
+        seed=args.seed,
+        num_images=args.num_images,
+        metric=args.metric,
+        command=['python', *sys.argv],
+    )
+    matrix = run_matrix(plan)
+    print(matrix.table())
+    for text in matrix.checks():
+        print(f'Check: {text}')
+    print(f'Table, figures and picture: {plan.work_dir / "transfer_matrix.md"}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
