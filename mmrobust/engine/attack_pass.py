@@ -55,7 +55,8 @@ class AttackPass:
             self.members = {name: attack}
         settings = [[key, _settings(member)] for key, member in self.members.items()]
         self.records: PassRecords = evaluation.records.of(
-            name, [settings, evaluation.save_adv]
+            name,
+            [settings, evaluation.attack_configs.get(name), evaluation.save_adv],
         )
         self.savers = {
             key: AdversarialImages.maybe(

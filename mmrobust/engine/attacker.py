@@ -212,6 +212,9 @@ class Attacker:
     def predict(self, part: dict) -> list[BaseDataElement]:
         """The stock prediction, seeded in case that the model draws itself."""
         seed = derive_seed(self.seed, ids_of(part)[0], 'prediction')
+        # A model may write into the samples, which tell what it has added.
+        samples = [sample.clone() for sample in part['data_samples']]
+        part = {**part, 'data_samples': samples}
         with alone(), seeded(seed, self.device), autocast(enabled=self.fp16):
             outputs: list[BaseDataElement] = self.wrapped.test_step(part)
         return outputs
