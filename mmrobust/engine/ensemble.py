@@ -187,7 +187,6 @@ class EnsemblePass:
             for key, table in tables.items()
         }
         benign = figure_of({}, boxes[BENIGN])
-        print("DBG", ran, boxes, costs.keys(), benign)
         found = comparison_verdicts(
             None if benign is None else benign.value,
             [
