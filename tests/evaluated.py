@@ -11,7 +11,6 @@ import tiny
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from torch import Tensor
 
 _OWN = torch.Generator().manual_seed(1)

@@ -10,7 +10,6 @@ from mmengine.dist import collect_results, get_world_size
 from mmengine.structures import BaseDataElement
 
 from ..attacks import Attack, Ensemble
-from ..batch import attack_samples
 from ..checks import pass_verdicts
 from ..report import AttackResult
 from .attacker import Outcome
@@ -58,6 +57,8 @@ class AttackPass:
             name,
             [settings, evaluation.attack_configs.get(name), evaluation.save_adv],
         )
+        if evaluation.gallery:
+            evaluation.gallery.start(name, self.records.folder)
         self.savers = {
             key: AdversarialImages.maybe(
                 evaluation.save_adv,
@@ -108,7 +109,7 @@ class AttackPass:
     def _outcomes(self, part: dict, keys: list) -> dict[str, Outcome]:
         """What the members made of a part, from the records or freshly."""
         record = self.records.read(keys, part['inputs'])
-        if record is not None and self._all_saved(record, part):
+        if record is not None and self._all_there(record, part, keys):
             return {key: Outcome.unpack(each, part) for key, each in record.items()}
         outcomes: dict[str, Outcome] = {}
         for key, member in self.members.items():
@@ -122,8 +123,11 @@ class AttackPass:
         self.records.write(keys, packed, part['inputs'])
         return outcomes
 
-    def _all_saved(self, record: dict[str, Any], part: dict) -> bool:
-        """Whether the images that a record speaks of are still on disk."""
+    def _all_there(self, record: dict[str, Any], part: dict, keys: list) -> bool:
+        """Whether images and pictures that belong to a record are still on disk."""
+        gallery = self.evaluation.gallery
+        if gallery and any(gallery.lacks(self.name, key) for key in keys):
+            return False
         used = [self.savers[key] for key in record]
         return all(each.has(part['data_samples']) for each in used if each)
 
@@ -133,17 +137,14 @@ class AttackPass:
         if gallery is None or outcome.inputs is None:
             return
         for index, key in enumerate(keys):
-            if gallery.has(key):
-                sample = part['data_samples'][index]
-                (truth,) = attack_samples([sample], 'cpu', self.evaluation.gt_frame)
-                gallery.draw(
-                    self.name,
-                    key,
-                    part['inputs'][index],
-                    outcome.inputs[index],
-                    outcome.outputs[index],
-                    truth,
-                )
+            gallery.draw(
+                self.name,
+                key,
+                part['inputs'][index],
+                outcome.inputs[index],
+                outcome.outputs[index],
+                part['data_samples'][index],
+            )
 
     def _show(self, index: int, data_batch: dict, outcomes: list[Outcome]) -> None:
         """Hands freshly attacked images to the hooks."""
@@ -252,7 +253,7 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _on_curve(name: str) -> dict[str, str]:
     """The attack that points of a curve, like ``pgd-eps2``, have in common."""
-    match = re.fullmatch(r'(.+?)((-eps[\w.]+)?(-steps\d+)?)', name)
+    match = re.fullmatch(r'(.+?)((-eps\d[\w.]*)?(-steps\d+)?)', name)
     return {'base': match[1]} if match and match[2] else {}
 
 
