@@ -231,6 +231,8 @@ class AttackPass:
                 f'({self.evaluation.gt_frame}) right?'
             )
         for key, rows in watched.items():
+            if self.members[key].threat.eps == 0:
+                continue  # where nothing can rise
             prefix = '' if key == self.name else f'{key}: '
             result.checks += [prefix + text for text in pass_verdicts(rows)]
         result.watched = _mean_of([row for rows in watched.values() for row in rows])
