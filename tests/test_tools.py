@@ -23,6 +23,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmrobust.engine.attacker import Attacker
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
@@ -193,6 +194,36 @@ PGD = ('--attack', 'pgd')
         (('--num-steps', '5'), '--num-steps needs --attack'),
         (('--num-images', '2'), '--num-images needs --attack'),
         (('--save-adv', 'x'), '--save-adv needs --attack'),
+        ((*PGD, '--version', 'fast'), '--version is no setting of pgd'),
+        (('--version', 'fast'), '--version needs --attack'),
+        (('--attack', 'ensemble', '--version', 'slow'), "version 'slow' of the ens"),
+        (('--attack', 'ensemble', '--num-steps', '5'), '--num-steps is no setting of'),
+        (('--attack', 'ensemble', '--step-size', '1'), '--step-size is no setting of'),
+        ((*PGD, '--eps', '2', '4', '2'), '--eps 2 4 2 names one value twice'),
+        ((*PGD, '--eps', '4', '4/255'), '--eps 4 4/255 names one value twice'),
+        ((*PGD, '--num-steps', '5', '5'), '--num-steps 5 5 names one value twice'),
+        ((*PGD, '--norm', 'linf', 'l2'), 'only autoattack takes several'),
+        ((*PGD, '--check-images', '-1'), 'check_images=-1 must be a whole number, or'),
+        (('--space', 'original'), '--space needs --attack'),
+        (('--quantize',), '--quantize needs --attack'),
+        (('--check-images', '2'), '--check-images needs --attack'),
+        (('--attack', 'autoattack', '--quantize'), '--quantize is no setting of auto'),
+        (('--attack', 'autoattack', '--space', 'input'), '--space is no setting of'),
+        (('--attack', 'pgd', 'autoattack'), 'cannot be combined with other attacks'),
+        (
+            (
+                *(*PGD, '--quantize', '--cfg-options'),
+                'test_dataloader.dataset.pipeline.1.backend=pillow',
+            ),
+            "'bilinear' of 'pillow'",
+        ),
+        (
+            (
+                *('--quantize', '--cfg-options'),
+                'test_cfg.type=mmrobust.AutoAttackTestLoop',
+            ),
+            '--quantize is no setting of autoattack',
+        ),
         ((*PGD, '--num-images', '0'), 'num_images=0 must be a whole number'),
         ((*PGD, '--num-images', '7'), 'num_images=7 is more than the 6 images'),
         (('--out', 'predictions.json'), 'must be a .pkl file'),
@@ -443,6 +474,75 @@ def test_attack_flags_reach_the_loop(config_of: Callable[..., Config]) -> None:
     assert 'out_dir' not in cfg.default_hooks.attack_visualization
 
 
+def test_several_values_are_curves(config_of: Callable[..., Config]) -> None:
+    cfg = config_of(
+        'test.py',
+        *('--attack', 'noise', 'fgsm', 'pgd', 'square', '--eps', '2', '8/255'),
+        *('--num-steps', '5', '10'),
+    )
+    found = {
+        name: (attack.eps, attack.get('num_steps', attack.get('num_queries')))
+        for name, attack in cfg.test_cfg.attacks.items()
+    }
+    assert found == {
+        'noise-eps2': ('2', None),
+        'noise-eps8_255': ('8/255', None),
+        'fgsm-eps2': ('2', 1),
+        'fgsm-eps8_255': ('8/255', 1),
+        'pgd-eps2-steps5': ('2', 5),
+        'pgd-eps2-steps10': ('2', 10),
+        'pgd-eps8_255-steps5': ('8/255', 5),
+        'pgd-eps8_255-steps10': ('8/255', 10),
+        'square-eps2-steps5': ('2', 5),
+        'square-eps2-steps10': ('2', 10),
+        'square-eps8_255-steps5': ('8/255', 5),
+        'square-eps8_255-steps10': ('8/255', 10),
+    }
+    # One value is none, and an ensemble has no steps to vary.
+    steps = ('--num-steps', '5', '10')
+    loop = config_of('test.py', *PGD, '--eps', '2', *steps).test_cfg
+    assert list(loop.attacks) == ['pgd-steps5', 'pgd-steps10']
+    arguments = ('--attack', 'pgd', 'ensemble', '--version', 'fast', *steps)
+    loop = config_of('test.py', *arguments).test_cfg
+    assert list(loop.attacks) == ['pgd-steps5', 'pgd-steps10', 'ensemble']
+    assert loop.attacks.ensemble == dict(
+        type='mmrobust.Ensemble', norm='linf', eps=4, version='fast'
+    )
+
+
+def test_a_curve_costs_one_benign_pass(
+    config_of: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command line to the tables of the report."""
+    arguments = ('--eps', '2', '4', '--num-steps', '1', '2', '--num-images', '2')
+    cfg = config_of('test.py', *PGD, *arguments)
+    predictions: list[int] = []
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    predict = Attacker.predict
+
+    def counted(*args: Any) -> Any:
+        predictions.append(1)
+        return predict(*args)
+
+    monkeypatch.setattr(Attacker, 'predict', counted)
+    runner = Runner.from_cfg(cfg)
+    runner.test()
+    assert len(predictions) == 2 * (1 + 4)
+    report = json.loads((tmp_path / 'work' / 'robustness.json').read_text())
+    assert {each['base'] for each in report['attacks']} == {'pgd'}
+    text = (tmp_path / 'work' / 'robustness.md').read_text()
+    curves = text.split('## Curves')[1].split('\n## ')[0]
+    heads = [line for line in curves.splitlines() if line.startswith('| eps')]
+    assert heads == ['| eps (linf) | pgd, 1 steps | pgd, 2 steps |']
+    heads = [line for line in curves.splitlines() if line.startswith('| steps')]
+    assert heads == ['| steps | pgd, eps 2 | pgd, eps 4 |']
+    rows = [line.split('|')[1].strip() for line in curves.splitlines() if '|' in line]
+    assert rows == [
+        *('eps (linf)', '---', '0 (benign)', '2', '4'),
+        *('steps', '---', '0 (benign)', '1', '2'),
+    ]
+
+
 def test_the_configs_loop_keeps_what_the_flags_leave_open(
     config_of: Callable[..., Config], project: Path, tmp_path: Path
 ) -> None:
@@ -451,7 +551,8 @@ def test_the_configs_loop_keeps_what_the_flags_leave_open(
     config.write_text(
         f'_base_ = {str(project / "config.py")!r}\n'
         "test_cfg = dict(_delete_=True, type='mmrobust.AttackTestLoop', seed=5,\n"
-        "    gt_frame='input', fp16=True, num_images=3,\n"
+        "    gt_frame='input', fp16=True, num_images=3, space='original',\n"
+        '    quantize=True, check_images=1, gallery=2, resume=False,\n'
         "    attacks=dict(mine=dict(type='mmrobust.RandomNoise', eps=1)))\n"
     )
     kept = config_of('test.py', config=config).test_cfg
@@ -462,6 +563,11 @@ def test_the_configs_loop_keeps_what_the_flags_leave_open(
     assert list(loop.attacks) == ['pgd']
     assert (loop.gt_frame, loop.seed, loop.fp16) == ('input', 5, True)
     assert loop.num_images == 2
+    assert (loop.space, loop.quantize, loop.check_images) == ('original', True, 1)
+    assert (loop.gallery, loop.resume) == (2, False)
+    arguments = (*PGD, '--space', 'input', '--check-images', '0')
+    loop = config_of('test.py', *arguments, config=config).test_cfg
+    assert (loop.space, loop.quantize, loop.check_images) == ('input', True, 0)
     # Without --attack, the config's own attacks on fewer images.
     loop = config_of('test.py', '--num-images', '1', config=config).test_cfg
     assert (list(loop.attacks), loop.num_images) == (['mine'], 1)

@@ -16,6 +16,7 @@ import torch
 from evaluated import Evaluation, ap, attack_of
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmrobust.engine import attack_evaluation
 from mmrobust.errors import ConfigError
 
 PGD = dict(type='mmrobust.PGD', eps=8, num_steps=4)
@@ -275,3 +276,12 @@ def test_a_wrapped_dataset_is_refused(evaluate: Evaluation, coco: Path) -> None:
 def test_an_unknown_space_is_refused(evaluate: Evaluation) -> None:
     with pytest.raises(ConfigError, match="space='pixels' is unknown"):
         evaluate(dict(pgd=PGD), space='pixels')
+
+
+def test_classifiers_are_refused(
+    evaluate: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_evaluation, 'is_classifier', lambda model: True)
+    for loop in (dict(space='original'), dict(quantize=True)):
+        with pytest.raises(ConfigError, match='8 bits are for detectors: leave'):
+            evaluate(dict(pgd=PGD), **loop)
