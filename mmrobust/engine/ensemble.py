@@ -12,7 +12,6 @@ from mmengine.dist import broadcast_object_list
 from ..analysis import (
     Detections,
     MatchTable,
-    broken,
     mean_ap,
     worst_case_map,
 )
@@ -81,8 +80,7 @@ class EnsemblePass:
         by up to 0.04, and saved 8 % of the passes (experiments/ensemble).
         """
         found = [self._read(outcome) for outcome in outcomes.values()]
-        scores = np.array([min(self.analysis.score_of(each) for each in found)])
-        return bool(broken(scores, np.zeros(1), fraction=0.0)[0])
+        return min(self.analysis.score_of(each) for each in found) <= 0
 
     def add(self, outcomes: dict[str, Outcome]) -> str:
         """Takes in what the members made of an image.
