@@ -2,10 +2,11 @@
 
 Pure functions. The signs are those of Athalye et al. (arXiv 1802.00420, section 3.1:
 one-step attacks better than iterative ones, black-box better than white-box, unbounded
-attacks that do not reach 100 %, random sampling that finds adversarial examples,
-a larger bound that does not help) and of Carlini et al. (arXiv 1902.06705), and the warnings of AutoAttack (Croce and Hein, arXiv 2003.01690; as of its
-implementation: any point with a zero gradient, Square below the white-box attacks by
-over 0.2 points of accuracy, outputs that differ between calls).
+attacks that do not reach 100 %, random sampling that finds adversarial examples, a
+larger bound that does not help) and of Carlini et al. (arXiv 1902.06705), and the
+warnings of AutoAttack (Croce and Hein, arXiv 2003.01690; as of its implementation: any
+point with a zero gradient, Square below the white-box attacks by over 0.2 points of
+accuracy, outputs that differ between calls).
 """
 
 from __future__ import annotations
