@@ -62,7 +62,7 @@ def examine(
       predicts. It is near 1 if the gradient is that of the objective (a two-stage
       detector's is not quite: proposals count as constants in it).
     - Unbounded: PGD with eps 255 in linf must destroy every detection (Carlini et al.,
-      arXiv 1902.06705, section 5.3; Athalye et al., arXiv 1802.00420, section 3.1). It
+      arXiv 1902.06705; Athalye et al., arXiv 1802.00420, section 3.1). It
       starts at the image: a random start would destroy it without any gradient.
     - Noise: a short PGD in the ball of interest against random noise there.
 

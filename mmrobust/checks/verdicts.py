@@ -2,11 +2,11 @@
 
 Pure functions. The signs are those of Athalye et al. (arXiv 1802.00420, section 3.1:
 one-step attacks better than iterative ones, black-box better than white-box, unbounded
-attacks that do not reach 100 %, random sampling that finds adversarial examples,
-a larger bound that does not help) and of Carlini et al. (arXiv 1902.06705, sections 4
-and 5), and the warnings of AutoAttack (Croce and Hein, arXiv 2003.01690; as of its
-implementation: any point with a zero gradient, Square below the white-box attacks by
-over 0.2 points of accuracy, outputs that differ between calls).
+attacks that do not reach 100 %, random sampling that finds adversarial examples, a
+larger bound that does not help) and of Carlini et al. (arXiv 1902.06705), and the
+warnings of AutoAttack (Croce and Hein, arXiv 2003.01690; as of its implementation: any
+point with a zero gradient, Square below the white-box attacks by over 0.2 points of
+accuracy, outputs that differ between calls).
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from ..report import AttackResult
 # step on a flat spot is no obstacle to the others.
 FLAT_STEPS = 0.5
 
-# AutoAttack warns of a single point without gradient. It looks at a few hundred points
-# of a classifier; in a detection set of thousands one odd image in a hundred is
-# tolerated.
+# AutoAttack warns of a single point without gradient in a batch of a classifier's; in a
+# detection set of thousands one odd image in a hundred is tolerated.
 FLAT_IMAGES = 0.01
 
 # Of a healthy detector next to no gradient value is exactly 0 (at most 0.5 % over all
@@ -54,7 +53,7 @@ DRAWS = 0.1
 # moves up and down without a meaning.
 BROKEN = 0.1
 
-# Without an interval nothing is known of the spread; that of 100 to 200 images of the
+# Without an interval nothing is known of the spread; that of 100 images of the
 # demo is 0.03 to 0.05.
 UNKNOWN_MARGIN = 0.05
 
