@@ -46,6 +46,10 @@ MIN_QUERIES = 10
 # detections; AutoAttack takes the same for accuracy.
 SAME = 0.002
 
+# How far passes of noise, on the same images, lie apart, as a share of the margin: that
+# of 40 images of the demo is 0.06, and noise of five sizes gave 0.751 to 0.756.
+DRAWS = 0.1
+
 # An AP of at most this share of the benign one counts as broken: what is left of it
 # moves up and down without a meaning.
 BROKEN = 0.1
@@ -313,13 +317,16 @@ def _noise(benign: float | None, passes: Sequence[_Pass]) -> _Found:
         for noise in noises[:1]:
             margin = _margin(each, noise)
             # In a coarse figure a tie means nothing, and after the ruin neither.
-            allowed = -SAME if margin <= COARSE else margin
-            if noise.value > _ruin(benign) and each.value - noise.value >= allowed:
+            allowed = -max(SAME, DRAWS * margin) if margin <= COARSE else margin
+            # Noise may also help, which makes no good attack of one without effect.
+            level = noise.value if benign is None else min(noise.value, benign)
+            if noise.value > _ruin(benign) and each.value - level >= allowed:
                 found.append(
                     (
                         each.name,
-                        f'AP is {each.value:.3f}, no lower than the {noise.value:.3f} '
-                        f'under random noise of the same norm and eps ({noise.name}): '
+                        f'AP is {each.value:.3f}, no lower than under random noise of '
+                        f'the same norm and eps ({noise.name}: {noise.value:.3f}) or '
+                        'than without attack: '
                         'the attack finds nothing, because its gradient is masked, its '
                         'objective does not concern the detections, or its steps are '
                         'too few.',
@@ -350,8 +357,8 @@ def _stalls(benign: float | None, small: _Pass, large: _Pass) -> bool:
     """Whether a larger ball did not help although it should have.
 
     Losing AP grows at least in proportion to eps at first and slows down towards the
-    ruin. With what the smaller ball took, and what is left, half of the proportional
-    growth is what can be expected; noticeable is what exceeds the margin.
+    ruin. With what the smaller ball took, and what is left, a third of the proportional
+    growth is the least to be expected; noticeable is what exceeds the margin.
     """
     margin = _margin(small, large)
     fall = small.value - large.value
@@ -361,7 +368,7 @@ def _stalls(benign: float | None, small: _Pass, large: _Pass) -> bool:
     if benign is None or small.settings.get('objective') not in _WHOLE:
         return False
     growth = max(benign - small.value, 0) * (large.eps / small.eps - 1)
-    return fall + margin < min(growth, left) / 2
+    return fall + margin < min(growth, left) / 3
 
 
 def _along_steps(benign: float | None, passes: Sequence[_Pass]) -> _Found:
