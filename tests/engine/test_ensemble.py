@@ -291,7 +291,7 @@ def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
 def test_norms(
     evaluate: Callable[..., Any], tmp_path: Path, norm: str, eps: int
 ) -> None:
-    apgd = dict(type='mmrobust.APGD', num_steps=4)
+    apgd = dict(type='mmrobust.APGD', num_steps=8)
     members = dict(total=apgd, cls=dict(apgd, objective='cls'))
     report, metrics = evaluate(
         {'all': ensemble(members, norm=norm, eps=eps)},
