@@ -226,6 +226,10 @@ class _Pass:
         return bool(self.settings.get('gradient_free'))
 
     @property
+    def ensemble(self) -> bool:
+        return bool(self.settings.get('members'))
+
+    @property
     def transferred(self) -> bool:
         return bool(self.settings.get('source'))
 
@@ -393,7 +397,9 @@ def _along_steps(benign: float | None, passes: Sequence[_Pass]) -> _Found:
 def _without_gradient(benign: float | None, passes: Sequence[_Pass]) -> _Found:
     found = []
     for each in passes:
-        rivals = [p for p in passes if p.white_box and p.ball == each.ball]
+        # Of an ensemble, which may have members without gradients, the members count.
+        rivals = [p for p in passes if p.white_box and not p.ensemble]
+        rivals = [p for p in rivals if p.ball == each.ball]
         if each.bent:
             # Of one objective, and at no lower cost, the true gradient is better.
             objective = each.settings.get('objective')
