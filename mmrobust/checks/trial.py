@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attacks import PGD, RandomNoise
 from ..attacks.base import Oracle
 from ..seeding import seeded
-from .verdicts import BROKEN
+from .comparison import BROKEN
 
 # Pixel units. Small enough for a loss to be straight, and large enough for its change
 # to stand out of rounding (TF32 keeps three digits).
