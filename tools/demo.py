@@ -61,7 +61,7 @@ def main() -> None:
     print(f'\n{table}\n\nBox mAP on the validation images; eps in units of 0-255.')
     print(f'Took {took}.\nPictures: {grid}')
     for row in ROWS:
-        print(f'Report:   {work_dir / row / "robustness.md"}')
+        print(f'Report:   {work_dir / row / "robustness.html"}')
 
 
 def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:

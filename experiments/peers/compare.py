@@ -90,7 +90,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--methods', nargs='+', help='names of rows, else all')
     parser.add_argument('--memory', action='store_true', help='measure the memory too')
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--out', metavar='FILE', help='write the figures as JSON')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     return parser.parse_args()

@@ -140,7 +140,7 @@ def set_up(args: argparse.Namespace) -> Setup:
         model = MODELS.build(cfg.model)
         check_checkpoint(args.checkpoint, model)
         load_checkpoint(model, args.checkpoint, map_location='cpu')
-        items, frame, evaluator = _data(cfg, args.num_images, args.seed)
+        items, frame, evaluator = _data(cfg, args.num_images)
     model.eval()
     batches = [
         _batch(items[i : i + args.batch_size], frame, args.seed)
@@ -152,9 +152,10 @@ def set_up(args: argparse.Namespace) -> Setup:
     return Setup(model, batches, terms, *_names(model, batches[0], terms), evaluator)
 
 
-def _data(cfg: Config, num_images: int, seed: int) -> tuple[list[dict], str, Evaluator]:
+def _data(cfg: Config, num_images: int) -> tuple[list[dict], str, Evaluator]:
     """Images of the test set, the frame of their boxes, and the metric."""
-    loader: Any = choose_images(cfg.test_dataloader, num_images, seed)
+    # The same images whatever the seed of the attacks.
+    loader: Any = choose_images(cfg.test_dataloader, num_images, seed=0)
     dataset = loader['dataset']
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = dataset.metainfo

@@ -93,8 +93,8 @@ class Ensemble:
         for name, member in chosen.items():
             config = {**member, 'norm': norm, 'eps': eps}
             if norm == 'l1' and config.get('type') == _APGD:
-                config['radius_schedule'] = LARGER_RADII
-            self.members[name] = ATTACKS.build(config)
+                config.setdefault('radius_schedule', LARGER_RADII)
+            self.members[name] = _build(name, config)
 
     def leave_out(self, name: str, reason: str) -> None:
         """Goes without a member that the model has no losses for.
@@ -119,3 +119,15 @@ class Ensemble:
             'version': self.version,
             'members': list(self.members),
         }
+
+
+def _build(name: str, config: dict[str, Any]) -> Attack:
+    if name == 'benign':
+        raise ConfigError("no member of an ensemble can be called 'benign': rename it.")
+    member = ATTACKS.build(config) if 'type' in config else None
+    if not isinstance(member, Attack):
+        raise ConfigError(
+            f'the member {name!r} of the ensemble is no attack: give it the type of '
+            "one, like 'mmrobust.APGD'."
+        )
+    return member

@@ -15,7 +15,7 @@ from mmengine.structures import BaseDataElement
 
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
-from ..batch import gt_frame_of
+from ..batch import gt_frame_of, image_id
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
 from ..errors import ConfigError
@@ -72,6 +72,10 @@ class AttackEvaluation:
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
         }
+        if BENIGN in self.attacks:
+            raise ConfigError(f'no attack can be called {BENIGN!r}: rename it.')
+        # Not all of an attack's settings need be in its description.
+        self.attack_configs = {k: v for k, v in attacks.items() if isinstance(v, dict)}
         self.seed = seed
         self.save_adv = save_adv
         self.space, self.quantize = space, quantize
@@ -127,6 +131,8 @@ class AttackEvaluation:
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')
         runner.model.eval()
+        for metric in self.evaluator.metrics:
+            metric.results.clear()  # of a run that was interrupted, in a notebook say
         notes = self._weight_classes()
         self.attacker = Attacker(
             runner.model,
@@ -172,9 +178,15 @@ class AttackEvaluation:
 
     def _analysis(self) -> BoxAnalysis | None:
         """Reads boxes; of a validation, only what the ensemble needs."""
-        if any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
-            return BoxAnalysis(self.dataloader.dataset, self.seed)
-        return None
+        if not any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
+            return None
+        dataset = self.dataloader.dataset
+        if image_id(dataset[0]['data_samples']) is None or not self._unique_ids:
+            raise ConfigError(
+                'the ensemble needs images with ids of their own: is img_id among the '
+                'meta_keys of PackDetInputs, and no image twice in the dataset?'
+            )
+        return BoxAnalysis(dataset, self.seed)
 
     def _open_records(self) -> Records:
         """Records that are lost when the process ends."""
@@ -271,6 +283,8 @@ class AttackEvaluation:
     def _unique_ids(self) -> bool:
         if not hasattr(self, '_ids_are_unique'):
             dataset = self.dataloader.dataset
+            if not hasattr(dataset, 'get_data_info'):
+                return False
             infos = (dataset.get_data_info(i) for i in range(len(dataset)))
             ids = {info.get('img_id', info.get('sample_idx')) for info in infos}
             self._ids_are_unique = len(ids) == len(dataset)

@@ -129,7 +129,9 @@ class Matrix:
         """The content of ``transfer_matrix.md``."""
         plan = self.plan
         settings = ', '.join(
-            f'{key} {value}' for key, value in plan.preset.items() if key != 'type'
+            f'{key} {value}'
+            for key, value in plan.attack_settings.items()
+            if value is not None and key not in ('type', 'name')
         )
         lines = ['# Transfer matrix', '']
         if not self.complete:
@@ -168,7 +170,7 @@ class Matrix:
         return {
             'metric': self.metric,
             'complete': self.complete,
-            'attack': {'name': plan.attack, **plan.preset},
+            'attack': plan.attack_settings,
             'seed': plan.seed,
             'num_images': plan.num_images,
             'detectors': [

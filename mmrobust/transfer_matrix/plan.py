@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..errors import ConfigError
+from ..registry import ATTACKS
 from ..report import file_sha256
 from ..transfer.sweep import settings_of
 
@@ -118,6 +119,12 @@ class Plan:
     num_images: int | None = None
     metric: str | None = None
     command: list[str] = field(default_factory=list)
+
+    @cached_property
+    def attack_settings(self) -> dict[str, Any]:
+        """The attack's settings, however they were written."""
+        described = ATTACKS.build(self.preset).describe()
+        return {**self.preset, 'name': self.attack, **described}
 
     @property
     def detectors(self) -> list[Detector]:

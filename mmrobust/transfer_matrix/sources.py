@@ -45,8 +45,7 @@ class Source:
             json.dumps(
                 {
                     **detector.settings(),
-                    **{f'attack.{key}': v for key, v in plan.preset.items()},
-                    'attack': plan.attack,
+                    **{f'attack.{k}': v for k, v in plan.attack_settings.items()},
                     'seed': plan.seed,
                     'num_images': plan.num_images,
                 },

@@ -71,9 +71,8 @@ class Trained:
             self.truths[index], self.detect(index, images), len(tiny.CLASSES)
         )
 
-    def mean_ap(self, found: list[list[Tensor]]) -> float:
-        detections = [self.detect(i, images) for i, images in enumerate(found)]
-        truths = self.truths[: len(found)]
+    def mean_ap_of(self, detections: list[Detections]) -> float:
+        truths = self.truths[: len(detections)]
         return mean_ap(match_detections(truths, detections, len(tiny.CLASSES)))
 
 

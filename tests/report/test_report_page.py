@@ -119,7 +119,7 @@ def test_tables_are_those_of_the_json(written) -> None:
     ((_, gap),) = page.tables['pictures']
     assert gap == ['pgd-eps4', '0.250', '0.375', '-0.125', '4.25']
     ((_, first, second),) = page.tables['members-pgd-eps4']
-    assert first[1:] == ['num_steps 20', '8', '5', '0.310', '160', '150', '3.2']
+    assert first[1:] == ['20', '8', '5', '0.310', '160', '150', '3.2']
     assert second == ['square', '', '6', '3', '0.250', '600', '0', '7.0']
     (cost,) = page.tables['cost']
     assert cost[2] == [

@@ -1,0 +1,282 @@
+"""Sentences on figures made by hand, and on passes over detectors."""
+
+from __future__ import annotations
+
+import defective
+import pytest
+import torch
+from defective import with_defect
+
+from mmrobust.attacks import PGD, RandomNoise, Square
+from mmrobust.checks import Figure, comparison_verdicts, figure_of, pass_verdicts
+from mmrobust.report import AttackResult
+
+
+def _row(**changes):
+    """What a healthy image gives."""
+    return {
+        'calls': 12, 'gradient_calls': 10, 'informative_calls': 10, 'zero_calls': 0,
+        'zero_share': 0.001, 'all_zero_share': 0.0, 'first': 1.0, 'start': 1.0,
+        'last': 3.0, 'best_quarter': 1.5, 'best_half': 2.0, 'best': 3.0,
+        'non_finite': 0, **changes,
+    }  # fmt: skip
+
+
+EMPTY = dict(
+    informative_calls=0, zero_calls=10, zero_share=None, all_zero_share=None,
+    first=0.0, start=0.0, last=0.0, best=0.0,
+)  # fmt: skip
+FLAT = dict(zero_share=1.0, all_zero_share=1.0)
+QUERIES = dict(
+    gradient_calls=0, informative_calls=0, zero_share=None, all_zero_share=None,
+    start=None, last=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('odd', 'of', 'expected'),
+    [
+        (_row(**FLAT), 100, 'on 1 of 100 images the gradient is exactly 0'),
+        (_row(**FLAT), 101, None),  # under one in a hundred
+        (_row(all_zero_share=0.49), 1, None),
+        (_row(zero_share=0.51), 1, '51% of all gradient values'),
+        (_row(zero_share=0.49), 1, None),
+        # images without objects are counted apart
+        (_row(**EMPTY), 2, None),
+        (_row(**EMPTY), 1, 'was 0 at every step on all 1 images'),
+        (_row(non_finite=3), 5, 'not finite 3 times on 1 of 5 images'),
+        (_row(last=1.0), 1, 'on 1 of 1 images the objective is no larger'),
+        (_row(last=1.0), 2, None),  # half is no majority
+        (_row(last=0.9, gradient_calls=2), 1, None),  # one step may overshoot
+        (_row(last=None, gradient_calls=1), 1, None),
+        (_row(**QUERIES, best=1.0), 1, 'on 1 of 1 images no query'),
+        (_row(**QUERIES, best=1.1), 1, None),
+        (_row(**QUERIES, best=1.0, calls=9), 1, None),
+    ],
+)
+def test_thresholds_of_a_pass(odd, of, expected):
+    found = pass_verdicts([_row()] * (of - 1) + [odd])
+    assert len(found) == (expected is not None), found
+    assert expected is None or expected in found[0]
+
+
+def test_a_pass_that_asks_nothing_is_silent():
+    assert pass_verdicts([]) == []
+
+
+def test_flat_images_without_objects_do_not_dilute_the_share():
+    rows = [_row(**EMPTY)] * 500 + [_row(**FLAT)]
+    assert 'on 1 of 1 images' in pass_verdicts(rows)[0]
+
+
+def test_the_figure_of_a_pass():
+    boxes = {'mAP': {'estimate': 0.4, 'low': 0.35, 'high': 0.47}}
+    metrics = {'coco/bbox_mAP_50': 0.7, 'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.3}
+    assert figure_of(metrics, boxes) == Figure(0.4, pytest.approx(0.06))
+    assert figure_of(metrics).value == 0.5
+    assert figure_of({'accuracy/top1': 71.0}).value == pytest.approx(0.71)
+    assert figure_of({'coco/bbox_mAP': float('nan')}) is None
+    assert figure_of({}, {'mAP': {'estimate': None}}) is None
+
+
+def _pgd(ap, eps=8.0, steps=10, margin=0.03, name=None, drop=None, **settings):
+    boxes = {'mAP': {'estimate': ap, 'low': ap - margin, 'high': ap + margin}}
+    if drop:
+        boxes['drop'] = dict(zip(('low', 'high'), drop, strict=True))
+    settings = {
+        'norm': 'linf', 'eps': eps, 'step_size': 2.5 * eps / max(steps, 1),
+        'num_steps': steps, 'objective': 'total', 'restarts': 1,
+        'random_start': True, **settings,
+    }  # fmt: skip
+    return AttackResult(name or f'pgd_{eps:g}_{steps}', settings, boxes=boxes)
+
+
+def _noise(ap, eps=8.0, margin=0.03):
+    settings = {'norm': 'linf', 'eps': eps, 'num_steps': 0, 'objective': None}
+    boxes = {'mAP': {'estimate': ap, 'low': ap - margin, 'high': ap + margin}}
+    return AttackResult(f'noise_{eps:g}', settings, boxes=boxes)
+
+
+def _square(ap, eps=8.0, **settings):
+    free = {'gradient_free': True, 'objective': 'detections', 'num_queries': 100}
+    return _pgd(ap, eps, 100, name='square', **{**free, **settings})
+
+
+def test_the_tables_of_two_healthy_detectors_are_silent():
+    # Measured on 40 images of the demo: standard, and adversarially trained.
+    for benign, aps, margin in (
+        (0.751, (0.675, 0.609, 0.470, 0.280, 0.140, 0.002), 0.07),
+        (0.733, (0.705, 0.690, 0.633, 0.538, 0.331, 0.000), 0.05),
+    ):
+        radii = (1, 2, 4, 8, 16, 255)
+        passes = [_pgd(ap, eps, 10, margin) for eps, ap in zip(radii, aps, strict=True)]
+        passes += [_noise(benign + 0.002, eps, margin) for eps in radii[:5]]
+        passes += [_pgd(aps[3] - 0.01, 8.0, 20, margin), _square(0.69)]
+        assert comparison_verdicts(benign, passes) == {}
+
+
+@pytest.mark.parametrize(
+    ('passes', 'name', 'expected'),
+    [
+        # a larger ball
+        ([_pgd(0.4, 4), _pgd(0.4, 8)], 'pgd_8_10', 'AP is 0.400 at eps 8'),
+        ([_pgd(0.4, 4), _pgd(0.45, 8)], 'pgd_8_10', 'AP is 0.450 at eps 8'),
+        ([_pgd(0.4, 4), _pgd(0.3, 8)], None, ''),
+        # ties that say nothing: coarse figures, hardly any effect, hardly any AP left
+        ([_pgd(0.4, 4, margin=0.2), _pgd(0.4, 8, margin=0.2)], None, ''),
+        ([_pgd(0.69, 4), _pgd(0.68, 8)], None, ''),
+        ([_pgd(0.03, 4), _pgd(0.06, 8)], None, ''),
+        # box losses alone cannot ruin everything
+        ([_pgd(0.4, 4, objective='reg'), _pgd(0.39, 8, objective='reg')], None, ''),
+        (
+            [_pgd(0.4, 4, objective='reg'), _pgd(0.5, 8, objective='reg')],
+            'pgd_8_10',
+            'AP is 0.500 at eps 8',
+        ),
+        # settings that differ in more than eps are not compared
+        ([_pgd(0.4, 4), _pgd(0.4, 8, restarts=2)], None, ''),
+        ([_pgd(0.4, 4), _pgd(0.4, 8, norm='l2')], None, ''),
+        # more steps
+        ([_pgd(0.4, steps=1), _pgd(0.44, steps=20)], 'pgd_8_20', 'after 20 steps'),
+        ([_pgd(0.4, steps=1), _pgd(0.42, steps=20)], None, ''),
+        ([_pgd(0.4, steps=10), _pgd(0.4, steps=100)], None, ''),
+        (
+            [_pgd(0.4, steps=1, random_start=False), _pgd(0.5, steps=20)],
+            'pgd_8_20',
+            'after 20 steps',
+        ),
+        # APGD's settings tell the steps a second time
+        (
+            [
+                _pgd(0.4, steps=5, radius_schedule=[(1.0, 5)]),
+                _pgd(0.5, steps=20, radius_schedule=[(1.0, 20)]),
+            ],
+            'pgd_8_20',
+            'after 20 steps',
+        ),
+        # no gradient, or that of others
+        ([_pgd(0.4), _square(0.34)], 'square', 'this is a gradient-free attack'),
+        ([_pgd(0.4), _square(0.38)], None, ''),
+        ([_pgd(0.4), _pgd(0.3), _square(0.34)], None, ''),
+        ([_pgd(0.4, 16), _square(0.34)], None, ''),
+        ([_pgd(0.06), _square(0.01)], None, ''),
+        ([_pgd(0.4), _pgd(0.3, name='other', source='x.pth')], 'other', 'transfer'),
+        ([_pgd(0.4), _pgd(0.3, name='mim', decay=1.0)], 'mim', 'transfer'),
+        ([_pgd(0.4, steps=1), _pgd(0.3, name='mim', decay=1.0)], None, ''),
+        # noise
+        ([_noise(0.6), _pgd(0.6)], 'pgd_8_10', 'no lower than under random noise'),
+        ([_noise(0.6), _pgd(0.598)], 'pgd_8_10', 'no lower than under random noise'),
+        ([_noise(0.6), _pgd(0.59)], None, ''),
+        ([_noise(0.72), _pgd(0.7)], 'pgd_8_10', 'no lower than under random noise'),
+        ([_noise(0.6, margin=0.2), _pgd(0.65, margin=0.2)], None, ''),
+        ([_noise(0.6, 4), _pgd(0.6, 8)], None, ''),
+        ([_noise(0.05), _pgd(0.05)], None, ''),
+        ([_noise(0.6), _pgd(0.6, source='x.pth')], None, ''),
+        # above benign
+        ([_pgd(0.74)], 'pgd_8_10', 'above the benign 0.700'),
+        ([_pgd(0.72)], None, ''),
+        ([_pgd(0.72, drop=(-0.03, -0.01))], 'pgd_8_10', 'above the benign 0.700'),
+        ([_pgd(0.74, drop=(-0.09, 0.01))], None, ''),
+        ([_noise(0.8)], None, ''),
+        # unbounded
+        ([_pgd(0.2, 255)], 'pgd_255_10', 'should be near 0'),
+        ([_pgd(0.09, 255)], None, ''),
+        ([_pgd(0.2, 64)], None, ''),
+    ],
+)
+def test_comparisons(passes, name, expected):
+    found = comparison_verdicts(0.7, passes)
+    assert list(found) == ([name] if name else []), found
+    if name:
+        assert len(found[name]) == 1
+        assert expected in found[name][0]
+
+
+def test_without_benign_figure_or_interval_only_clear_cases_are_said():
+    results = [_pgd(0.4, 4), _pgd(0.44, 8)]
+    for result in results:
+        ap = result.boxes['mAP']['estimate']
+        result.boxes, result.metrics = None, {'coco/bbox_mAP': ap}
+    assert comparison_verdicts(None, results) == {}
+    results[1].metrics = {'coco/bbox_mAP': 0.46}
+    assert list(comparison_verdicts(None, results)) == ['pgd_8_10']
+    results[1].metrics = {}
+    assert comparison_verdicts(None, results) == {}
+
+
+IMAGES = (0, 1, 2)
+
+
+def _evaluate(trained, defect, attacks):
+    """AP under each attack, on a detector with the defect."""
+
+    def ap(attack):
+        detected = []
+        for index in IMAGES:
+            clean = trained.images(index)
+            with with_defect(trained, index, defect):
+                found = clean
+                if attack:
+                    draws = torch.Generator().manual_seed(index)
+                    found = attack.perturb(trained.oracle(index), clean, draws)
+                detected.append(trained.detect(index, found))
+        return trained.mean_ap_of(detected)
+
+    results = []
+    for name, attack in attacks.items():
+        settings = attack.describe()
+        settings['gradient_free'] = isinstance(attack, Square)
+        metrics = {'coco/bbox_mAP': ap(attack)}
+        results.append(AttackResult(name, settings, metrics=metrics))
+    return comparison_verdicts(ap(None), results)
+
+
+def _pgds(*radii, **settings):
+    return {f'pgd_{eps}': PGD(eps=eps, num_steps=6, **settings) for eps in radii}
+
+
+@pytest.mark.parametrize(
+    ('defect', 'attacks', 'name', 'expected'),
+    [
+        ('cleaned', _pgds(4, 24, random_start=False), 'pgd_24', 'at eps 24'),
+        (
+            None,  # the defect is in the attack: its steps cover a fifth of the ball
+            {
+                'fgsm': PGD(eps=16, num_steps=1, random_start=False),
+                'short': PGD(eps=16, num_steps=4, step_size=0.1, random_start=False),
+            },
+            'short',
+            'after 4 steps',
+        ),
+        (
+            'rounded',
+            {'pgd': PGD(eps=32, num_steps=4), 'square': Square(eps=32, num_queries=40)},
+            'square',
+            'gradient-free',
+        ),
+        (
+            'rounded',
+            {'noise': RandomNoise(eps=8), **_pgds(8, random_start=False)},
+            'pgd_8',
+            'no lower than under random noise',
+        ),
+        (
+            'blind',
+            {'pgd': PGD(eps=255, num_steps=4)},
+            'pgd',
+            'should be near 0',
+        ),
+        (
+            'flipped',
+            _pgds(2, random_start=False, keep_best=False, step_size=0.2),
+            'pgd_2',
+            'above the benign',
+        ),
+    ],
+)
+def test_a_defect_shows_in_the_comparison(trained, defect, attacks, name, expected):
+    fcos = trained('fcos')
+    found = _evaluate(fcos, defect and getattr(defective, defect), attacks)
+    assert any(expected in sentence for sentence in found[name]), found
+    if defect:
+        assert _evaluate(fcos, None, attacks) == {}
