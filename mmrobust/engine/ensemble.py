@@ -155,15 +155,18 @@ class EnsemblePass:
                     'seconds': round(sum(cost['seconds'] for cost in ran), 2),
                 }
             )
-        chosen = Counter(names[index] for index in best.assignment)
+        chosen = {
+            each: _that_ran(names[index], costs[str(each)])
+            for each, index in zip(matches[0].img_ids, best.assignment, strict=True)
+        }
+        counts = Counter(chosen.values())
         for row in result.members:
-            row['chosen'] = chosen[row['name']]
+            row['chosen'] = counts[row['name']]
         for key, table in tables.items():
             if key != BENIGN:
                 self.analysis.tables[f'{self.name}/{key}'] = table
         self._judge(result, tables, costs)
-        pairs = zip(matches[0].img_ids, best.assignment, strict=True)
-        return {each: names[index] for each, index in pairs}
+        return chosen
 
     def _judge(
         self,
@@ -207,3 +210,8 @@ class EnsemblePass:
                 "image: use attacks on its losses, such as 'apgd'."
             )
         return found
+
+
+def _that_ran(member: str, costs: dict[str, Any]) -> str:
+    """The member whose example another one has that did not run: the last one."""
+    return member if member == BENIGN or member in costs else list(costs)[-1]
