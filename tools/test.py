@@ -26,6 +26,7 @@ from mmrobust.checkpoints import check_checkpoint, read_checkpoint
 from mmrobust.checkpoints.classes import check_class_count
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
+from mmrobust.threat import to_pixels
 
 _ATTACK_ONLY = (
     'eps',
@@ -236,6 +237,8 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         if evaluation and not has_attacks:
             option = next(iter(evaluation)).replace('_', '-')
             raise ConfigError(f'--{option} needs --attack.')
+        if is_auto:
+            _refuse_for_autoattack(evaluation)
         cfg.test_cfg.update(evaluation)
     else:
         if len(set(args.attack)) < len(args.attack):
@@ -244,9 +247,7 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
             )
         is_auto = 'autoattack' in args.attack
         if is_auto:
-            for key in set(_DETECTION) & set(evaluation):
-                option = key.replace('_', '-')
-                raise ConfigError(f'--{option} is no setting of autoattack.')
+            _refuse_for_autoattack(evaluation)
             loop = _autoattack_loop(cfg, args, given)
         else:
             loop = _attack_loop(args, given)
@@ -268,6 +269,13 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         cfg.setdefault('default_hooks', ConfigDict()).setdefault(
             'attack_visualization', hook
         )
+
+
+def _refuse_for_autoattack(evaluation: dict[str, Any]) -> None:
+    for key in _DETECTION:
+        if key in evaluation:
+            option = key.replace('_', '-')
+            raise ConfigError(f'--{option} is no setting of autoattack.')
 
 
 def _attack_loop(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +305,8 @@ def _curve(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
         values = given.get(key)
         if values is None:
             continue
-        if len(set(values)) < len(values):
+        sizes = [to_pixels(v) if key == 'eps' else v for v in values]
+        if len(set(sizes)) < len(values):
             raise ConfigError(
                 f'--{key.replace("_", "-")} {" ".join(map(str, values))} names one '
                 'value twice.'

@@ -11,7 +11,7 @@ from .coco import APDrop, CocoSummary, ap_drop, coco_ap
 from .detections import Detections, GroundTruth
 from .error_types import ErrorCounts, count_errors
 from .image_score import broken, image_score, image_scores, worst_per_image
-from .matching import MatchTable, combine, match_detections
+from .matching import MatchTable, combine, match_detections, restrict
 from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     'image_scores',
     'match_detections',
     'mean_ap',
+    'restrict',
     'worst_case_map',
     'worst_per_image',
 ]

@@ -225,5 +225,27 @@ def check_same_images(tables: Sequence[MatchTable]) -> None:
             )
 
 
+def restrict(table: MatchTable, images: np.ndarray) -> MatchTable:
+    """The table of some of the images, which keep their order.
+
+    Args:
+        table: of I images.
+        images: (I,) bool, those that stay.
+    """
+    found, objects = images[table.image], images[table.gt_image]
+    place = np.cumsum(images) - 1
+    return replace(
+        table,
+        img_ids=tuple(table.img_ids[index] for index in np.flatnonzero(images)),
+        image=place[table.image[found]],
+        label=table.label[found],
+        score=table.score[found],
+        hit=table.hit[:, found],
+        ignored=table.ignored[:, found],
+        gt_image=place[table.gt_image[objects]],
+        gt_label=table.gt_label[objects],
+    )
+
+
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([*parts]) if parts else np.zeros(0, int)

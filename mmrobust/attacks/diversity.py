@@ -84,6 +84,25 @@ class Placement:
             moved.gt_sem_seg = sample.gt_sem_seg.new(sem_seg=placed)
         return moved
 
+    def resized(self, scale: tuple[float, float], canvas: tuple[int, int]) -> Placement:
+        """The same place on the canvas as it is after resizing.
+
+        Args:
+            scale: (vertical, horizontal) of the resizing.
+            canvas: (height, width) after it, padding right and bottom included, which
+                may make the picture seem larger than it is.
+        """
+        sides = zip(self.size, self.canvas, canvas, strict=True)
+        size = [max(round(side * new / old), 1) for side, old, new in sides]
+        return Placement(
+            canvas,
+            (size[0], size[1]),
+            (
+                min(round(self.corner[0] * scale[0]), canvas[0] - size[0]),
+                min(round(self.corner[1] * scale[1]), canvas[1] - size[1]),
+            ),
+        )
+
     def _pad(self, picture: Tensor, value: float) -> Tensor:
         (height, width), (top, left) = self.size, self.corner
         right, bottom = self.canvas[1] - left - width, self.canvas[0] - top - height
@@ -129,6 +148,9 @@ def following(oracle: Oracle, placements: Sequence[Placement | None]) -> Iterato
     if samples is None:
         yield
         return
+    if hasattr(oracle, 'on_input'):
+        # The images are pictures that are yet to be resized, the samples are not.
+        placements = oracle.on_input(placements)
     owner: Any = oracle
     owner.samples = [
         sample if place is None or 'gt_instances' not in sample else place.move(sample)

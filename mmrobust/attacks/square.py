@@ -73,6 +73,8 @@ class Square(Attack):
         ConfigError: if a setting is unknown or out of range.
     """
 
+    gradient_free = True
+
     def __init__(
         self,
         norm: str = 'linf',

@@ -10,7 +10,6 @@ from mmengine.dist import collect_results, get_world_size
 from mmengine.structures import BaseDataElement
 
 from ..attacks import Attack, Ensemble
-from ..batch import attack_samples
 from ..checks import pass_verdicts
 from ..report import AttackResult
 from .attacker import Outcome
@@ -62,6 +61,8 @@ class AttackPass:
         self.saver = AdversarialImages.maybe(
             evaluation.save_adv, name, {**attack.describe(), 'space': evaluation.space}
         )
+        if evaluation.gallery:
+            evaluation.gallery.start(name, self.records.folder)
         self.savers = {
             key: AdversarialImages.maybe(
                 evaluation.save_adv,
@@ -114,7 +115,7 @@ class AttackPass:
     def _outcomes(self, part: dict, keys: list) -> dict[str, Outcome]:
         """What the members made of a part, from the records or freshly."""
         record = self.records.read(keys, part['inputs'])
-        if record is not None and self._all_saved(record, part):
+        if record is not None and self._all_there(record, part, keys):
             return {key: Outcome.unpack(each, part) for key, each in record.items()}
         outcomes: dict[str, Outcome] = {}
         for key, member in self.members.items():
@@ -128,8 +129,11 @@ class AttackPass:
         self.records.write(keys, packed, part['inputs'])
         return outcomes
 
-    def _all_saved(self, record: dict[str, Any], part: dict) -> bool:
-        """Whether the images that a record speaks of are still on disk."""
+    def _all_there(self, record: dict[str, Any], part: dict, keys: list) -> bool:
+        """Whether images and pictures that belong to a record are still on disk."""
+        gallery = self.evaluation.gallery
+        if gallery and any(gallery.lacks(self.name, key) for key in keys):
+            return False
         used = [self.savers[key] for key in record]
         return all(each.has(part['data_samples']) for each in used if each)
 
@@ -139,17 +143,14 @@ class AttackPass:
         if gallery is None or outcome.inputs is None:
             return
         for index, key in enumerate(keys):
-            if gallery.has(key):
-                sample = part['data_samples'][index]
-                (truth,) = attack_samples([sample], 'cpu', self.evaluation.gt_frame)
-                gallery.draw(
-                    self.name,
-                    key,
-                    part['inputs'][index],
-                    outcome.inputs[index],
-                    outcome.outputs[index],
-                    truth,
-                )
+            gallery.draw(
+                self.name,
+                key,
+                part['inputs'][index],
+                outcome.inputs[index],
+                outcome.outputs[index],
+                part['data_samples'][index],
+            )
 
     def _show(self, index: int, data_batch: dict, outcomes: list[Outcome]) -> None:
         """Hands freshly attacked images to the hooks."""
@@ -251,6 +252,8 @@ class AttackPass:
                 f'({self.evaluation.gt_frame}) right?'
             )
         for key, rows in watched.items():
+            if self.members[key].threat.eps == 0:
+                continue  # where nothing can rise
             prefix = '' if key == self.name else f'{key}: '
             result.checks += [prefix + text for text in pass_verdicts(rows)]
         result.watched = _mean_of([row for rows in watched.values() for row in rows])
@@ -273,7 +276,7 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _on_curve(name: str) -> dict[str, str]:
     """The attack that points of a curve, like ``pgd-eps2``, have in common."""
-    match = re.fullmatch(r'(.+?)((-eps[\w.]+)?(-steps\d+)?)', name)
+    match = re.fullmatch(r'(.+?)((-eps\d[\w.]*)?(-steps\d+)?)', name)
     return {'base': match[1]} if match and match[2] else {}
 
 

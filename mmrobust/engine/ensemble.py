@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ from mmengine.dist import broadcast_object_list
 
 from ..analysis import (
     Detections,
+    Interval,
     MatchTable,
+    bootstrap_map,
     mean_ap,
+    restrict,
     worst_case_map,
 )
 from ..attacks import Ensemble
+from ..checks import comparison_verdicts, figure_of
 from ..errors import ConfigError
 from ..report import AttackResult
 from .attacker import Outcome
@@ -160,7 +165,42 @@ class EnsemblePass:
         for key, table in tables.items():
             if key != BENIGN:
                 self.analysis.tables[f'{self.name}/{key}'] = table
+        self._judge(result, tables, costs)
         return chosen
+
+    def _judge(
+        self,
+        result: AttackResult,
+        tables: Mapping[str, MatchTable],
+        costs: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Judges members by each other, where all of them ran.
+
+        On the other images the late ones show what an early one has found.
+        """
+        members = self.ensemble.members
+        ids = tables[BENIGN].img_ids
+        ran = np.array([len(costs.get(str(each), ())) == len(members) for each in ids])
+        if not ran.any():
+            return
+        boxes = {
+            key: {'mAP': asdict(self._interval(restrict(table, ran)))}
+            for key, table in tables.items()
+        }
+        benign = figure_of({}, boxes[BENIGN])
+        found = comparison_verdicts(
+            None if benign is None else benign.value,
+            [
+                AttackResult(key, member.describe(), boxes=boxes[key])
+                for key, member in members.items()
+            ],
+        )
+        where = f'on the {int(ran.sum())} images that every member attacked'
+        for key, sentences in found.items():
+            result.checks += [f'{key}: {where}, {text}' for text in sentences]
+
+    def _interval(self, table: MatchTable) -> Interval:
+        return bootstrap_map(table, self.analysis.resamples, seed=self.analysis.seed)
 
     def _read(self, outcome: Outcome) -> Detections:
         found = self.analysis.read(outcome.outputs[0])

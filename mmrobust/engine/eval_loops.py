@@ -12,9 +12,9 @@ from mmengine.runner import Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
 from ..attacks import Ensemble, RandomNoise
-from ..attacks.base import positive_int
 from ..checks import trial_verdicts
 from ..classification import is_classifier
+from ..errors import ConfigError
 from ..registry import LOOPS
 from ..report import RobustnessReport, package_versions
 from .adversaries.base import bare_model
@@ -164,18 +164,18 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         return Records(Path(self.report).with_suffix('.records'), run)
 
     def _gallery(self) -> Gallery | None:
-        if not self.attacks:
+        if not self.attacks or not self.gallery_images:
             return None
-        records = self.records.folder
-        folder = None if records is None else records / 'gallery'
-        return Gallery(folder, self.runner.visualizer, self.gallery_images)
+        return Gallery(self.runner.visualizer, self.gallery_images, self.gt_frame)
 
     @master_only
     def _try_out(self) -> list[str]:
         searches = [a for a in self._all_attacks() if not isinstance(a, RandomNoise)]
         if not self.analysis or not searches or not self.check_images:
             return []
-        threat, loader = searches[0].threat, self.dataloader
+        # Of a curve the largest ball, where an attack has to show that it is one.
+        balls = [a.threat for a in searches if a.threat.norm == searches[0].threat.norm]
+        threat, loader = max(balls, key=lambda ball: ball.eps), self.dataloader
         records = self.records.of('trials', [threat.norm, threat.eps])
         trials = []
         for index in self.analysis.with_objects(self.check_images):
@@ -191,7 +191,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         return trial_verdicts(trials)
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
-        pictures = self.gallery.pictures(list(self.attacks)) if self.gallery else []
+        pictures = self.gallery.pictures() if self.gallery else []
         report.write(self.report, complete, pictures)
 
 
@@ -199,4 +199,6 @@ def _count(value: int | None, name: str, default: int) -> int:
     """A number of images, 0 among them, or the default."""
     if value is None:
         return default
-    return 0 if value == 0 else positive_int(value, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f'{name}={value!r} must be a whole number, or 0 for none.')
+    return value

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from ..batch import attack_samples
 from .pictures import attack_picture
 
 
@@ -22,24 +23,33 @@ class Gallery:
     """Draws the first images of the set under every attack.
 
     Args:
-        folder: where the pictures are kept, beside the records; None for a temporary
-            folder.
         visualizer: whose drawing functions are used.
         count: images per attack.
+        gt_frame: of the ground truth, see :func:`mmrobust.batch.attack_samples`.
         score_thr: detections below it are not drawn.
     """
 
     def __init__(
-        self, folder: Path | None, visualizer: Any, count: int, score_thr: float = 0.3
+        self, visualizer: Any, count: int, gt_frame: str, score_thr: float = 0.3
     ) -> None:
-        if folder is None:
-            self._temporary = tempfile.TemporaryDirectory()
-            folder = Path(self._temporary.name)
-        self.folder = folder
+        self._temporary = tempfile.TemporaryDirectory()
+        self._folders: dict[str, Path] = {}
         self.visualizer = visualizer
         self.count = count if is_main_process() else 0
+        self.gt_frame = gt_frame
         self.score_thr = score_thr
         self._clean: dict[Any, BaseDataElement] = {}
+
+    def start(self, attack: str, folder: Path | None) -> None:
+        """Begins an attack.
+
+        Args:
+            attack: its name.
+            folder: of its records, beside which its pictures are kept; None for a
+                temporary folder.
+        """
+        above = Path(self._temporary.name) / quote(attack, safe='')
+        self._folders[attack] = (above if folder is None else folder) / 'pictures'
 
     def remember(self, key: Any, output: BaseDataElement) -> None:
         """Takes the benign prediction of an image, if it is among the first ones."""
@@ -53,7 +63,7 @@ class Gallery:
         clean: Tensor,
         attacked: Tensor,
         output: BaseDataElement,
-        truth: BaseDataElement,
+        sample: BaseDataElement,
     ) -> None:
         """Draws an image under an attack, if it is among the first ones.
 
@@ -63,12 +73,13 @@ class Gallery:
             clean: the network's input (C, H, W), 0-255.
             attacked: the same under attack.
             output: the prediction on it.
-            truth: the sample with the ground truth in the input frame.
+            sample: the data loader's, with the ground truth.
         """
         if key not in self._clean:
             return
         path = self._path(attack, key)
         try:
+            (truth,) = attack_samples([sample], 'cpu', self.gt_frame)
             picture = attack_picture(
                 self.visualizer,
                 clean,
@@ -86,15 +97,15 @@ class Gallery:
             text = f'the picture of image {key} under {attack} cannot be drawn: {error}'
             print_log(text, logger='current', level=logging.WARNING)
 
-    def has(self, key: Any) -> bool:
-        """Whether the image is among those that are drawn."""
-        return key in self._clean
+    def lacks(self, attack: str, key: Any) -> bool:
+        """Whether the image has to be drawn under an attack, and is not yet."""
+        return key in self._clean and not self._path(attack, key).is_file()
 
-    def pictures(self, attacks: list[str]) -> list[tuple[str, Path]]:
+    def pictures(self) -> list[tuple[str, Path]]:
         """Titles and files of what was drawn, image by image."""
         found = []
         for key in self._clean:
-            for attack in attacks:
+            for attack in self._folders:
                 path = self._path(attack, key)
                 if path.is_file():
                     found.append((f'{attack}, image {key}', path))
@@ -102,4 +113,4 @@ class Gallery:
 
     def _path(self, attack: str, key: Any) -> Path:
         name = quote(str(key), safe='')[-100:]
-        return self.folder / quote(attack, safe='') / f'{name}.png'
+        return self._folders[attack] / f'{name}.png'

@@ -24,13 +24,14 @@ from ..report import write_atomically
 
 
 class AdversarialImages:
-    """Writes each adversarial image as the network saw it.
+    """Writes each adversarial image in the space where it was attacked.
 
     ``<folder>/<attack>/<image id>.npz`` holds ``image``, float32 (C, H, W) in pixel
-    units of 0-255, in the loader's channel order (BGR in mmdet) and at the network's
-    input size; a ``.png`` rounded to 8 bits lies beside it for looking at, and
-    ``attack.json`` describes the attack. Characters of an id that no file name may have
-    are percent-encoded. JPEG would undo part of a perturbation.
+    units of 0-255, in the loader's channel order (BGR in mmdet): the network's input,
+    or the picture before it is resized. A ``.png`` rounded to 8 bits lies beside it
+    for looking at, and ``attack.json`` describes the attack and the ``space``.
+    Characters of an id that no file name may have are percent-encoded. JPEG would undo
+    part of a perturbation.
 
     Args:
         folder: where the attack's folder is made.

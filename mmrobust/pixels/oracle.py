@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attacks.base import Oracle
+from ..attacks.diversity import Placement
+from .resize import Resizer
 
 
 class ResizedOracle:
@@ -21,9 +22,7 @@ class ResizedOracle:
         resizers: one for each image, from :meth:`PicturePipeline.resizer`.
     """
 
-    def __init__(
-        self, oracle: Oracle, resizers: Sequence[Callable[[Tensor], Tensor]]
-    ) -> None:
+    def __init__(self, oracle: Any, resizers: Sequence[Resizer]) -> None:
         self.oracle = oracle
         self.resizers = list(resizers)
 
@@ -49,6 +48,30 @@ class ResizedOracle:
             for each, leaf, grad in zip(inputs, leaves, grads, strict=True)
         ]
         return values, pulled
+
+    @property
+    def samples(self) -> Any:
+        """The inner oracle's, in the frame of the network's input."""
+        return self.oracle.samples
+
+    @samples.setter
+    def samples(self, samples: Any) -> None:
+        self.oracle.samples = samples
+
+    def on_input(
+        self, placements: Sequence[Placement | None]
+    ) -> list[Placement | None]:
+        """Where pictures that lie somewhere on their canvas lie on the input."""
+        found: list[Placement | None] = []
+        for place, resizer in zip(placements, self.resizers, strict=True):
+            if place is None:
+                found.append(None)
+                continue
+            size = resizer.geometry
+            pairs = zip(size.resized, size.original, strict=True)
+            vertical, horizontal = (new / old for new, old in pairs)
+            found.append(place.resized((vertical, horizontal), size.input))
+        return found
 
     def _inputs(self, images: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(self.resizers, images, strict=True)

@@ -231,6 +231,8 @@ def _read(transforms: Sequence[Any]) -> tuple[Any, Any, Any]:
         _refuse('it has no LoadImageFromFile')
     if type(transforms[-1]).__name__ != 'PackDetInputs':
         _refuse('it does not end with PackDetInputs')
+    if 'img_id' not in transforms[-1].meta_keys:
+        _refuse('PackDetInputs packs no img_id, by which pictures are found')
     return loader, resize, pad
 
 

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import mmrobust  # noqa: F401
-from mmrobust.attacks import PGD
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
+from mmrobust.attacks import PGD, TransferPGD
 from mmrobust.batch import attack_samples, float_images
+from mmrobust.checks import WatchedOracle
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.pixels import Geometry, PicturePipeline, ResizedOracle, Resizer
 
@@ -155,3 +161,49 @@ def test_an_attack_on_original_pixels_stays_in_their_ball(
     assert found.shape == picture.shape
     assert (found - picture).abs().max() <= 8
     assert after > before * 1.05
+
+
+def test_the_ground_truth_follows_a_picture_that_moves_on_its_canvas() -> None:
+    """Diverse inputs move the original picture; samples are in the input's frame."""
+    size = Geometry((80, 60), (120, 90), (128, 96))
+    picture = torch.zeros(3, 80, 60)
+    picture[:, 20:40, 10:50] = 255
+    # 1.5 times as large on the input, where the padding belongs to masks, too.
+    mask = np.zeros((1, *size.input), np.uint8)
+    mask[:, 30:60, 15:75] = 1
+    sample = DetDataSample(
+        gt_instances=InstanceData(
+            bboxes=HorizontalBoxes(torch.tensor([[15.0, 30, 75, 60]])),
+            labels=torch.tensor([0]),
+            masks=BitmapMasks(mask, *size.input),
+        )
+    )
+    seen: list[tuple[Tensor, DetDataSample]] = []
+
+    class Spy:
+        samples = [sample]
+
+        def value_and_grad(self, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            seen.append((images[0], self.samples[0]))
+            return images[0].sum()[None], [torch.ones_like(image) for image in images]
+
+    inner = WatchedOracle(Spy())
+    oracle = ResizedOracle(inner, [Resizer(size)])
+    attack = TransferPGD(eps=8, num_steps=5, diversity_prob=1, smallest=0.5)
+    attack.keep_best = False
+    attack.perturb(oracle, [picture], torch.Generator().manual_seed(0))
+    assert Spy.samples == [sample]
+    assert inner.samples[0] is sample
+    corners = set()
+    for image, moved in seen:
+        bright = (image[0] > 200).nonzero()
+        (top, left), (bottom, right) = bright.amin(0), bright.amax(0) + 1
+        corners.add((int(top), int(left)))
+        box = moved.gt_instances.bboxes.tensor[0]
+        shown = torch.tensor([left, top, right, bottom], dtype=torch.float32)
+        assert (box - shown).abs().max() <= 2
+        ((rows, columns),) = [np.nonzero(moved.gt_instances.masks.masks[0])]
+        assert abs(rows.min() - int(top)) <= 2
+        assert abs(columns.max() + 1 - int(right)) <= 2
+        assert moved.gt_instances.masks.masks.shape[1:] == size.input
+    assert len(corners) > 2

@@ -1,0 +1,155 @@
+"""The test loop says what is wrong with a detector, or with an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from evaluated import Evaluation, ap, attack_of
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmrobust.attacks import PGD, Attack, RandomNoise
+from mmrobust.registry import ATTACKS
+from torch import Tensor
+
+NOISE = dict(type='mmrobust.RandomNoise', eps=8)
+STEPS = dict(type='mmrobust.PGD', eps=8, num_steps=5, random_start=False)
+
+
+def ensemble(eps: float, queries: int) -> dict[str, Any]:
+    members = dict(
+        apgd=dict(type='mmrobust.APGD', num_steps=3),
+        square=dict(type='mmrobust.Square', num_queries=queries),
+    )
+    return dict(type='mmrobust.Ensemble', eps=eps, members=members)
+
+
+@pytest.fixture
+def evaluate(
+    build_runner: Callable[..., Runner],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Evaluation:
+    # Without yapf, which takes longer than a tiny evaluation.
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    return Evaluation(build_runner, trained, tmp_path)
+
+
+def says(sentences: Sequence[str], *parts: str) -> bool:
+    """Whether one of the sentences has all the parts."""
+    return any(all(part in text for part in parts) for text in sentences)
+
+
+def test_a_healthy_detector_has_no_warnings(
+    evaluate: Evaluation, tmp_path: Path
+) -> None:
+    attacks = dict(noise=NOISE, pgd=STEPS, ensemble=ensemble(2, 20))
+    report = evaluate(attacks, check_images=2)
+    assert report['checks'] == []
+    assert [attack['checks'] for attack in report['attacks']] == [[], [], []]
+    assert 'No warnings.' in (tmp_path / 'r.md').read_text()
+    # There was something to judge.
+    members = attack_of(report, 'ensemble')['members']
+    assert [member['images'] for member in members] == [6, 6]
+    assert ap(attack_of(report, 'pgd')) < 0.5 * ap(report['benign'])
+
+
+def test_masked_gradients(evaluate: Evaluation, tmp_path: Path) -> None:
+    attacks = dict(pgd=dict(STEPS, eps=24), ensemble=ensemble(24, 40))
+    report = evaluate(attacks, 'coarse', check_images=1)
+    assert says(report['checks'], 'gradient of the loss is exactly 0')
+    assert says(report['checks'], 'unbounded budget', 'loss does not rise either')
+    pgd, whole = attack_of(report, 'pgd'), attack_of(report, 'ensemble')
+    assert says(pgd['checks'], 'on 6 of 6 images the gradient is exactly 0')
+    assert says(whole['checks'], 'apgd: on 6 of 6 images the gradient is exactly 0')
+    # PGD takes nothing. The ensemble does not depend on gradients alone, and says that
+    # those are what failed.
+    assert ap(pgd) == ap(report['benign'])
+    assert ap(whole) < 0.5 * ap(pgd)
+    assert says(
+        whole['checks'],
+        'square: on the 6 images that every member attacked, AP is',
+        'best white-box attack at the same norm and eps (apgd)',
+        'although this is a gradient-free attack',
+    )
+    assert not says(whole['checks'], 'square: on 6 of 6')
+    assert 'No warnings.' not in (tmp_path / 'r.md').read_text()
+
+
+def test_a_detector_with_noise_of_its_own(evaluate: Evaluation) -> None:
+    report = evaluate(dict(pgd=STEPS), 'noisy', check_images=1)
+    assert says(report['checks'], 'loss of one image differs', 'under the same seed')
+    assert says(report['checks'], 'the detector is randomised')
+    # Nobody sees it without the trial.
+    assert evaluate(dict(pgd=STEPS), 'noisy', check_images=0)['checks'] == []
+
+
+def test_boxes_in_another_frame(evaluate: Evaluation, coco: Path) -> None:
+    overrides = dict(test_dataloader=tiny.loader(coco, test=True, scale=(64, 48)))
+    report = evaluate(dict(pgd=STEPS), overrides=overrides, gt_frame='input')
+    assert says(attack_of(report, 'pgd')['checks'], 'lie outside', '(input)')
+    report = evaluate(dict(pgd=STEPS), overrides=overrides)
+    assert attack_of(report, 'pgd')['checks'] == []
+
+
+@ATTACKS.register_module(force=True)
+class Downhill(PGD):
+    """PGD with a wrong sign."""
+
+    def perturb(self, oracle: Any, images: Any, generator: Any) -> list[Tensor]:
+        class Wrong:
+            value = oracle.value
+
+            def value_and_grad(self, images: Any) -> tuple[Tensor, list[Tensor]]:
+                values, grads = oracle.value_and_grad(images)
+                return values, [-grad for grad in grads]
+
+        return super().perturb(Wrong(), images, generator)
+
+
+@ATTACKS.register_module(force=True)
+class Dud(Attack):
+    """Noise that claims to be a search."""
+
+    def perturb(self, oracle: Any, images: Any, generator: Any) -> list[Tensor]:
+        other = [
+            torch.Generator().manual_seed(each.initial_seed() + 1) for each in generator
+        ]
+        return RandomNoise(self.threat.norm, self.threat.eps).perturb(
+            oracle, images, other
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), 'num_steps': 10, 'objective': 'total'}
+
+
+def test_attacks_that_are_none(evaluate: Evaluation) -> None:
+    attacks = dict(
+        noise=NOISE,
+        # In small steps: large ones overshoot the valley that training has left.
+        downhill=dict(
+            type='mmrobust.Downhill', eps=8, num_steps=8, step_size=0.5, keep_best=False
+        ),
+        dud=dict(type='mmrobust.Dud', eps=8),
+        pgd=STEPS,
+    )
+    report = evaluate(attacks, check_images=0)
+    found = {each['name']: each['checks'] for each in report['attacks']}
+    assert says(found['downhill'], 'on 6 of 6 images the objective is no larger')
+    assert says(found['downhill'], 'the attack helps the detector')
+    assert says(found['downhill'], 'no lower than', 'random noise', '(noise')
+    assert says(found['dud'], 'no lower than', 'random noise', '(noise')
+    assert not says(found['dud'], 'objective is no larger')
+    assert found['noise'] == found['pgd'] == []
+
+
+def test_an_eps_of_0_is_no_fault_of_the_attack(evaluate: Evaluation) -> None:
+    """The first point of a curve."""
+    report = evaluate({'pgd-eps0': dict(STEPS, eps=0), 'pgd-eps8': STEPS})
+    assert [attack['checks'] for attack in report['attacks']] == [[], []]
+    assert ap(attack_of(report, 'pgd-eps0')) == ap(report['benign'])
