@@ -38,10 +38,9 @@ class WorstOf:
         self.mean_ap = mean_ap(benign)
 
     def search(
-        self, tables: Sequence[MatchTable], analysis: BoxAnalysis, thorough: bool
+        self, tables: Sequence[MatchTable], analysis: BoxAnalysis, rounds: int
     ) -> None:
         """Takes a better combination of the tables, if one is found."""
-        rounds = analysis.rounds if thorough else 1
         found = worst_case_map(tables, seed=analysis.seed, max_rounds=rounds)
         if not self.mean_ap <= found.mean_ap:
             self.assignment, self.mean_ap = found.assignment, found.mean_ap
@@ -139,9 +138,8 @@ class EnsemblePass:
         best = WorstOf(matches[0])
         result.members = []
         for number, (key, member) in enumerate(self.ensemble.members.items(), 2):
-            # Rounds after the first hardly change the figures on the way.
-            last = number == len(matches)
-            best.search(matches[:number], self.analysis, last)
+            # One round on the way, so that members can be compared.
+            best.search(matches[:number], self.analysis, rounds=1)
             ran = [each[key] for each in costs.values() if key in each]
             result.members.append(
                 {
@@ -155,6 +153,7 @@ class EnsemblePass:
                     'seconds': round(sum(cost['seconds'] for cost in ran), 2),
                 }
             )
+        best.search(matches, self.analysis, self.analysis.rounds)
         chosen = {
             each: _that_ran(names[index], costs[str(each)])
             for each, index in zip(matches[0].img_ids, best.assignment, strict=True)
