@@ -93,7 +93,11 @@ class AttackPass:
         progress.finish()
         self.records.wait_for_others()
         costs = self._add_up(costs)
-        chosen = self.ensemble.choose(self.result, costs) if self.ensemble else None
+        chosen = (
+            self.ensemble.choose(self.result, costs, self.records)
+            if self.ensemble
+            else None
+        )
         metrics, self.result.boxes = self._score('outputs', chosen)
         self.result.metrics = metrics
         if self.evaluation.quantize:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from mmengine.dist import broadcast_object_list
 
 from ..analysis import (
     Detections,
@@ -25,6 +24,7 @@ from ..errors import ConfigError
 from ..report import AttackResult
 from .attacker import Outcome
 from .box_analysis import BENIGN, BoxAnalysis
+from .records import PassRecords
 
 
 class WorstOf:
@@ -100,13 +100,17 @@ class EnsemblePass:
         return worst
 
     def choose(
-        self, result: AttackResult, costs: dict[str, dict[str, Any]]
+        self,
+        result: AttackResult,
+        costs: dict[str, dict[str, Any]],
+        records: PassRecords,
     ) -> Callable[[Any], str]:
         """Searches the combination with the lowest mAP, over all processes' images.
 
         Args:
             result: gets the members' part of the report.
             costs: of every image and member, on the main process.
+            records: of the pass, through which other processes learn of the choice.
 
         Returns:
             A function that names the member to choose for an image's id, or BENIGN.
@@ -114,19 +118,16 @@ class EnsemblePass:
         tables = {BENIGN: self.analysis.match(list(self._clean.values()))}
         for key, found in self._found.items():
             tables[key] = self.analysis.match(found)
-        message: list[Any] = [None]
         # All of them or none: other processes than the main one have no table.
         whole = {key: table for key, table in tables.items() if table is not None}
-        if whole:
-            message = [self._search(result, whole, costs)]
-        broadcast_object_list(message)
-        if message[0] is None:
+        choice = list(self._search(result, whole, costs).items()) if whole else None
+        choice = records.shared(choice)
+        if choice is None:
             raise ConfigError(
                 'the ensemble needs images with ids of their own: is an image twice in '
                 'the dataset?'
             )
-        chosen: dict[Any, str] = message[0]
-        return chosen.__getitem__
+        return dict(choice).__getitem__
 
     def _search(
         self,
