@@ -129,7 +129,7 @@ class DetectionOracle:
         (output,) = self.model(**data, mode='predict')
         self.forwards += 1
         found = output.get('pred_instances', None)
-        if found is None or not _has_boxes(found):
+        if found is None or not has_boxes(found):
             raise ConfigError(
                 f'{type(self.model).__name__} does not detect boxes, and the objective '
                 "'detections' reads them: use a loss such as objective='total'."
@@ -149,7 +149,8 @@ def _in_input_frame(found: InstanceData, sample: BaseDataElement) -> InstanceDat
     return InstanceData(bboxes=scaled, scores=found.scores, labels=found.labels)
 
 
-def _has_boxes(found: InstanceData) -> bool:
+def has_boxes(found: InstanceData) -> bool:
+    """Whether a detector's output for an image has boxes, or may have."""
     if 'bboxes' not in found or 'scores' not in found:
         return False
     # SOLO and its like leave the boxes of their masks at 0.

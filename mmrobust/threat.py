@@ -25,6 +25,10 @@ NORMS = ('linf', 'l2', 'l1')
 # Keeps a zero gradient from turning into NaN in the l2 step; far below any real norm.
 _TINY = 1e-12
 
+# Of the projection in l2: none is needed where no value meets the pixel range, three or
+# four where pixels and changes are spread as in pictures.
+_ROUNDS = 8
+
 # One image, whether a batch dimension comes before it or not.
 _IMAGE = (-3, -2, -1)
 
@@ -99,11 +103,12 @@ class ThreatModel:
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         """Brings an image back into the ball around ``clean`` and the pixel range.
 
-        The nearest point of both sets for linf and l1. For l1 each value is within
-        ``2**-25`` of the largest change of the exact one in float32 (see
-        :meth:`_shrink`). For l2 the perturbation is first scaled onto the ball and
-        then clipped; clipping moves every value towards ``clean``, so the result lies
-        in both sets, but is not the nearest such point.
+        The nearest point of both sets. To scale onto the ball and then clip, as is
+        common for l2, would leave part of the radius unused wherever pixels are black
+        or white. In float32 l1 is exact up to ``2**-25`` of the largest change for each
+        value (see :meth:`_shrink`), and l2 up to rounding unless the sizes of changes
+        and of what the range leaves span many orders of magnitude (see
+        :meth:`_scale`).
 
         Args:
             clean: the image (C, H, W), or images (N, C, H, W), in [lo, hi].
@@ -120,11 +125,9 @@ class ThreatModel:
             high = (clean + self.eps).clamp_(self.lo, self.hi)
             return torch.minimum(torch.maximum(adversarial, low), high)
         delta = adversarial - clean
-        if self.norm == 'l1':
-            room = torch.where(delta > 0, self.hi - clean, clean - self.lo)
-            delta = self._shrink(delta, room.clamp_min_(0))
-        else:
-            delta = self.project_delta(delta)
+        room = torch.where(delta > 0, self.hi - clean, clean - self.lo).clamp_min_(0)
+        shrink = self._shrink if self.norm == 'l1' else self._scale
+        delta = shrink(delta, room)
         moved = clean + delta
         too_far = (moved - clean).abs() > delta.abs()
         moved = torch.where(too_far, torch.nextafter(moved, clean), moved)
@@ -169,6 +172,24 @@ class ThreatModel:
         share = (self.eps - sums[1]) / (sums[0] - sums[1]).clamp_min(_TINY)
         return torch.lerp(shorter, longer, share.clamp(0, 1)).copysign_(delta)
 
+    def _scale(self, delta: Tensor, room: Tensor) -> Tensor:
+        """Nearest perturbation of l2 norm at most eps, each value at most ``room``.
+
+        It is ``factor * delta``, cut off at ``room``, with the largest factor up to 1
+        for which the norm fits. Every round solves for the factor as if only those
+        values were cut off that the last one cut off: too few, so that the factor rises
+        towards the right one and any number of rounds stays in the ball.
+        """
+        size, none = delta.abs(), torch.zeros_like(delta)
+        factor = (self.eps / _length(size).clamp_min(_TINY)).clamp_max(1.0)
+        for _ in range(_ROUNDS):
+            cut = factor * size >= room
+            left = self.eps**2 - _length(torch.where(cut, room, none)) ** 2
+            free = _length(torch.where(cut, none, size)).clamp_min(_TINY)
+            better = left.clamp_min(0).sqrt() / free
+            factor = torch.maximum(factor, better).clamp_max(1.0)
+        return torch.minimum(factor * size, room).copysign_(delta)
+
     def step(
         self,
         adversarial: Tensor,
@@ -210,9 +231,11 @@ class ThreatModel:
         return adversarial + step_size * grad / _length(grad).clamp_min(_TINY)
 
     def without_blocked(self, adversarial: Tensor, grad: Tensor) -> Tensor:
-        """The gradient (C, H, W) with zeros where it leads out of the pixel range.
+        """The gradient (C, H, W) or (N, C, H, W), 0 where it leads out of the range.
 
-        In l1, a sparse step that ignores this moves the same full values for ever.
+        A step that ignores this spends its length on values that the range takes back:
+        in l1, whose steps are sparse, all of it and for ever; in l2 a part; in linf
+        nothing, as each value has the whole length for itself.
         """
         blocked = torch.where(grad > 0, adversarial >= self.hi, adversarial <= self.lo)
         return grad.masked_fill(blocked, 0)

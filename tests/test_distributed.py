@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmrobust.engine.box_analysis import BoxAnalysis
+from mmrobust.engine.records import PassRecords
 from mmrobust.errors import ConfigError
 
 MAP = 'coco/bbox_mAP'
@@ -33,6 +37,21 @@ ATTACKS = dict(
     zero=dict(type='mmrobust.PGD', eps=0, num_steps=1),
     noise=dict(type='mmrobust.RandomNoise', eps=8),
     cls=CLS,
+)
+# A report of them is the same for any number of processes, to the last digit.
+ENSEMBLE = dict(
+    cls=CLS,
+    all=dict(
+        type='mmrobust.Ensemble',
+        eps=6,
+        members=dict(
+            noise=dict(type='mmrobust.RandomNoise'),
+            cls=dict(type='mmrobust.APGD', num_steps=2, objective='cls'),
+            # Adds up over objects, and divides by a number that processes share in
+            # training.
+            total=dict(type='mmrobust.PGD', num_steps=2),
+        ),
+    ),
 )
 # Heads take images of different sizes, and so of different cost.
 ADVERSARIES = dict(
@@ -73,6 +92,68 @@ def evaluate(root: Path, folder: Path, name: str, **loop: Any) -> dict[str, Any]
         load_from=str(folder / 'trained.pth'),
     )
     return {key: float(value) for key, value in runner.test().items()}
+
+
+class Interrupted(BaseException):
+    """Ends an evaluation where no handler expects it."""
+
+
+@contextmanager
+def interruption(call: int) -> Iterator[None]:
+    """This process's record of that number is not written any more."""
+    stock, calls = PassRecords.write, 0
+
+    def interrupted(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Interrupted
+        stock(*args)
+
+    PassRecords.write = interrupted  # type: ignore[method-assign]
+    try:
+        yield
+    except Interrupted:
+        pass
+    else:
+        raise AssertionError('not interrupted')
+    finally:
+        PassRecords.write = stock  # type: ignore[method-assign]
+
+
+def report_of(root: Path, folder: Path, name: str, stop: int | None = None) -> Any:
+    """The report of the ensemble without times; None if it stops at a record."""
+    BoxAnalysis.__init__.__defaults__ = (0, 20)  # resamples
+    settings = dict(
+        type='mmrobust.AttackTestLoop', attacks=ENSEMBLE, check_images=0, gallery=0
+    )
+    runner = runner_for(
+        root,
+        folder / name,
+        f'{name}_{stop}',
+        test_cfg=settings,
+        load_from=str(folder / 'trained.pth'),
+    )
+    if stop is not None:
+        with interruption(stop):
+            runner.test()
+        return None
+    runner.test()
+    path = folder / name / 'robustness.json'
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return timeless(json.loads(path.read_text()))
+
+
+def timeless(report: Any) -> Any:
+    if isinstance(report, dict):
+        skipped = ('seconds', 'date', 'command', 'config_text', 'processes')
+        return {k: timeless(v) for k, v in report.items() if k not in skipped}
+    return [timeless(v) for v in report] if isinstance(report, list) else report
+
+
+def records_of(folder: Path, name: str) -> int:
+    return len(list((folder / name).rglob('*.record')))
 
 
 class _Notes(Hook):
@@ -135,6 +216,20 @@ def refusal(root: Path, folder: Path) -> str:
     return 'not refused'
 
 
+def resumed(root: Path, folder: Path, rank: int) -> dict[str, Any]:
+    """Reports of evaluations that were interrupted before."""
+    # In the benign pass, in the first attack, in the second one, and the processes not
+    # equally far. Never at the last image of process 1, which is the first one of
+    # process 0 and may be on record: it would go on, and wait for the other in vain.
+    for stop in ((2, 2), (4, 3), (5, 3)):
+        report_of(root, folder, 'two_then_two', stop[rank])
+        torch.distributed.barrier()
+    return dict(
+        two_then_two=report_of(root, folder, 'two_then_two'),
+        one_then_two=report_of(root, folder, 'one_then_two'),
+    )
+
+
 def main(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
@@ -147,7 +242,10 @@ def main(folder: Path) -> None:
         subset=evaluate(root, folder, 'two_subset', num_images=3),
         trained={name: train(root, folder, name) for name in ADVERSARIES},
         refusal=refusal(root, folder),
+        report=report_of(root, folder, 'all_two'),
+        resumed=resumed(root, folder, rank),
     )
+    report_of(root, folder, 'two_then_one', stop=(5, 4)[rank])
     (folder / f'rank{rank}.json').write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
 
@@ -175,6 +273,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     runner.train()
     torch.save(dict(state_dict=runner.model.state_dict()), folder / 'trained.pth')
+    report_of(root, folder, 'one_then_two', stop=8)
+    assert records_of(folder, 'one_then_two') == 7
     paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
     environment = {
         **os.environ,
@@ -273,6 +373,29 @@ def test_the_report_is_written_once_and_adds_up(folder: Path) -> None:
     # steps, last iterate.
     assert (costs['cls']['forwards'], costs['cls']['backwards']) == (20, 10)
     assert costs['noise']['forwards'] == 0
+
+
+def test_the_report_does_not_depend_on_the_processes(
+    folder: Path, ranks: list[dict[str, Any]]
+) -> None:
+    """Nor on interruptions, between which their number may change."""
+    torch.set_num_threads(1)
+    single = report_of(folder / 'coco', folder, 'all_one')
+    _, ensemble = single['attacks']
+    assert ensemble['metrics'][MAP] < 0.5 * single['benign']['metrics'][MAP]
+    assert len(ensemble['members']) == 3
+    assert ensemble['cost']['images'] == 5
+    # All of the benign pass, and some of the first attack.
+    assert records_of(folder, 'two_then_one') > 5
+    found = {
+        'two': ranks[0]['report'],
+        **ranks[0]['resumed'],
+        'two_then_one': report_of(folder / 'coco', folder, 'two_then_one'),
+    }
+    for name, report in found.items():
+        assert report == single, name
+    assert not list(folder.rglob('*.record'))
+    assert not list(folder.rglob('*records*'))
 
 
 def test_an_uneven_sampler_is_refused_by_all(ranks: list[dict[str, Any]]) -> None:

@@ -86,6 +86,27 @@ def test_random_images(norm, eps):
         assert (draws[0] - clean).abs().mean() == pytest.approx(eps / 2, rel=0.1)
 
 
+@pytest.mark.parametrize('eps', [30, 400, 3000])
+@pytest.mark.parametrize('spread', [0.5, 3])
+def test_l2_projection_is_the_nearest_point(eps, spread):
+    """Against bisection: the nearest point is the change, shrunk and then cut off."""
+    generator = torch.Generator().manual_seed(1)
+    clean = 255 * torch.rand((3, 20, 20), generator=generator) ** 6
+    clean[:, :5], clean[:, 5:8] = 0, 255
+    delta = 40 * torch.randn(clean.shape, generator=generator)
+    delta *= torch.exp(spread * torch.randn(clean.shape, generator=generator))
+    low, high = -clean.double(), 255 - clean.double()
+    least, most = 0.0, 1.0
+    for _ in range(100):
+        middle = (least + most) / 2
+        fits = (middle * delta.double()).clamp(low, high).norm() <= eps
+        least, most = (middle, most) if fits else (least, middle)
+    nearest = (most * delta.double()).clamp(low, high)
+    found = ThreatModel('l2', eps).project(clean, clean + delta)
+    assert (found - clean).norm() <= eps * (1 + 1e-6)
+    torch.testing.assert_close(found.double() - clean, nearest, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ('given', 'pixels'),
     [(4, 4), ('4', 4), ('4/255', 4), ('0.5/255', 0.5), (0, 0), ('1/51', 5), (1.5, 1.5)],

@@ -64,8 +64,8 @@ def main() -> int:
     pause = (seconds - startup) / total
     rng = random.Random(args.seed)
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=args.kills - 3)
-    # Not left to chance: both ends, and the end twice, since several files are written.
-    kinds = ['start-up', *kinds, 'last report', 'last report']
+    # Not left to chance: both ends, and the last one twice, since it has several files.
+    kinds = ['start-up', *kinds, 'last report', 'complete']
     for number, kind in enumerate(kinds, 1):
         left = total - count_records(killed)
         more = rng.randint(1, max(1, 2 * left // (args.kills - number + 1)))
@@ -77,6 +77,11 @@ def main() -> int:
             elif kind == 'passes':
                 wait_for_records(process, killed, min(total, total - left + more))
                 time.sleep(rng.uniform(0, pause))
+            elif kind == 'complete':
+                # The Markdown twin, the page and the end of the records are to come.
+                while process.poll() is None and state_of_report(killed) != kind:
+                    time.sleep(0.0005)
+                time.sleep(rng.uniform(0, 0.1))
             else:
                 last = kind == 'last report'
                 wait_for_records(process, killed, total if last else 0)
@@ -136,8 +141,9 @@ def wait_for_records(process: subprocess.Popen, folder: Path, count: int) -> flo
 
 
 def count_records(folder: Path) -> int:
-    """Images on record, over all passes."""
-    return sum(1 for _ in (folder / 'robustness.records').glob('*/*.record'))
+    """Images on record, over all passes but the trials of the checks."""
+    found = (folder / 'robustness.records').glob('*/*.record')
+    return sum(not path.parent.name.startswith('trials-') for path in found)
 
 
 def state_of_report(folder: Path) -> str:

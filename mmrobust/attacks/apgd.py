@@ -38,6 +38,11 @@ class APGD(Attack):
       fell by over 5 %, the step size returns to its first value, eps, and the image to
       its best iterate, else the step size is divided by 1.5, down to ``eps / 10``.
 
+    Unlike in the authors' code, a step in l2 or l1 is made of the values that the pixel
+    range lets move, and is projected onto the nearest point of ball and range. Theirs
+    loses in l2 a part of the radius to pixels that are black or white already, and may
+    in l1 never move, if these have the largest gradients.
+
     The first step always counts as one that raised the objective: it crosses the whole
     ball and says nothing about oscillation. Objectives and gradients that are not
     finite are survived: such an iterate is never the best one.

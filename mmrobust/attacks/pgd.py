@@ -19,11 +19,11 @@ class PGD(Attack):
     """PGD (Madry et al., arXiv 1706.06083), with restarts and the best iterate kept.
 
     Steps follow the sign of the gradient (linf), the normalised gradient (l2), or the
-    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000, among the values
-    that the pixel range lets move), and are projected onto the ball and the range. Of
-    all iterates and restarts the one with the largest objective is returned, image by
-    image; the clean image counts as an iterate, so the result is never worse than the
-    start.
+    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000), in l2 and l1
+    among the values that the pixel range lets move, and are projected onto the ball and
+    the range. Of all iterates and restarts the one with the largest objective is
+    returned, image by image; the clean image counts as an iterate, so the result is
+    never worse than the start.
 
     Cost per image and restart: ``num_steps`` forward and backward passes, one more
     forward pass for the value of the last iterate, and once for the clean image where
@@ -86,7 +86,7 @@ class PGD(Attack):
                 values, grads = oracle.value_and_grad(current)
                 if self.keep_best:
                     best.offer(current, values)
-                if threat.norm == 'l1':
+                if threat.norm != 'linf':
                     grads = [
                         threat.without_blocked(point, grad)
                         for point, grad in zip(current, grads, strict=True)

@@ -61,13 +61,18 @@ class Search:
 
     def advance(self) -> None:
         """Moves ``current``."""
-        step = self.threat.step(self.current, self.grad, self.step_size)
+        step = self.threat.step(self.current, self._free_grad(), self.step_size)
         moved = self.threat.project(self.clean, step)
         if self.previous is not None:
             moved = torch.lerp(self.current, moved, 0.75)
             moved += 0.25 * (self.current - self.previous)
             moved = self.threat.project(self.clean, moved)
         self.previous, self.current = self.current, moved
+
+    def _free_grad(self) -> Tensor:
+        if self.threat.norm == 'linf':  # would make no difference
+            return self.grad
+        return self.threat.without_blocked(self.current, self.grad)
 
     def record(self, values: Tensor, grads: Tensor | None) -> None:
         """Learns the objective at ``current``; the gradient unless it is the last."""
@@ -133,7 +138,8 @@ class SparseSearch(Search):
 
     def advance(self) -> None:
         """See :meth:`Search.advance`."""
-        step = self.threat.step(self.current, self.grad, self.step_size, self.share)
+        grad = self._free_grad()
+        step = self.threat.step(self.current, grad, self.step_size, self.share)
         self.current = self.threat.project(self.clean, step)
 
     def adapt(self, period: int) -> None:

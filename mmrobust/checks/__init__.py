@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .comparison import Figure, comparison_verdicts, figure_of
 from .trial import examine, trial_verdicts
-from .verdicts import Figure, comparison_verdicts, figure_of, pass_verdicts
+from .verdicts import pass_verdicts
 from .watch import WatchedOracle
 
 __all__ = [

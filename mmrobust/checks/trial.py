@@ -12,7 +12,7 @@ from torch import Tensor
 from ..attacks import PGD, RandomNoise
 from ..attacks.base import Oracle
 from ..seeding import seeded
-from .verdicts import BROKEN
+from .comparison import BROKEN
 
 # Pixel units. Small enough for a loss to be straight, and large enough for its change
 # to stand out of rounding (TF32 keeps three digits).
@@ -62,7 +62,7 @@ def examine(
       predicts. It is near 1 if the gradient is that of the objective (a two-stage
       detector's is not quite: proposals count as constants in it).
     - Unbounded: PGD with eps 255 in linf must destroy every detection (Carlini et al.,
-      arXiv 1902.06705, section 5.3; Athalye et al., arXiv 1802.00420, section 3.1). It
+      arXiv 1902.06705; Athalye et al., arXiv 1802.00420, section 3.1). It
       starts at the image: a random start would destroy it without any gradient.
     - Noise: a short PGD in the ball of interest against random noise there.
 

@@ -30,7 +30,7 @@ class WatchedOracle:
 
     What is watched is after the checks of AutoAttack (Croce and Hein, arXiv
     2003.01690; its implementation warns of points whose gradient is exactly zero) and
-    of Carlini et al. (arXiv 1902.06705, section 4: plot the loss against the steps).
+    of Carlini et al. (arXiv 1902.06705, whose checklist has attacks converge).
 
     Args:
         oracle: the oracle; always asked for the same images, in the same order.

@@ -57,14 +57,20 @@ class AttackPass:
             name,
             [settings, evaluation.attack_configs.get(name), evaluation.save_adv],
         )
+        # Where the images of the attack, or those chosen from an ensemble, are.
+        self.saver = AdversarialImages.maybe(
+            evaluation.save_adv, name, {**attack.describe(), 'space': evaluation.space}
+        )
         if evaluation.gallery:
             evaluation.gallery.start(name, self.records.folder)
         self.savers = {
             key: AdversarialImages.maybe(
                 evaluation.save_adv,
-                name if key == name else f'{name}/{key}',
+                f'{name}/{key}',
                 {**member.describe(), 'space': evaluation.space},
             )
+            if self.ensemble
+            else self.saver
             for key, member in self.members.items()
         }
 
@@ -87,7 +93,11 @@ class AttackPass:
         progress.finish()
         self.records.wait_for_others()
         costs = self._add_up(costs)
-        chosen = self.ensemble.choose(self.result, costs) if self.ensemble else None
+        chosen = (
+            self.ensemble.choose(self.result, costs, self.records)
+            if self.ensemble
+            else None
+        )
         metrics, self.result.boxes = self._score('outputs', chosen)
         self.result.metrics = metrics
         if self.evaluation.quantize:
@@ -181,6 +191,8 @@ class AttackPass:
             outputs: list[BaseDataElement] = []
             for part, keys in evaluation.parts(index, data_batch):
                 key = chosen(keys[0]) if chosen else self.name
+                if what == 'outputs':
+                    self._save_chosen(key, part)
                 if key == BENIGN:
                     record, field = evaluation.benign_records.read(keys), 'outputs'
                 else:
@@ -207,6 +219,17 @@ class AttackPass:
                 self.result.checks.append(text)
         return metrics, boxes
 
+    def _save_chosen(self, member: str, part: dict) -> None:
+        """Puts an ensemble's example where those of other attacks are."""
+        if not self.ensemble or self.saver is None:
+            return
+        samples = part['data_samples']
+        source = self.savers.get(member)
+        if source:
+            self.saver.take_over(source, samples)
+        else:
+            self.saver.save(samples, self.evaluation.attacker.clean(part))
+
     def _add_up(self, costs: _Costs) -> _Costs:
         """Sums costs over images; several processes may share a padded one.
 
@@ -215,7 +238,9 @@ class AttackPass:
         """
         result = self.result
         gathered = collect_results([costs], get_world_size(), device='cpu') or []
-        merged = {key: cost for each in gathered for key, cost in each.items()}
+        # Sorted: sums are to be the same for any number of processes.
+        pairs = (pair for each in gathered for pair in each.items())
+        merged = dict(sorted(pairs, key=lambda pair: pair[0]))
         outside = 0
         watched: dict[str, list[dict[str, Any]]] = {key: [] for key in self.members}
         for members in merged.values():

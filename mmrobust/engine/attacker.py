@@ -181,16 +181,21 @@ class Attacker:
         self, attack: Attack, oracle: Any, part: dict, draws: list[torch.Generator]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Clean and attacked images, and the latter as the network gets them."""
+        clean = self.clean(part)
         if self.space == 'input':
-            clean = float_images(part, self.device)
             found = attack.perturb(oracle, clean, draws)
             return clean, found, found
         assert self.pixels is not None
-        (sample,) = part['data_samples']
-        clean = [self.pixels.picture(image_id(sample)).to(self.device)]
-        resizer = self.pixels.resizer(sample)
+        resizer = self.pixels.resizer(part['data_samples'][0])
         found = attack.perturb(ResizedOracle(oracle, [resizer]), clean, draws)
         return clean, found, [resizer(image) for image in found]
+
+    def clean(self, part: dict) -> list[Tensor]:
+        """What is attacked: the network's inputs or the original pictures."""
+        if self.space == 'input':
+            return float_images(part, self.device)
+        assert self.pixels is not None
+        return [self.pixels.picture(key).to(self.device) for key in ids_of(part)]
 
     def _predict_quantized(
         self, outcome: Outcome, part: dict, clean: Tensor, norm: str

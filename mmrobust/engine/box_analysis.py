@@ -25,6 +25,7 @@ from ..analysis import (
     worst_case_map,
 )
 from ..analysis.error_types import SCORE_THR
+from ..detection_score import has_boxes
 from ..errors import ConfigError
 
 BENIGN = 'benign'
@@ -81,6 +82,9 @@ class BoxAnalysis:
     def read(self, output: BaseDataElement) -> Detections | None:
         """A prediction's boxes, if it has any that can be analysed."""
         if 'pred_instances' not in output:
+            return None
+        if not has_boxes(output.pred_instances):
+            self._note('the model detects no boxes')
             return None
         try:
             finite = _finite(output)

@@ -8,14 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from mmengine.dist import broadcast_object_list
 
 from ..analysis import (
     Detections,
     Interval,
     MatchTable,
     bootstrap_map,
-    broken,
     mean_ap,
     restrict,
     worst_case_map,
@@ -26,6 +24,7 @@ from ..errors import ConfigError
 from ..report import AttackResult
 from .attacker import Outcome
 from .box_analysis import BENIGN, BoxAnalysis
+from .records import PassRecords
 
 
 class WorstOf:
@@ -39,10 +38,9 @@ class WorstOf:
         self.mean_ap = mean_ap(benign)
 
     def search(
-        self, tables: Sequence[MatchTable], analysis: BoxAnalysis, thorough: bool
+        self, tables: Sequence[MatchTable], analysis: BoxAnalysis, rounds: int
     ) -> None:
         """Takes a better combination of the tables, if one is found."""
-        rounds = analysis.rounds if thorough else 1
         found = worst_case_map(tables, seed=analysis.seed, max_rounds=rounds)
         if not self.mean_ap <= found.mean_ap:
             self.assignment, self.mean_ap = found.assignment, found.mean_ap
@@ -86,8 +84,7 @@ class EnsemblePass:
         by up to 0.04, and saved 8 % of the passes (experiments/ensemble).
         """
         found = [self._read(outcome) for outcome in outcomes.values()]
-        scores = np.array([min(self.analysis.score_of(each) for each in found)])
-        return bool(broken(scores, np.zeros(1), fraction=0.0)[0])
+        return min(self.analysis.score_of(each) for each in found) <= 0
 
     def add(self, outcomes: dict[str, Outcome]) -> str:
         """Takes in what the members made of an image.
@@ -103,13 +100,17 @@ class EnsemblePass:
         return worst
 
     def choose(
-        self, result: AttackResult, costs: dict[str, dict[str, Any]]
+        self,
+        result: AttackResult,
+        costs: dict[str, dict[str, Any]],
+        records: PassRecords,
     ) -> Callable[[Any], str]:
         """Searches the combination with the lowest mAP, over all processes' images.
 
         Args:
             result: gets the members' part of the report.
             costs: of every image and member, on the main process.
+            records: of the pass, through which other processes learn of the choice.
 
         Returns:
             A function that names the member to choose for an image's id, or BENIGN.
@@ -117,19 +118,16 @@ class EnsemblePass:
         tables = {BENIGN: self.analysis.match(list(self._clean.values()))}
         for key, found in self._found.items():
             tables[key] = self.analysis.match(found)
-        message: list[Any] = [None]
         # All of them or none: other processes than the main one have no table.
         whole = {key: table for key, table in tables.items() if table is not None}
-        if whole:
-            message = [self._search(result, whole, costs)]
-        broadcast_object_list(message)
-        if message[0] is None:
+        choice = list(self._search(result, whole, costs).items()) if whole else None
+        choice = records.shared(choice)
+        if choice is None:
             raise ConfigError(
                 'the ensemble needs images with ids of their own: is an image twice in '
                 'the dataset?'
             )
-        chosen: dict[Any, str] = message[0]
-        return chosen.__getitem__
+        return dict(choice).__getitem__
 
     def _search(
         self,
@@ -141,9 +139,8 @@ class EnsemblePass:
         best = WorstOf(matches[0])
         result.members = []
         for number, (key, member) in enumerate(self.ensemble.members.items(), 2):
-            # Rounds after the first hardly change the figures on the way.
-            last = number == len(matches)
-            best.search(matches[:number], self.analysis, last)
+            # One round on the way, so that members can be compared.
+            best.search(matches[:number], self.analysis, rounds=1)
             ran = [each[key] for each in costs.values() if key in each]
             result.members.append(
                 {
@@ -157,15 +154,19 @@ class EnsemblePass:
                     'seconds': round(sum(cost['seconds'] for cost in ran), 2),
                 }
             )
-        chosen = Counter(names[index] for index in best.assignment)
+        best.search(matches, self.analysis, self.analysis.rounds)
+        chosen = {
+            each: _that_ran(names[index], costs[str(each)])
+            for each, index in zip(matches[0].img_ids, best.assignment, strict=True)
+        }
+        counts = Counter(chosen.values())
         for row in result.members:
-            row['chosen'] = chosen[row['name']]
+            row['chosen'] = counts[row['name']]
         for key, table in tables.items():
             if key != BENIGN:
                 self.analysis.tables[f'{self.name}/{key}'] = table
         self._judge(result, tables, costs)
-        pairs = zip(matches[0].img_ids, best.assignment, strict=True)
-        return {each: names[index] for each, index in pairs}
+        return chosen
 
     def _judge(
         self,
@@ -209,3 +210,8 @@ class EnsemblePass:
                 "image: use attacks on its losses, such as 'apgd'."
             )
         return found
+
+
+def _that_ran(member: str, costs: dict[str, Any]) -> str:
+    """The member whose example another one has that did not run: the last one."""
+    return member if member == BENIGN or member in costs else list(costs)[-1]

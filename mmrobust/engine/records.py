@@ -182,6 +182,27 @@ class PassRecords:
         marks[rank].touch()
         wait_until(lambda: all(mark.exists() for mark in marks))
 
+    def shared(self, found: Any) -> Any:
+        """What the main process has found, in every process.
+
+        Args:
+            found: it, of tensors, numbers and text; what other processes give is
+                ignored. It may take the main process long to find it, which a
+                collective would not wait for.
+        """
+        _, world_size = get_dist_info()
+        if self.folder is None or world_size == 1:
+            message = [found]
+            broadcast_object_list(message)
+            return message[0]
+        # Of this start only: an earlier one may have found something else.
+        ids = ['found by the main process', self._start]
+        if is_main_process():
+            self.write(ids, {'found': found})
+            return found
+        wait_until(lambda: self.read(ids) is not None)
+        return (self.read(ids) or {})['found']
+
     @staticmethod
     def _key(ids: Sequence[Any]) -> str:
         text = quote('|'.join(_as_text(ids)), safe='')

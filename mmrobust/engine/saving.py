@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,28 @@ class AdversarialImages:
             )
             os.replace(temporary, f'{stem}.npz')
             picture = array.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-            cv2.imwrite(f'{stem}.png', picture)
+            # Not in place, which would change the file of another attack, too, that
+            # took it over.
+            temporary = f'{stem}.{get_rank()}-{os.getpid()}.tmp.png'
+            cv2.imwrite(temporary, picture)
+            os.replace(temporary, f'{stem}.png')
+
+    def take_over(
+        self, other: AdversarialImages, samples: Sequence[BaseDataElement]
+    ) -> None:
+        """Has the images of one batch from another attack, without a second copy."""
+        for sample in samples:
+            for end in ('.npz', '.png'):
+                ours = f'{self._stem(image_id(sample))}{end}'
+                theirs = f'{other._stem(image_id(sample))}{end}'
+                if os.path.exists(ours) and os.path.samefile(ours, theirs):
+                    continue  # from a run before; renaming would leave both names
+                temporary = f'{ours}.{get_rank()}-{os.getpid()}.tmp'
+                try:
+                    os.link(theirs, temporary)
+                except OSError:  # a disk without links
+                    shutil.copyfile(theirs, temporary)
+                os.replace(temporary, ours)
 
     def has(self, samples: Sequence[BaseDataElement]) -> bool:
         """Whether the images of one batch are there."""

@@ -137,7 +137,8 @@ def _members_section(name: str, members: Sequence[Mapping[str, Any]]) -> Section
         f'Members of {name}',
         [
             'In their order: on how many images each ran, on how many its example is '
-            'the one that counts, and the lowest mAP found so far.',
+            'the one that counts, and the lowest mAP found so far (by a short search: '
+            'the last one may find less).',
             Table(head, rows, texts=1),
         ],
     )

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from mmengine.dist import all_reduce, is_distributed
-
 _COUNTS = ('forwards', 'backwards', 'images', 'queries')
 
 
@@ -22,7 +19,7 @@ class AttackResult:
         checks: sentences about anything that makes the figures doubtful.
         forwards: images that went forwards through the network for the attack.
         backwards: images that went backwards through it.
-        seconds: wall time of the pass, predictions included.
+        seconds: of attacks and predictions, added up over images.
         boxes: mAP with its interval, and counts of errors, if the model detects boxes.
         images: images that were attacked.
         queries: forward passes that only asked for the output, of attacks without
@@ -49,16 +46,6 @@ class AttackResult:
     quantized: dict[str, Any] | None = None
     members: list[dict[str, Any]] | None = None
     watched: dict[str, Any] | None = None
-
-    def sum_over_processes(self) -> AttackResult:
-        """Adds up the passes that the processes of a distributed run made."""
-        if is_distributed():
-            counts = [getattr(self, name) for name in _COUNTS]
-            total = torch.tensor(counts, dtype=torch.float64)
-            all_reduce(total)
-            for name, count in zip(_COUNTS, total, strict=True):
-                setattr(self, name, int(count))
-        return self
 
     def as_dict(self) -> dict[str, Any]:
         """The attack's entry in the report."""

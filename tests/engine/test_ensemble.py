@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tiny
@@ -25,6 +26,7 @@ from mmrobust.analysis import (
 )
 from mmrobust.attacks import Attack, Ensemble
 from mmrobust.attacks.ensemble import VERSIONS
+from mmrobust.engine import ensemble as ensemble_module
 from mmrobust.engine.attacker import Attacker
 from mmrobust.engine.box_analysis import BoxAnalysis, ground_truth
 from mmrobust.errors import ConfigError
@@ -272,6 +274,67 @@ def test_later_members_work_on_what_is_left(
     assert metrics[f'all/{MAP}'] < metrics[MAP]
 
 
+def test_a_member_that_stood_back_may_be_chosen(
+    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search may start from a member on all images, also those it left alone."""
+    stock = ensemble_module.WorstOf.search
+
+    def last_on_all(self: Any, *args: Any) -> None:
+        stock(self, *args)
+        self.assignment = np.full(6, 2)
+
+    monkeypatch.setattr(ensemble_module.WorstOf, 'search', last_on_all)
+    members = dict(a=only(10, 12, strength=2000), b=only(11))
+    report, metrics = evaluate(
+        {'all': ensemble(members), 'each': dict(only(10, 12, strength=2000), eps=4)}
+    )
+    found = attacks_of(report)
+    a, b = found['all']['members']
+    assert (a['images'], b['images']) == (6, 4)
+    assert (a['chosen'], b['chosen']) == (2, 4)
+    assert map_of(found['all']) < map_of(found['each'])
+    assert metrics[f'all/{MAP}'] == pytest.approx(b['own_mAP'], abs=5e-4)
+
+
+def test_saved_images_are_those_that_count(
+    evaluate: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of every image one, the clean one among them, also when it is done again."""
+    members = dict(a=only(10, 12, strength=2000), b=only(11, strength=2000))
+    attacks = {'all': ensemble(members)}
+    for _ in range(2):
+        evaluate(attacks, save_adv=str(tmp_path / 'adv'))
+        folder = tmp_path / 'adv' / 'all'
+        assert len(list(folder.glob('*.npz'))) == len(list(folder.glob('*.png'))) == 6
+        assert not list(folder.rglob('*tmp*'))
+        clean = {
+            sample.img_id: image.numpy()
+            for batch in evaluate.runner.test_dataloader  # type: ignore[attr-defined]
+            for image, sample in zip(
+                batch['inputs'], batch['data_samples'], strict=True
+            )
+        }
+        for key, image in clean.items():
+            member = {10: 'a', 12: 'a', 11: 'b'}.get(key)
+            saved = np.load(folder / f'{key}.npz')['image']
+            picture = cv2.imread(str(folder / f'{key}.png')).transpose(2, 0, 1)
+            assert np.array_equal(picture, saved.round())
+            if member:
+                theirs = np.load(folder / member / f'{key}.npz')['image']
+                assert np.array_equal(saved, theirs)
+                assert np.abs(saved - image).max() > 100
+            else:
+                assert np.array_equal(saved, image)
+        # Another choice, over files that two attacks have in common.
+        attacks = {'all': ensemble(dict(members, a=only(12, strength=2000)))}
+        evaluate(attacks, save_adv=str(tmp_path / 'adv'))
+        for path in (folder / 'a').glob('*.png'):
+            saved = np.load(path.with_suffix('.npz'))['image'].round()
+            assert np.array_equal(cv2.imread(str(path)).transpose(2, 0, 1), saved)
+        attacks = {'all': ensemble(members)}
+
+
 def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
     """Also of examples that are not chosen."""
     report, _ = evaluate({'all': ensemble(dict(a=pgd(), b=only(), c=pgd()))})
@@ -291,7 +354,7 @@ def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
 def test_norms(
     evaluate: Callable[..., Any], tmp_path: Path, norm: str, eps: int
 ) -> None:
-    apgd = dict(type='mmrobust.APGD', num_steps=4)
+    apgd = dict(type='mmrobust.APGD', num_steps=8)
     members = dict(total=apgd, cls=dict(apgd, objective='cls'))
     report, metrics = evaluate(
         {'all': ensemble(members, norm=norm, eps=eps)},
@@ -403,8 +466,6 @@ def test_classifiers_are_refused(tmp_path: Path) -> None:
     init_default_scope('mmpretrain')
     place = tmp_path / 'test' / 'class0'
     place.mkdir(parents=True)
-    import cv2
-
     cv2.imwrite(str(place / '0.png'), np.zeros((24, 24, 3), np.uint8))
     cfg = runner_config(
         tmp_path,

@@ -8,7 +8,6 @@ import os
 import pytest
 
 from mmrobust.report import (
-    result,
     AttackResult,
     RobustnessReport,
     file_sha256,
@@ -120,18 +119,6 @@ def test_hash_of_a_file(tmp_path):
     assert file_sha256(str(path)).startswith('ba7816bf8f01cfea414140de5dae2223')
     assert file_sha256('https://host/file.pth') is None
     assert file_sha256(None) is None
-
-
-def test_counts_are_summed_over_processes(monkeypatch):
-    """Of two processes with as much work each; wall time is the same for both."""
-    found = AttackResult('a', {}, forwards=3, backwards=2, images=5, queries=7)
-    found.seconds = 1.5
-    monkeypatch.setattr(result, 'is_distributed', lambda: True)
-    monkeypatch.setattr(result, 'all_reduce', lambda counts: counts.mul_(2))
-    assert found.sum_over_processes() is found
-    assert (found.forwards, found.backwards) == (6, 4)
-    assert (found.images, found.queries) == (10, 14)
-    assert found.seconds == 1.5
 
 
 @pytest.mark.parametrize(
