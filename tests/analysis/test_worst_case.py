@@ -14,6 +14,7 @@ from mmrobust.analysis import (
     combine,
     match_detections,
     mean_ap,
+    restrict,
     worst_case_map,
     worst_per_image,
 )
@@ -35,6 +36,25 @@ def tables_of(seed, num_images, num_attacks, **options):
 def chosen_detections(attacks, img_ids, assignment):
     by_id = [{each.img_id: each for each in found} for found in attacks]
     return [by_id[a][i] for a, i in zip(assignment, img_ids, strict=True)]
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_a_restricted_table_is_that_of_some_images(seed):
+    truths, attacks, tables = tables_of(seed, 10, 2)
+    kept = np.random.default_rng(seed).random(10) < 0.6
+    some = {tables[0].img_ids[index] for index in np.flatnonzero(kept)}
+    for found, table in zip(attacks, tables, strict=True):
+        expected = match_detections(
+            [each for each in truths if each.img_id in some],
+            [each for each in found if each.img_id in some],
+            CLASSES,
+        )
+        ours = restrict(table, kept)
+        assert ours.img_ids == expected.img_ids
+        for name in ('image', 'label', 'score', 'hit', 'ignored'):
+            assert np.array_equal(getattr(ours, name), getattr(expected, name)), name
+        assert np.array_equal(ours.gt_image, expected.gt_image)
+        assert np.array_equal(ours.gt_label, expected.gt_label)
 
 
 @pytest.mark.parametrize('seed', range(8))

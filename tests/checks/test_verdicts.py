@@ -158,6 +158,16 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         ([_pgd(0.4), _square(0.34)], 'square', 'this is a gradient-free attack'),
         ([_pgd(0.4), _square(0.38)], None, ''),
         ([_pgd(0.4), _pgd(0.3), _square(0.34)], None, ''),
+        # An ensemble as low as its own member without gradients is no white-box attack.
+        (
+            [
+                _pgd(0.4),
+                _pgd(0.33, name='e', members=['apgd', 'square']),
+                _square(0.34),
+            ],
+            'square',
+            'below the 0.400 of the best',
+        ),
         ([_pgd(0.4, 16), _square(0.34)], None, ''),
         ([_pgd(0.06), _square(0.01)], None, ''),
         ([_pgd(0.4), _pgd(0.3, name='other', source='x.pth')], 'other', 'transfer'),
