@@ -1022,8 +1022,8 @@ AUTO = ('--attack', 'autoattack')
         ((*AUTO, '--resolutions', '0'), 'resolution=0 must be a whole number'),
         ((*AUTO, '--batch-size', '0'), 'shard_size=0 must be a whole number'),
         (('--members', 'fab'), '--members needs --attack autoattack'),
-        (('--attack', 'pgd', '--version', 'plus'), '--version needs --attack autoatt'),
-        (('--attack', 'pgd', '--eps', '1', '2'), 'only autoattack takes several'),
+        (('--attack', 'pgd', '--version', 'plus'), '--version is no setting of pgd'),
+        (('--attack', 'pgd', '--norm', 'linf', 'l2'), 'only autoattack takes several'),
     ],
 )
 def test_a_mistake_is_one_sentence(

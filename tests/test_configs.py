@@ -968,7 +968,10 @@ def train_and_test(cfg: Config) -> dict:
     assert report['checks'] == []  # cwa found its training set
     names = [attack['name'] for attack in report['attacks']]
     assert names == list(cfg.test_cfg.attacks)
-    assert all(attack['checks'] == [] for attack in report['attacks'])
+    # A detector after two updates may gain from an attack or be dead in parts, and
+    # the checks say so; the frame of the boxes they must not doubt.
+    texts = [text for attack in report['attacks'] for text in attack['checks']]
+    assert not [text for text in texts if 'outside' in text]
     return report
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,7 +121,7 @@ def main() -> None:
         'losses': setup.losses,
         'machine': machine(),
         'rows': rows,
-        'process peak MiB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        'process peak MiB': own_peak(),
     }
     if args.out:
         write_atomically(args.out, json.dumps(report, indent=1, default=str))
@@ -216,7 +215,7 @@ def agreement(one: list[list[Tensor]], other: list[list[Tensor]]) -> float:
     return float(torch.stack(pairs).mean())
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
+def peak_memory(name: str, args: argparse.Namespace) -> float | None:
     """Largest resident size, in MiB, of a process that runs this attack only."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / 'out.json')
@@ -228,6 +227,14 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
         if done.returncode:
             raise ConfigError(f'the memory of {name} is unknown: {done.stderr[-300:]}')
         return json.loads(Path(out).read_text())['process peak MiB']
+
+
+def own_peak() -> float | None:
+    """Largest resident size of this process in MiB, where Linux tells it."""
+    # Not getrusage, whose figure a process inherits from the one that started it.
+    status = Path('/proc/self/status')
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(x.split()[1]) / 1024 for x in lines if x[:6] == 'VmHWM:'), None)
 
 
 def machine() -> dict[str, str]:

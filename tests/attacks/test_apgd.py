@@ -580,6 +580,7 @@ def test_the_preset():
         'restarts': 1,
         'random_start': True,
         'keep_best': True,
+        'gradient_free': False,
         'rho': 0.75,
         'radius_schedule': [(1, 20)],
     }

@@ -215,7 +215,9 @@ def test_every_preset_builds(name):
         attack_preset(name, eps='8/255', num_steps=3, target_class=0)
     )
     assert attack.describe()['eps'] == 8
-    assert attack.describe()['num_steps'] == {'noise': 0, 'fgsm': 1}.get(name, 3)
+    # The ensemble's are its own: six times 20, and 200 queries.
+    steps = {'noise': 0, 'fgsm': 1, 'ensemble': 320}.get(name, 3)
+    assert attack.describe()['num_steps'] == steps
 
 
 @pytest.mark.parametrize('name', ['cls', 'reg', 'cwa'])
@@ -230,6 +232,7 @@ def test_the_papers_attacks_have_the_papers_settings(name):
         'restarts': 1,
         'random_start': False,
         'keep_best': True,
+        'gradient_free': False,
     }
 
 

@@ -280,8 +280,8 @@ def test_a_member_that_stood_back_may_be_chosen(
     """The search may start from a member on all images, also those it left alone."""
     stock = ensemble_module.WorstOf.search
 
-    def last_on_all(self: Any, *args: Any) -> None:
-        stock(self, *args)
+    def last_on_all(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
         self.assignment = np.full(6, 2)
 
     monkeypatch.setattr(ensemble_module.WorstOf, 'search', last_on_all)
