@@ -12,7 +12,9 @@ from mmengine.config import DictAction
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
 from mmrobust.attacks.base import positive_int
+from mmrobust.attacks.presets import takes
 from mmrobust.checkpoints import read_checkpoint
+from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 from mmrobust.transfer_matrix import Detector, Plan, parse_detectors, run_matrix
 from mmrobust.transfer_matrix.plan import choose
@@ -93,6 +95,10 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     given = {key: getattr(args, key) for key in _ATTACK}
+    for key, value in given.items():
+        if value is not None and not takes(args.attack, key):
+            option = key.replace('_', '-')
+            raise ConfigError(f'--{option} is no setting of {args.attack}.')
     preset = attack_preset(
         args.attack, **{key: v for key, v in given.items() if v is not None}
     )

@@ -114,10 +114,12 @@ def examine(
         'norm': norm,
         'eps': float(eps),
     }
+    # As text, since small numbers are taken for a mistake in the unit.
+    radius = f'{float(eps)!r}/255'
     attacks = {
         'unbounded': PGD(eps=255, num_steps=UNBOUNDED_STEPS, random_start=False),
-        'noise': RandomNoise(norm=norm, eps=eps),
-        'attack': PGD(norm=norm, eps=eps, num_steps=SHORT_STEPS, random_start=False),
+        'noise': RandomNoise(norm=norm, eps=radius),
+        'attack': PGD(norm=norm, eps=radius, num_steps=SHORT_STEPS, random_start=False),
     }
     for name, attack in attacks.items():
         with seeded(first, images[0].device):
@@ -229,7 +231,8 @@ def _gradients(trials: Sequence[Mapping[str, Any]]) -> list[str]:
         return [
             f'the gradient of the loss is exactly 0 on {len(flat)} of {len(sloped)} '
             'images: something in front of the losses hides it (rounding, a threshold, '
-            'a saturated or detached part); attack by a differentiable stand-in.'
+            'a saturated or detached part) or makes it no number; attack by a '
+            'differentiable stand-in.'
         ]
     known = [t['agreement'] for t in trials if t['agreement'] is not None]
     wrong = sum(share < 0 for share in known)

@@ -17,6 +17,9 @@ def alone() -> Iterator[None]:
     image's loss to the images of other processes, and all of them would have to ask
     for as many losses, which attacks that stop early do not.
     """
+    if not distributed.is_available():
+        yield
+        return
     is_initialized = distributed.is_initialized
     distributed.is_initialized = lambda: False
     try:

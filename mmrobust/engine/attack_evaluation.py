@@ -27,6 +27,7 @@ from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
 from .counting import weights_for_evaluation
+from .ensemble import check_readable
 from .gallery import Gallery
 from .preflight import check_has_boxes
 from .progress import Progress
@@ -163,6 +164,7 @@ class AttackEvaluation:
         if self.analysis:
             # The search may take minutes, and nothing is to be lost meanwhile.
             self._save(report, complete=False)
+            self.analysis.gather_problems()
             if len(self.attacks) > 1:
                 report.worst_case = self.analysis.worst_case()
             report.checks += self.analysis.problems
@@ -211,6 +213,8 @@ class AttackEvaluation:
         self.benign_boxes: dict[Any, Detections | None] = {}
         for index, data_batch in enumerate(self.dataloader):
             self.run_iter(index, data_batch)
+        if any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
+            check_readable(self.benign_boxes)  # not hours later
         self.benign_records.wait_for_others()
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         self.benign_metrics = report.benign = dict(metrics)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mmengine.dist import collect_results, is_main_process
+from mmengine.dist import collect_results, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
@@ -98,11 +98,24 @@ class BoxAnalysis:
     def score(self, output: BaseDataElement) -> float:
         """The score of one image, from 0 to 1; 0 where no boxes can be read."""
         found = self.read(output)
-        return 0.0 if found is None else self.score_of(found)
+        if found is None or found.img_id not in self._truth_of:
+            return 0.0
+        try:
+            return self.score_of(found)
+        except ConfigError as error:
+            self._note(str(error))
+            return 0.0
 
     def score_of(self, found: Detections) -> float:
         """The score of an image's boxes, from 0 to 1."""
         return image_score(self._truth_of[found.img_id], found, self.num_classes)
+
+    def gather_problems(self) -> None:
+        """Puts the sentences of all processes together, on the main one."""
+        gathered = collect_results([self.problems], get_world_size(), device='cpu')
+        for problems in gathered or ():
+            for problem in problems:
+                self._note(problem)
 
     def with_objects(self, count: int) -> list[int]:
         """Places of the first images with objects in the dataset."""

@@ -16,7 +16,7 @@ from ..checks import trial_verdicts
 from ..classification import is_classifier
 from ..errors import ConfigError
 from ..registry import LOOPS
-from ..report import RobustnessReport, package_versions
+from ..report import RobustnessReport, device_name, package_versions
 from .adversaries.base import bare_model
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
@@ -160,6 +160,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'space': self.space,
             'quantize': self.quantize,
             'versions': package_versions(),
+            'device': device_name(self.attacker.device),
         }
         return Records(Path(self.report).with_suffix('.records'), run)
 
@@ -170,7 +171,11 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
 
     @master_only
     def _try_out(self) -> list[str]:
-        searches = [a for a in self._all_attacks() if not isinstance(a, RandomNoise)]
+        searches = [
+            a
+            for a in self._all_attacks()
+            if not isinstance(a, RandomNoise) and not a.gradient_free
+        ]
         if not self.analysis or not searches or not self.check_images:
             return []
         # Of a curve the largest ball, where an attack has to show that it is one.
@@ -181,12 +186,12 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         for index in self.analysis.with_objects(self.check_images):
             (part,) = self.attacker.parts(loader.collate_fn([loader.dataset[index]]))
             keys = [f'image {index}']
-            trial = records.read(keys)
+            trial = records.read(keys, part['inputs'])
             if trial is None:
                 trial = self.attacker.examine(
                     part, self.analysis.score, threat.norm, threat.eps
                 )
-                records.write(keys, trial)
+                records.write(keys, trial, part['inputs'])
             trials.append(trial)
         return trial_verdicts(trials)
 

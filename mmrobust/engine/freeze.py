@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import HOOKS
@@ -136,6 +136,8 @@ def state_digest(module: nn.Module, without: Sequence[str] = ()) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if any(re.match(pattern, name) for pattern in without):
+            continue
+        if not isinstance(value, Tensor):  # a module's extra state
             continue
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
         flat = value.detach().cpu().contiguous().reshape(-1)

@@ -77,8 +77,12 @@ class Records:
         if self.folder is not None and is_main_process():
             # At one go: a folder of half the records would look like an evaluation
             # that was interrupted.
-            os.replace(self.folder, self._outdated)
-            shutil.rmtree(self._outdated, ignore_errors=True)
+            try:
+                os.replace(self.folder, self._outdated)
+                shutil.rmtree(self._outdated)
+            except OSError as error:  # the report is complete, which counts
+                text = f'{str(self.folder)!r} cannot be removed: {error}'
+                print_log(text, logger='current', level=logging.WARNING)
 
     @property
     def _outdated(self) -> Path:
@@ -198,10 +202,11 @@ class PassRecords:
         # Of this start only: an earlier one may have found something else.
         ids = ['found by the main process', self._start]
         if is_main_process():
-            self.write(ids, {'found': found})
+            # Packed, since ids may be numpy's numbers.
+            self.write(ids, {'found': _pack(found)})
             return found
         wait_until(lambda: self.read(ids) is not None)
-        return (self.read(ids) or {})['found']
+        return _unpack((self.read(ids) or {})['found'])
 
     @staticmethod
     def _key(ids: Sequence[Any]) -> str:

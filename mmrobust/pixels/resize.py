@@ -77,8 +77,10 @@ class Resizer:
                 f'this one has {picture.shape[-2]} x {picture.shape[-1]}.'
             )
         if resized != original:
-            rows, columns = self._weights(picture)
-            picture = rows @ picture @ columns.T
+            # In double precision on a GPU, where a product may be one of TF32.
+            wide = picture.double() if picture.is_cuda else picture
+            rows, columns = self._weights(wide)
+            picture = (rows @ wide @ columns.T).to(picture)
         if whole != resized:
             picture = self._pad(picture, whole[0] - resized[0], whole[1] - resized[1])
         return picture

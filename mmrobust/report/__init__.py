@@ -5,7 +5,7 @@ from .document import Part, Section, Table, number
 from .figures import Bar, Figure
 from .files import file_sha256, finite, write_atomically
 from .result import AttackResult
-from .robustness import RobustnessReport, package_versions
+from .robustness import RobustnessReport, device_name, package_versions
 
 __all__ = [
     'AttackResult',
@@ -16,6 +16,7 @@ __all__ = [
     'RobustnessReport',
     'Section',
     'Table',
+    'device_name',
     'file_sha256',
     'find_curves',
     'finite',

@@ -102,9 +102,7 @@ class RobustnessReport:
                 'date': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
                 'python': platform.python_version(),
                 'platform': platform.platform(),
-                'device': torch.cuda.get_device_name(device)
-                if device.type == 'cuda'
-                else str(device),
+                'device': device_name(device),
                 'processes': get_world_size(),
                 'threads': torch.get_num_threads(),
             },
@@ -186,6 +184,13 @@ class RobustnessReport:
     def more(self) -> list[Section]:
         """Sections that only this kind of report has."""
         return []
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: a GPU by its name."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return str(device)
 
 
 def package_versions() -> dict[str, str]:

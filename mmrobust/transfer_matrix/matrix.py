@@ -91,11 +91,11 @@ class Matrix:
                 )
         for entry in self.entries:
             white = self.entry(entry.target, entry.target)
-            if white and entry.value < white.value and not entry.white_box:
+            if white and entry.fall - white.fall > _SAME and not entry.white_box:
                 found.append(
                     f'{entry.target} loses more to the images made for {entry.source} '
-                    f'({entry.value:.3f}) than to those made for itself '
-                    f'({white.value:.3f}): the attack on {entry.target} is too weak, '
+                    f'({entry.fall:.3f}) than to those made for itself '
+                    f'({white.fall:.3f}): the attack on {entry.target} is too weak, '
                     'or its gradients are masked'
                 )
         return found

@@ -79,7 +79,7 @@ class Detector:
         flat = {
             name: value
             for name, value in settings_of(self.cfg).items()
-            if re.match(r'(model|test_dataloader)\b', name)
+            if re.match(r'(model|data_preprocessor|test_dataloader)\b', name)
         }
         kept = {f'test_cfg.{key}': value for key, value in self._kept().items()}
         return {**flat, **kept, 'checkpoint': self.sha256 or self.checkpoint}

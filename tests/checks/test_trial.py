@@ -111,6 +111,13 @@ def test_a_small_ball_is_no_defect(trained):
     assert trial_verdicts(_examine(trained('fcos'), None, (0, 2), 1.0)) == []
 
 
+def test_a_ball_of_less_than_a_pixel_unit_is_tried(trained):
+    """Fractions of a unit are no mistake here: they were checked before."""
+    (trial,) = _examine(trained('fcos'), None, (0,), 0.5)
+    assert trial['eps'] == 0.5
+    assert trial['attack_loss'] > trial['loss']
+
+
 def _trial(**changes):
     """What a healthy image gives."""
     return {

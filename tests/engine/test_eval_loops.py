@@ -1213,6 +1213,10 @@ def test_strange_detections_do_not_end_an_evaluation() -> None:
     other[1].pred_instances.labels += 7
     assert finish('labels', *other) is None
     assert len(analysis.problems) == 3
+    # Scores of trials neither end it: an id that is unknown, a class that is.
+    assert analysis.score(detections(9, good, [0.9])) == 0
+    assert analysis.score(other[1]) == 0
+    assert analysis.score(clean[0]) == pytest.approx(0.9)
     assert 'not finite' in analysis.problems[0]
     assert 'label outside 0 to 0' in analysis.problems[2]
     assert set(analysis.tables) == {'benign', 'broken'}

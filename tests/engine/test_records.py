@@ -398,3 +398,15 @@ def test_a_run_is_the_same_in_every_process(tmp_path: Path) -> None:
     other['function'] = masks
     with pytest.raises(ConfigError, match=r'function \(.*boxes.* before, now'):
         RunFolder(tmp_path / 'r', other).open()
+
+
+def test_what_one_process_found_reaches_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with numpy's numbers as ids, which cannot be read back from disk."""
+    found = [(np.int64(7), 'apgd'), ('a/b.png', 'benign')]
+    records = Records(tmp_path / 'r.records', {}).of('ensemble', {})
+    monkeypatch.setattr(module, 'get_dist_info', lambda: (0, 2))
+    assert records.shared(found) == found
+    monkeypatch.setattr(module, 'is_main_process', lambda: False)
+    assert records.shared(None) == [(7, 'apgd'), ('a/b.png', 'benign')]
