@@ -21,7 +21,7 @@ FAMILIES = sorted(tiny.FAMILIES)
 
 def _model(family: str) -> nn.Module:
     torch.manual_seed(0)
-    model = MODELS.build(ConfigDict(tiny.FAMILIES[family]()))
+    model = tiny.filled(MODELS.build(ConfigDict(tiny.FAMILIES[family]())))
     # Statistics of a model that has seen data, so that train and eval differ.
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

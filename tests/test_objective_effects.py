@@ -44,7 +44,8 @@ class Trained:
         self.batch = pseudo_collate([dataset[i] for i in range(3)])
         self.samples = attack_samples(self.batch['data_samples'], 'cpu', 'original')
         torch.manual_seed(0)
-        self.model = MODELS.build(ConfigDict(tiny.FAMILIES[family]())).train()
+        config = ConfigDict(tiny.FAMILIES[family]())
+        self.model = tiny.filled(MODELS.build(config)).train()
         steps, rate = TRAINING[family]
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate)
         for _ in range(steps):

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from torch import nn
 
 CLASSES = ('disc', 'square', 'stripe')
 
@@ -419,3 +420,11 @@ def runner_config(root: Path, work_dir: Path, model: dict, **overrides: Any) -> 
     )
     cfg.update(overrides)
     return cfg
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """The model with numbers where mmdet leaves memory as it is until init_weights."""
+    for name, weight in model.named_parameters():
+        if name.endswith('level_embed'):  # of Deformable DETR and DINO
+            nn.init.normal_(weight)
+    return model
