@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,19 @@ def _plain(value: Any) -> Any:
     if hasattr(value, '__qualname__'):
         return f'{value.__module__}.{value.__qualname__}'
     return re.sub(r' at 0x[0-9a-f]+', '', str(value))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What has changed between two flat descriptions, a sentence for each name."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        if name not in new:
+            found.append(f'{name} was {old[name]!r} and is not set')
+        elif name not in old:
+            found.append(f'{name} was not set and is {new[name]!r}')
+        elif old[name] != new[name]:
+            found.append(f'{name} was {old[name]!r} and is {new[name]!r}')
+    return found
 
 
 def _difference(before: Any, now: Any) -> str:

@@ -18,6 +18,7 @@ from mmengine.dist import (
 
 from ..errors import ConfigError
 from ..report import write_atomically
+from ..run_folder import changes
 from .plan import Run, Sweep, number
 from .preflight import Findings, check
 from .runs import latest_checkpoint, read_result, run_one
@@ -105,18 +106,18 @@ def check_same_study(sweep: Sweep, found: Findings) -> None:
     if path.is_file() and there:
         try:
             old = json.loads(path.read_text(encoding='utf-8'))
-            changes = differences(old, given)
+            changed = differences(old, given)
             given['checkpoints'] = {**old['checkpoints'], **given['checkpoints']}
         except (ValueError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f'{path} is damaged, so what the runs beside it were made with is not '
                 'known: give another --work-dir.'
             ) from error
-        if changes:
+        if changed:
             raise ConfigError(
                 f'the runs in {str(sweep.work_dir)!r} were made with other settings ('
-                + '; '.join(changes[:4])
-                + ('; ...' if len(changes) > 4 else '')
+                + '; '.join(changed[:4])
+                + ('; ...' if len(changed) > 4 else '')
                 + '): give another --work-dir, or the same settings.'
             )
     elif there:
@@ -163,15 +164,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for eps, file in new['checkpoints'].items():
         if old['checkpoints'].get(eps, file) != file:
             found.append(f'the checkpoint of eps {eps} is another file')
-    before, after = old['config'], new['config']
-    for name in [*before, *(name for name in after if name not in before)]:
-        if name not in after:
-            found.append(f'{name} was {before[name]!r} and is not set')
-        elif name not in before:
-            found.append(f'{name} was not set and is {after[name]!r}')
-        elif before[name] != after[name]:
-            found.append(f'{name} was {before[name]!r} and is {after[name]!r}')
-    return found
+    return found + changes(old['config'], new['config'])
 
 
 def _check_fixed(run: Run, result: dict, found: Findings) -> None:

@@ -17,6 +17,7 @@ from ..engine.subset import choose_images
 from ..errors import ConfigError
 from ..pixels import PicturePipeline
 from ..report import finite, write_atomically
+from ..run_folder import changes
 from .plan import Detector, Plan
 from .runs import run_test
 
@@ -138,14 +139,14 @@ class Source:
             return {}
         try:
             record = json.loads(path.read_text(encoding='utf-8'))
-            changes = differences(record['settings'], self.settings)
+            changed = differences(record['settings'], self.settings)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f'{path} is damaged: remove {self.folder}, and its images are made '
                 'again.'
             ) from error
-        if changes:
-            shown = '; '.join(changes[:4]) + ('; ...' if len(changes) > 4 else '')
+        if changed:
+            shown = '; '.join(changed[:4]) + ('; ...' if len(changed) > 4 else '')
             raise ConfigError(
                 f'the images of {self.detector.name} in {self.folder} were made with '
                 f'other settings ({shown}): give another --work-dir, or the same '
@@ -156,17 +157,11 @@ class Source:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What has changed between two flat descriptions, in words."""
-    found = []
-    for name in dict.fromkeys([*old, *new]):
-        if name == 'checkpoint' and old.get(name) != new.get(name):
-            found.append('the checkpoint was another file')
-        elif name not in new:
-            found.append(f'{name} was {old[name]!r} and is not set')
-        elif name not in old:
-            found.append(f'{name} was not set and is {new[name]!r}')
-        elif old[name] != new[name]:
-            found.append(f'{name} was {old[name]!r} and is {new[name]!r}')
-    return found
+    before, after = dict(old), dict(new)
+    other = before.pop('checkpoint', None) != after.pop('checkpoint', None)
+    # A checkpoint's hash says nothing to a reader.
+    named = ['the checkpoint was another file'] if other else []
+    return named + changes(before, after)
 
 
 def follow(plan: Plan, detector: Detector) -> PicturePipeline:
