@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from evaluated import Evaluation
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -38,3 +40,16 @@ def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     Runner.from_cfg(Config(cfg)).train()
     return folder / 'epoch_45.pth'
+
+
+@pytest.fixture
+def evaluate(
+    build_runner: Callable[..., Runner],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Evaluation:
+    """Tests the trained detector with attacks; other test files have their own."""
+    # Without yapf, which takes longer than a tiny evaluation.
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    return Evaluation(build_runner, trained, tmp_path)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tiny
 import torch
 from evaluated import Evaluation, ap, attack_of
-from mmengine.config import Config
-from mmengine.runner import Runner
 from mmrobust.attacks import PGD, Attack, RandomNoise
 from mmrobust.registry import ATTACKS
 from torch import Tensor
@@ -26,18 +23,6 @@ def ensemble(eps: float, queries: int) -> dict[str, Any]:
         square=dict(type='mmrobust.Square', num_queries=queries),
     )
     return dict(type='mmrobust.Ensemble', eps=eps, members=members)
-
-
-@pytest.fixture
-def evaluate(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Evaluation:
-    # Without yapf, which takes longer than a tiny evaluation.
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
-    return Evaluation(build_runner, trained, tmp_path)
 
 
 def says(sentences: Sequence[str], *parts: str) -> bool:

@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 import pytest
 from evaluated import Evaluation, ap, attack_of
-from mmengine.config import Config
-from mmengine.runner import Runner
 from mmrobust.engine import gallery
 from mmrobust.engine.attacker import Attacker, Outcome
 
@@ -29,15 +27,8 @@ ENSEMBLE = dict(type='mmrobust.Ensemble', eps=8, members=dict(one=ATTACKS['pgd']
 
 
 @pytest.fixture
-def evaluate(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Evaluate:
-    # Without yapf, which takes longer than a tiny evaluation.
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
-    return partial(Evaluation(build_runner, trained, tmp_path), num_images=3)
+def evaluate(evaluate: Evaluation) -> Evaluate:
+    return partial(evaluate, num_images=3)
 
 
 def shown(page: Path) -> list[tuple[str, np.ndarray]]:

@@ -25,18 +25,6 @@ SCALE = (112, 84)
 MAPS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75')
 
 
-@pytest.fixture
-def evaluate(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Evaluation:
-    # Without yapf, which takes longer than a tiny evaluation.
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
-    return Evaluation(build_runner, trained, tmp_path)
-
-
 def resizing(coco: Path, **kwargs: Any) -> dict[str, Any]:
     return dict(test_dataloader=tiny.loader(coco, test=True, scale=SCALE, **kwargs))
 
