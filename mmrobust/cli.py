@@ -15,6 +15,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.hub import get_config
 
+from .compat.checkpoints import refuse_code
 from .errors import ConfigError
 
 _MIN_FREE_BYTES = 64 * 2**20
@@ -22,6 +23,7 @@ _MIN_FREE_BYTES = 64 * 2**20
 
 def run(main: Callable[[], None]) -> None:
     """Runs a tool; a user's mistake ends with one sentence and exit status 2."""
+    refuse_code()
     try:
         main()
     except Exception as error:

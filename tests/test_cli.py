@@ -6,15 +6,19 @@ import argparse
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmrobust import cli
+from mmrobust.compat.checkpoints import NO_TRUST, TRUST, reads_safely
 from mmrobust.errors import ConfigError
 
 # --------------------------------------------------------------- run, as_sentence
@@ -51,6 +55,35 @@ def test_success_and_exits_pass_through() -> None:
     assert caught.value.code == 0
     with pytest.raises(KeyboardInterrupt):
         cli.run(fails_with(KeyboardInterrupt()))
+
+
+class Hostile:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+@pytest.mark.skipif(not reads_safely(), reason='torch before 2.6 has no such switch')
+@pytest.mark.parametrize('trusted', [False, True])
+def test_no_file_runs_code_in_a_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    """Also where someone asks torch for no protection, as some of mmengine's do."""
+    monkeypatch.setenv(NO_TRUST, '0')
+    monkeypatch.setenv(TRUST, '1' if trusted else '0')
+    proof, path = tmp_path / 'proof', tmp_path / 'hostile.pth'
+    torch.save(Hostile(f'touch {proof}'), path)
+
+    def main() -> None:
+        with suppress(pickle.UnpicklingError):
+            torch.load(path, weights_only=False)
+
+    cli.run(main)
+    assert proof.exists() == trusted
 
 
 def raised_by(action: Callable[[], Any]) -> BaseException:

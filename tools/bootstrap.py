@@ -3,6 +3,7 @@
     python tools/bootstrap.py demo     train two detectors, attack both, compare
     python tools/bootstrap.py test     run the tests
     python tools/bootstrap.py lint     ruff and mypy
+    python tools/bootstrap.py audit    look for known vulnerabilities in the tested versions
     python tools/bootstrap.py setup    only set up
 
 Needs Python 3.10 or newer and a network for the first time, and nothing else.
@@ -33,6 +34,12 @@ JOBS: dict[str, list[list[str]]] = {
         ['-m', 'ruff', 'check', '.'],
         ['-m', 'ruff', 'format', '--check', '.'],
         ['-m', 'mypy', 'mmrobust', 'tools'],
+    ],
+    # Strict: a package that the service does not know must not count as a good one.
+    'audit': [
+        ['-m', 'pip_audit', '-r', f'constraints/{stack}.txt', '--strict']
+        + ['--no-deps', '--disable-pip', '--progress-spinner', 'off']
+        for stack in STACKS
     ],
     'setup': [],
 }
