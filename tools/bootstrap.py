@@ -3,7 +3,7 @@
     python tools/bootstrap.py demo     train two detectors, attack both, compare
     python tools/bootstrap.py test     run the tests
     python tools/bootstrap.py lint     ruff and mypy
-    python tools/bootstrap.py audit    look for known vulnerabilities in the tested versions
+    python tools/bootstrap.py audit    look for known vulnerabilities of the packages
     python tools/bootstrap.py setup    only set up
 
 Needs Python 3.10 or newer and a network for the first time, and nothing else.

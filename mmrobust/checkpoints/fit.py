@@ -123,10 +123,9 @@ def check_initial_weights(model: Any) -> None:
         for part in model:
             check_initial_weights(part)
     elif isinstance(model, dict):
-        path = model.get('checkpoint')
-        if model.get('type') == 'Pretrained' and isinstance(path, str):
-            if '://' not in path:
-                read_checkpoint(path)
+        path = model.get('checkpoint') if model.get('type') == 'Pretrained' else None
+        if isinstance(path, str) and '://' not in path:
+            read_checkpoint(path)
         for part in model.values():
             check_initial_weights(part)
 

@@ -54,7 +54,8 @@ def safe_globals() -> list[Any]:
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    core = np._core if int(np.__version__.split('.')[0]) >= 2 else np.core
+    newer = int(np.__version__.split('.')[0]) >= 2
+    core: Any = getattr(np, '_core' if newer else 'core')
     numbers = {type(np.dtype(code)) for code in '?bhilqBHILQefdg'}
     safe = [
         (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),

@@ -25,8 +25,8 @@ def _allowed() -> dict[str, Any]:
     """What may be named, by the name that files have for it."""
     own = torch._weights_only_unpickler._get_allowed_globals()
     # Newer versions of torch have these on their list, and schedulers need them.
-    plain = {f'builtins.{kind.__name__}': kind for kind in (set, complex, bytearray)}
-    plain['collections.Counter'] = Counter
+    kinds: tuple[type, ...] = (set, complex, bytearray, Counter)
+    plain = {f'{kind.__module__}.{kind.__name__}': kind for kind in kinds}
     return {**own, **plain, **{name: value for value, name in safe_globals()}}
 
 
