@@ -25,7 +25,7 @@ from mmrobust.engine import FreeAdversary, PGDAdversary, guard
 from mmrobust.engine.guard import finite_updates
 from mmrobust.errors import ConfigError
 from torch import Tensor, nn
-from updates import make_batch, make_model, sgd, watch_inputs
+from updates import ScalingOptimWrapper, make_batch, make_model, sgd, watch_inputs
 
 NAN, INF = float('nan'), float('inf')
 Build = Callable[..., Runner]
@@ -152,25 +152,6 @@ def test_an_accumulated_update_is_skipped_whole() -> None:
         model.train_step(batch, wrapper)
         assert not torch.equal(model.conv.weight, before['conv.weight'])
         assert model.conv.weight.isfinite().all()
-
-
-class ScalingOptimWrapper(OptimWrapper):
-    """What AmpOptimWrapper does with its loss scaler, on a CPU."""
-
-    def __init__(self, *args: Any, scale: float = 1024.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
-
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
-
-    def step(self, **kwargs: Any) -> None:
-        if self.clip_grad_kwargs:
-            self.loss_scaler.unscale_(self.optimizer)
-            self._clip_grad()
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update()
 
 
 @pytest.mark.parametrize('fault', ['loss', 'grad', 'features'])
@@ -349,7 +330,8 @@ def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> B
             loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
             overrides['log_processor'] = dict(by_epoch=False)
         overrides['default_hooks'] = dict(
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+            logger=None,
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
             sampler_seed=dict(type='DistSamplerSeedHook'),
         )
         none = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
