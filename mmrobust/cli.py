@@ -59,6 +59,11 @@ def as_sentence(error: BaseException) -> str | None:
         # From a worker process, the message is the end of a traceback.
         path = text.rsplit('failed to load image: ', 1)[1]
         return f'image {path} cannot be decoded: replace or remove it.'
+    if isinstance(error, AssertionError) and 'AmpOptimizerWrapper' in text:
+        return (
+            'AmpOptimWrapper needs a GPU, and torch sees none: use '
+            "optim_wrapper.type='mmrobust.BFloat16OptimWrapper', or OptimWrapper."
+        )
     if 'imdecode' in text and 'buf.empty()' in text:
         return 'an image file is empty: look for files of 0 bytes among the images.'
     return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
+import mmengine.device
 import pytest
 import tiny
 import torch
@@ -337,7 +338,10 @@ def test_a_wrong_config_is_one_sentence(
             ('--cfg-options', 'optim_wrapper.paramwise_cfg.backbone_lr_mult=-1'),
             'backbone_lr_mult=-1',
         ),
-        (('--amp',), '--amp needs a GPU'),
+        (
+            ('--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'),
+            "needs a GPU, and torch sees none: use optim_wrapper.type='mmrobust.BFl",
+        ),
         (('--auto-scale-lr',), '--auto-scale-lr needs auto_scale_lr=dict('),
         (('--resume', 'gone.pth'), "checkpoint 'gone.pth' does not exist"),
         (('--resume', 'TRUNCATED'), 'probably damaged or incomplete'),
@@ -642,6 +646,33 @@ def test_resuming(config_of: Callable[..., Config], project: Path) -> None:
     assert not cfg.get('resume')
 
 
+@pytest.mark.parametrize(
+    ('device', 'kind', 'settings'),
+    [
+        ('cpu', 'mmrobust.BFloat16OptimWrapper', {}),
+        ('cuda', 'AmpOptimWrapper', dict(loss_scale='dynamic', dtype='float16')),
+    ],
+)
+def test_mixed_precision(
+    config_of: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    kind: str,
+    settings: dict,
+) -> None:
+    """As mmdet's own flag; on a CPU in the one format that CPUs compute with."""
+    monkeypatch.setattr(mmengine.device, 'get_device', lambda: device)
+    given = ('optim_wrapper.loss_scale=512.0', 'optim_wrapper.dtype=float16')
+    cfg = config_of('train.py', '--amp', '--cfg-options', *given)
+    assert cfg.optim_wrapper.type == kind
+    found = {k: v for k, v in cfg.optim_wrapper.items() if k in ('loss_scale', 'dtype')}
+    assert found == settings
+    assert (
+        cfg.optim_wrapper.optimizer.lr
+        == config_of('train.py').optim_wrapper.optimizer.lr
+    )
+
+
 def test_scaling_the_learning_rate(config_of: Callable[..., Config]) -> None:
     cfg = config_of(
         'train.py',
@@ -751,8 +782,16 @@ def test_a_foreign_project_with_mmdets_own_tools(coco: Path, tmp_path: Path) -> 
     text = FOREIGN.replace('ROOT', str(coco)).replace('CLASSES', repr(tiny.CLASSES))
     config.write_text(text)
     done = execute(
-        tmp_path, str(MMDET_TOOLS / 'train.py'), str(config), '--work-dir', 'run'
+        tmp_path,
+        *(str(MMDET_TOOLS / 'train.py'), str(config), '--work-dir', 'run'),
+        '--auto-scale-lr',
     )
+    # A batch of two where 0.01 is for sixteen, however often each is used.
+    assert 'Scaling the original LR by 0.125' in done.stdout + done.stderr
+    (group,) = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)[
+        'optimizer'
+    ]['param_groups']
+    assert group['initial_lr'] == pytest.approx(0.01 * 0.125)
     checkpoint = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)
     assert checkpoint['meta']['adversary']['replays'] == 2
     assert checkpoint['meta']['iter'] == 6

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
@@ -35,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
-        '--amp', action='store_true', help='train with automatic mixed precision'
+        '--amp',
+        action='store_true',
+        help='train with automatic mixed precision: float16 on a GPU, else bfloat16',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -116,6 +118,17 @@ def dump(cfg: Config, path: str) -> None:
     print(f'Wrote {path}; train with: python tools/train.py {path}')
 
 
+def use_mixed_precision(cfg: Config) -> None:
+    """As mmdet's ``--amp``; without a GPU, bfloat16 on the CPU."""
+    if get_device() != 'cpu':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+        return
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):  # AmpOptimWrapper's alone
+        cfg.optim_wrapper.pop(key, None)
+    cfg.optim_wrapper.type = 'mmrobust.BFloat16OptimWrapper'
+
+
 def main() -> None:
     """Builds the runner and trains."""
     args = parse_args()
@@ -128,10 +141,7 @@ def main() -> None:
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to train with.')
     if args.amp:
-        if not torch.cuda.is_available():
-            raise ConfigError('--amp needs a GPU, and torch sees none: leave it out.')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        use_mixed_precision(cfg)
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or {}):
             raise ConfigError(

@@ -14,7 +14,7 @@ from .adversaries import (
 from .eval_loops import AttackTestLoop, AttackValLoop
 from .freeze import FreezeBackboneHook, SeedUpdatesHook
 from .hooks import AdversaryStateHook, AttackVisualizationHook
-from .optim import BackboneLrOptimWrapperConstructor
+from .optim import BackboneLrOptimWrapperConstructor, BFloat16OptimWrapper
 from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     'AttackTestLoop',
     'AttackValLoop',
     'AttackVisualizationHook',
+    'BFloat16OptimWrapper',
     'BackboneLrOptimWrapperConstructor',
     'CWATAdversary',
     'FreeAdversary',

@@ -39,6 +39,36 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
     )
 
 
+# What comes in one sample, by the data preprocessor; subclasses are meant too.
+_SEVERAL = {
+    'MultiBranchDataPreprocessor': 'several branches of images',
+    'TrackDataPreprocessor': 'several frames of a video',
+    'ReIDDataPreprocessor': 'several pictures of an object',
+}
+
+
+def check_one_image_each(model: Any) -> None:
+    """Makes sure that a sample of a batch is one image.
+
+    Args:
+        model: the bare model. Teacher and student (SoftTeacher and its like) see one
+            image in several branches, trackers see frames of a video.
+
+    Raises:
+        ConfigError: if a sample holds more.
+    """
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    if getattr(preprocessor, 'use_det_processor', False):  # a tracker's detector
+        return
+    for kind in type(preprocessor).__mro__:
+        if kind.__name__ in _SEVERAL:
+            raise ConfigError(
+                f'{type(model).__name__} takes {_SEVERAL[kind.__name__]} in one sample '
+                f'({kind.__name__}), which adversarial training does not support: '
+                'train a model with one image in a sample, or use NoAdversary.'
+            )
+
+
 def gives_rgb(dataset: Any) -> bool:
     """Whether images of a dataset are RGB instead of BGR, as mmpretrain's CIFAR's are.
 

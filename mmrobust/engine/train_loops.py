@@ -13,12 +13,15 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..attacks.base import positive_int
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..registry import ADVERSARIES, LOOPS
-from .adversaries import Adversary
+from .adversaries import Adversary, NoAdversary
+from .adversaries.base import bare_model
+from .guard import finite_updates
 from .hooks import AdversaryStateHook, ConvertedWeightsHook
-from .preflight import check_has_boxes, gives_rgb
+from .preflight import check_has_boxes, check_one_image_each, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
 
 
@@ -28,6 +31,7 @@ class _AdversarialTraining:
     runner: Runner
     dataloader: DataLoader
     adversary: Adversary
+    max_skipped: int
     _iter: int
 
     def _build_loader(self, runner: Runner, dataloader: Any) -> DataLoader:
@@ -38,7 +42,8 @@ class _AdversarialTraining:
             dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
         )
 
-    def _set_up(self, adversary: Adversary | dict) -> Adversary:
+    def _set_up(self, adversary: Adversary | dict, max_skipped: int) -> Adversary:
+        self.max_skipped = positive_int(max_skipped, 'max_skipped')
         self.adversary = (
             ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
         )
@@ -46,6 +51,8 @@ class _AdversarialTraining:
 
     def _check(self) -> None:
         """Refuses what would silently not be the training that was asked for."""
+        if not isinstance(self.adversary, NoAdversary):
+            check_one_image_each(bare_model(self.runner.model))
         wrapper = self.runner.optim_wrapper
         if not hasattr(wrapper, '_accumulative_counts'):
             raise ConfigError(
@@ -100,11 +107,14 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
             ``replays`` times in a pass, and each use counts as one iteration.
         adversary: config for the ``ADVERSARIES`` registry, for instance
             ``dict(type='mmrobust.FreeAdversary', eps=4, replays=4)``.
+        max_skipped: updates whose loss or gradient is not finite are skipped; so many
+            in a row end the training.
         **kwargs: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
         ConfigError: before the first update, for gradient accumulation with FreeAT,
-            several optimizers, or a dataset without any box.
+            several optimizers, samples of several images, or a dataset without any
+            box; later, for too many updates in a row that are not finite.
     """
 
     def __init__(
@@ -113,9 +123,10 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_epochs: int,
         adversary: Adversary | dict,
+        max_skipped: int = 20,
         **kwargs: Any,
     ) -> None:
-        built = self._set_up(adversary)
+        built = self._set_up(adversary, max_skipped)
         loader = self._build_loader(runner, dataloader)
         # Replayed before super().__init__, which counts the iterations by its length.
         loader = ReplayDataLoader(loader, built.replays)
@@ -128,7 +139,9 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
-        return super().run()
+        runner = self.runner
+        with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
+            return super().run()
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """One update."""
@@ -144,6 +157,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         dataloader: the training data loader or its config.
         max_iters: updates; with FreeAT each replay of a batch is one.
         adversary: config for the ``ADVERSARIES`` registry.
+        max_skipped: as :class:`AdvEpochBasedTrainLoop`'s.
         **kwargs: as IterBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
@@ -156,9 +170,10 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int,
         adversary: Adversary | dict,
+        max_skipped: int = 20,
         **kwargs: Any,
     ) -> None:
-        built = self._set_up(adversary)
+        built = self._set_up(adversary, max_skipped)
         loader = self._build_loader(runner, dataloader)
         super().__init__(runner, loader, max_iters, **kwargs)
         inner: Any = self.dataloader_iterator  # type: ignore[has-type]
@@ -171,7 +186,9 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
-        return super().run()
+        runner = self.runner
+        with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
+            return super().run()
 
     def run_iter(self, data_batch: Any) -> None:  # type: ignore[override]
         """One update."""
