@@ -26,6 +26,7 @@ from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages, dumps_renamed
 from ..engine.subset import choose_images
 from ..errors import ConfigError
+from ..processes import together
 from ..registry import LOOPS
 from ..run_folder import wait_until
 from ..seeding import derive_seed, seeded
@@ -158,6 +159,7 @@ class AutoAttackTestLoop(TestLoop):
         stop = min(start + self.shard_size, len(self.views[0].images))
         return range(start, stop)
 
+    @together()
     def run(self) -> dict[str, float]:
         """Runs the benign passes and all attacks.
 

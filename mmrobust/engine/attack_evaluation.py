@@ -20,6 +20,7 @@ from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
 from ..errors import ConfigError
 from ..pixels import PicturePipeline
+from ..processes import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
 from .adversaries.base import bare_model
@@ -121,6 +122,7 @@ class AttackEvaluation:
                 'space and quantize out for a classifier.'
             )
 
+    @together()
     def run(self) -> dict[str, float]:
         """Runs all passes.
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
+from ..processes import together
 from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary
 from .hooks import AdversaryStateHook, ConvertedWeightsHook
@@ -124,6 +125,7 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         runner.register_hook(AdversaryStateHook(built))
         runner.register_hook(ConvertedWeightsHook())
 
+    @together()
     def run(self) -> Any:
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
@@ -167,6 +169,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         runner.register_hook(AdversaryStateHook(built))
         runner.register_hook(ConvertedWeightsHook())
 
+    @together()
     def run(self) -> Any:
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
