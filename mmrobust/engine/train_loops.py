@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -130,6 +131,13 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
+        lengths = all_gather_object(len(self.dataloader))
+        if min(lengths) < max(lengths):
+            raise ConfigError(
+                f'the processes have from {min(lengths)} to {max(lengths)} updates per '
+                'epoch, and would wait for each other in vain: set '
+                'sampler.round_up=True in the train_dataloader.'
+            )
         return super().run()
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
