@@ -24,7 +24,7 @@ from typing import Any
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import cv2
-import mmdet.models
+import mmdet.models  # noqa: F401
 import mmpretrain.models  # noqa: F401
 import numpy as np
 import tiny
@@ -33,6 +33,7 @@ import updates
 from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import TASK_UTILS
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_dist_info
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
@@ -41,15 +42,14 @@ from mmrobust import processes
 from mmrobust.autoattack.shards import ShardStore
 from mmrobust.engine import FreeAdversary
 from mmrobust.engine.attack_pass import AttackPass
-from mmrobust.engine.attacker import Attacker
 from mmrobust.engine.box_analysis import BoxAnalysis
 from mmrobust.engine.ensemble import EnsemblePass
 from mmrobust.engine.eval_loops import AttackTestLoop
 from mmrobust.engine.records import PassRecords
 from mmrobust.errors import ConfigError
-from mmrobust.processes import together
+from mmrobust.processes import Lifeline, together
 from mmrobust.registry import ADVERSARIES
-from mmrobust.run_folder import RunFolder
+from mmrobust.run_folder import RunFolder, wait_until
 from torch import Tensor
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
@@ -57,6 +57,14 @@ Job = Callable[[], Any]
 
 
 # ------------------------------------------------------------------------- processes
+
+
+def timeless(report: Any) -> Any:
+    """What two equal evaluations have in common."""
+    if isinstance(report, dict):
+        skipped = ('seconds', 'environment', 'config', 'config_text', 'per_image')
+        return {k: timeless(v) for k, v in report.items() if k not in skipped}
+    return [timeless(v) for v in report] if isinstance(report, list) else report
 
 
 def start(
@@ -184,18 +192,96 @@ def wait_for(folder: Path, pattern: str) -> None:
 def tool(name: str, *arguments: Any) -> Job:
     """A command line."""
 
-    def call() -> None:
-        if 'RANK' in os.environ:
-            sys.argv += ['--launcher', 'pytorch']
-        runpy.run_path(str(TOOLS / name), run_name='__main__')
-
     def job() -> None:
         sys.argv = [name, *map(str, arguments)]
         BoxAnalysis.__init__.__defaults__ = (0, 20)  # resamples
         AttackTestLoop.default_check_images = AttackTestLoop.default_gallery = 0
-        call()
+        Config.pretty_text = property(lambda cfg: cfg.text)  # takes a second
+        if 'RANK' in os.environ:
+            sys.argv += ['--launcher', 'pytorch']
+        runpy.run_path(str(TOOLS / name), run_name='__main__')
 
     return job
+
+
+# ------------------------------------------------------------------- the bare lifeline
+
+
+def launched(launcher: str) -> Any:
+    """What a process is told by a launcher, on a machine without a GPU."""
+    place, size = os.environ.pop('RANK'), os.environ.pop('WORLD_SIZE')
+    os.environ.pop('LOCAL_RANK')
+    names = {
+        'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+        'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
+                'OMPI_COMM_WORLD_LOCAL_RANK'),
+    }[launcher]  # fmt: skip
+    os.environ.update(zip(names, (place, size, place), strict=True))
+    os.environ['SLURM_NODELIST'] = 'localhost'
+    cfg = Config(dict(launcher=launcher))
+    with together(cfg):
+        return [*get_dist_info(), cfg.model_wrapper_cfg.to_dict()]
+
+
+def with_worker() -> None:
+    """The second process forks a worker that lives on, and dies; there is a stranger,
+    too, who connects to the first process.
+    """
+    stock = Lifeline._reach
+
+    def reach(self: Any, names: list[str], port: int, token: str) -> Any:
+        with socket.create_connection((names[0], port)) as stranger:
+            stranger.sendall(b'GET / HTTP/1.1' * 5)
+            return stock(self, names, port, token)
+
+    Lifeline._reach = reach  # type: ignore[method-assign]
+    join()
+    with together():
+        if rank() == 1:
+            if os.fork() == 0:
+                time.sleep(40)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait_until(lambda: False)
+
+
+def unreachable() -> Any:
+    """Processes that cannot connect go on without."""
+
+    def reach(*args: Any) -> Any:
+        raise OSError('No route to host')
+
+    processes._PATIENCE = 1.0
+    Lifeline._reach = reach  # type: ignore[method-assign]
+    join()
+    with together():
+        return processes._lifeline._peers == {}
+
+
+def leaving() -> Any:
+    """Three processes end one after the other, the last one in an error."""
+    join()
+    with together():
+        with together():  # does nothing more
+            pass
+        time.sleep(rank())
+        if rank() == 2:
+            raise ConfigError('too late.')
+    return 'left'
+
+
+def bare(folder: Path) -> dict[str, Any]:
+    """What needs no model."""
+    found = {
+        name: start(folder, name, [partial(launched, name)] * 2)
+        for name in ('slurm', 'mpi')
+    }
+    found['worker'] = start(folder, 'worker', [with_worker] * 2, limit=30)
+    found['unreachable'] = start(folder, 'unreachable', [unreachable] * 2)
+    found['leaving'] = start(folder, 'leaving', [leaving] * 3)
+    alone = tool('train.py', detector_config(folder), '--launcher', 'pytorch')
+    found['launcher, alone'] = start(folder, 'alone', [alone])
+    return found
 
 
 # --------------------------------------------------- training: two processes like one
@@ -213,12 +299,14 @@ ADVERSARY_KINDS: dict[str, dict[str, Any]] = dict(
     none=dict(type='mmrobust.NoAdversary'),
     free=dict(type='mmrobust.FreeAdversary', eps=4, replays=2),
     named=dict(
-        type='mmrobust.FreeAdversary', eps=4, replays=2, objective='cls+reg', carry='run'
+        type='mmrobust.FreeAdversary',
+        eps=4,
+        replays=2,
+        objective='cls+reg',
+        carry='run',
     ),
     l2=dict(type='mmrobust.FreeAdversary', eps=300, norm='l2', replays=2),
-    pgd=dict(
-        type='mmrobust.PGDAdversary', eps=4, num_steps=2, random_start=False
-    ),
+    pgd=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=2, random_start=False),
     mtd=dict(type='mmrobust.MTDAdversary', eps=4, random_start=False),
     cwat=dict(type='mmrobust.CWATAdversary', eps=4, random_start=False),
 )
@@ -227,8 +315,8 @@ ADVERSARY_KINDS: dict[str, dict[str, Any]] = dict(
 # objects or samples; here they have not.
 EQUAL = {
     'fcos': list(ADVERSARY_KINDS),
-    'faster_rcnn': ['none', 'free', 'pgd'],
-    'detr': ['none', 'named', 'pgd', 'mtd'],
+    'faster_rcnn': ['free', 'pgd'],
+    'detr': ['named', 'mtd'],
 }
 # Objects of an update's images, which processes take in turns.
 OBJECTS = {'fcos': (1, 2, 1, 2), 'faster_rcnn': (1, 2, 2, 1), 'detr': (1, 2, 2, 1)}
@@ -337,6 +425,8 @@ class ValidationNotes(Hook):
         path.write_text(json.dumps(metrics))
 
 
+EPOCHS = 10
+CHECKPOINT = f'work/epoch_{EPOCHS}.pth'
 CLS = dict(type='mmrobust.PGD', eps=8, num_steps=2, objective='cls')
 
 
@@ -350,8 +440,8 @@ def detector_config(folder: Path) -> Path:
         train_dataloader=tiny.loader(root, test=False, batch_size=1),
         train_cfg=dict(
             type='mmrobust.AdvEpochBasedTrainLoop',
-            max_epochs=24,
-            val_interval=24,
+            max_epochs=EPOCHS,
+            val_interval=EPOCHS,
             adversary=dict(type='mmrobust.FreeAdversary', eps=1, replays=2),
         ),
         optim_wrapper=dict(
@@ -367,9 +457,17 @@ def detector_config(folder: Path) -> Path:
             dist_cfg=dict(backend='nccl'),
         ),
     )
-    cfg['default_hooks']['checkpoint']['interval'] = 24
-    path = folder / 'detector.py'
-    Config(cfg).dump(path)
+    hooks = cfg['default_hooks']
+    hooks['checkpoint']['interval'] = EPOCHS
+    hooks['attack_visualization'] = dict(
+        type='mmrobust.AttackVisualizationHook', num_images=0
+    )
+    return written(folder / 'detector.py', cfg)
+
+
+def written(path: Path, cfg: dict[str, Any]) -> Path:
+    """A config file; mmengine's way to write it takes a second."""
+    path.write_text('\n'.join(f'{key} = {value!r}' for key, value in cfg.items()))
     return path
 
 
@@ -383,12 +481,11 @@ def test_arguments(folder: Path, config: Path, work: str) -> list[Any]:
             total=dict(type='mmrobust.PGD', num_steps=2),
         ),
     )
-    cfg = Config.fromfile(config)
     attacks = dict(cls=CLS, all=ensemble)
-    cfg.test_cfg = dict(type='mmrobust.AttackTestLoop', attacks=attacks)
-    cfg.dump(folder / f'{work}.py')
-    checkpoint = folder / 'work/epoch_24.pth'
-    return [folder / f'{work}.py', checkpoint, '--work-dir', folder / work]
+    cfg = Config.fromfile(config).to_dict()
+    cfg['test_cfg'] = dict(type='mmrobust.AttackTestLoop', attacks=attacks)
+    path = written(folder / f'{work}.py', cfg)
+    return [path, folder / CHECKPOINT, '--work-dir', folder / work]
 
 
 def detectors(folder: Path) -> dict[str, Any]:
@@ -410,17 +507,13 @@ def detectors(folder: Path) -> dict[str, Any]:
     )
     one = tool('test.py', *test_arguments(folder, config, 'one'))
     found['one'] = start(folder, 'test_one', [one])
-    validation = tool(
-        'test.py', config, folder / 'work/epoch_24.pth', '--work-dir', folder / 'val',
-        '--attack', 'cls', '--eps', '8', '--num-steps', '2', '--step-size', '8',
-    )  # fmt: skip
     two = tool('test.py', *test_arguments(folder, config, 'two'))
     chain: dict[str, list[Job]] = {
         'description, first killed': [ending((RunFolder, 'open'), two), two],
         'benign, second killed': [two, ending((PassRecords, 'write'), two, call=2)],
         'waiting, first killed': [
             ending(
-                (Attacker, 'attack'),
+                (AttackPass, '_outcomes'),
                 two,
                 before=partial(wait_for, folder / 'two', 'cls-*/*-1.done'),
             ),
@@ -435,7 +528,6 @@ def detectors(folder: Path) -> dict[str, Any]:
     for index, (name, jobs) in enumerate(chain.items()):
         found[name] = start(folder, f'test{index}', jobs)
     found['two'] = start(folder, 'test_two', [two, busy_once(two)])
-    del validation
     return found
 
 
@@ -589,6 +681,7 @@ def main(folder: Path) -> None:
         'equal, one': start(folder, 'equal_one', [training]),
         'equal, two': start(folder, 'equal_two', [training] * 2),
         'share': start(folder, 'share', [partial(train_some, folder)] * 2),
+        **bare(folder),
         **detectors(folder),
         **classifiers(folder),
     }

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..classification import check_labels
 from ..engine.adversaries.base import bare_model
+from ..engine.alone import same_buffers
 from ..engine.freeze import state_digest
 from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages, dumps_renamed
@@ -167,6 +168,10 @@ class AutoAttackTestLoop(TestLoop):
             Benign metrics under their own names (behind the resolution if there are
             several), and robust accuracies in percent like ``autoattack/linf-4``.
         """
+        with same_buffers(bare_model(self.runner.model)):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner = self.runner
         runner.call_hook('before_test')
         runner.call_hook('before_test_epoch')

@@ -24,6 +24,7 @@ from ..processes import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
 from .adversaries.base import bare_model
+from .alone import same_buffers
 from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
@@ -130,6 +131,10 @@ class AttackEvaluation:
             Benign metrics under their own names, and those of each attack behind the
             attack's name, like ``pgd/coco/bbox_mAP``.
         """
+        with same_buffers(bare_model(self.runner.model)):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')

@@ -83,8 +83,8 @@ class PGDAdversary(Adversary):
         bare, device = bare_model(model), device_of(model)
         images = float_images(data_batch, device)
         attacked = [i for i, c in enumerate(self.chosen(iteration, len(images))) if c]
-        # mmdet's losses are averaged over the processes, which therefore all have to ask
-        # for as many, whether one of their images is to be attacked or none.
+        # mmdet's losses are averaged over the processes, so all have to ask for as
+        # many, also where no image is to be attacked.
         asked = attacked or ([0] if get_world_size() > 1 else [])
         if asked:
             self._set_radius(self.threat_at(iteration))
