@@ -25,6 +25,7 @@ from mmrobust.autoattack.threats import read_balls
 from mmrobust.checkpoints import check_checkpoint, read_checkpoint
 from mmrobust.checkpoints.classes import check_class_count
 from mmrobust.errors import ConfigError
+from mmrobust.processes import together
 from mmrobust.registry import ATTACKS
 from mmrobust.threat import to_pixels
 
@@ -173,10 +174,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Builds the runner and tests."""
+    """Reads the command line and tests."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
+    with together(cfg):
+        test(cfg, args)
+
+
+def test(cfg: Config, args: argparse.Namespace) -> None:
+    """Tests with a config and the rest of the command line."""
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to test with.')

@@ -16,6 +16,7 @@ from mmrobust import cli
 from mmrobust.checkpoints import check_initial_weights, read_checkpoint
 from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
+from mmrobust.processes import together
 
 _ROBUST_ONLY = (
     'eps',
@@ -130,13 +131,19 @@ def use_mixed_precision(cfg: Config) -> None:
 
 
 def main() -> None:
-    """Builds the runner and trains."""
+    """Reads the command line and trains."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     convert = converter(args)
     if args.dump is not None:
         return dump(cli.configure(args, convert), args.dump)
     cfg = cli.load_config(args, convert)
+    with together(cfg):
+        train(cfg, args)
+
+
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Trains with a config and the rest of the command line."""
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to train with.')

@@ -20,9 +20,11 @@ from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
 from ..errors import ConfigError
 from ..pixels import PicturePipeline
+from ..processes import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
 from .adversaries.base import bare_model
+from .alone import same_buffers
 from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
@@ -121,6 +123,7 @@ class AttackEvaluation:
                 'space and quantize out for a classifier.'
             )
 
+    @together()
     def run(self) -> dict[str, float]:
         """Runs all passes.
 
@@ -128,6 +131,10 @@ class AttackEvaluation:
             Benign metrics under their own names, and those of each attack behind the
             attack's name, like ``pgd/coco/bbox_mAP``.
         """
+        with same_buffers(bare_model(self.runner.model)):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')

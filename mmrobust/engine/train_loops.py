@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
+from ..processes import together
 from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary, NoAdversary
 from .adversaries.base import bare_model
@@ -135,10 +137,18 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         runner.register_hook(AdversaryStateHook(built))
         runner.register_hook(ConvertedWeightsHook())
 
+    @together()
     def run(self) -> Any:
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
+        lengths = all_gather_object(len(self.dataloader))
+        if min(lengths) < max(lengths):
+            raise ConfigError(
+                f'the processes have from {min(lengths)} to {max(lengths)} updates per '
+                'epoch, and would wait for each other in vain: set '
+                'sampler.round_up=True in the train_dataloader.'
+            )
         runner = self.runner
         with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
             return super().run()
@@ -182,6 +192,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         runner.register_hook(AdversaryStateHook(built))
         runner.register_hook(ConvertedWeightsHook())
 
+    @together()
     def run(self) -> Any:
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
