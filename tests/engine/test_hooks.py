@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from mmrobust.engine import AdversaryStateHook, AttackVisualizationHook, FreeAdversary
+from mmrobust.engine import TrainingStateHook, AttackVisualizationHook, FreeAdversary
 from mmrobust.engine.pictures import attack_picture
 from torch import Tensor
 
@@ -307,13 +307,13 @@ def moved_adversary() -> FreeAdversary:
 
 def test_the_perturbation_is_restored_on_resuming_only() -> None:
     checkpoint: dict[str, Any] = dict(meta=dict(iter=5), state_dict={})
-    AdversaryStateHook(moved_adversary()).before_save_checkpoint(
+    TrainingStateHook(moved_adversary()).before_save_checkpoint(
         fake_runner(False), checkpoint
     )
     assert checkpoint['meta']['adversary']['eps'] == 4
     for resume, expected in ((False, 0), (True, 1)):
         fresh = FreeAdversary(eps=4, carry='run')
-        hook = AdversaryStateHook(fresh)
+        hook = TrainingStateHook(fresh)
         hook.after_load_checkpoint(fake_runner(resume), checkpoint)
         assert len(fresh.state_dict(5)['deltas']) == expected
 
@@ -321,7 +321,7 @@ def test_the_perturbation_is_restored_on_resuming_only() -> None:
 def test_a_checkpoint_of_normal_training_may_be_resumed() -> None:
     """Adversarial fine-tuning starts from it."""
     fresh = FreeAdversary(eps=4, carry='run')
-    hook = AdversaryStateHook(fresh)
+    hook = TrainingStateHook(fresh)
     hook.after_load_checkpoint(fake_runner(True), dict(meta=dict(iter=5)))
     assert fresh.state_dict(5)['deltas'] == []
 
@@ -337,11 +337,11 @@ def test_several_processes_say_that_they_restart_the_perturbation(
         where + 'print_log', lambda text, logger, level: said.append((text, level))
     )
     checkpoint: dict[str, Any] = dict(meta=dict(iter=5))
-    AdversaryStateHook(moved_adversary()).before_save_checkpoint(
+    TrainingStateHook(moved_adversary()).before_save_checkpoint(
         fake_runner(False), checkpoint
     )
     fresh = FreeAdversary(eps=4, carry='run')
-    AdversaryStateHook(fresh).after_load_checkpoint(fake_runner(True), checkpoint)
+    TrainingStateHook(fresh).after_load_checkpoint(fake_runner(True), checkpoint)
     assert fresh.state_dict(5)['deltas'] == []
     ((text, level),) = said
     assert level == logging.WARNING
