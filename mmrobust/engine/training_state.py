@@ -137,20 +137,19 @@ class TrainingStateHook(Hook):
         """Sets the generators aside: validation must not change the training.
 
         It would else be another one after a restart between checkpoint and validation.
+        What is left is the number that a plain loop draws for the loader's workers.
         """
-        self._before_validation = generator_states()
-        self._validated = runner.iter
-
-    def after_val(self, runner: Runner) -> None:
-        """Puts them back, but for what a plain loop draws for the loader's workers."""
-        if self._before_validation is None:
-            return
-        set_generator_states(self._before_validation)
-        self._before_validation = None
-        loader = runner.val_dataloader
-        if self._validations == 0 or not loader.persistent_workers:
+        if self._validations == 0 or not runner.val_dataloader.persistent_workers:
             torch.empty((), dtype=torch.int64).random_()
         self._validations += 1
+        self._validated = runner.iter
+        self._before_validation = generator_states()
+
+    def after_val(self, runner: Runner) -> None:
+        """Puts the generators back."""
+        if self._before_validation is not None:
+            set_generator_states(self._before_validation)
+            self._before_validation = None
 
     # ------------------------------------------------------------------ resuming
 
