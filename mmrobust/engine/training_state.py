@@ -25,7 +25,8 @@ class TrainingStateHook(Hook):
 
     That is the carried perturbation, the random generators, gradients that wait for
     the rest of an accumulation, the size of the next batch in multi-scale training,
-    the place in a pass over the data, and whether a validation is still to come.
+    statistics of other processes, the place in a pass over the data, and whether a
+    validation is still to come.
     Checkpoints are written in one piece, and none is removed before the next is whole.
 
     The adversarial train loops register it themselves; nothing needs to be configured.
@@ -77,6 +78,7 @@ class TrainingStateHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Gathers the state of all processes if a checkpoint follows."""
+        self._gathered = None
         if get_world_size() > 1 and any(_saves_now(h, runner) for h in runner.hooks):
             self._gather(runner, runner.iter + 1)
 
@@ -128,6 +130,14 @@ class TrainingStateHook(Hook):
                 name: parameter.grad.cpu()
                 for name, parameter in model.named_parameters()
                 if parameter.grad is not None
+            }
+        if get_world_size() > 1:
+            # BatchNorm's statistics, of which checkpoints have the first process's.
+            names = model.state_dict().keys()
+            state['buffers'] = {
+                name: buffer.cpu()
+                for name, buffer in model.named_buffers()
+                if name in names
             }
         return state
 
@@ -194,6 +204,10 @@ class TrainingStateHook(Hook):
         for name, parameter in model.named_parameters():
             if name in gradients:
                 parameter.grad = gradients[name].to(parameter)
+        buffers = own.get('buffers', {})
+        for name, buffer in model.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
         set_generator_states(own['generators'])
 
 
