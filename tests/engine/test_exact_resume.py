@@ -147,16 +147,16 @@ CASES = {
         dict(num_workers=2, persistent_workers=True),
         ['epoch_1.pth'],
     ),
-    # The middle of a batch's replays, a batch, the end of an epoch and of a pass.
+    # In the middle of a batch's replays, and at the end of a pass.
     'epochs, carried, anywhere': (
         dict(train_cfg=epochs(2, RUN), default_hooks=saving(1, by_epoch=False)),
         dict(),
-        ['iter_1.pth', 'iter_4.pth', 'iter_6.pth'],
+        ['iter_1.pth', 'iter_6.pth'],
     ),
     'epochs, anywhere, workers': (
         dict(train_cfg=epochs(2, NONE), default_hooks=saving(2, by_epoch=False)),
         dict(num_workers=1),
-        ['iter_2.pth', 'iter_4.pth'],
+        ['iter_2.pth'],
     ),
     'iterations, carried': (
         dict(train_cfg=iters(9, RUN), default_hooks=saving(1, by_epoch=False)),
@@ -165,13 +165,13 @@ CASES = {
             num_workers=1,
             persistent_workers=True,
         ),
-        ['iter_5.pth', 'iter_6.pth'],
+        ['iter_5.pth'],
     ),
-    # Pass after pass, and after more than one of them.
+    # After more than one pass.
     'iterations, PGD': (
         dict(train_cfg=iters(8, PGD), default_hooks=saving(1, by_epoch=False)),
         dict(batch_sampler=dict(type='AspectRatioBatchSampler')),
-        ['iter_3.pth', 'iter_7.pth'],
+        ['iter_7.pth'],
     ),
     'iterations, reset': (
         dict(train_cfg=iters(9, FREE), default_hooks=saving(7, by_epoch=False)),
@@ -214,7 +214,7 @@ def test_ema_schedules_and_validation(build: Build, coco: Path, tmp_path: Path) 
     assert_resumes(
         build,
         tmp_path,
-        ['epoch_1.pth', 'epoch_2.pth'],
+        ['epoch_1.pth'],
         model=tiny.faster_rcnn(),
         train_cfg=epochs(3, RUN),
         default_hooks=hooks,
@@ -311,7 +311,7 @@ def test_a_pipeline_that_switches(build: Build, coco: Path, tmp_path: Path) -> N
     assert_resumes(
         build,
         tmp_path,
-        ['epoch_1.pth', 'epoch_2.pth'],
+        ['epoch_2.pth'],
         train_cfg=epochs(3, NONE),
         train_dataloader=loader,
         default_hooks=saving(),
@@ -370,18 +370,17 @@ def killed_while_saving(
             runner.train()
 
 
-@pytest.mark.parametrize('keep', [-1, 1])
 def test_a_kill_while_saving_loses_nothing(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor where mmengine removes the only checkpoint before it writes the next."""
     settings: dict[str, Any] = dict(
-        train_cfg=epochs(3, RUN), default_hooks=saving(max_keep_ckpts=keep)
+        train_cfg=epochs(3, RUN), default_hooks=saving(max_keep_ckpts=1)
     )
     runner = build(**settings)
     runner.train()
     expected, work = outcome(runner), tmp_path / 'work'
-    whole = ['epoch_3.pth'] if keep == 1 else [f'epoch_{n}.pth' for n in (1, 2, 3)]
-    assert sorted(path.name for path in work.glob('*.pth')) == whole
+    assert [path.name for path in work.glob('*.pth')] == ['epoch_3.pth']
     shutil.rmtree(work)
     killed_while_saving(build(**settings), 3, monkeypatch)
     assert newest_checkpoint(str(work))[0] == str(work / 'epoch_2.pth')
@@ -390,7 +389,7 @@ def test_a_kill_while_saving_loses_nothing(
     resumed.train()
     for key, value in outcome(resumed).items():
         assert torch.equal(value, expected[key]), key
-    assert sorted(path.name for path in work.glob('*.pth')) == whole
+    assert [path.name for path in work.glob('*.pth')] == ['epoch_3.pth']
     assert not list(work.glob('.*.partial'))
 
 
