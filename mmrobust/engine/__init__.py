@@ -13,16 +13,16 @@ from .adversaries import (
 )
 from .eval_loops import AttackTestLoop, AttackValLoop
 from .freeze import FreezeBackboneHook, SeedUpdatesHook
-from .hooks import AdversaryStateHook, AttackVisualizationHook
+from .hooks import AttackVisualizationHook
 from .optim import BackboneLrOptimWrapperConstructor, BFloat16OptimWrapper
 from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
+from .training_state import TrainingStateHook
 
 __all__ = [
     'APGDAdversary',
     'AdvEpochBasedTrainLoop',
     'AdvIterBasedTrainLoop',
     'Adversary',
-    'AdversaryStateHook',
     'AttackTestLoop',
     'AttackValLoop',
     'AttackVisualizationHook',
@@ -35,4 +35,5 @@ __all__ = [
     'NoAdversary',
     'PGDAdversary',
     'SeedUpdatesHook',
+    'TrainingStateHook',
 ]

@@ -81,3 +81,18 @@ def gives_rgb(dataset: Any) -> bool:
     return any(
         kind.__module__ == 'mmpretrain.datasets.cifar' for kind in type(dataset).__mro__
     )
+
+
+def keeps_images(dataset: Any) -> bool:
+    """Whether a transform keeps images of before, as mmdet's CachedMosaic does.
+
+    Args:
+        dataset: a dataset, a wrapper of some, or a pipeline or transform of one.
+    """
+    if hasattr(dataset, 'results_cache'):
+        return True
+    if isinstance(dataset, (list, tuple)):
+        return any(keeps_images(inner) for inner in dataset)
+    names = ('dataset', 'datasets', 'pipeline', 'transforms')
+    parts = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
+    return any(keeps_images(part) for part in parts)

@@ -22,9 +22,11 @@ from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary, NoAdversary
 from .adversaries.base import bare_model
 from .guard import finite_updates
-from .hooks import AdversaryStateHook, ConvertedWeightsHook
+from .hooks import ConvertedWeightsHook
 from .preflight import check_has_boxes, check_one_image_each, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
+from .resuming import settle_checkpoint
+from .training_state import TrainingStateHook
 
 
 class _AdversarialTraining:
@@ -34,15 +36,22 @@ class _AdversarialTraining:
     dataloader: DataLoader
     adversary: Adversary
     max_skipped: int
+    val_begin: int
+    val_interval: int
     _iter: int
+    # How many updates of the pass that is under way have been made.
+    updates_of_pass = 0
 
-    def _build_loader(self, runner: Runner, dataloader: Any) -> DataLoader:
-        if not isinstance(dataloader, dict):
-            return dataloader
-        diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
-        return runner.build_dataloader(
-            dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
-        )
+    def _build_loader(
+        self, runner: Runner, dataloader: Any, times: int
+    ) -> ReplayDataLoader:
+        settle_checkpoint(runner)
+        if isinstance(dataloader, dict):
+            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+            dataloader = runner.build_dataloader(
+                dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
+            )
+        return ReplayDataLoader(dataloader, times, runner.seed)
 
     def _set_up(self, adversary: Adversary | dict, max_skipped: int) -> Adversary:
         self.max_skipped = positive_int(max_skipped, 'max_skipped')
@@ -97,6 +106,28 @@ class _AdversarialTraining:
         )
         self._iter += 1
 
+    def _add_hooks(self, runner: Runner, updates_per_epoch: int) -> None:
+        self.adversary.updates_per_epoch = updates_per_epoch  # type: ignore[attr-defined]
+        self._state = TrainingStateHook(self.adversary)
+        runner.register_hook(self._state, priority=self._state.priority)
+        runner.register_hook(ConvertedWeightsHook())
+
+    def _validate_if_due(self, done: int, total: int) -> None:
+        self._decide_current_val_interval()  # type: ignore[attr-defined]
+        if (
+            self.runner.val_loop is not None
+            and done >= self.val_begin
+            and (done % self.val_interval == 0 or done == total)
+        ):
+            self.runner.val_loop.run()
+
+    def _make_up_validation(self, resumed: dict, done: int, total: int) -> None:
+        """Validates if training was interrupted after the checkpoint and before."""
+        if 'validated' in resumed and not (
+            resumed['validated'] or self.updates_of_pass
+        ):
+            self._validate_if_due(done, total)
+
 
 @LOOPS.register_module()
 class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
@@ -129,13 +160,10 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         **kwargs: Any,
     ) -> None:
         built = self._set_up(adversary, max_skipped)
-        loader = self._build_loader(runner, dataloader)
         # Replayed before super().__init__, which counts the iterations by its length.
-        loader = ReplayDataLoader(loader, built.replays)
+        loader = self._build_loader(runner, dataloader, built.replays)
         super().__init__(runner, loader, max_epochs, **kwargs)
-        built.updates_per_epoch = len(loader)  # type: ignore[attr-defined]
-        runner.register_hook(AdversaryStateHook(built))
-        runner.register_hook(ConvertedWeightsHook())
+        self._add_hooks(runner, len(loader))
 
     @together()
     def run(self) -> Any:
@@ -150,12 +178,46 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
                 'sampler.round_up=True in the train_dataloader.'
             )
         runner = self.runner
+        runner.call_hook('before_train')
+        resumed = self._state.restore(runner)
+        self._resume_pass(resumed)
         with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
-            return super().run()
+            self._make_up_validation(resumed, self._epoch, self._max_epochs)
+            while self._epoch < self._max_epochs and not self.stop_training:
+                self.run_epoch()
+                self._validate_if_due(self._epoch, self._max_epochs)
+        runner.call_hook('after_train')
+        return runner.model
+
+    def run_epoch(self) -> None:
+        """One pass over the data, or what is left of it."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        loader: Any = self.dataloader
+        loader.start(self._epoch, self.updates_of_pass)
+        for idx, data_batch in enumerate(loader, self.updates_of_pass):
+            self.run_iter(idx, data_batch)
+        self.updates_of_pass = 0
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """One update."""
+        self.updates_of_pass = idx + 1
         self._run_adversarial_iter(idx, data_batch)
+
+    def _resume_pass(self, resumed: dict) -> None:
+        """Goes on in the middle of a pass."""
+        self.updates_of_pass = resumed.get('updates_of_pass', 0)
+        if self.updates_of_pass == 0:
+            return
+        before, now = resumed['length_of_pass'], len(self.dataloader)
+        if before != now:
+            raise ConfigError(
+                f'the checkpoint is from the middle of a pass of {before} updates, and '
+                f'a pass has {now} now: resume with the batch size, the number of '
+                'processes and the data of before, or from the end of an epoch.'
+            )
 
 
 @LOOPS.register_module()
@@ -184,13 +246,12 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         **kwargs: Any,
     ) -> None:
         built = self._set_up(adversary, max_skipped)
-        loader = self._build_loader(runner, dataloader)
+        loader = self._build_loader(runner, dataloader, 1)
         super().__init__(runner, loader, max_iters, **kwargs)
-        inner: Any = self.dataloader_iterator  # type: ignore[has-type]
-        self.dataloader_iterator = ReplayIterator(inner, built.replays)
-        built.updates_per_epoch = len(loader) * built.replays  # type: ignore[attr-defined]
-        runner.register_hook(AdversaryStateHook(built))
-        runner.register_hook(ConvertedWeightsHook())
+        # mmengine 0.10.7 has begun the first pass by now, newer forks have not.
+        begun = getattr(self.dataloader_iterator, '_iterator', None)  # type: ignore[has-type]
+        self.dataloader_iterator = ReplayIterator(loader, built.replays, begun)
+        self._add_hooks(runner, len(loader) * built.replays)
 
     @together()
     def run(self) -> Any:
@@ -198,8 +259,20 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
         runner = self.runner
+        runner.call_hook('before_train')
+        # All of the training is one epoch to hooks, as in mmengine.
+        runner.call_hook('before_train_epoch')
+        self.dataloader_iterator.skip_iter(self._iter)
+        resumed = self._state.restore(runner)
         with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
-            return super().run()
+            self._make_up_validation(resumed, self._iter, self._max_iters)
+            while self._iter < self._max_iters and not self.stop_training:
+                runner.model.train()
+                self.run_iter(next(self.dataloader_iterator))
+                self._validate_if_due(self._iter, self._max_iters)
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
 
     def run_iter(self, data_batch: Any) -> None:  # type: ignore[override]
         """One update."""

@@ -42,7 +42,7 @@ class FreeAdversary(Adversary):
             pass that reaches only the image. The code of arXiv 2305.17438 uses
             ``'cls+reg'``.
         carry: ``'epoch'`` starts every pass over the data from a zero perturbation,
-            so that epoch checkpoints resume exactly; ``'run'`` carries it through the
+            which epoch checkpoints need not save; ``'run'`` carries it through the
             whole training, as the papers do, and saves it in checkpoints.
         warmup_iters: updates over which eps grows linearly to its full size.
         share: see :class:`Adversary`. An image that stays clean leaves the
