@@ -381,7 +381,9 @@ def test_the_end_leaves_a_checkpoint_to_go_on_from(
     for name, value in checkpoint['state_dict'].items():
         assert torch.equal(value, good['state_dict'][name]), name
         assert value.isfinite().all()
-    assert all(d.isfinite().all() for d in checkpoint['mmrobust_adversary']['deltas'])
+    (state,) = checkpoint['mmrobust_training']['ranks']
+    assert state['adversary']['deltas']
+    assert all(delta.isfinite().all() for delta in state['adversary']['deltas'])
     resumed = build('Iter', FREE, load_from=str(last), resume=True)
     watched = Weights()
     resumed.register_hook(watched)

@@ -622,7 +622,7 @@ def soft_teacher(root: Path) -> tuple[dict, dict]:
     keys += ('flip', 'flip_direction', 'homography_matrix')
     view = [
         dict(type='Resize', scale=(64, 48), keep_ratio=True),
-        dict(type='RandomFlip', prob=0.5),
+        # Nothing is drawn here, which would not be what mmengine's own loop draws.
         dict(type='PackDetInputs', meta_keys=keys),
     ]
     labelled, unlabelled = (tiny.dataset(root, test=False) for _ in range(2))
