@@ -278,14 +278,24 @@ def test_a_pass_goes_on_anywhere(updates: int, workers: dict) -> None:
     assert found == [expected[1][updates:], expected[2]]
 
 
-def test_draws_leave_the_generators_alone() -> None:
-    """A model draws what it would draw without augmentation (but for torch's seed)."""
-    torch.manual_seed(3), np.random.seed(3), random.seed(3)
-    draws(1)
-    found = float(torch.rand(())), np.random.rand(), random.random()
-    torch.manual_seed(3), np.random.seed(3), random.seed(3)
-    torch.empty((), dtype=torch.int64).random_()
-    assert found == (float(torch.rand(())), np.random.rand(), random.random())
+@pytest.mark.parametrize('workers', [dict(), *WORKERS])
+@pytest.mark.parametrize('dataset', [Numbers(7), Draws()])
+def test_generators_are_left_as_by_a_plain_loader(
+    workers: dict, dataset: Dataset
+) -> None:
+    """A model draws what it draws in stock training, whatever augmentation draws."""
+    found = []
+    for kind in (DataLoader, ReplayDataLoader):
+        loader = DataLoader(Numbers(7), batch_size=2, **workers)
+        if kind is ReplayDataLoader:
+            loader = DataLoader(dataset, batch_size=2, **workers)
+            loader = ReplayDataLoader(loader, 2)
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+        for _ in range(3):
+            for _ in loader:
+                pass
+            found.append((float(torch.rand(())), np.random.rand(), random.random()))
+    assert found[:3] == found[3:]
 
 
 def test_two_processes_draw_what_one_draws(monkeypatch: pytest.MonkeyPatch) -> None:
