@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .acceleration import Acceleration
 from .adversaries import (
     Adversary,
     APGDAdversary,
@@ -19,6 +20,7 @@ from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
 
 __all__ = [
     'APGDAdversary',
+    'Acceleration',
     'AdvEpochBasedTrainLoop',
     'AdvIterBasedTrainLoop',
     'Adversary',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..pixels import PicturePipeline
 from ..registry import ATTACKS
 from ..report import RobustnessReport
+from .acceleration import Acceleration
 from .adversaries.base import bare_model
 from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome, ids_of
@@ -50,6 +51,7 @@ class AttackEvaluation:
         benign_boxes: detections on the clean images by image id, if there is an
             analysis; None where they cannot be read.
         gallery: pictures for the report, if the loop writes one.
+        speed: how attacks are accelerated.
     """
 
     runner: Runner
@@ -57,6 +59,7 @@ class AttackEvaluation:
     evaluator: Evaluator
     fp16: bool
     stage: str
+    speed: Acceleration
     gallery: Gallery | None = None
 
     def _set_up(
@@ -68,7 +71,9 @@ class AttackEvaluation:
         save_adv: str | None,
         space: str = 'input',
         quantize: bool = False,
+        speed: Mapping[str, Any] | None = None,
     ) -> None:
+        self.speed = Acceleration.read(speed)
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -128,6 +133,10 @@ class AttackEvaluation:
             Benign metrics under their own names, and those of each attack behind the
             attack's name, like ``pgd/coco/bbox_mAP``.
         """
+        with self.speed.prepared(bare_model(self.runner.model)):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')
@@ -143,12 +152,14 @@ class AttackEvaluation:
             self.pixels,
             self.space,
             self.quantize,
+            self.speed,
         )
         notes += self._check_objectives()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
         report.space = self.space
+        report.environment['speed'] = self.speed.describe()
         self.analysis = self._analysis()
         self.records = self._open_records()
         self.gallery = self._gallery()

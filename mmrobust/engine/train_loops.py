@@ -7,16 +7,23 @@ and it leaves checkpoints that load in plain mmdet.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..registry import ADVERSARIES, LOOPS
+from .acceleration import Acceleration
 from .adversaries import Adversary
+from .adversaries.base import bare_model
 from .hooks import AdversaryStateHook, ConvertedWeightsHook
 from .preflight import check_has_boxes, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
@@ -28,6 +35,7 @@ class _AdversarialTraining:
     runner: Runner
     dataloader: DataLoader
     adversary: Adversary
+    speed: Acceleration
     _iter: int
 
     def _build_loader(self, runner: Runner, dataloader: Any) -> DataLoader:
@@ -38,7 +46,10 @@ class _AdversarialTraining:
             dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
         )
 
-    def _set_up(self, adversary: Adversary | dict) -> Adversary:
+    def _set_up(
+        self, adversary: Adversary | dict, speed: Mapping[str, Any] | None
+    ) -> Adversary:
+        self.speed = Acceleration.read(speed)
         self.adversary = (
             ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
         )
@@ -77,11 +88,37 @@ class _AdversarialTraining:
         self.adversary.prepare(self.dataloader.dataset)
         print_log(f'Adversarial training: {settings}', logger='current')
 
+    @contextmanager
+    def _accelerated(self) -> Iterator[None]:
+        """Training as ``speed`` asks for it."""
+        runner, wrapper = self.runner, self.runner.optim_wrapper
+        if self.speed.compile is not None and runner.cfg.get('compile'):
+            raise ConfigError(
+                'compile compiles the whole update and speed.compile its backbone and '
+                'neck: leave one of them out.'
+            )
+        amp = isinstance(wrapper, AmpOptimWrapper) and wrapper.cast_dtype
+        if self.speed.autocast and amp not in (False, torch.bfloat16):
+            raise ConfigError(
+                'AmpOptimWrapper computes in float16 and speed.autocast in bfloat16: '
+                "set optim_wrapper.dtype='bfloat16', or leave one of them out."
+            )
+        if settings := self.speed.describe():
+            print_log(f'Acceleration: {settings}', logger='current')
+        with self.speed.prepared(bare_model(runner.model)):
+            if self.speed.channels_last and is_model_wrapper(runner.model):
+                # Its buckets for gradients have the layout that the weights had.
+                runner.model = runner.wrap_model(
+                    runner.cfg.get('model_wrapper_cfg'), bare_model(runner.model)
+                )
+            yield
+
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
-        outputs = self.adversary.train_step(
-            self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
-        )
+        with self.speed.on(bare_model(self.runner.model)):
+            outputs = self.adversary.train_step(
+                self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
+            )
         # Before the hooks: CheckpointHook saves the perturbation as of this update.
         self.runner.call_hook(
             'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
@@ -100,6 +137,8 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
             ``replays`` times in a pass, and each use counts as one iteration.
         adversary: config for the ``ADVERSARIES`` registry, for instance
             ``dict(type='mmrobust.FreeAdversary', eps=4, replays=4)``.
+        speed: options of :class:`mmrobust.engine.Acceleration`, for updates and the
+            attacks in them, for instance ``dict(autocast='bfloat16')``.
         **kwargs: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
@@ -113,9 +152,10 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_epochs: int,
         adversary: Adversary | dict,
+        speed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        built = self._set_up(adversary)
+        built = self._set_up(adversary, speed)
         loader = self._build_loader(runner, dataloader)
         # Replayed before super().__init__, which counts the iterations by its length.
         loader = ReplayDataLoader(loader, built.replays)
@@ -128,7 +168,8 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
-        return super().run()
+        with self._accelerated():
+            return super().run()
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """One update."""
@@ -144,6 +185,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         dataloader: the training data loader or its config.
         max_iters: updates; with FreeAT each replay of a batch is one.
         adversary: config for the ``ADVERSARIES`` registry.
+        speed: see :class:`AdvEpochBasedTrainLoop`.
         **kwargs: as IterBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
@@ -156,9 +198,10 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int,
         adversary: Adversary | dict,
+        speed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        built = self._set_up(adversary)
+        built = self._set_up(adversary, speed)
         loader = self._build_loader(runner, dataloader)
         super().__init__(runner, loader, max_iters, **kwargs)
         inner: Any = self.dataloader_iterator  # type: ignore[has-type]
@@ -171,7 +214,8 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         """Launches training."""
         check_normalization(self.runner.model, gives_rgb(self.dataloader.dataset))
         self._check()
-        return super().run()
+        with self._accelerated():
+            return super().run()
 
     def run_iter(self, data_batch: Any) -> None:  # type: ignore[override]
         """One update."""
