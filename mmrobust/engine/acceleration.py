@@ -97,12 +97,24 @@ class Acceleration:
         }
         return {key: value for key, value in found.items() if value}
 
+    def notes(self) -> list[str]:
+        """What a reader of attacked figures has to know, as sentences."""
+        if not self.autocast:
+            return []
+        return [
+            'attacks were computed in bfloat16 (speed.autocast), which can weaken '
+            'them: '
+            'repeat without it what is to be published, or see on some images that it '
+            'makes no difference (docs/speed.md has measured ones).'
+        ]
+
     @contextmanager
-    def prepared(self, model: nn.Module) -> Iterator[None]:
+    def prepared(self, model: nn.Module, keeps_graph: bool = False) -> Iterator[None]:
         """Lays out the weights and makes the compiled parts.
 
         Args:
             model: the bare model, on its device.
+            keeps_graph: whether two backward passes go through one forward pass.
 
         Raises:
             ConfigError: if device, model or torch cannot do what was asked for.
@@ -125,7 +137,11 @@ class Acceleration:
                     f'{type(model).__name__} has no {" or ".join(_PARTS)} to compile: '
                     'leave speed.compile out.'
                 )
-        with _channels_last(model) if self.channels_last else ExitStack():
+        with ExitStack() as stack:
+            if self.channels_last:
+                stack.enter_context(_channels_last(model))
+            if self.compile is not None and keeps_graph:
+                stack.enter_context(_buffers_kept())
             yield
 
     @contextmanager
@@ -185,8 +201,8 @@ def _compile(
         compiled = torch.compile(part.forward, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f'speed.compile={settings} is nothing that torch.compile takes here: '
-            f'{_first_line(error)}.'
+            f'torch.compile does not take {settings} here ({_reason(error)}): '
+            'change speed.compile or leave it out.'
         ) from error
     from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import TorchDynamoException
@@ -201,7 +217,7 @@ def _compile(
             return compiled(*args, **kwargs)
         except TorchDynamoException as error:
             raise ConfigError(
-                f'torch.compile fails on the {name} ({_first_line(error)}): leave '
+                f'torch.compile fails on the {name} ({_reason(error)}): leave '
                 'speed.compile out, or give it another backend.'
             ) from error
 
@@ -225,10 +241,23 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
             tensor.data = tensor.data.contiguous()
 
 
+@contextmanager
+def _buffers_kept() -> Iterator[None]:
+    """A compiled backward pass leaves to a second one what the forward pass saved."""
+    from torch._functorch import config
+
+    if not hasattr(config, 'donated_buffer'):  # an older torch does so anyway
+        yield
+        return
+    with config.patch(donated_buffer=False):
+        yield
+
+
 def _knows_bfloat16() -> bool:
     known: bool = torch.cuda.is_bf16_supported()
     return known
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split('\n')[0].rstrip('.')
+def _reason(error: BaseException) -> str:
+    # Of a backend's error, its name and then what it said.
+    return ' '.join(str(error).strip().split('\n')[:2]).rstrip('.')

@@ -155,6 +155,8 @@ class AttackEvaluation:
             self.speed,
         )
         notes += self._check_objectives()
+        if self.attacks:
+            notes += self.speed.notes()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )

@@ -105,7 +105,8 @@ class _AdversarialTraining:
             )
         if settings := self.speed.describe():
             print_log(f'Acceleration: {settings}', logger='current')
-        with self.speed.prepared(bare_model(runner.model)):
+        own = self.adversary.objective.terms is not None
+        with self.speed.prepared(bare_model(runner.model), keeps_graph=own):
             if self.speed.channels_last and is_model_wrapper(runner.model):
                 # Its buckets for gradients have the layout that the weights had.
                 runner.model = runner.wrap_model(
