@@ -62,8 +62,8 @@ def as_sentence(error: BaseException) -> str | None:
     return None
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that mmdet's train and test tools have in common."""
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that overrides settings of the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -71,6 +71,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='override settings of the config, as key=value; lists as key="[a,b]" or '
         'key=a,b. data_root=PATH is also put into the datasets and evaluators',
     )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that mmdet's train and test tools have in common."""
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
