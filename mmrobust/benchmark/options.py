@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..attacks import PGD
-from ..batch import attack_samples, float_images, take
+from ..batch import attack_samples, float_images
 from ..classification import make_oracle
 from ..engine import Acceleration, Adversary, FreeAdversary, PGDAdversary
 from ..errors import ConfigError
 from ..objective import Objective, loss_mode
+from .subject import Subject
 
 PLAIN = 'none'
 # By name what a loop's ``speed`` takes, and mmengine's own env_cfg.cudnn_benchmark.
@@ -95,17 +95,13 @@ def attack_rows(
 
 
 def update_rows(
-    model: Any,
-    batch: dict,
+    subject: Subject,
     repeats: int = 3,
     options: Mapping[str, Mapping[str, Any]] = OPTIONS,
     late: Callable[[], bool] = lambda: False,
 ) -> Iterator[Row]:
     """Updates of FreeAT and PGD-AT with each option; see :func:`attack_rows`."""
-    device = next(model.parameters()).device
-    model.train()
-    # Measured weights stay as they are.
-    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0))
+    model, batch, device = subject.model, subject.batch, subject.device
     methods: dict[str, Adversary] = {
         'FreeAT update': FreeAdversary(eps=4, carry='run'),
         'PGD-AT update, 3 steps': PGDAdversary(eps=4, num_steps=3),
@@ -117,7 +113,7 @@ def update_rows(
                 return
 
             def run(adversary: Adversary = adversary) -> Any:
-                return adversary.train_step(model, wrapper, batch, 1)
+                return adversary.train_step(model, subject.wrapper, batch, 1)
 
             with _measuring(model, option, device) as row:
                 _time(row, run, repeats, device)
@@ -125,11 +121,6 @@ def update_rows(
                 base = _finish(row, len(batch['inputs']), None, base)
             what = {'what': method, 'batch': len(batch['inputs']), 'option': name}
             yield {**what, **row}
-
-
-def first_images(batch: dict, count: int) -> dict:
-    """A batch of the first images of one."""
-    return take(batch, list(range(count)))
 
 
 def matrix_peaks(

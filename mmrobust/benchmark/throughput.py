@@ -2,11 +2,11 @@
 
     python -m mmrobust.benchmark.throughput --json gpu.json
 
-measures PGD-20 and adversarial updates on Faster R-CNN, FCOS and DAB-DETR with ResNet-50
-at 800 x 1333, the matrix peak of the device and the share of it that attacks reach, and
-for every ``--effect CONFIG CHECKPOINT`` the AP that each option's attack leaves. Images
-and weights are made up (but for ``--effect``), and nothing is downloaded. What does not
-fit into ``--minutes`` is left out, and the table says so.
+measures PGD-20 and adversarial updates on Faster R-CNN, FCOS and DAB-DETR with
+ResNet-50 at 800 x 1333, the matrix peak of the device and the share of it that attacks
+reach, and for every ``--effect CONFIG CHECKPOINT`` the AP that each option's attack
+leaves. Images and weights are made up (but for ``--effect``), and nothing is
+downloaded. What does not fit into ``--minutes`` is left out.
 """
 
 from __future__ import annotations
@@ -23,30 +23,28 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from .. import cli
+from ..batch import take
 from ..report import device_name, package_versions
 from ..report.files import write_atomically
-from ..zoo.batch import synthetic_batch
-from ..zoo.examine import settle
-from ..zoo.shrink import dicts
 from .options import (
     OPTIONS,
     Row,
     attack_rows,
-    first_images,
     matrix_peaks,
     peak_format,
     update_rows,
 )
+from .subject import Subject
 
 MODELS = (
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
 )
+_PGD = {'type': 'mmrobust.PGD', 'eps': 8}
 _COLUMNS = {
     'model': 'model',
     'what': 'what',
@@ -128,48 +126,31 @@ def main() -> None:
 def rows(args: argparse.Namespace, device: torch.device, late: Any) -> Iterator[Row]:
     """Everything, in the order of its importance."""
     chosen = {name: OPTIONS[name] for name in args.options}
-    subjects = {}
+    subjects: dict[str, Subject] = {}
     for path in args.models:
         name = path.split('/')[-1].split('_')[0].removesuffix('.py')
         if late():
             return
-        subjects[name] = subject(path, args.size, args.batch_size, device)
-        model, batch = subjects[name]
-        one = first_images(batch, 1)
-        for row in attack_rows(model, one, args.steps, args.repeats, chosen, late):
+        cfg = cli.read_config(path)
+        own = Subject(cfg, device, tuple(args.size), args.batch_size)
+        subjects[name] = own
+        one = take(own.batch, [0])
+        for row in attack_rows(own.model, one, args.steps, args.repeats, chosen, late):
             yield {'model': name, **row}
     for config, checkpoint in args.effect:
         for option, settings in chosen.items():
             if 'cudnn_benchmark' not in settings and not late():
                 row = effect_row(config, checkpoint, settings, args, device)
                 yield {'model': Path(config).stem, 'option': option, **row}
-    for name, (model, batch) in subjects.items():
-        for row in update_rows(model, batch, args.repeats, chosen, late):
+    for name, own in subjects.items():
+        for row in update_rows(own, args.repeats, chosen, late):
             yield {'model': name, **row}
-    for name, (model, batch) in subjects.items():
-        model.eval()
-        for row in attack_rows(model, batch, args.steps, args.repeats, chosen, late):
+    for name, own in subjects.items():
+        batch = own.batch
+        for row in attack_rows(
+            own.model, batch, args.steps, args.repeats, chosen, late
+        ):
             yield {'model': name, **row}
-
-
-def subject(
-    path: str, size: tuple[int, int], batch_size: int, device: torch.device
-) -> tuple[Any, dict]:
-    """A model of a config with random weights, and a batch for it."""
-    from mmdet.registry import MODELS as REGISTRY
-
-    cfg = cli.read_config(path)
-    init_default_scope('mmdet')
-    for part in dicts(cfg.model):
-        if 'checkpoint' in (part.get('init_cfg') or ()):
-            part['init_cfg'] = None
-    torch.manual_seed(0)
-    model = REGISTRY.build(cfg.model)
-    model.init_weights()
-    model_cfg = cfg.model.to_dict()
-    settle(model, synthetic_batch(cfg, model_cfg, [(256, 256)] * 2))
-    batch = synthetic_batch(cfg, model_cfg, [tuple(size)] * batch_size)
-    return model.to(device).eval(), batch
 
 
 def effect_row(
