@@ -74,13 +74,11 @@ class Clock:
 def alternate(
     sides: Sequence[Side], clock: Clock, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every side by name, in turns after one warm-up call of each.
+    """Seconds of every side by name, in turns; each has run before, to warm up.
 
     A machine whose speed drifts so slows all of them, and as every other turn goes
     backwards, none always follows the same one.
     """
-    for side in sides:
-        side.run()
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for turn in range(repeats):
         for side in sides if turn % 2 == 0 else reversed(sides):
@@ -121,7 +119,7 @@ def compare(
 
 
 def possible(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
-    """The sides that the model is for, and a note on each other one."""
+    """Runs every side once; those that the model is for, and a note on each other."""
     left, notes = [], []
     for side in sides:
         try:

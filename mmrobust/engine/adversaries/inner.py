@@ -86,7 +86,8 @@ class PGDAdversary(Adversary):
             self._set_radius(self.threat_at(iteration))
             seed = derive_seed('pgd-at', torch.initial_seed(), get_rank(), iteration)
             part = take(data_batch, attacked)
-            part['data_samples'] = [s.to(device) for s in part['data_samples']]
+            if device.type != 'cpu':  # once, not in every step
+                part['data_samples'] = [s.to(device) for s in part['data_samples']]
             with loss_mode(bare):
                 adversarial = self._perturb(
                     bare,
