@@ -226,7 +226,7 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     evaluation = {key: getattr(args, key) for key in (*_EVALUATION, *_DETECTION)}
     evaluation = {key: value for key, value in evaluation.items() if value is not None}
     if speed := cli.speed_of(args):
-        evaluation['speed'] = speed
+        evaluation['speed'] = {**(cfg.test_cfg.get('speed') or {}), **speed}
     auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
     if args.version is not None and 'autoattack' not in (args.attack or ()):
         auto.remove('version')

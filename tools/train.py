@@ -117,7 +117,7 @@ def accelerate(cfg: Config, args: argparse.Namespace) -> Config:
                 f'--{next(iter(speed)).replace("_", "-")} is for adversarial training: '
                 'add --robust METHOD.'
             )
-        cfg.train_cfg.speed = speed
+        cfg.train_cfg.speed = {**(cfg.train_cfg.get('speed') or {}), **speed}
     return cfg
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,11 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..attacks import PGD
-from ..batch import attack_samples, float_images
+from ..batch import float_images
 from ..classification import make_oracle
 from ..engine import Acceleration, Adversary, FreeAdversary, PGDAdversary
 from ..errors import ConfigError
 from ..objective import Objective, loss_mode
+from .passes import loss
 from .subject import Subject
 
 PLAIN = 'none'
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 
 def attack_rows(
-    model: Any,
+    subject: Subject,
     batch: dict,
     steps: int = 20,
     repeats: int = 3,
@@ -50,8 +50,8 @@ def attack_rows(
     """PGD on a batch with each option: of one image as evaluations attack it.
 
     Args:
-        model: a detector, on its device.
-        batch: unpadded images with boxes in their frame; several share one loss.
+        subject: has the detector.
+        batch: what is attacked, of the subject's; several images share one loss.
         steps: of PGD (eps 8, random start, best iterate kept).
         repeats: measurements after the first call, which compiles and is not counted.
         options: what is measured; the first is what the others are compared with.
@@ -63,8 +63,8 @@ def attack_rows(
         the loss, as a share of what the first option reaches; ``failed`` with the
         reason instead where it does not work.
     """
-    device = next(model.parameters()).device
-    samples = attack_samples(batch['data_samples'], device, 'input')
+    model, device = subject.model, subject.device
+    samples = subject.samples(batch)
     clean, together = float_images(batch, device), len(samples) > 1
     attack = PGD(eps=8, num_steps=steps)
 
@@ -74,20 +74,20 @@ def attack_rows(
     def run() -> list[Tensor]:
         return attack.perturb(oracle(), clean, torch.Generator().manual_seed(0))
 
-    def loss(images: list[Tensor]) -> float:
+    def reached(images: list[Tensor]) -> float:
         torch.manual_seed(0)
         with loss_mode(model):
             return float(oracle().value(images).sum())
 
-    work = _work(model, oracle, clean, attack)
-    before, gain, base = loss(clean), 0.0, None
+    work = _work(subject, clean, samples, attack)
+    before, gain, base = reached(clean), 0.0, None
     for name, option in options.items():
         if late():
             return
-        with _measuring(model, option, device) as row, loss_mode(model):
-            found = _time(row, run, repeats, device)
+        with loss_mode(model):
+            row, found = _measure(subject, option, run, repeats)
         if 'failed' not in row:
-            raised = loss(found) - before
+            raised = reached(found) - before
             gain = gain or raised
             row['reached'] = raised / gain if gain else None
             base = _finish(row, len(clean), work, base)
@@ -101,7 +101,7 @@ def update_rows(
     late: Callable[[], bool] = lambda: False,
 ) -> Iterator[Row]:
     """Updates of FreeAT and PGD-AT with each option; see :func:`attack_rows`."""
-    model, batch, device = subject.model, subject.batch, subject.device
+    model, batch = subject.model, subject.batch
     methods: dict[str, Adversary] = {
         'FreeAT update': FreeAdversary(eps=4, carry='run'),
         'PGD-AT update, 3 steps': PGDAdversary(eps=4, num_steps=3),
@@ -115,8 +115,7 @@ def update_rows(
             def run(adversary: Adversary = adversary) -> Any:
                 return adversary.train_step(model, subject.wrapper, batch, 1)
 
-            with _measuring(model, option, device) as row:
-                _time(row, run, repeats, device)
+            row, _ = _measure(subject, option, run, repeats)
             if 'failed' not in row:
                 base = _finish(row, len(batch['inputs']), None, base)
             what = {'what': method, 'batch': len(batch['inputs']), 'option': name}
@@ -164,55 +163,54 @@ def peak_format(option: Mapping[str, Any], device: torch.device) -> str:
     return 'tf32' if tf32 else 'float32'
 
 
-def _work(model: Any, oracle: Callable[[], Any], images: Any, attack: PGD) -> int:
+def _work(
+    subject: Subject, images: list[Tensor], samples: list[Any], attack: PGD
+) -> int:
     """Operations of an attack's convolutions and matrix products.
 
     Multiplications and additions count one each, as in the peak.
     """
-    with loss_mode(model):
-        with FlopCounterMode(display=False) as step:
-            oracle().value_and_grad(images)
-        with FlopCounterMode(display=False) as value:
-            oracle().value(images)
+    leaves = [image.detach().requires_grad_() for image in images]
+    with loss_mode(subject.model):
+        with FlopCounterMode(display=False) as forward:
+            value = loss(subject, leaves, samples)
+        with FlopCounterMode(display=False) as backward:
+            value.backward()  # type: ignore[no-untyped-call]
+    there, back = (int(c.get_total_flops()) for c in (forward, backward))
     # The clean image and the last iterate are asked for without a gradient.
-    steps: int = attack.num_steps * step.get_total_flops()
-    return steps + 2 * int(value.get_total_flops())
+    return (attack.num_steps + 2) * there + attack.num_steps * back
 
 
-@contextmanager
-def _measuring(
-    model: Any, option: Mapping[str, Any], device: torch.device
-) -> Iterator[Row]:
-    """The model with an option; what goes wrong is a row of its own."""
+def _measure(
+    subject: Subject, option: Mapping[str, Any], run: Callable[[], Any], repeats: int
+) -> tuple[Row, Any]:
+    """Times of a run with an option, and its last result; what fails says why."""
+    device, settings = subject.device, dict(option)
     row: Row = {}
-    settings = dict(option)
+    found, seconds = None, []
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = settings.pop('cudnn_benchmark', False)
-    # A part is compiled a limited number of times, over all models and options.
+    # Otherwise the graphs of other models and options would count against its limit.
     torch._dynamo.reset()
     torch.manual_seed(0)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     try:
         speed = Acceleration.read(settings)
-        with speed.prepared(model), speed.on(model):
-            yield row
-    except (ConfigError, torch.OutOfMemoryError) as error:
+        with speed.prepared(subject.model), speed.on(subject.model):
+            for _ in range(repeats + 1):
+                started = _now(device)
+                found = run()
+                seconds.append(_now(device) - started)
+        row['first_seconds'] = seconds[0]
+        row['seconds'] = statistics.median(seconds[1:])
+    except (ConfigError, torch.cuda.OutOfMemoryError) as error:
         row['failed'] = str(error).split('\n')[0]
     finally:
         torch.backends.cudnn.benchmark = before
     if device.type == 'cuda':
         row['peak_mebibytes'] = torch.cuda.max_memory_allocated(device) / 2**20
-
-
-def _time(row: Row, run: Callable[[], Any], repeats: int, device: torch.device) -> Any:
-    seconds = []
-    for _ in range(repeats + 1):
-        started = _now(device)
-        found = run()
-        seconds.append(_now(device) - started)
-    row['first_seconds'], row['seconds'] = seconds[0], statistics.median(seconds[1:])
-    return found
+    return row, found
 
 
 def _finish(row: Row, images: int, work: int | None, base: float | None) -> float:

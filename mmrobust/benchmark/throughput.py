@@ -135,7 +135,7 @@ def rows(args: argparse.Namespace, device: torch.device, late: Any) -> Iterator[
         own = Subject(cfg, device, tuple(args.size), args.batch_size)
         subjects[name] = own
         one = take(own.batch, [0])
-        for row in attack_rows(own.model, one, args.steps, args.repeats, chosen, late):
+        for row in attack_rows(own, one, args.steps, args.repeats, chosen, late):
             yield {'model': name, **row}
     for config, checkpoint in args.effect:
         for option, settings in chosen.items():
@@ -146,10 +146,8 @@ def rows(args: argparse.Namespace, device: torch.device, late: Any) -> Iterator[
         for row in update_rows(own, args.repeats, chosen, late):
             yield {'model': name, **row}
     for name, own in subjects.items():
-        batch = own.batch
-        for row in attack_rows(
-            own.model, batch, args.steps, args.repeats, chosen, late
-        ):
+        every = own.batch
+        for row in attack_rows(own, every, args.steps, args.repeats, chosen, late):
             yield {'model': name, **row}
 
 

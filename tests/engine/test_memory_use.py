@@ -150,7 +150,7 @@ IMAGES, SKIPPED = 14, 4
 PER_IMAGE = 15_000
 
 
-class SeenEnough(Exception):  # noqa: N818
+class SeenEnough(Exception):
     """Ends an evaluation before its report, which takes longer than the images."""
 
 
