@@ -24,7 +24,7 @@ from .attack import attack_sides
 from .subject import Subject
 from .table import Table
 from .timing import Clock, Side, possible
-from .training import free_sides, inner_sides
+from .training import STOCK, free_sides, inner_sides
 
 # Whose updates are worth a row here.
 _INNER = 'update of PGD-AT'
@@ -38,18 +38,14 @@ def memory_sections(subject: Subject, clock: Clock, repeats: int) -> list[Table]
     updates = free_sides(subject)
     updates += [s for s in inner_sides(subject) if s.name.startswith(_INNER)]
     peaks, notes = _peaks(subject, updates)
-    stock = peaks[updates[0].name]
+    stock = peaks[STOCK]
     with loss_mode(subject.model):
         attacks, more = _peaks(subject, attack_sides(subject))
     rows = [
         {'what': name, 'mebibytes': peak / 2**20, 'ratio': peak / stock}
         for name, peak in {**peaks, **attacks}.items()
     ]
-    columns = {
-        'what': 'what',
-        'mebibytes': 'MiB',
-        'ratio': f'× {updates[0].name}',
-    }
+    columns = {'what': 'what', 'mebibytes': 'MiB', 'ratio': f'ratio to {STOCK}'}
     title = 'Peak memory beyond weights, optimizer state and batch'
     return [Table(title, columns, rows, notes + more)]
 

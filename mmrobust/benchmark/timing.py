@@ -111,8 +111,8 @@ def compare(
         'what': 'what',
         'milliseconds': 'ms',
         'images_per_second': 'images/s',
-        'ratio': f'× {sides[0].name}',
-        'ratio_to_passes': '× its passes',
+        'ratio': f'ratio to {sides[0].name}',
+        'ratio_to_passes': 'ratio to its passes',
         'verdict': 'limit',
     }
     return Table(title, columns, rows, notes)

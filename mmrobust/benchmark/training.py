@@ -109,17 +109,11 @@ def inner_sides(subject: Subject) -> list[Side]:
         )
     sides = [_stock(subject)]
     for name, (adversary, alone) in methods.items():
-        limit = PASSES_LIMIT if name.startswith('PGD-AT') else None
         own = f'passes of {name}'
+        update = _updates(subject, adversary)
         sides += [
             Side(own, alone, count),
-            Side(
-                f'update of {name}',
-                _updates(subject, adversary),
-                count,
-                passes=own,
-                limit=limit,
-            ),
+            Side(f'update of {name}', update, count, passes=own),
         ]
     return sides
 

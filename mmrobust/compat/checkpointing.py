@@ -23,7 +23,7 @@ def checkpoints_give_input_gradients() -> Iterator[None]:
     def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
         return original(function, *args, **{**kwargs, 'use_reentrant': False})
 
-    module.checkpoint = checkpoint
+    module.checkpoint = checkpoint  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,8 @@ def test_checkpoints_change_memory_and_not_the_training(
         deltas.append(train(adversary, model, [batch], wrapper))
         model.zero_grad(set_to_none=True)
         state = deepcopy(model.state_dict())
-        peaks.append(
-            peak_bytes(lambda: adversary.train_step(model, wrapper, batch, 1), CPU)
-        )
+        update = partial(adversary.train_step, model, wrapper, batch, 1)
+        peaks.append(peak_bytes(update, CPU))
         model.load_state_dict(state)
     # Up to rounding: gradients of a weight may be added up in another order.
     theirs = saving.state_dict()
@@ -110,18 +110,18 @@ def test_checkpoints_change_memory_and_not_the_attack(
 ) -> None:
     batch = make_batch(SIZES[:1], 0)
     samples = attack_samples(batch['data_samples'], 'cpu', 'input')
+    attack = PGD(eps=4, num_steps=2)
+
+    def perturb(model: nn.Module) -> list[Tensor]:
+        with loss_mode(model):
+            oracle = LossOracle(model, batch, samples, Objective())
+            generator = torch.Generator().manual_seed(0)
+            return attack.perturb(oracle, float_images(batch, 'cpu'), generator)
+
     found, peaks = [], []
     for model in pair:
-        attack = PGD(eps=4, num_steps=2)
-
-        def perturb() -> list[Tensor]:
-            with loss_mode(model):
-                oracle = LossOracle(model, batch, samples, Objective())
-                generator = torch.Generator().manual_seed(0)
-                return attack.perturb(oracle, float_images(batch, 'cpu'), generator)
-
-        found.append(perturb()[0])
-        peaks.append(peak_bytes(perturb, CPU))
+        found.append(perturb(model)[0])
+        peaks.append(peak_bytes(partial(perturb, model), CPU))
         # The weights were frozen, also in what a checkpoint computes again.
         assert all(weight.grad is None for weight in model.parameters())
     assert torch.equal(*found)
