@@ -93,6 +93,39 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def add_speed_options(parser: Any) -> None:
+    """Adds the options of :class:`mmrobust.engine.Acceleration`.
+
+    Args:
+        parser: a parser, or a group of one.
+    """
+    parser.add_argument(
+        '--autocast',
+        action='store_true',
+        help='losses and gradients in bfloat16, never the predictions that are scored',
+    )
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='the memory layout that matrix units of GPUs want',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='torch.compile for the losses and gradients of backbone and neck',
+    )
+
+
+def speed_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says for a loop's ``speed``."""
+    given = {
+        'autocast': 'bfloat16' if args.autocast else None,
+        'channels_last': args.channels_last,
+        'compile': args.compile,
+    }
+    return {key: value for key, value in given.items() if value}
+
+
 def load_config(
     args: argparse.Namespace, convert: Callable[[Config], Config] | None = None
 ) -> Config:

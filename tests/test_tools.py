@@ -208,6 +208,12 @@ PGD = ('--attack', 'pgd')
         (('--space', 'original'), '--space needs --attack'),
         (('--quantize',), '--quantize needs --attack'),
         (('--check-images', '2'), '--check-images needs --attack'),
+        (('--channels-last',), '--channels-last needs --attack'),
+        (('--attack', 'autoattack', '--compile'), '--compile is no setting of auto'),
+        (
+            (*PGD, '--cfg-options', 'test_cfg.speed.autocast=float16'),
+            "speed.autocast='float16' is unknown",
+        ),
         (('--attack', 'autoattack', '--quantize'), '--quantize is no setting of auto'),
         (('--attack', 'autoattack', '--space', 'input'), '--space is no setting of'),
         (('--attack', 'pgd', 'autoattack'), 'cannot be combined with other attacks'),
@@ -341,6 +347,10 @@ def test_a_wrong_config_is_one_sentence(
         (
             ('--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'),
             "needs a GPU, and torch sees none: use optim_wrapper.type='mmrobust.BFl",
+        ),
+        (
+            ('--autocast', '--cfg-options', 'train_cfg._delete_=True'),
+            '--autocast is for adversarial training',
         ),
         (('--auto-scale-lr',), '--auto-scale-lr needs auto_scale_lr=dict('),
         (('--resume', 'gone.pth'), "checkpoint 'gone.pth' does not exist"),
@@ -575,6 +585,31 @@ def test_the_configs_loop_keeps_what_the_flags_leave_open(
     # Without --attack, the config's own attacks on fewer images.
     loop = config_of('test.py', '--num-images', '1', config=config).test_cfg
     assert (list(loop.attacks), loop.num_images) == (['mine'], 1)
+
+
+def test_speed_reaches_the_loops(
+    config_of: Callable[..., Config], project: Path, tmp_path: Path
+) -> None:
+    flags = ('--autocast', '--channels-last', '--compile')
+    speed = dict(autocast='bfloat16', channels_last=True, compile=True)
+    assert config_of('test.py', *PGD, *flags).test_cfg.speed == speed
+    assert 'speed' not in config_of('test.py', *PGD).test_cfg
+    assert config_of('train.py', *flags).train_cfg.speed == speed
+    assert 'speed' not in config_of('train.py').train_cfg
+    # Beside what the config has.
+    config = tmp_path / 'child.py'
+    config.write_text(
+        f'_base_ = {str(project / "config.py")!r}\n'
+        "test_cfg = dict(_delete_=True, type='mmrobust.AttackTestLoop',\n"
+        "    speed=dict(compile=dict(mode='max-autotune')),\n"
+        "    attacks=dict(mine=dict(type='mmrobust.RandomNoise', eps=1)))\n"
+    )
+    kept = config_of('test.py', *PGD, config=config).test_cfg
+    assert kept.speed == dict(compile=dict(mode='max-autotune'))
+    both = dict(kept.speed, autocast='bfloat16')
+    assert config_of('test.py', '--autocast', config=config).test_cfg.speed == both
+    changed = config_of('test.py', *PGD, '--autocast', config=config).test_cfg
+    assert changed.speed == both
 
 
 def test_without_attacks_the_test_is_mmdets(config_of: Callable[..., Config]) -> None:

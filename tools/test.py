@@ -43,7 +43,7 @@ _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
 _DETECTION = ('space', 'quantize', 'check_images')
 # What a config's test loop keeps when --attack replaces its attacks.
 _LOOP = ('fp16', *_EVALUATION)
-_ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', *_DETECTION)
+_ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', 'speed', *_DETECTION)
 # Options of AutoAttack, and what its loop calls them.
 _AUTOATTACK = {
     'version': 'version',
@@ -145,6 +145,11 @@ def parse_args() -> argparse.Namespace:
         help=f'of ensemble: {" or ".join(ENSEMBLES)}; of autoattack: '
         f'{", ".join(VERSIONS)} (default standard)',
     )
+    cli.add_speed_options(
+        parser.add_argument_group(
+            'speed', 'Of attacks that follow a gradient; not of autoattack.'
+        )
+    )
     group = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
     group.add_argument(
         '--members',
@@ -227,6 +232,8 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     given = {key: value for key, value in given.items() if value is not None}
     evaluation = {key: getattr(args, key) for key in (*_EVALUATION, *_DETECTION)}
     evaluation = {key: value for key, value in evaluation.items() if value is not None}
+    if speed := cli.speed_of(args):
+        evaluation['speed'] = {**(cfg.test_cfg.get('speed') or {}), **speed}
     auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
     if args.version is not None and 'autoattack' not in (args.attack or ()):
         auto.remove('version')
@@ -242,7 +249,7 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
                 f'--{next(iter(given)).replace("_", "-")} needs --attack.'
             )
         if evaluation and not has_attacks:
-            option = next(iter(evaluation)).replace('_', '-')
+            option = _option(next(iter(evaluation)), evaluation)
             raise ConfigError(f'--{option} needs --attack.')
         if is_auto:
             _refuse_for_autoattack(evaluation)
@@ -278,10 +285,15 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         )
 
 
+def _option(key: str, evaluation: dict[str, Any]) -> str:
+    """What a setting of the loop is called on the command line."""
+    return (next(iter(evaluation[key])) if key == 'speed' else key).replace('_', '-')
+
+
 def _refuse_for_autoattack(evaluation: dict[str, Any]) -> None:
-    for key in _DETECTION:
+    for key in (*_DETECTION, 'speed'):
         if key in evaluation:
-            option = key.replace('_', '-')
+            option = _option(key, evaluation)
             raise ConfigError(f'--{option} is no setting of autoattack.')
 
 

@@ -53,6 +53,9 @@ def parse_args() -> argparse.Namespace:
         'the work dir',
     )
     cli.add_common_options(parser)
+    cli.add_speed_options(
+        parser.add_argument_group('speed', 'Of adversarial updates and their attacks.')
+    )
     group = parser.add_argument_group(
         'robust',
         'Make a standard config robust first. Sizes are in pixel units of 0-255: 4, or '
@@ -105,6 +108,22 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     return None
 
 
+def accelerate(cfg: Config, args: argparse.Namespace) -> Config:
+    """Puts the options of speed into the training loop.
+
+    Raises:
+        ConfigError: if it is none that takes them.
+    """
+    if speed := cli.speed_of(args):
+        if 'adversary' not in (cfg.get('train_cfg') or {}):
+            raise ConfigError(
+                f'--{next(iter(speed)).replace("_", "-")} is for adversarial training: '
+                'add --robust METHOD.'
+            )
+        cfg.train_cfg.speed = {**(cfg.train_cfg.get('speed') or {}), **speed}
+    return cfg
+
+
 def dump(cfg: Config, path: str) -> None:
     """Writes a config in one piece.
 
@@ -136,8 +155,8 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     convert = converter(args)
     if args.dump is not None:
-        return dump(cli.configure(args, convert), args.dump)
-    cfg = cli.load_config(args, convert)
+        return dump(accelerate(cli.configure(args, convert), args), args.dump)
+    cfg = accelerate(cli.load_config(args, convert), args)
     with together(cfg):
         train(cfg, args)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .acceleration import Acceleration
 from .adversaries import (
     Adversary,
     APGDAdversary,
@@ -20,6 +21,7 @@ from .training_state import TrainingStateHook
 
 __all__ = [
     'APGDAdversary',
+    'Acceleration',
     'AdvEpochBasedTrainLoop',
     'AdvIterBasedTrainLoop',
     'Adversary',

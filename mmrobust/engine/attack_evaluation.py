@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..pixels import PicturePipeline
 from ..processes import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
+from .acceleration import Acceleration
 from .adversaries.base import bare_model
 from .alone import same_buffers
 from .attack_pass import AttackPass
@@ -52,6 +53,7 @@ class AttackEvaluation:
         benign_boxes: detections on the clean images by image id, if there is an
             analysis; None where they cannot be read.
         gallery: pictures for the report, if the loop writes one.
+        speed: how attacks are accelerated.
     """
 
     runner: Runner
@@ -59,6 +61,7 @@ class AttackEvaluation:
     evaluator: Evaluator
     fp16: bool
     stage: str
+    speed: Acceleration
     gallery: Gallery | None = None
 
     def _set_up(
@@ -70,7 +73,9 @@ class AttackEvaluation:
         save_adv: str | None,
         space: str = 'input',
         quantize: bool = False,
+        speed: Mapping[str, Any] | None = None,
     ) -> None:
+        self.speed = Acceleration.read(speed)
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -131,7 +136,8 @@ class AttackEvaluation:
             Benign metrics under their own names, and those of each attack behind the
             attack's name, like ``pgd/coco/bbox_mAP``.
         """
-        with same_buffers(bare_model(self.runner.model)):
+        model = bare_model(self.runner.model)
+        with same_buffers(model), self.speed.prepared(model):
             return self._run()
 
     def _run(self) -> dict[str, float]:
@@ -150,12 +156,16 @@ class AttackEvaluation:
             self.pixels,
             self.space,
             self.quantize,
+            self.speed,
         )
         notes += self._check_objectives()
+        if self.attacks:
+            notes += self.speed.notes()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
         report.space = self.space
+        report.environment['speed'] = self.speed.describe()
         self.analysis = self._analysis()
         self.records = self._open_records()
         self.gallery = self._gallery()

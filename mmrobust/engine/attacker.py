@@ -34,6 +34,7 @@ from ..detection_score import DetectionOracle
 from ..objective import Objective, loss_mode
 from ..pixels import PicturePipeline, ResizedOracle, as_picture, radius, through_file
 from ..seeding import attack_generator, derive_seed, seeded
+from .acceleration import Acceleration
 from .adversaries.base import bare_model
 from .alone import alone
 from .records import pack, unpack
@@ -111,12 +112,14 @@ class Attacker:
         seed: of all draws, together with the image's id.
         gt_frame: ``'original'`` or ``'input'``, see
             :func:`mmrobust.batch.attack_samples`.
-        fp16: predict under autocast; attacks always compute in full precision.
+        fp16: predict under autocast.
         pixels: the way from pictures to the network's input, which both of the
             following need.
         space: ``'input'`` to attack what the network gets, ``'original'`` to attack
             the picture that the pipeline resizes.
         quantize: predict also on the attacked image as a picture of 8 bits.
+        speed: accelerates attacks, and neither predictions nor trials; it has the
+            model prepared.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class Attacker:
         pixels: PicturePipeline | None = None,
         space: str = 'input',
         quantize: bool = False,
+        speed: Acceleration | None = None,
     ) -> None:
         self.wrapped = model
         self.model = bare_model(model)
@@ -137,6 +141,7 @@ class Attacker:
         self.pixels = pixels
         self.space = space
         self.quantize = quantize
+        self.speed = speed or Acceleration()
         self.classifier = is_classifier(self.model)
 
     @property
@@ -159,7 +164,8 @@ class Attacker:
             seeds = [derive_seed(self.seed, each) for each in ids_of(part)]
             with seeded(seeds[0], self.device):
                 draws = [attack_generator(seed) for seed in seeds]
-                clean, found, inputs = self._perturb(attack, watched, part, draws)
+                with self.speed.on(self.model):
+                    clean, found, inputs = self._perturb(attack, watched, part, draws)
             if isinstance(oracle, ClassifierOracle):
                 # An attack that mends an image has not made the model robust.
                 wrong = oracle.misclassified(clean)

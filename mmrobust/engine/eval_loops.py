@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ class AttackValLoop(AttackEvaluation, ValLoop):
             ``'original'`` or ``'input'`` set it.
         num_images: evaluate on this many images, a fixed choice by ``seed``.
         save_adv: folder for the adversarial images, without loss; none by default.
-        fp16: predict under autocast; attacks always compute in full precision.
+        fp16: predict under autocast, which attacks do not follow.
+        speed: options of :class:`mmrobust.engine.Acceleration`, for attacks alone, for
+            instance ``dict(autocast='bfloat16')``.
 
     Raises:
         ConfigError: for settings or data that cannot give a valid attack.
@@ -64,10 +67,11 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         num_images: int | None = None,
         save_adv: str | None = None,
         fp16: bool = False,
+        speed: Mapping[str, Any] | None = None,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
         super().__init__(runner, loader, evaluator, fp16=fp16)
-        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
+        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv, speed=speed)
 
 
 @LOOPS.register_module()
@@ -97,6 +101,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             :func:`mmrobust.checks.examine`; 0 for none. By default 4.
         gallery: images in the report's page, per attack. By default 4.
         fp16: see :class:`AttackValLoop`.
+        speed: see :class:`AttackValLoop`.
     """
 
     stage = 'test'
@@ -121,11 +126,19 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         check_images: int | None = None,
         gallery: int | None = None,
         fp16: bool = False,
+        speed: Mapping[str, Any] | None = None,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(
-            attacks or {}, seed, gt_frame, num_images, save_adv, space, quantize
+            attacks or {},
+            seed,
+            gt_frame,
+            num_images,
+            save_adv,
+            space,
+            quantize,
+            speed,
         )
         self.check_images = _count(
             check_images, 'check_images', self.default_check_images
@@ -157,6 +170,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'seed': self.seed,
             'gt_frame': self.gt_frame,
             'fp16': self.fp16,
+            'speed': self.speed.describe(),
             'space': self.space,
             'quantize': self.quantize,
             'versions': package_versions(),

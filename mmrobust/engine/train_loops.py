@@ -7,10 +7,15 @@ and it leaves checkpoints that load in plain mmdet.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
@@ -19,6 +24,7 @@ from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..processes import together
 from ..registry import ADVERSARIES, LOOPS
+from .acceleration import Acceleration
 from .adversaries import Adversary, NoAdversary
 from .adversaries.base import bare_model
 from .guard import finite_updates
@@ -38,6 +44,7 @@ class _AdversarialTraining:
     max_skipped: int
     val_begin: int
     val_interval: int
+    speed: Acceleration
     _iter: int
     # How many updates of the pass that is under way have been made.
     updates_of_pass = 0
@@ -53,8 +60,14 @@ class _AdversarialTraining:
             )
         return ReplayDataLoader(dataloader, times, runner.seed)
 
-    def _set_up(self, adversary: Adversary | dict, max_skipped: int) -> Adversary:
+    def _set_up(
+        self,
+        adversary: Adversary | dict,
+        max_skipped: int,
+        speed: Mapping[str, Any] | None,
+    ) -> Adversary:
         self.max_skipped = positive_int(max_skipped, 'max_skipped')
+        self.speed = Acceleration.read(speed)
         self.adversary = (
             ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
         )
@@ -95,11 +108,46 @@ class _AdversarialTraining:
         self.adversary.prepare(self.dataloader.dataset)
         print_log(f'Adversarial training: {settings}', logger='current')
 
+    @contextmanager
+    def _accelerated(self) -> Iterator[None]:
+        """Training as ``speed`` asks for it."""
+        runner, wrapper = self.runner, self.runner.optim_wrapper
+        if self.speed.compile is not None and runner.cfg.get('compile'):
+            raise ConfigError(
+                'compile compiles the whole update and speed.compile its backbone and '
+                'neck: leave one of them out.'
+            )
+        amp = isinstance(wrapper, AmpOptimWrapper) and wrapper.cast_dtype
+        if self.speed.autocast and amp not in (False, torch.bfloat16):
+            raise ConfigError(
+                'AmpOptimWrapper computes in float16 and speed.autocast in bfloat16: '
+                "set optim_wrapper.dtype='bfloat16', or leave one of them out."
+            )
+        if settings := self.speed.describe():
+            print_log(f'Acceleration: {settings}', logger='current')
+        own = self.adversary.objective.terms is not None
+        with self.speed.prepared(bare_model(runner.model), keeps_graph=own):
+            if self.speed.channels_last and is_model_wrapper(runner.model):
+                # Its buckets for gradients have the layout that the weights had.
+                runner.model = runner.wrap_model(
+                    runner.cfg.get('model_wrapper_cfg'), bare_model(runner.model)
+                )
+            yield
+
+    @contextmanager
+    def _steady(self) -> Iterator[None]:
+        """The frame of all updates."""
+        with self._accelerated():
+            runner = self.runner
+            with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
+                yield
+
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
-        outputs = self.adversary.train_step(
-            self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
-        )
+        with self.speed.on(bare_model(self.runner.model)):
+            outputs = self.adversary.train_step(
+                self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
+            )
         # Before the hooks: CheckpointHook saves the perturbation as of this update.
         self.runner.call_hook(
             'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
@@ -142,6 +190,8 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
             ``dict(type='mmrobust.FreeAdversary', eps=4, replays=4)``.
         max_skipped: updates whose loss or gradient is not finite are skipped; so many
             in a row end the training.
+        speed: options of :class:`mmrobust.engine.Acceleration`, for updates and the
+            attacks in them, for instance ``dict(autocast='bfloat16')``.
         **kwargs: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
@@ -157,9 +207,10 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         max_epochs: int,
         adversary: Adversary | dict,
         max_skipped: int = 20,
+        speed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        built = self._set_up(adversary, max_skipped)
+        built = self._set_up(adversary, max_skipped, speed)
         # Replayed before super().__init__, which counts the iterations by its length.
         loader = self._build_loader(runner, dataloader, built.replays)
         super().__init__(runner, loader, max_epochs, **kwargs)
@@ -181,7 +232,7 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         runner.call_hook('before_train')
         resumed = self._state.restore(runner)
         self._resume_pass(resumed)
-        with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
+        with self._steady():
             self._make_up_validation(resumed, self._epoch, self._max_epochs)
             while self._epoch < self._max_epochs and not self.stop_training:
                 self.run_epoch()
@@ -230,6 +281,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         max_iters: updates; with FreeAT each replay of a batch is one.
         adversary: config for the ``ADVERSARIES`` registry.
         max_skipped: as :class:`AdvEpochBasedTrainLoop`'s.
+        speed: see :class:`AdvEpochBasedTrainLoop`.
         **kwargs: as IterBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
@@ -243,9 +295,10 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         max_iters: int,
         adversary: Adversary | dict,
         max_skipped: int = 20,
+        speed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        built = self._set_up(adversary, max_skipped)
+        built = self._set_up(adversary, max_skipped, speed)
         loader = self._build_loader(runner, dataloader, 1)
         super().__init__(runner, loader, max_iters, **kwargs)
         # mmengine 0.10.7 has begun the first pass by now, newer forks have not.
@@ -264,7 +317,7 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         runner.call_hook('before_train_epoch')
         self.dataloader_iterator.skip_iter(self._iter)
         resumed = self._state.restore(runner)
-        with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
+        with self._steady():
             self._make_up_validation(resumed, self._iter, self._max_iters)
             while self._iter < self._max_iters and not self.stop_training:
                 runner.model.train()
