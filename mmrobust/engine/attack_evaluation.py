@@ -15,6 +15,7 @@ from mmengine.structures import BaseDataElement
 
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
+from ..attacks.base import positive_int
 from ..batch import gt_frame_of, image_id
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
@@ -68,7 +69,9 @@ class AttackEvaluation:
         save_adv: str | None,
         space: str = 'input',
         quantize: bool = False,
+        attack_batch_size: int = 1,
     ) -> None:
+        self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -120,6 +123,11 @@ class AttackEvaluation:
                 'original pixels and pictures of 8 bits are for detectors: leave '
                 'space and quantize out for a classifier.'
             )
+        if self.attack_batch_size > 1:
+            raise ConfigError(
+                'attack_batch_size is for detectors: a classifier attacks the images '
+                'of a batch together anyway, so set batch_size of the dataloader.'
+            )
 
     def run(self) -> dict[str, float]:
         """Runs all passes.
@@ -143,12 +151,15 @@ class AttackEvaluation:
             self.pixels,
             self.space,
             self.quantize,
+            self.attack_batch_size,
         )
         notes += self._check_objectives()
+        notes += self._check_groups()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
         report.space = self.space
+        report.environment['attack_batch_size'] = self.attacker.attack_batch_size
         self.analysis = self._analysis()
         self.records = self._open_records()
         self.gallery = self._gallery()
@@ -319,6 +330,13 @@ class AttackEvaluation:
                     ensemble.leave_out(name, str(error))
                     notes.append(f'the ensemble goes without {name}: {error}')
         return notes
+
+    def _check_groups(self) -> list[str]:
+        """Sees whether images can be attacked together, if they are to be."""
+        loader = self.dataloader
+        if not self.attacks or self.attack_batch_size == 1:
+            return []
+        return self.attacker.check_groups(loader.dataset, loader.collate_fn)
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""

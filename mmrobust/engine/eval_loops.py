@@ -23,7 +23,7 @@ from .box_analysis import BoxAnalysis
 from .freeze import state_digest
 from .gallery import Gallery
 from .records import Records
-from .subset import annotations_digest, choose_images
+from .subset import annotations_digest, choose_images, enough_for_groups
 
 
 @LOOPS.register_module()
@@ -46,6 +46,11 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         num_images: evaluate on this many images, a fixed choice by ``seed``.
         save_adv: folder for the adversarial images, without loss; none by default.
         fp16: predict under autocast; attacks always compute in full precision.
+        attack_batch_size: how many images of a detector share the network's passes in
+            an attack, where their inputs are of one shape and the model allows it.
+            Losses stay those of single images; what is found is the same up to
+            rounding, which depends on the other images. 1 for bit by bit the same
+            whatever the batches.
 
     Raises:
         ConfigError: for settings or data that cannot give a valid attack.
@@ -64,10 +69,19 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         num_images: int | None = None,
         save_adv: str | None = None,
         fp16: bool = False,
+        attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
+        loader = enough_for_groups(loader, attack_batch_size)
         super().__init__(runner, loader, evaluator, fp16=fp16)
-        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv)
+        self._set_up(
+            attacks or {},
+            seed,
+            gt_frame,
+            num_images,
+            save_adv,
+            attack_batch_size=attack_batch_size,
+        )
 
 
 @LOOPS.register_module()
@@ -97,6 +111,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             :func:`mmrobust.checks.examine`; 0 for none. By default 4.
         gallery: images in the report's page, per attack. By default 4.
         fp16: see :class:`AttackValLoop`.
+        attack_batch_size: see :class:`AttackValLoop`.
     """
 
     stage = 'test'
@@ -121,11 +136,20 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         check_images: int | None = None,
         gallery: int | None = None,
         fp16: bool = False,
+        attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
+        loader = enough_for_groups(loader, attack_batch_size)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(
-            attacks or {}, seed, gt_frame, num_images, save_adv, space, quantize
+            attacks or {},
+            seed,
+            gt_frame,
+            num_images,
+            save_adv,
+            space,
+            quantize,
+            attack_batch_size,
         )
         self.check_images = _count(
             check_images, 'check_images', self.default_check_images
@@ -159,6 +183,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'fp16': self.fp16,
             'space': self.space,
             'quantize': self.quantize,
+            'attack_batch_size': self.attack_batch_size,
             'versions': package_versions(),
             'device': device_name(self.attacker.device),
         }

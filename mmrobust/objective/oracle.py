@@ -96,19 +96,26 @@ class LossOracle:
         return [[i] for i in indices] if self.per_image else [indices]
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
+        data = self._data(part, [images[i] for i in part])
+        with self.objective.attached(self.model, self._targets[tuple(part)]):
+            losses = self._losses(data)
+        return self.objective(losses)
+
+    def _data(self, part: list[int], images: Sequence[Tensor]) -> dict[str, Any]:
+        """What the model gets of the images of a part."""
         key = tuple(part)
         if key not in self._targets:
             scores = partial(self._clean_scores, part, images[0].device)
             self._targets[key] = self.objective.targets(self.model, scores)
-        targets = self._targets[key]
         own = [self.samples[i] for i in part]
         known, truth = self._truth.get(key, ([], []))
         if not known or any(a is not b for a, b in zip(own, known, strict=True)):
+            targets = self._targets[key]
             truth = [self.objective.truth(sample, targets) for sample in own]
             self._truth[key] = own, truth
-        with self.objective.attached(self.model, targets):
-            losses = self._losses(part, [images[i] for i in part], truth)
-        return self.objective(losses)
+        if key not in self._inputs:
+            self._inputs[key] = Inputs(self.model, self.data_batch)
+        return self._inputs[key](images, truth)
 
     def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
         """What the detector takes the objects of the clean images for.
@@ -120,8 +127,9 @@ class LossOracle:
         # Its own draws, so that the first value costs the caller's generator nothing.
         reading = measured(self.model, class_scores, "set target='next'")
         with torch.no_grad(), seeded(0, device), reading:
+            inputs = Inputs(self.model, self.data_batch)
             own = [self.samples[i] for i in part]
-            losses = self._losses(part, [clean[i] for i in part], own)
+            losses = self._losses(inputs([clean[i] for i in part], own))
         found = [losses[key] for key in self.objective.select(losses)]
         parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
         count = count_classes_of(self.model)
@@ -129,17 +137,11 @@ class LossOracle:
         tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]
         return sum(tables, torch.zeros(count, count, device=device))
 
-    def _losses(
-        self, part: list[int], images: Sequence[Tensor], samples: Sequence[Any]
-    ) -> dict[str, Any]:
+    def _losses(self, data: dict[str, Any]) -> dict[str, Any]:
         # A loss must not depend on how often it was asked for.
         self._memory.restore()
-        key = tuple(part)
-        if key not in self._inputs:
-            self._inputs[key] = Inputs(self.model, self.data_batch)
-        data = self._inputs[key](images, samples)
         losses: dict[str, Any] = self.model(**data, mode='loss')
-        self.forwards += len(images)
+        self.forwards += len(data['data_samples'])
         return losses
 
 

@@ -1,0 +1,332 @@
+"""Several images through the network at once, each with a loss of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import float_images
+from ..seeding import Draws, seeded
+from .base import Objective
+from .inputs import Inputs
+from .oracle import LossOracle, gradients
+
+# Of the outputs for a stack and their gradients, beside those of images alone: what
+# sums in another order (and in TF32, on a GPU) may change of their length.
+_TOLERANCE = 0.02
+
+# Of an image's place, its input (1, C, H, W), and the model's loss function.
+Each = Callable[[int, Tensor, Callable[..., Any]], None]
+
+
+class NotStackedError(Exception):
+    """The model does not keep the images of a stack apart; the message says why."""
+
+
+# What comes of taking apart a model that is made otherwise.
+_FAILURES = (
+    *(NotStackedError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+class Seams:
+    """The parts of a detector that take a stack as they take its images alone.
+
+    Backbone and neck, and a dense head that takes what the neck gives and nothing else.
+    What comes after them, and all losses, which are normalised over a batch, is
+    computed image by image on slices.
+
+    Args:
+        model: the bare detector.
+        heads: names of such heads among the model's children.
+    """
+
+    def __init__(self, model: Any, heads: Sequence[str] = ()) -> None:
+        self.model = model
+        self.heads = list(heads)
+
+    def run(self, inputs: Tensor, samples: Sequence[Any], each: Each) -> None:
+        """Puts a stack through the parts, then calls ``each`` image by image.
+
+        All of it happens inside the model's ``forward``, as it does with an image
+        alone, so that whatever is wrapped around that applies.
+
+        Args:
+            inputs: preprocessed images (N, C, H, W).
+            samples: one of each image, which only ``forward`` gets to see.
+            each: called while the parts answer with the image's slice.
+
+        Raises:
+            NotStackedError: if what a part gives cannot be told apart by image.
+        """
+        model, own_loss = self.model, self.model.loss
+        parts = [getattr(model, name) for name in self.heads]
+
+        def loss(inputs: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            features = model.extract_feat(inputs)
+            outputs = [part.forward(features) for part in parts]
+            stacks = [inputs, features, *outputs]
+            slices = zip(
+                *(_slices(stack, len(inputs)) for stack in stacks), strict=True
+            )
+            for place, (image, feature, *found) in enumerate(slices):
+                with ExitStack() as shown:
+                    known = _known(model.extract_feat, image, feature)
+                    shown.enter_context(_replaced(model, 'extract_feat', known))
+                    for part, output in zip(parts, found, strict=True):
+                        known = _known(part.forward, feature, output)
+                        shown.enter_context(_replaced(part, 'forward', known))
+                    each(place, image, own_loss)
+            return {}
+
+        with _replaced(model, 'loss', loss):
+            model(inputs, list(samples), mode='loss')
+
+
+class StackedOracle(LossOracle):
+    """The losses of images of one input shape, which share the network's passes.
+
+    Values and gradients are those of :class:`LossOracle`, image by image, up to
+    rounding, and so are the random draws of the model's losses: every image has its
+    own, which go on from call to call as if it were alone.
+
+    Args:
+        model: see :class:`LossOracle`.
+        data_batch: see :class:`LossOracle`; its images make inputs of one shape.
+        samples: see :class:`LossOracle`.
+        objective: see :class:`LossOracle`.
+        seams: of the model.
+        seeds: of the draws of each image.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data_batch: dict,
+        samples: Sequence[Any],
+        objective: Objective,
+        seams: Seams,
+        seeds: Sequence[int],
+    ) -> None:
+        super().__init__(model, data_batch, samples, objective)
+        self._seams = seams
+        device = next(model.parameters()).device
+        self._draws = [Draws(seed, device) for seed in seeds]
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        """See :meth:`LossOracle.value`."""
+        with torch.no_grad():
+            return torch.stack(self._all(images))
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """See :meth:`LossOracle.value_and_grad`."""
+        with torch.enable_grad():
+            leaves = [image.detach().requires_grad_() for image in images]
+            values = torch.stack(self._all(leaves))
+            # An image's loss depends on no other, so the sum has all gradients.
+            grads = gradients(values.sum(), leaves)
+        self.backwards += len(images)
+        return values.detach(), grads
+
+    def _all(self, images: Sequence[Tensor]) -> list[Tensor]:
+        ready = [self._data([i], [image]) for i, image in enumerate(images)]
+        found: list[dict[str, Any]] = []
+
+        def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
+            self._memory.restore()
+            targets = self._targets[(place,)]
+            attached = self.objective.attached(self.model, targets)
+            with self._draws[place].going_on(), attached:
+                found.append(loss(image, ready[place]['data_samples']))
+
+        inputs = torch.cat([data['inputs'] for data in ready])
+        samples = [sample for data in ready for sample in data['data_samples']]
+        self._seams.run(inputs, samples, each)
+        self.forwards += len(images)
+        return [self.objective(losses) for losses in found]
+
+
+def find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
+    """Finds out, by trying, which parts of a model keep the images of a stack apart.
+
+    Use inside :func:`loss_mode`.
+
+    Args:
+        model: the bare detector.
+        part: a batch of one image.
+        samples: its ground truth in the input frame.
+
+    Raises:
+        NotStackedError: if there are none; the message says why, for the report.
+    """
+    try:
+        return _find_seams(model, part, samples)
+    except _FAILURES as error:
+        raise NotStackedError(str(error).strip().split('\n')[0]) from error
+
+
+def _find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
+    prepare = Inputs(model, part)
+    if not prepare.normalises_only:
+        name = type(model.data_preprocessor).__name__
+        raise NotStackedError(f'what {name} does is not known')
+    (image,) = float_images(part, next(model.parameters()).device)
+    heads = _heads(model, prepare([image], samples))
+    # As another image one that is nothing like it, in its mean above all.
+    pair = [image, 255 - image]
+    if heads:
+        try:
+            return _tried(Seams(model, heads), prepare, pair, samples)
+        except _FAILURES:
+            pass  # it may be the heads
+    return _tried(Seams(model), prepare, pair, samples)
+
+
+def _tried(
+    seams: Seams, prepare: Inputs, pair: list[Tensor], samples: Sequence[Any]
+) -> Seams:
+    """The seams, if they hold."""
+    alone = [_answers(seams, prepare, [each], samples)[0] for each in pair]
+    _compare(_answers(seams, prepare, pair, samples), alone)
+    twice = [*samples, *samples]
+    batch = {**prepare.data_batch, 'inputs': pair, 'data_samples': twice}
+    oracle = StackedOracle(seams.model, batch, twice, Objective(), seams, [0, 0])
+    oracle.value_and_grad(pair)
+    return seams
+
+
+def _heads(model: Any, data: dict[str, Any]) -> list[str]:
+    """Children that the model's loss gives the features and nothing else.
+
+    Raises:
+        NotStackedError: if the loss does not take its features from the whole input, at
+            one go.
+    """
+    given: list[Tensor] = []
+    made: list[Any] = []
+    calls: dict[str, list[bool]] = {}
+    own_loss, extract = model.loss, model.extract_feat
+
+    def loss(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given.append(inputs)
+        return own_loss(inputs, *args, **kwargs)
+
+    def extract_feat(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 1 or args[0] is not given[-1]:
+            raise NotStackedError('it does not extract features of its input as it is')
+        made.append(extract(*args))
+        return made[-1]
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            only = len(args) == 1 and not kwargs and bool(made)
+            calls.setdefault(name, []).append(only and args[0] is made[-1])
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(model, 'loss', loss))
+        stack.enter_context(_replaced(model, 'extract_feat', extract_feat))
+        for name, child in model.named_children():
+            hook = child.register_forward_pre_hook(look(name), with_kwargs=True)
+            stack.callback(hook.remove)
+        with torch.no_grad(), seeded(0, data['inputs'].device):
+            model(**data, mode='loss')
+    if len(given) != 1 or len(made) != 1:
+        raise NotStackedError('it does not extract features exactly once')
+    return [name for name, seen in calls.items() if seen == [True]]
+
+
+def _answers(
+    seams: Seams, prepare: Inputs, images: Sequence[Tensor], samples: Sequence[Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """What the parts give for images, as one vector each, and its gradient."""
+    model, found = seams.model, []
+    noise = torch.Generator().manual_seed(0)
+
+    def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
+        features = model.extract_feat(image)
+        outputs = [getattr(model, name)(features) for name in seams.heads]
+        found.append([t.flatten().float() for t in _tensors([features, outputs])])
+
+    with torch.enable_grad(), seeded(0, images[0].device):
+        leaves = [image.detach().requires_grad_() for image in images]
+        inputs = torch.cat([prepare.pixels([leaf]) for leaf in leaves])
+        seams.run(inputs, list(samples) * len(images), each)
+        sides = []
+        for tensors in found:
+            noise.manual_seed(0)
+            draws = [torch.randn(len(t), generator=noise).to(t) for t in tensors]
+            pairs = zip(tensors, draws, strict=True)
+            # Each of them counts, however long it is.
+            sides.append(
+                sum((t * d).sum() / (1e-12 + t.detach().norm()) for t, d in pairs)
+            )
+        grads = gradients(sum(sides), leaves)
+    return [
+        (torch.cat([t.detach() / (1e-12 + t.detach().norm()) for t in tensors]), grad)
+        for tensors, grad in zip(found, grads, strict=True)
+    ]
+
+
+def _compare(
+    together: list[tuple[Tensor, Tensor]], alone: list[tuple[Tensor, Tensor]]
+) -> None:
+    for ours, theirs in zip(together, alone, strict=True):
+        for found, wanted in zip(ours, theirs, strict=True):
+            if not (found - wanted).norm() <= _TOLERANCE * wanted.norm():
+                raise NotStackedError('what it gives for an image depends on others')
+
+
+def _slices(value: Any, count: int) -> list[Any]:
+    """What belongs to each image of a stack's output."""
+    if value is None:
+        return [None] * count
+    if isinstance(value, Tensor):
+        if value.dim() == 0 or len(value) != count:
+            raise NotStackedError('an output has no place for every image')
+        # One node of the graph, unlike as many slices.
+        return list(value.split(1))
+    if type(value) not in (list, tuple):
+        raise NotStackedError(f'an output is a {type(value).__name__}')
+    parts = [_slices(each, count) for each in value]
+    return [type(value)(part[i] for part in parts) for i in range(count)]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif value is not None:
+        for each in value:
+            yield from _tensors(each)
+
+
+def _known(function: Callable[..., Any], argument: Any, result: Any) -> Any:
+    """The function with a result that is known already for one argument."""
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and args[0] is argument:
+            return result
+        return function(*args, **kwargs)
+
+    return answer
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Shadows a method while the context lasts."""
+    own = vars(owner)
+    before = own.get(name)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del own[name]
+        else:
+            own[name] = before
