@@ -25,11 +25,12 @@ from ..registry import ATTACKS
 from ..report import RobustnessReport
 from .adversaries.base import bare_model
 from .attack_pass import AttackPass
-from .attacker import Attacker, Outcome, ids_of
+from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
 from .counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
+from .outcome import Outcome
 from .preflight import check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records

@@ -12,9 +12,9 @@ from mmengine.structures import BaseDataElement
 from ..attacks import Attack, Ensemble
 from ..checks import pass_verdicts
 from ..report import AttackResult
-from .attacker import Outcome
 from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
+from .outcome import Outcome
 from .progress import Progress
 from .records import PassRecords
 from .saving import AdversarialImages, dumps_renamed

@@ -60,7 +60,10 @@ def enough_for_groups(
     if isinstance(dataloader, dict):
         if dataloader.get('batch_sampler') is not None:
             return dataloader
-        return {**dataloader, 'batch_size': max(wanted, dataloader.get('batch_size', 1))}
+        return {
+            **dataloader,
+            'batch_size': max(wanted, dataloader.get('batch_size', 1)),
+        }
     if (dataloader.batch_size or wanted) < attack_batch_size:
         raise ConfigError(
             f'attack_batch_size={attack_batch_size} needs batches of as many images: '

@@ -10,7 +10,8 @@ from __future__ import annotations
 from .base import NAMED, Objective
 from .mode import loss_mode
 from .oracle import LossOracle, gradients
-from .stacked import NotStackedError, Seams, StackedOracle, find_seams
+from .seams import NotStackedError, Seams
+from .stacked import StackedOracle, find_seams
 
 __all__ = [
     'NAMED',
