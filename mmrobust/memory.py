@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Their modules keep no count of losses outside of buffers.
 _LAYERS = ('torch.', 'mmcv.', 'mmengine.')
@@ -27,28 +27,60 @@ class Memory:
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = [
-            (module, name, buffer, buffer.clone())
+            _Buffer(module, name, buffer)
             for module in model.modules()
             if not isinstance(module, nn.modules.batchnorm._NormBase)
             for name, buffer in module.named_buffers(recurse=False)
         ]
-        self._numbers = [
-            (vars(owner), name, value if _is_number(value) else list(value))
-            for owner in _owners(model)
-            for name, value in vars(owner).items()
-            if _is_number(value)
-            or (isinstance(value, list) and all(map(_is_number, value)))
-        ]
+        self._numbers: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._lists: list[tuple[dict[str, Any], str, list[Any]]] = []
+        for owner in _owners(model):
+            own = vars(owner)
+            numbers = {name: value for name, value in own.items() if _is_number(value)}
+            if numbers:
+                self._numbers.append((own, numbers))
+            self._lists += [
+                (own, name, list(value))
+                for name, value in own.items()
+                if isinstance(value, list) and all(map(_is_number, value))
+            ]
 
-    def restore(self) -> None:
-        """Puts everything back in place, as often as wanted."""
-        for module, name, buffer, value in self._buffers:
-            # Some losses bind a new tensor instead of writing into the old one.
-            module._buffers[name] = buffer
+    def restore(self, thorough: bool = False) -> None:
+        """Puts everything back in place, as often as wanted.
+
+        Args:
+            thorough: copy every buffer. Otherwise only those that torch says were
+                written to, which it does not say of writing through ``.data``.
+        """
+        for buffer in self._buffers:
+            buffer.restore(thorough)
+        for own, numbers in self._numbers:
+            own.update(numbers)
+        for own, name, value in self._lists:
+            own[name] = list(value)
+
+
+class _Buffer:
+    """A buffer and its value."""
+
+    def __init__(self, module: nn.Module, name: str, buffer: Tensor) -> None:
+        self.module, self.name, self.buffer = module, name, buffer
+        self.value = buffer.clone()
+        self.version = _version(buffer)
+
+    def restore(self, thorough: bool) -> None:
+        # Some losses bind a new tensor instead of writing into the old one.
+        self.module._buffers[self.name] = self.buffer
+        version = _version(self.buffer)
+        if thorough or version is None or version != self.version:
             with torch.no_grad():
-                buffer.copy_(value)
-        for attributes, name, number in self._numbers:
-            attributes[name] = number if _is_number(number) else list(number)
+                self.buffer.copy_(self.value)
+            self.version = _version(self.buffer)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often torch saw the buffer being written to; None if it does not count."""
+    return None if buffer.is_inference() else buffer._version
 
 
 def _owners(model: nn.Module) -> Iterator[Any]:

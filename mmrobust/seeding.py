@@ -12,6 +12,45 @@ import numpy as np
 import torch
 
 
+class Draws:
+    """Global random draws of one image's own, whatever is drawn in between.
+
+    Args:
+        seed: where they start, as :func:`seeded` does.
+        device: device whose generator counts beside the CPU's.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        with seeded(seed, device):
+            self._state = self._now()
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Goes on where the last context ended; the draws outside stay as they are."""
+        outside = self._now()
+        self._go_to(self._state)
+        try:
+            yield
+        finally:
+            self._state = self._now()
+            self._go_to(outside)
+
+    def _now(self) -> tuple[Any, ...]:
+        cuda = None
+        if self.device.type == 'cuda':
+            cuda = torch.cuda.get_rng_state(self.device)
+        return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+    def _go_to(self, state: tuple[Any, ...]) -> None:
+        own, cuda, numpy, python = state
+        torch.set_rng_state(own)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
+        np.random.set_state(numpy)
+        random.setstate(python)
+
+
 def derive_seed(*parts: object) -> int:
     """Derives a seed in [0, 2**63) from printable parts, the same everywhere."""
     text = '/'.join(str(part) for part in parts)

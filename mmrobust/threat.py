@@ -123,7 +123,7 @@ class ThreatModel:
             # and radius they are exact, so |result - clean| never exceeds eps.
             low = (clean - self.eps).clamp_(self.lo, self.hi)
             high = (clean + self.eps).clamp_(self.lo, self.hi)
-            return torch.minimum(torch.maximum(adversarial, low), high)
+            return adversarial.clamp(low, high)
         delta = adversarial - clean
         room = torch.where(delta > 0, self.hi - clean, clean - self.lo).clamp_min_(0)
         shrink = self._shrink if self.norm == 'l1' else self._scale
@@ -220,7 +220,10 @@ class ThreatModel:
         if isinstance(step_size, Tensor):
             step_size = step_size.view(-1, 1, 1, 1)
         if self.norm == 'linf':
-            return adversarial + step_size * grad.sign()
+            # One pass over the image; the product is exact either way.
+            if isinstance(step_size, Tensor):
+                return torch.addcmul(adversarial, step_size, grad.sign())
+            return adversarial.add(grad.sign(), alpha=step_size)
         if self.norm == 'l1':
             grad = _largest(grad, share).sign_()
             count = grad.abs().sum(_IMAGE, keepdim=True).clamp_min(1)

@@ -90,6 +90,46 @@ def test_plain_counts_are_restored_and_nothing_else():
     assert head.norm.num_batches_tracked == 2
 
 
+class Average(nn.Module):
+    """Writes past torch's count of writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(2))
+
+
+def test_only_buffers_that_were_written_to_are_copied_unless_asked(monkeypatch):
+    head, other = nn.ModuleList([Average(), Average()])
+    memory = Memory(nn.ModuleList([head, other]))
+    copies, original = [], Tensor.copy_
+    monkeypatch.setattr(
+        Tensor,
+        'copy_',
+        lambda self, *args: copies.append(self) or original(self, *args),
+    )
+    memory.restore()
+    assert not copies
+    head.mean.add_(1)
+    memory.restore()
+    memory.restore()
+    assert len(copies) == 1
+    assert head.mean.tolist() == [0, 0]
+    other.mean.data.add_(1)
+    memory.restore()
+    assert other.mean.tolist() == [1, 1]
+    memory.restore(thorough=True)
+    assert other.mean.tolist() == [0, 0]
+
+
+def test_buffers_of_inference_mode_are_restored_too():
+    with torch.inference_mode():
+        module = Average()
+        memory = Memory(module)
+        module.mean.add_(1)
+        memory.restore()
+    assert module.mean.tolist() == [0, 0]
+
+
 def test_dynamic_rcnn_does_not_learn_thresholds_from_an_attack():
     config = tiny.faster_rcnn()
     config['roi_head']['type'] = 'DynamicRoIHead'

@@ -40,7 +40,7 @@ _ATTACK_ONLY = (
 )
 _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
 # The same of the ordinary attacks.
-_DETECTION = ('space', 'quantize', 'check_images')
+_DETECTION = ('space', 'quantize', 'check_images', 'attack_batch_size')
 # What a config's test loop keeps when --attack replaces its attacks.
 _LOOP = ('fp16', *_EVALUATION)
 _ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', 'speed', *_DETECTION)
@@ -133,6 +133,13 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help='images on which the evaluation itself is tried out before it starts '
         '(default 4, 0 for none)',
+    )
+    group.add_argument(
+        '--attack-batch-size',
+        type=int,
+        metavar='N',
+        help="images of a detector that share the network's passes in an attack: "
+        'faster, and the same up to rounding (default 1)',
     )
     group.add_argument('--save-adv', metavar='DIR', help='save the attacked images')
     group.add_argument(

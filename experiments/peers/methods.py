@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from inputs import CPU, Batch, Setup
 from mmrobust.attacks import APGD, PGD, Attack
-from mmrobust.objective import LossOracle
+from mmrobust.objective import LossOracle, Seams, StackedOracle, find_seams
 from mmrobust.seeding import attack_generator, seeded
 from torch import Tensor, nn
 
@@ -20,29 +20,34 @@ class Ours:
     """An attack of mmrobust, as its evaluation runs it: image by image.
 
     Args:
-        whole_batch: attack all images of a batch at once, as the peers do.
+        together: ``'stacked'`` as with ``attack_batch_size``: the images of a batch
+            share the network's passes and each keeps its own loss; ``'whole batch'`` as
+            the peers do: one loss for all.
     """
 
-    def __init__(self, setup: Setup, attack: Attack, whole_batch: bool = False) -> None:
-        self.model, self.attack, self.whole_batch = setup.model, attack, whole_batch
+    def __init__(self, setup: Setup, attack: Attack, together: str = '') -> None:
+        self.model, self.attack, self.together = setup.model, attack, together
+        self.seams: Seams | None = None
 
     def __call__(self, batch: Batch) -> list[Tensor]:
         """See :data:`Method`."""
-        if self.whole_batch:
+        if self.together:
             return self._perturb(batch)
         return [image for part in batch.split() for image in self._perturb(part)]
 
     def _perturb(self, batch: Batch) -> list[Tensor]:
-        oracle = LossOracle(
-            self.model,
-            batch.data,
-            batch.samples,
-            self.attack.objective,
-            per_image=not self.whole_batch,
-        )
         with seeded(batch.seeds[0], CPU):
             draws = [attack_generator(seed) for seed in batch.seeds]
-            return self.attack.perturb(oracle, batch.images, draws)
+            return self.attack.perturb(self._oracle(batch), batch.images, draws)
+
+    def _oracle(self, batch: Batch) -> LossOracle:
+        basis = self.model, batch.data, batch.samples, self.attack.objective
+        if self.together != 'stacked':
+            return LossOracle(*basis, per_image=not self.together)
+        if self.seams is None:  # once, in the call that warms up
+            one = batch.split()[0]
+            self.seams = find_seams(self.model, one.data, one.samples)
+        return StackedOracle(*basis, self.seams, batch.seeds)
 
 
 def ours(
@@ -68,7 +73,9 @@ def ours(
         'APGD': Ours(setup, APGD(eps=eps, num_steps=num_steps, objective=setup.terms)),
     }
     if whole_batch:
-        methods['PGD, last, whole batch'] = Ours(setup, pgd(False, False), True)
+        for together in ('stacked', 'whole batch'):
+            name = f'PGD, last, {together}'
+            methods[name] = Ours(setup, pgd(False, False), together)
     return methods
 
 

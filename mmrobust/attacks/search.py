@@ -65,7 +65,7 @@ class Search:
         moved = self.threat.project(self.clean, step)
         if self.previous is not None:
             moved = torch.lerp(self.current, moved, 0.75)
-            moved += 0.25 * (self.current - self.previous)
+            moved.add_(self.current - self.previous, alpha=0.25)
             moved = self.threat.project(self.clean, moved)
         self.previous, self.current = self.current, moved
 

@@ -25,8 +25,8 @@ class WatchedOracle:
     It answers exactly as the wrapped oracle does, which also gets every attribute that
     is read from or set on this one (counts of passes, scores, the samples that
     :class:`mmrobust.attacks.TransferPGD` moves along with its images). Values and
-    gradients are reduced where they are, a few small operations per call, and the host
-    waits for none of them before :meth:`summary`.
+    gradients are reduced where they are, one small operation each per call, and the
+    host waits for none of them before :meth:`summary`.
 
     What is watched is after the checks of AutoAttack (Croce and Hein, arXiv
     2003.01690; its implementation warns of points whose gradient is exactly zero) and
@@ -37,18 +37,13 @@ class WatchedOracle:
     """
 
     _oracle: Any
-    _best: Tensor
-    _first: Tensor
-    _non_finite: Tensor
 
     def __init__(self, oracle: Oracle) -> None:
         # Names with an underscore are this object's own, see __setattr__.
         self._oracle = oracle
-        self._calls = 0
-        self._last: Tensor | None = None  # of what came after the first gradient
-        self._values: list[Tensor] = []
-        self._bests: list[Tensor] = []
-        self._zeros: list[Tensor] = []
+        self._values: list[Tensor] = []  # of every call
+        self._asked: list[int] = []  # which of them were for gradients
+        self._zeros: list[list[Tensor]] = []  # of these, per image
         self._sizes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -71,28 +66,16 @@ class WatchedOracle:
     def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See :class:`mmrobust.attacks.Oracle`."""
         values, grads = self._oracle.value_and_grad(images)
-        own = self._see(values, len(images))
-        self._values.append(own)
-        self._bests.append(self._best)
+        self._asked.append(len(self._values))
+        self._see(values, len(images))
         # count_nonzero answers on the device; NaN counts as not zero.
-        self._zeros.append(torch.stack([torch.count_nonzero(g) for g in grads]))
+        self._zeros.append([torch.count_nonzero(grad) for grad in grads])
         self._sizes = [grad.numel() for grad in grads]
         return values, grads
 
-    def _see(self, values: Tensor, count: int) -> Tensor:
+    def _see(self, values: Tensor, count: int) -> None:
         # A copy: the attack may write into what it got. (1,) is shared by the batch.
-        values = values.detach().float().expand(count).clone()
-        bad = ~values.isfinite()
-        finite = values.masked_fill(bad, -math.inf)
-        if self._calls:
-            self._best = torch.maximum(self._best, finite)
-            self._non_finite = self._non_finite + bad
-        else:
-            self._first, self._best, self._non_finite = values, finite, bad.int()
-        self._calls += 1
-        if self._values:
-            self._last = values
-        return values
+        self._values.append(values.detach().float().expand(count).clone())
 
     def summary(self) -> list[dict[str, float | int | None]]:
         """Reduces what was seen, and reads it off the device once.
@@ -122,33 +105,36 @@ class WatchedOracle:
             - ``best``: largest objective of all calls.
             - ``non_finite``: calls of any kind with an objective that is not finite.
         """
-        if not self._calls:
+        if not self._values:
             return []
-        calls = len(self._values)
-        nothing = torch.full_like(self._best, math.nan)
+        seen, calls = torch.stack(self._values), len(self._asked)
+        bad = ~seen.isfinite()
+        bests = seen.masked_fill(bad, -math.inf).cummax(0).values
+        nothing = torch.full_like(seen[0], math.nan)
         table: dict[str, Any] = dict.fromkeys(_COLUMNS, nothing)
-        table['first'], table['best'] = self._first, self._best
-        table['non_finite'] = self._non_finite
+        table['first'], table['best'] = seen[0], bests[-1]
+        table['non_finite'] = bad.sum(0)
         table['informative_calls'] = table['zero_calls'] = torch.zeros_like(nothing)
         if calls:
-            values = torch.stack(self._values)
+            values = seen[self._asked]
             usable = (values != 0) & values.isfinite()
             sizes = torch.tensor(self._sizes, device=values.device).clamp_min(1)
-            nonzero = torch.stack(self._zeros).to(values.device)
+            zeros = [torch.stack(counts) for counts in self._zeros]
+            nonzero = torch.stack(zeros).to(values.device)
             informative = usable.sum(0)
             # 0 / 0, which is NaN, where no call was informative.
             table['zero_share'] = ((1 - nonzero / sizes) * usable).sum(0) / informative
             table['all_zero_share'] = ((nonzero == 0) & usable).sum(0) / informative
             table['informative_calls'] = informative
             table['zero_calls'] = (values == 0).sum(0)
-            table['start'] = self._values[0]
-        if self._last is not None:
-            table['last'] = self._last
+            table['start'] = values[0]
+            if self._asked[0] < len(seen) - 1:
+                table['last'] = seen[-1]
         if calls >= 4:
-            table['best_quarter'] = self._bests[math.ceil(calls / 4) - 1]
-            table['best_half'] = self._bests[math.ceil(calls / 2) - 1]
+            table['best_quarter'] = bests[self._asked[math.ceil(calls / 4) - 1]]
+            table['best_half'] = bests[self._asked[math.ceil(calls / 2) - 1]]
         columns = [table[name].to(nothing) for name in _COLUMNS]
-        counts = {'calls': self._calls, 'gradient_calls': calls}
+        counts = {'calls': len(seen), 'gradient_calls': calls}
         return [{**counts, **_row(row)} for row in torch.stack(columns, 1).tolist()]
 
 

@@ -15,6 +15,7 @@ from mmengine.structures import BaseDataElement
 
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
+from ..attacks.base import positive_int
 from ..batch import gt_frame_of, image_id
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
@@ -27,11 +28,12 @@ from .acceleration import Acceleration
 from .adversaries.base import bare_model
 from .alone import same_buffers
 from .attack_pass import AttackPass
-from .attacker import Attacker, Outcome, ids_of
+from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
 from .counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
+from .outcome import Outcome
 from .preflight import check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records
@@ -74,8 +76,10 @@ class AttackEvaluation:
         space: str = 'input',
         quantize: bool = False,
         speed: Mapping[str, Any] | None = None,
+        attack_batch_size: int = 1,
     ) -> None:
         self.speed = Acceleration.read(speed)
+        self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -127,6 +131,11 @@ class AttackEvaluation:
                 'original pixels and pictures of 8 bits are for detectors: leave '
                 'space and quantize out for a classifier.'
             )
+        if self.attack_batch_size > 1:
+            raise ConfigError(
+                'attack_batch_size is for detectors: a classifier attacks the images '
+                'of a batch together anyway, so set batch_size of the dataloader.'
+            )
 
     @together()
     def run(self) -> dict[str, float]:
@@ -157,8 +166,10 @@ class AttackEvaluation:
             self.space,
             self.quantize,
             self.speed,
+            self.attack_batch_size,
         )
         notes += self._check_objectives()
+        notes += self._check_groups()
         if self.attacks:
             notes += self.speed.notes()
         report = RobustnessReport.start(
@@ -166,6 +177,7 @@ class AttackEvaluation:
         )
         report.space = self.space
         report.environment['speed'] = self.speed.describe()
+        report.environment['attack_batch_size'] = self.attacker.attack_batch_size
         self.analysis = self._analysis()
         self.records = self._open_records()
         self.gallery = self._gallery()
@@ -336,6 +348,13 @@ class AttackEvaluation:
                     ensemble.leave_out(name, str(error))
                     notes.append(f'the ensemble goes without {name}: {error}')
         return notes
+
+    def _check_groups(self) -> list[str]:
+        """Sees whether images can be attacked together, if they are to be."""
+        loader = self.dataloader
+        if not self.attacks or self.attack_batch_size == 1:
+            return []
+        return self.attacker.check_groups(loader.dataset, loader.collate_fn)
 
     def _weight_classes(self) -> list[str]:
         """Weights classes for the objectives that need it; returns notes."""

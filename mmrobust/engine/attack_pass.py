@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmengine.dist import collect_results, get_world_size
@@ -12,9 +12,9 @@ from mmengine.structures import BaseDataElement
 from ..attacks import Attack, Ensemble
 from ..checks import pass_verdicts
 from ..report import AttackResult
-from .attacker import Outcome
 from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
+from .outcome import Outcome
 from .progress import Progress
 from .records import PassRecords
 from .saving import AdversarialImages, dumps_renamed
@@ -80,8 +80,10 @@ class AttackPass:
         progress.start(self.name)
         for index, data_batch in enumerate(self.evaluation.dataloader):
             shown: list[Outcome] = []
-            for part, keys in self.evaluation.parts(index, data_batch):
-                outcomes = self._outcomes(part, keys)
+            parts = list(self.evaluation.parts(index, data_batch))
+            for (part, keys), outcomes in zip(
+                parts, self._outcomes(parts), strict=True
+            ):
                 costs['|'.join(map(str, keys))] = {
                     key: outcome.cost() for key, outcome in outcomes.items()
                 }
@@ -116,21 +118,47 @@ class AttackPass:
 
     # ---------------------------------------------------------------------- attacking
 
-    def _outcomes(self, part: dict, keys: list) -> dict[str, Outcome]:
-        """What the members made of a part, from the records or freshly."""
+    def _outcomes(self, parts: Sequence[tuple[dict, list]]) -> list[dict[str, Outcome]]:
+        """What the members made of each part, from the records or freshly."""
+        found = [self._on_record(part, keys) for part, keys in parts]
+        for group in self.evaluation.attacker.groups([part for part, _ in parts]):
+            known = [outcomes for place in group if (outcomes := found[place])]
+            if len(known) == len(group):
+                continue
+            # All of them anew: in another group rounding would not be the same.
+            fresh = self._attack([parts[place][0] for place in group])
+            for place, outcomes in zip(group, fresh, strict=True):
+                part, keys = parts[place]
+                packed = {key: each.pack(part) for key, each in outcomes.items()}
+                self.records.write(keys, packed, part['inputs'])
+                found[place] = outcomes
+        return [outcomes for outcomes in found if outcomes is not None]
+
+    def _on_record(self, part: dict, keys: list) -> dict[str, Outcome] | None:
         record = self.records.read(keys, part['inputs'])
-        if record is not None and self._all_there(record, part, keys):
-            return {key: Outcome.unpack(each, part) for key, each in record.items()}
-        outcomes: dict[str, Outcome] = {}
+        if record is None or not self._all_there(record, part, keys):
+            return None
+        return {key: Outcome.unpack(each, part) for key, each in record.items()}
+
+    def _attack(self, parts: list[dict]) -> list[dict[str, Outcome]]:
+        """Has every member attack a group; what is broken leaves it."""
+        attacker, left = self.evaluation.attacker, list(range(len(parts)))
+        outcomes: list[dict[str, Outcome]] = [{} for _ in parts]
         for key, member in self.members.items():
-            outcomes[key] = self.evaluation.attacker.attack(member, part)
+            if len(left) == 1:
+                fresh = [attacker.attack(member, parts[left[0]])]
+            else:
+                fresh = attacker.attack_together(member, [parts[i] for i in left])
             saver = self.savers[key]
-            if saver:
-                saver.save(part['data_samples'], outcomes[key].found or ())
-            if self.ensemble and self.ensemble.is_broken(outcomes):
+            for place, outcome in zip(left, fresh, strict=True):
+                outcomes[place][key] = outcome
+                if saver:
+                    samples = parts[place]['data_samples']
+                    saver.save(samples, outcome.found or ())
+            if self.ensemble:
+                left = [i for i in left if not self.ensemble.is_broken(outcomes[i])]
+            if not left:
                 break
-        packed = {key: each.pack(part) for key, each in outcomes.items()}
-        self.records.write(keys, packed, part['inputs'])
         return outcomes
 
     def _all_there(self, record: dict[str, Any], part: dict, keys: list) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,73 +30,21 @@ from ..classification import (
     make_oracle,
 )
 from ..detection_score import DetectionOracle
-from ..objective import Objective, loss_mode
+from ..objective import (
+    NotStackedError,
+    Objective,
+    Seams,
+    StackedOracle,
+    find_seams,
+    loss_mode,
+)
+from ..objective.inputs import Inputs
 from ..pixels import PicturePipeline, ResizedOracle, as_picture, radius, through_file
 from ..seeding import attack_generator, derive_seed, seeded
 from .acceleration import Acceleration
 from .adversaries.base import bare_model
 from .alone import alone
-from .records import pack, unpack
-
-
-@dataclass
-class Outcome:
-    """What an attack made of the images of one part of a batch, and at what cost.
-
-    Attributes:
-        outputs: the model's predictions on the attacked images.
-        forwards: images that went forwards through the network for the attack.
-        backwards: images that went backwards through it.
-        queries: of the forwards, those of attacks that use no gradient.
-        seconds: time of the attack and of the predictions.
-        outside: ground-truth boxes that lie outside their image.
-        watched: of each image, see :meth:`mmrobust.checks.WatchedOracle.summary`.
-        quantized: the predictions on the images as pictures of 8 bits, if asked for.
-        radius: the largest perturbation of these in pixel units.
-        inputs: the attacked images as the network saw them, (C, H, W) in pixel units;
-            None if the outcome comes from a record.
-        found: the same in the space of the attack, for saving.
-    """
-
-    outputs: list[BaseDataElement]
-    forwards: int = 0
-    backwards: int = 0
-    queries: int = 0
-    seconds: float = 0.0
-    outside: int = 0
-    watched: list[dict[str, Any]] = field(default_factory=list)
-    quantized: list[BaseDataElement] | None = None
-    radius: float | None = None
-    inputs: list[Tensor] | None = field(default=None, repr=False)
-    found: list[Tensor] | None = field(default=None, repr=False)
-
-    def cost(self) -> dict[str, Any]:
-        """All but predictions and images."""
-        return {name: getattr(self, name) for name in _FIGURES}
-
-    def pack(self, part: dict) -> dict[str, Any]:
-        """The record of the outcome, see :func:`mmrobust.engine.records.pack`."""
-        record = self.cost()
-        for name in ('outputs', 'quantized'):
-            predicted = getattr(self, name)
-            if predicted is not None:
-                pairs = zip(predicted, part['data_samples'], strict=True)
-                record[name] = [pack(*pair) for pair in pairs]
-        return record
-
-    @classmethod
-    def unpack(cls, record: dict[str, Any], part: dict) -> Outcome:
-        """The outcome that a record holds."""
-        content = {name: record[name] for name in _FIGURES}
-        for name in ('outputs', 'quantized'):
-            if name in record:
-                pairs = zip(record[name], part['data_samples'], strict=True)
-                content[name] = [unpack(*pair) for pair in pairs]
-        return cls(**content)
-
-
-_COUNTS = ('forwards', 'backwards', 'queries', 'seconds', 'outside')
-_FIGURES = (*_COUNTS, 'watched', 'radius')
+from .outcome import Outcome
 
 
 class Attacker:
@@ -120,6 +67,12 @@ class Attacker:
         quantize: predict also on the attacked image as a picture of 8 bits.
         speed: accelerates attacks, and neither predictions nor trials; it has the
             model prepared.
+        attack_batch_size: how many images of a detector may share the network's passes
+            in an attack, if :meth:`check_groups` finds that they can.
+
+    Attributes:
+        seams: the parts of the model that take several images; None if images are
+            attacked one by one.
     """
 
     def __init__(
@@ -132,6 +85,7 @@ class Attacker:
         space: str = 'input',
         quantize: bool = False,
         speed: Acceleration | None = None,
+        attack_batch_size: int = 1,
     ) -> None:
         self.wrapped = model
         self.model = bare_model(model)
@@ -142,6 +96,8 @@ class Attacker:
         self.space = space
         self.quantize = quantize
         self.speed = speed or Acceleration()
+        self.attack_batch_size = attack_batch_size
+        self.seams: Seams | None = None
         self.classifier = is_classifier(self.model)
 
     @property
@@ -154,34 +110,82 @@ class Attacker:
         """The parts of a batch that stand for themselves."""
         return [data_batch] if self.classifier else split_batch(data_batch)
 
+    def groups(self, parts: Sequence[dict]) -> list[list[int]]:
+        """Which parts are attacked together: those that make inputs of one shape."""
+        if self.seams is None:
+            return [[place] for place in range(len(parts))]
+        shapes: dict[Any, list[int]] = {}
+        inputs = Inputs(self.model, {})
+        for place, part in enumerate(parts):
+            shape = inputs.padded([image.shape for image in part['inputs']])
+            shapes.setdefault(shape, []).append(place)
+        size = self.attack_batch_size
+        return [
+            places[start : start + size]
+            for places in shapes.values()
+            for start in range(0, len(places), size)
+        ]
+
     def attack(self, attack: Attack, part: dict) -> Outcome:
         """Attacks the images of a part, and predicts on the result."""
+        (outcome,) = self._attack(attack, part, [part])
+        return outcome
+
+    def attack_together(self, attack: Attack, parts: Sequence[dict]) -> list[Outcome]:
+        """Attacks the parts of a group, in passes that all of them share.
+
+        What is found is what :meth:`attack` finds up to rounding. Attacks that read the
+        detector's output, whose searches rounding can turn, are made one by one.
+        """
+        if len(parts) == 1 or attack.reads == 'detections':
+            return [self.attack(attack, part) for part in parts]
+        batch = {
+            key: [part[key][0] for part in parts] for key in ('inputs', 'data_samples')
+        }
+        return self._attack(attack, batch, parts)
+
+    def _attack(
+        self, attack: Attack, batch: dict, parts: Sequence[dict]
+    ) -> list[Outcome]:
+        """Attacks a batch, and predicts on what became of each of its parts."""
         started = time.monotonic()
         with self._asking():
-            samples, outside = self.samples(part)
-            oracle = self.oracle(attack, part, samples)
+            samples, _ = self.samples(batch)
+            seeds = [derive_seed(self.seed, each) for each in ids_of(batch)]
+            oracle = self.oracle(
+                attack, batch, samples, seeds if len(parts) > 1 else None
+            )
             watched = WatchedOracle(oracle)
-            seeds = [derive_seed(self.seed, each) for each in ids_of(part)]
             with seeded(seeds[0], self.device):
                 draws = [attack_generator(seed) for seed in seeds]
                 with self.speed.on(self.model):
-                    clean, found, inputs = self._perturb(attack, watched, part, draws)
+                    clean, found, inputs = self._perturb(attack, watched, batch, draws)
             if isinstance(oracle, ClassifierOracle):
                 # An attack that mends an image has not made the model robust.
                 wrong = oracle.misclassified(clean)
                 pairs = zip(wrong, clean, found, strict=True)
                 found = [mine if lost else image for lost, mine, image in pairs]
                 inputs = found
-        outcome = Outcome(self.predict(with_images(part, inputs)))
-        outcome.forwards, outcome.backwards = oracle.forwards, oracle.backwards
-        outcome.queries = oracle.forwards if attack.gradient_free else 0
-        outcome.outside = outside
-        outcome.watched = watched.summary()
-        outcome.inputs, outcome.found = inputs, found
-        if self.quantize:
-            self._predict_quantized(outcome, part, clean[0], attack.threat.norm)
-        outcome.seconds = time.monotonic() - started
-        return outcome
+        # Every image of a group has had as many passes.
+        count, seen = len(parts), watched.summary()
+        seconds = (time.monotonic() - started) / count
+        outcomes = []
+        for place, part in enumerate(parts):
+            started = time.monotonic()
+            own = slice(place, place + 1) if count > 1 else slice(None)
+            outcome = Outcome(self.predict(with_images(part, inputs[own])))
+            outcome.forwards = oracle.forwards // count
+            outcome.backwards = oracle.backwards // count
+            outcome.queries = outcome.forwards if attack.gradient_free else 0
+            if not self.classifier:
+                outcome.outside = count_boxes_outside(samples[own])
+            outcome.watched = seen[own]
+            outcome.inputs, outcome.found = inputs[own], found[own]
+            if self.quantize:
+                self._predict_quantized(outcome, part, clean[place], attack.threat.norm)
+            outcome.seconds = seconds + time.monotonic() - started
+            outcomes.append(outcome)
+        return outcomes
 
     def _perturb(
         self, attack: Attack, oracle: Any, part: dict, draws: list[torch.Generator]
@@ -192,9 +196,10 @@ class Attacker:
             found = attack.perturb(oracle, clean, draws)
             return clean, found, found
         assert self.pixels is not None
-        resizer = self.pixels.resizer(part['data_samples'][0])
-        found = attack.perturb(ResizedOracle(oracle, [resizer]), clean, draws)
-        return clean, found, [resizer(image) for image in found]
+        resizers = [self.pixels.resizer(sample) for sample in part['data_samples']]
+        found = attack.perturb(ResizedOracle(oracle, resizers), clean, draws)
+        pairs = zip(resizers, found, strict=True)
+        return clean, found, [resizer(image) for resizer, image in pairs]
 
     def clean(self, part: dict) -> list[Tensor]:
         """What is attacked: the network's inputs or the original pictures."""
@@ -236,9 +241,25 @@ class Attacker:
             yield
 
     def oracle(
-        self, attack: Attack, part: dict, samples: Sequence[BaseDataElement]
+        self,
+        attack: Attack,
+        part: dict,
+        samples: Sequence[BaseDataElement],
+        seeds: Sequence[int] | None = None,
     ) -> Any:
-        """What answers the attack: the losses, or the detector's final output."""
+        """What answers the attack: the losses, or the detector's final output.
+
+        Args:
+            attack: the attack.
+            part: the batch.
+            samples: its ground truth.
+            seeds: of each image's draws, if the images are a group.
+        """
+        if seeds is not None:
+            assert self.seams is not None
+            return StackedOracle(
+                self.model, part, samples, attack.objective, self.seams, seeds
+            )
         if attack.reads == 'detections' and not self.classifier:
             return DetectionOracle(self.model, part, samples)
         return make_oracle(self.model, part, samples, attack.objective)
@@ -321,6 +342,28 @@ class Attacker:
                             'the outputs look like probabilities and not like logits, '
                             'which hides gradients: take the softmax out of the head'
                         ]
+        return []
+
+    def check_groups(self, dataset: Any, collate: Any) -> list[str]:
+        """Tries out whether images can be attacked together, if that is asked for.
+
+        Returns:
+            A sentence for the report's checks if they cannot.
+        """
+        self.seams = None
+        if self.attack_batch_size == 1:
+            return []
+        part = collate([dataset[0]])
+        try:
+            with self._asking():
+                samples, _ = self.samples(part)
+                self.seams = find_seams(self.model, part, samples)
+        except NotStackedError as error:
+            self.attack_batch_size = 1
+            return [
+                f'images are attacked one by one, since {type(self.model).__name__} '
+                f'does not allow more of attack_batch_size: {error}'
+            ]
         return []
 
 

@@ -23,8 +23,8 @@ from ..batch import image_id
 from ..checks import comparison_verdicts, figure_of
 from ..errors import ConfigError
 from ..report import AttackResult
-from .attacker import Outcome
 from .box_analysis import BENIGN, BoxAnalysis
+from .outcome import Outcome
 from .records import PassRecords
 
 

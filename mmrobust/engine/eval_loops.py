@@ -24,7 +24,7 @@ from .box_analysis import BoxAnalysis
 from .freeze import state_digest
 from .gallery import Gallery
 from .records import Records
-from .subset import annotations_digest, choose_images
+from .subset import annotations_digest, choose_images, enough_for_groups
 
 
 @LOOPS.register_module()
@@ -49,6 +49,11 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         fp16: predict under autocast, which attacks do not follow.
         speed: options of :class:`mmrobust.engine.Acceleration`, for attacks alone, for
             instance ``dict(autocast='bfloat16')``.
+        attack_batch_size: how many images of a detector share the network's passes in
+            an attack, where their inputs are of one shape and the model allows it.
+            Losses stay those of single images; what is found is the same up to
+            rounding, which depends on the other images. 1 for bit by bit the same
+            whatever the batches.
 
     Raises:
         ConfigError: for settings or data that cannot give a valid attack.
@@ -68,10 +73,20 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         save_adv: str | None = None,
         fp16: bool = False,
         speed: Mapping[str, Any] | None = None,
+        attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
+        loader = enough_for_groups(loader, attack_batch_size)
         super().__init__(runner, loader, evaluator, fp16=fp16)
-        self._set_up(attacks or {}, seed, gt_frame, num_images, save_adv, speed=speed)
+        self._set_up(
+            attacks or {},
+            seed,
+            gt_frame,
+            num_images,
+            save_adv,
+            speed=speed,
+            attack_batch_size=attack_batch_size,
+        )
 
 
 @LOOPS.register_module()
@@ -102,6 +117,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         gallery: images in the report's page, per attack. By default 4.
         fp16: see :class:`AttackValLoop`.
         speed: see :class:`AttackValLoop`.
+        attack_batch_size: see :class:`AttackValLoop`.
     """
 
     stage = 'test'
@@ -127,8 +143,10 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         gallery: int | None = None,
         fp16: bool = False,
         speed: Mapping[str, Any] | None = None,
+        attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
+        loader = enough_for_groups(loader, attack_batch_size)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(
             attacks or {},
@@ -139,6 +157,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             space,
             quantize,
             speed,
+            attack_batch_size,
         )
         self.check_images = _count(
             check_images, 'check_images', self.default_check_images
@@ -173,6 +192,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'speed': self.speed.describe(),
             'space': self.space,
             'quantize': self.quantize,
+            'attack_batch_size': self.attack_batch_size,
             'versions': package_versions(),
             'device': device_name(self.attacker.device),
         }

@@ -1,4 +1,4 @@
-"""Which images are evaluated: all, or a fixed choice."""
+"""Which images are evaluated, all or a fixed choice, and in which batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
 from ..errors import ConfigError
+
+# Images of a batch for every one of a group.
+_BATCHES = 4
 
 _OF_IMAGE = ('img_id', 'img_path', 'seg_map_path', 'height', 'width', 'gt_label')
 _OF_OBJECT = ('bbox', 'bbox_label', 'ignore_flag', 'mask')
@@ -41,6 +44,32 @@ def choose_images(
             'be cut to a subset: leave it out, or use a plain dataset.'
         ) from error
     return {**dataloader, 'dataset': dataset}
+
+
+def enough_for_groups(
+    dataloader: DataLoader | dict, attack_batch_size: int
+) -> DataLoader | dict:
+    """A loader whose batches have enough images for groups of this size.
+
+    Groups are of one input shape, so batches are larger than they. Batches decide
+    nothing else.
+    """
+    wanted = _BATCHES * positive_int(attack_batch_size, 'attack_batch_size')
+    if attack_batch_size == 1:
+        return dataloader
+    if isinstance(dataloader, dict):
+        if dataloader.get('batch_sampler') is not None:
+            return dataloader
+        return {
+            **dataloader,
+            'batch_size': max(wanted, dataloader.get('batch_size', 1)),
+        }
+    if (dataloader.batch_size or wanted) < attack_batch_size:
+        raise ConfigError(
+            f'attack_batch_size={attack_batch_size} needs batches of as many images: '
+            'give the dataloader as a config, or build it with a larger batch_size.'
+        )
+    return dataloader
 
 
 def restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:

@@ -1,7 +1,8 @@
 """What an adversary maximises: the detector's training loss, parts or turns of it.
 
 An :class:`Objective` says which loss terms, on which ground truth, with which sign;
-:class:`LossOracle` evaluates it image by image inside :func:`loss_mode`.
+:class:`LossOracle` evaluates it image by image inside :func:`loss_mode`, and
+:class:`StackedOracle` several images in one pass of the network, where a model allows.
 """
 
 from __future__ import annotations
@@ -9,5 +10,17 @@ from __future__ import annotations
 from .base import NAMED, Objective
 from .mode import loss_mode
 from .oracle import LossOracle, gradients
+from .seams import NotStackedError, Seams
+from .stacked import StackedOracle, find_seams
 
-__all__ = ['NAMED', 'LossOracle', 'Objective', 'gradients', 'loss_mode']
+__all__ = [
+    'NAMED',
+    'LossOracle',
+    'NotStackedError',
+    'Objective',
+    'Seams',
+    'StackedOracle',
+    'find_seams',
+    'gradients',
+    'loss_mode',
+]

@@ -71,4 +71,4 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
         for weight, flag in frozen:
             weight.requires_grad_(flag)
-        memory.restore()
+        memory.restore(thorough=True)

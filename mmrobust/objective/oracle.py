@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import float_images, with_images
+from ..batch import float_images
 from ..memory import Memory
 from ..seeding import seeded
 from .base import Objective
+from .inputs import Inputs
 from .scores import class_scores, measured
 from .truth import count_classes_of
 
@@ -53,7 +54,11 @@ class LossOracle:
         self.forwards = 0
         self.backwards = 0
         self._memory = Memory(model)
+        # Of every part: what its objects are to become, the ground truth that goes
+        # with it beside the samples it was made of, and what the model gets.
         self._targets: dict[tuple[int, ...], Tensor | None] = {}
+        self._truth: dict[tuple[int, ...], tuple[list[Any], list[Any]]] = {}
+        self._inputs: dict[tuple[int, ...], Inputs] = {}
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """The objective without gradients: images (C, H, W) to values (N,)."""
@@ -91,15 +96,26 @@ class LossOracle:
         return [[i] for i in indices] if self.per_image else [indices]
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
+        data = self._data(part, [images[i] for i in part])
+        with self.objective.attached(self.model, self._targets[tuple(part)]):
+            losses = self._losses(data)
+        return self.objective(losses)
+
+    def _data(self, part: list[int], images: Sequence[Tensor]) -> dict[str, Any]:
+        """What the model gets of the images of a part."""
         key = tuple(part)
         if key not in self._targets:
             scores = partial(self._clean_scores, part, images[0].device)
             self._targets[key] = self.objective.targets(self.model, scores)
-        targets = self._targets[key]
-        samples = [self.objective.truth(self.samples[i], targets) for i in part]
-        with self.objective.attached(self.model, targets):
-            losses = self._losses([images[i] for i in part], samples)
-        return self.objective(losses)
+        own = [self.samples[i] for i in part]
+        known, truth = self._truth.get(key, ([], []))
+        if not known or any(a is not b for a, b in zip(own, known, strict=True)):
+            targets = self._targets[key]
+            truth = [self.objective.truth(sample, targets) for sample in own]
+            self._truth[key] = own, truth
+        if key not in self._inputs:
+            self._inputs[key] = Inputs(self.model, self.data_batch)
+        return self._inputs[key](images, truth)
 
     def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
         """What the detector takes the objects of the clean images for.
@@ -111,9 +127,9 @@ class LossOracle:
         # Its own draws, so that the first value costs the caller's generator nothing.
         reading = measured(self.model, class_scores, "set target='next'")
         with torch.no_grad(), seeded(0, device), reading:
-            losses = self._losses(
-                [clean[i] for i in part], [self.samples[i] for i in part]
-            )
+            inputs = Inputs(self.model, self.data_batch)
+            own = [self.samples[i] for i in part]
+            losses = self._losses(inputs([clean[i] for i in part], own))
         found = [losses[key] for key in self.objective.select(losses)]
         parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
         count = count_classes_of(self.model)
@@ -121,24 +137,11 @@ class LossOracle:
         tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]
         return sum(tables, torch.zeros(count, count, device=device))
 
-    def _losses(
-        self, images: Sequence[Tensor], samples: Sequence[Any]
-    ) -> dict[str, Any]:
+    def _losses(self, data: dict[str, Any]) -> dict[str, Any]:
         # A loss must not depend on how often it was asked for.
         self._memory.restore()
-        batch = with_images(self.data_batch, images)
-        batch['data_samples'] = list(samples)
-        preprocessor = self.model.data_preprocessor
-        # Not as in training: that would augment the batch. What else training=True
-        # does, padding masks and segmentation to the batch's shape, the losses need;
-        # and BoxInst makes its masks there.
-        data = preprocessor(batch, hasattr(preprocessor, 'get_images_color_similarity'))
-        if getattr(preprocessor, 'pad_mask', False):
-            preprocessor.pad_gt_masks(data['data_samples'])
-        if getattr(preprocessor, 'pad_seg', False):
-            preprocessor.pad_gt_sem_seg(data['data_samples'])
         losses: dict[str, Any] = self.model(**data, mode='loss')
-        self.forwards += len(images)
+        self.forwards += len(data['data_samples'])
         return losses
 
 

@@ -1,0 +1,232 @@
+"""Several images through the network at once, each with a loss of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import float_images
+from ..seeding import Draws, seeded
+from .base import Objective
+from .inputs import Inputs
+from .oracle import LossOracle, gradients
+from .seams import NotStackedError, Seams, replaced
+
+# Of the outputs for a stack and their gradients, beside those of images alone: what
+# sums in another order (and in TF32, on a GPU) may change of their length.
+_TOLERANCE = 0.02
+
+# What comes of taking apart a model that is made otherwise.
+_FAILURES = (
+    *(NotStackedError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+class StackedOracle(LossOracle):
+    """The losses of images of one input shape, which share the network's passes.
+
+    Values and gradients are those of :class:`LossOracle`, image by image, up to
+    rounding, and so are the random draws of the model's losses: every image has its
+    own, which go on from call to call as if it were alone.
+
+    Args:
+        model: see :class:`LossOracle`.
+        data_batch: see :class:`LossOracle`; its images make inputs of one shape.
+        samples: see :class:`LossOracle`.
+        objective: see :class:`LossOracle`.
+        seams: of the model.
+        seeds: of the draws of each image.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data_batch: dict,
+        samples: Sequence[Any],
+        objective: Objective,
+        seams: Seams,
+        seeds: Sequence[int],
+    ) -> None:
+        super().__init__(model, data_batch, samples, objective)
+        self._seams = seams
+        device = next(model.parameters()).device
+        self._draws = [Draws(seed, device) for seed in seeds]
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        """See :meth:`LossOracle.value`."""
+        with torch.no_grad():
+            return torch.stack(self._all(images))
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """See :meth:`LossOracle.value_and_grad`."""
+        with torch.enable_grad():
+            leaves = [image.detach().requires_grad_() for image in images]
+            values = torch.stack(self._all(leaves))
+            # An image's loss depends on no other, so the sum has all gradients.
+            grads = gradients(values.sum(), leaves)
+        self.backwards += len(images)
+        return values.detach(), grads
+
+    def _all(self, images: Sequence[Tensor]) -> list[Tensor]:
+        # Before anything is computed of what it writes to.
+        self._memory.restore()
+        ready = [self._data([i], [image]) for i, image in enumerate(images)]
+        found: list[dict[str, Any]] = []
+
+        def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
+            self._memory.restore()
+            targets = self._targets[(place,)]
+            attached = self.objective.attached(self.model, targets)
+            with self._draws[place].going_on(), attached:
+                found.append(loss(image, ready[place]['data_samples']))
+
+        inputs = torch.cat([data['inputs'] for data in ready])
+        samples = [sample for data in ready for sample in data['data_samples']]
+        self._seams.run(inputs, samples, each)
+        self.forwards += len(images)
+        return [self.objective(losses) for losses in found]
+
+
+def find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
+    """Finds out, by trying, which parts of a model keep the images of a stack apart.
+
+    Use inside :func:`loss_mode`.
+
+    Args:
+        model: the bare detector.
+        part: a batch of one image.
+        samples: its ground truth in the input frame.
+
+    Raises:
+        NotStackedError: if there are none; the message says why, for the report.
+    """
+    try:
+        return _find_seams(model, part, samples)
+    except _FAILURES as error:
+        raise NotStackedError(str(error).strip().split('\n')[0]) from error
+
+
+def _find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
+    prepare = Inputs(model, part)
+    if not prepare.normalises_only:
+        name = type(model.data_preprocessor).__name__
+        raise NotStackedError(f'what {name} does is not known')
+    (image,) = float_images(part, next(model.parameters()).device)
+    heads = _heads(model, prepare([image], samples))
+    # As another image one that is nothing like it, in its mean above all.
+    pair = [image, 255 - image]
+    if heads:
+        try:
+            return _tried(Seams(model, heads), prepare, pair, samples)
+        except _FAILURES:
+            pass  # it may be the heads
+    return _tried(Seams(model), prepare, pair, samples)
+
+
+def _tried(
+    seams: Seams, prepare: Inputs, pair: list[Tensor], samples: Sequence[Any]
+) -> Seams:
+    """The seams, if they hold."""
+    alone = [_answers(seams, prepare, [each], samples)[0] for each in pair]
+    _compare(_answers(seams, prepare, pair, samples), alone)
+    twice = [*samples, *samples]
+    batch = {**prepare.data_batch, 'inputs': pair, 'data_samples': twice}
+    oracle = StackedOracle(seams.model, batch, twice, Objective(), seams, [0, 0])
+    oracle.value_and_grad(pair)
+    return seams
+
+
+def _heads(model: Any, data: dict[str, Any]) -> list[str]:
+    """Children that the model's loss gives the features and nothing else.
+
+    Raises:
+        NotStackedError: if the loss does not take its features from the whole input, at
+            one go.
+    """
+    given: list[Tensor] = []
+    made: list[Any] = []
+    calls: dict[str, list[bool]] = {}
+    own_loss, extract = model.loss, model.extract_feat
+
+    def loss(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given.append(inputs)
+        return own_loss(inputs, *args, **kwargs)
+
+    def extract_feat(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 1 or args[0] is not given[-1]:
+            raise NotStackedError('it does not extract features of its input as it is')
+        made.append(extract(*args))
+        return made[-1]
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            only = len(args) == 1 and not kwargs and bool(made)
+            calls.setdefault(name, []).append(only and args[0] is made[-1])
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(model, 'loss', loss))
+        stack.enter_context(replaced(model, 'extract_feat', extract_feat))
+        for name, child in model.named_children():
+            hook = child.register_forward_pre_hook(look(name), with_kwargs=True)
+            stack.callback(hook.remove)
+        with torch.no_grad(), seeded(0, data['inputs'].device):
+            model(**data, mode='loss')
+    if len(given) != 1 or len(made) != 1:
+        raise NotStackedError('it does not extract features exactly once')
+    return [name for name, seen in calls.items() if seen == [True]]
+
+
+def _answers(
+    seams: Seams, prepare: Inputs, images: Sequence[Tensor], samples: Sequence[Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """What the parts give for images, as one vector each, and its gradient."""
+    model, found = seams.model, []
+    noise = torch.Generator().manual_seed(0)
+
+    def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
+        features = model.extract_feat(image)
+        outputs = [getattr(model, name)(features) for name in seams.heads]
+        found.append([t.flatten().float() for t in _tensors([features, outputs])])
+
+    with torch.enable_grad(), seeded(0, images[0].device):
+        leaves = [image.detach().requires_grad_() for image in images]
+        inputs = torch.cat([prepare.pixels([leaf]) for leaf in leaves])
+        seams.run(inputs, list(samples) * len(images), each)
+        sides = []
+        for tensors in found:
+            noise.manual_seed(0)
+            draws = [torch.randn(len(t), generator=noise).to(t) for t in tensors]
+            pairs = zip(tensors, draws, strict=True)
+            # Each of them counts, however long it is.
+            sides.append(
+                sum((t * d).sum() / (1e-12 + t.detach().norm()) for t, d in pairs)
+            )
+        grads = gradients(sum(sides), leaves)
+    return [
+        (torch.cat([t.detach() / (1e-12 + t.detach().norm()) for t in tensors]), grad)
+        for tensors, grad in zip(found, grads, strict=True)
+    ]
+
+
+def _compare(
+    together: list[tuple[Tensor, Tensor]], alone: list[tuple[Tensor, Tensor]]
+) -> None:
+    for ours, theirs in zip(together, alone, strict=True):
+        for found, wanted in zip(ours, theirs, strict=True):
+            if not (found - wanted).norm() <= _TOLERANCE * wanted.norm():
+                raise NotStackedError('what it gives for an image depends on others')
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif value is not None:
+        for each in value:
+            yield from _tensors(each)
