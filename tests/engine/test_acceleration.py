@@ -261,7 +261,10 @@ def test_accelerated_updates_go_through_ddp(gloo: None) -> None:
     assert_same_state(wrapped, plain)
 
 
-def test_ddp_knows_the_layout(build_runner: Callable[..., Runner], gloo: None) -> None:
+def test_ddp_knows_the_layout(
+    build_runner: Callable[..., Runner], gloo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('LOCAL_RANK', '0')  # as launchers do
     adversary = dict(type='mmrobust.FreeAdversary', replays=2)
     runner = build_runner(
         train_cfg=dict(
