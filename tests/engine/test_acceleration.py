@@ -241,25 +241,49 @@ def test_inner_attack_and_update_are_accelerated() -> None:
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
 
 
-def test_accelerated_updates_go_through_ddp(tmp_path: Path) -> None:
+@pytest.fixture
+def gloo(tmp_path: Path) -> Iterator[None]:
+    """A distributed run of one process."""
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{tmp_path}/store', world_size=1, rank=0
     )
-    try:
-        plain = updated(FreeAdversary(replays=2), Acceleration(**ALL))
-        wrapped = updated(
-            FreeAdversary(replays=2),
-            Acceleration(**ALL),
-            lambda model: MMDistributedDataParallel(
-                model, broadcast_buffers=False, device_ids=None
-            ),
-        )
-        assert_same_state(wrapped, plain)
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
 
 
-def trained(build_runner: Callable[..., Runner], **loop: Any) -> Runner:
+def in_ddp(model: nn.Module) -> nn.Module:
+    return MMDistributedDataParallel(model, broadcast_buffers=False, device_ids=None)
+
+
+def test_accelerated_updates_go_through_ddp(gloo: None) -> None:
+    plain = updated(FreeAdversary(replays=2), Acceleration(**ALL))
+    wrapped = updated(FreeAdversary(replays=2), Acceleration(**ALL), in_ddp)
+    assert_same_state(wrapped, plain)
+
+
+def test_ddp_knows_the_layout(
+    build_runner: Callable[..., Runner], gloo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('LOCAL_RANK', '0')  # as launchers do
+    adversary = dict(type='mmrobust.FreeAdversary', replays=2)
+    runner = build_runner(
+        train_cfg=dict(
+            type='mmrobust.AdvIterBasedTrainLoop',
+            max_iters=2,
+            adversary=adversary,
+            speed=dict(channels_last=True),
+        ),
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+    )
+    loop = runner.build_train_loop(runner._train_loop)
+    model, runner._distributed = runner.model, True
+    before = runner.model = in_ddp(model)
+    with loop._accelerated():
+        assert runner.model is not before
+        assert runner.model.module is model
+
+
+def run(build_runner: Callable[..., Runner], seen: list, **loop: Any) -> Runner:
     """A runner after a short adversarial training."""
     cfg = dict(
         type='mmrobust.AdvIterBasedTrainLoop',
@@ -268,13 +292,22 @@ def trained(build_runner: Callable[..., Runner], **loop: Any) -> Runner:
         adversary=dict(type='mmrobust.FreeAdversary', replays=2),
     )
     runner = build_runner(train_cfg={**cfg, **loop})
+    runner.model.backbone.register_forward_hook(
+        lambda module, args, output: seen.append(
+            (module.training, output[0].dtype, output[0].is_contiguous())
+        )
+    )
     runner.train()
     return runner
 
 
 def test_the_loop_accelerates(build_runner: Callable[..., Runner]) -> None:
-    plain = trained(build_runner)
-    rounded = trained(build_runner, speed=dict(autocast='bfloat16', channels_last=True))
+    seen: list[tuple] = []
+    plain = run(build_runner, seen)
+    speed = dict(autocast='bfloat16', channels_last=True)
+    rounded = run(build_runner, seen, speed=speed)
+    updates = [each[1:] for each in seen if each[0]]
+    assert updates == [(torch.float32, True)] * 2 + [(torch.bfloat16, False)] * 2
     weight, other = (r.model.bbox_head.conv_cls.weight for r in (rounded, plain))
     assert not torch.equal(weight, other)
     torch.testing.assert_close(weight, other, rtol=0.05, atol=0.01)
