@@ -31,7 +31,7 @@ STEPS = 10
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help='config of a detector or classifier')
     parser.add_argument('--repeats', type=int, default=10, help='measurements per side')
     parser.add_argument(

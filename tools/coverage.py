@@ -195,7 +195,7 @@ def _optional_versions() -> dict[str, str]:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         '--family', nargs='+', metavar='NAME', help='only these folders of configs'
     )

@@ -55,7 +55,7 @@ _AUTOATTACK = {
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags and those of the attacks."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'config', help='config file of an mmdet detector or an mmpretrain classifier'
     )

@@ -31,7 +31,7 @@ _ROBUST_ONLY = (
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(

@@ -1,0 +1,311 @@
+"""Tells from where an error was raised what the user can change about it.
+
+A config is a program for libraries, and their errors say what broke and not which
+setting broke it. An error while something is built, or while a dataset's files are
+read, is taken for the user's; so is one of a model or a metric that this package did
+not ask in a way of its own. Anything else is left to be a defect of ours.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+_LONGEST = 240
+
+# What mmengine's Runner does with which part of a config.
+_PARTS = {
+    'setup_env': 'env_cfg',
+    'set_randomness': 'randomness',
+    'build_logger': 'log_level',
+    'build_message_hub': 'experiment_name',
+    'build_visualizer': 'visualizer',
+    'build_model': 'model',
+    'wrap_model': 'model_wrapper_cfg',
+    'scale_lr': 'auto_scale_lr',
+    'build_optim_wrapper': 'optim_wrapper',
+    'build_param_scheduler': 'param_scheduler',
+    'build_evaluator': 'evaluator',
+    'build_dataloader': 'dataloader',
+    'build_train_loop': 'train_cfg',
+    'build_val_loop': 'val_cfg',
+    'build_test_loop': 'test_cfg',
+    'build_log_processor': 'log_processor',
+    'register_default_hooks': 'default_hooks',
+    'register_custom_hooks': 'custom_hooks',
+    '_check_scheduler_cfg': 'param_scheduler',
+    '_maybe_compile': 'compile',
+    'load_or_resume': 'load_from',
+    '_init_model_weights': 'init_cfg',
+    'dump_config': 'work_dir',
+}
+# Where they have two of a kind, the argument tells which.
+_SPLITS = ('train', 'val', 'test')
+# What holds the file that is being read, in the functions that read annotations.
+_FILES = ('annotation_file', 'xml_path', 'ann_file', 'img_path')
+
+
+def blame(error: BaseException) -> str | None:
+    """Says in one sentence which part of a config, or which file, an error is about.
+
+    Args:
+        error: what has been caught, with its traceback.
+
+    Returns:
+        None for an error that may well be a defect of this package.
+    """
+    error = _original(error)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = False  # whether this package was asked inside of what is looked at
+    for index in reversed(range(len(frames))):
+        frame = frames[index]
+        found = _of_data(frame, frames[index:], error) or _of_build(
+            frame, frames[: index + 1], error
+        )
+        if found is None and not ours:
+            found = _of_use(frame, frames[: index + 1], error)
+        if found is not None:
+            return found
+        ours = ours or _is_ours(frame)
+    return None
+
+
+def model_trouble(error: BaseException) -> str | None:
+    """Says what a model could not do with an ordinary batch; None if it is not its.
+
+    Args:
+        error: raised while the model was called by this package, as anyone would.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if _is_call(frame):
+            return _fails(frame, error)
+        if _is_ours(frame):
+            return None
+    return None
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in a few words, without its end of sentence."""
+    text = str(error)
+    if 'Original Traceback' in text:  # of a worker process
+        text = text.strip().splitlines()[-1]
+        return short(text)
+    if not text.strip():
+        # A bare assertion says nothing but by its code.
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        text = last[0].line or '' if last else ''
+    return short(f'{type(error).__name__}: {text}')
+
+
+def short(text: str) -> str:
+    """A text on one line, without addresses in memory, cut where it gets long."""
+    text = re.sub(r' (object )?at 0x[0-9a-f]+', '', ' '.join(text.split()))
+    text = text if len(text) <= _LONGEST else text[:_LONGEST].rstrip() + ' ...'
+    return text.rstrip('.!?: ')
+
+
+def _original(error: BaseException) -> BaseException:
+    """What mmengine caught when it put the name of a hook to a TypeError."""
+    inner = error.__context__
+    if isinstance(error, TypeError) and isinstance(inner, TypeError):
+        if error.__suppress_context__ and str(error).startswith(str(inner)):
+            return inner
+    return error
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get('__name__', ''))
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether this package's own code runs, its parts of models left out."""
+    name = _module(frame)
+    return name.startswith('mmrobust.') and not name.startswith('mmrobust.models')
+
+
+def _is_call(frame: FrameType) -> bool:
+    return frame.f_code.co_name == '_call_impl' and _module(frame).startswith('torch.')
+
+
+# ------------------------------------------------------------------ what was going on
+
+
+def _of_data(
+    frame: FrameType, inside: list[FrameType], error: BaseException
+) -> str | None:
+    """A file of the dataset is read, or an image goes through the pipeline."""
+    name, module = frame.f_code.co_name, _module(frame)
+    if name == '__call__' and isinstance(frame.f_locals.get('self'), _compose()):
+        transform, data = frame.f_locals.get('t'), frame.f_locals.get('data')
+        image = data.get('img_path') if isinstance(data, Mapping) else None
+        return (
+            f'{type(transform).__name__} of the pipeline cannot process '
+            f'{image or "an image"} ({reason_of(error)}): check its settings, the '
+            'image and its annotations.'
+        )
+    if name in ('load_data_list', 'full_init'):
+        found = _file(inside) or _file([frame])
+        if found:
+            return (
+                f'annotations cannot be read from {found} ({reason_of(error)}): is it '
+                'complete and what the dataset expects?'
+            )
+    if module == 'pycocotools.coco' and name == '__init__':
+        return (
+            f'annotations cannot be read from {frame.f_locals.get("annotation_file")} '
+            f"({reason_of(error)}): is it complete and in COCO's format?"
+        )
+    if 'collate' in name and module.startswith(('mmengine.', 'torch.')):
+        return (
+            f'images cannot be put together to a batch ({reason_of(error)}): check '
+            'batch_size, collate_fn and the last step of the pipeline.'
+        )
+    if module.startswith('torch.utils.data') and name == 'reraise':
+        return f'a worker process cannot load the data ({reason_of(error)}).'
+    return None
+
+
+def _of_build(
+    frame: FrameType, outside: list[FrameType], error: BaseException
+) -> str | None:
+    """Something is made of a part of the config."""
+    name, module = frame.f_code.co_name, _module(frame)
+    if name == 'build_from_cfg' and module.startswith('mmengine.registry'):
+        where = _place(outside)
+        return f'{where} cannot be built ({reason_of(error)}): check its settings.'
+    if module == 'mmengine.runner.runner' and name in _PARTS:
+        part = _part(frame)
+        return f'{part} of the config cannot be used ({reason_of(error)}): check it.'
+    if module == 'mmengine.runner.runner' and name == '__init__':
+        return f'the config cannot be used ({reason_of(error)}): check its settings.'
+    return None
+
+
+def _of_use(
+    frame: FrameType, outside: list[FrameType], error: BaseException
+) -> str | None:
+    """A model, a metric or a hook of a library works."""
+    name, owner = frame.f_code.co_name, frame.f_locals.get('self')
+    if name == 'evaluate' and hasattr(owner, 'compute_metrics'):
+        return (
+            f'{type(owner).__name__} cannot score the predictions '
+            f'({reason_of(error)}): do its settings fit the dataset and the model?'
+        )
+    if name == 'call_hook' and _module(frame).startswith('mmengine.'):
+        hook = frame.f_locals.get('hook')
+        return (
+            f'{type(hook).__name__} of the hooks failed ({reason_of(error)}): check '
+            'its settings.'
+        )
+    if _is_call(frame) and not any(map(_is_ours, outside)):
+        return _fails(frame, error)
+    return None
+
+
+def _fails(frame: FrameType, error: BaseException) -> str:
+    part = type(frame.f_locals.get('self')).__name__
+    return (
+        f'the model fails in its {part} without any attack ({reason_of(error)}): do '
+        'its parts fit each other and the data?'
+    )
+
+
+def _compose() -> type:
+    from mmengine.dataset import Compose
+
+    return Compose
+
+
+def _file(frames: list[FrameType]) -> str | None:
+    """The file of annotations that the innermost of some functions reads."""
+    for frame in reversed(frames):
+        for name in _FILES:
+            value = frame.f_locals.get(name)
+            if value is None:
+                value = getattr(frame.f_locals.get('self'), name, None)
+            if isinstance(value, str) and value:
+                return value
+    return None
+
+
+# ------------------------------------------------------------------- where it stands
+
+
+def _part(frame: FrameType) -> str:
+    """The top-level key of the config that a method of the Runner works on."""
+    part = _PARTS[frame.f_code.co_name]
+    if part not in ('evaluator', 'dataloader'):
+        return part
+    given = frame.f_locals.get(part)
+    runner = frame.f_back.f_locals.get('self') if frame.f_back else None
+    for split in _SPLITS:
+        if getattr(runner, f'_{split}_{part}', None) is given:
+            return f'{split}_{part}'
+    return part
+
+
+def _place(frames: list[FrameType]) -> str:
+    """Path and type of what the innermost builder was to build."""
+    asked = [
+        frame.f_locals.get('cfg')
+        for frame in frames
+        if frame.f_code.co_name == 'build_from_cfg'
+    ]
+    parts = [each for each in asked if isinstance(each, Mapping)]
+    kind = parts[-1].get('type') if parts and parts[-1] is asked[-1] else None
+    kind = getattr(kind, '__name__', kind)
+    root = next((cfg for cfg in map(_config, frames) if cfg is not None), {})
+    path, node = [], root
+    for part in parts:
+        found = max(_alike(node, part), default=None, key=lambda each: each[0])
+        if found is not None:
+            _, keys, node = found
+            path += keys
+    where = '.'.join(path)
+    if not isinstance(kind, str):
+        builder = next((_PARTS[n] for n in _names(frames) if n in _PARTS), 'the config')
+        return where or f'a part of {builder}'
+    return f'{where} ({kind})' if where else kind
+
+
+def _names(frames: list[FrameType]) -> Iterator[str]:
+    return (frame.f_code.co_name for frame in reversed(frames))
+
+
+def _config(frame: FrameType) -> Any:
+    cfg = frame.f_locals.get('cfg')
+    return cfg if isinstance(cfg, Mapping) or hasattr(cfg, 'merge_from_dict') else None
+
+
+def _alike(
+    node: Any, part: Mapping, path: tuple[str, ...] = ()
+) -> Iterator[tuple[int, tuple[str, ...], Any]]:
+    """Where in a config something of the same type stands, and how many settings agree.
+
+    Not where the very same stands: mmengine copies configs, and models change theirs.
+    """
+    if isinstance(node, (list, tuple)):
+        items: Any = ((str(i), value) for i, value in enumerate(node))
+    elif hasattr(node, 'items'):
+        items = node.items()
+    else:
+        return
+    for key, value in items:
+        here = (*path, str(key))
+        if hasattr(value, 'items') and value.get('type') == part.get('type'):
+            yield _agreement(value, part), here, value
+        yield from _alike(value, part, here)
+
+
+def _agreement(one: Mapping, other: Mapping) -> int:
+    count = 0
+    for key, value in other.items():
+        try:
+            count += bool(key in one and one[key] == value)
+        except (TypeError, ValueError, RuntimeError):  # what == makes of arrays
+            continue
+    return count
+
