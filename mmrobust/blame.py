@@ -11,8 +11,11 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from .errors import ConfigError
 
 _LONGEST = 240
 
@@ -87,6 +90,24 @@ def model_trouble(error: BaseException) -> str | None:
     return None
 
 
+@contextmanager
+def models_own() -> Iterator[None]:
+    """Around an ordinary use of a model: what breaks inside the model is its own.
+
+    Raises:
+        ConfigError: for what the model could not do.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = model_trouble(error)
+        if text is None:
+            raise
+        raise ConfigError(text) from error
+
+
 def reason_of(error: BaseException) -> str:
     """An error in a few words, without its end of sentence."""
     text = str(error)
@@ -110,9 +131,13 @@ def short(text: str) -> str:
 def _original(error: BaseException) -> BaseException:
     """What mmengine caught when it put the name of a hook to a TypeError."""
     inner = error.__context__
-    if isinstance(error, TypeError) and isinstance(inner, TypeError):
-        if error.__suppress_context__ and str(error).startswith(str(inner)):
-            return inner
+    if (
+        isinstance(error, TypeError)
+        and isinstance(inner, TypeError)
+        and error.__suppress_context__
+        and str(error).startswith(str(inner))
+    ):
+        return inner
     return error
 
 
@@ -121,9 +146,10 @@ def _module(frame: FrameType) -> str:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether this package's own code runs, its parts of models left out."""
+    """Whether this package's own code runs, parts of models and tools aside."""
     name = _module(frame)
-    return name.startswith('mmrobust.') and not name.startswith('mmrobust.models')
+    others = 'mmrobust.models', 'mmrobust.cli', 'mmrobust.blame'
+    return name.startswith('mmrobust.') and not name.startswith(others)
 
 
 def _is_call(frame: FrameType) -> bool:
@@ -200,9 +226,22 @@ def _of_use(
             f'{type(hook).__name__} of the hooks failed ({reason_of(error)}): check '
             'its settings.'
         )
-    if _is_call(frame) and not any(map(_is_ours, outside)):
+    if name == '_clip_grad' and _module(frame).startswith('mmengine.optim'):
+        return (
+            f'optim_wrapper.clip_grad={getattr(owner, "clip_grad_kwargs", None)} '
+            f'cannot be used ({reason_of(error)}): check it.'
+        )
+    if _is_call(frame) and _is_stock(outside):
         return _fails(frame, error)
     return None
+
+
+def _is_stock(outside: list[FrameType]) -> bool:
+    """Whether a loop of mmengine called the model, and not this package's code."""
+    for frame in reversed(outside):
+        if _module(frame) == 'mmengine.runner.loops' or _is_ours(frame):
+            return not _is_ours(frame)
+    return True
 
 
 def _fails(frame: FrameType, error: BaseException) -> str:
@@ -257,13 +296,19 @@ def _place(frames: list[FrameType]) -> str:
     parts = [each for each in asked if isinstance(each, Mapping)]
     kind = parts[-1].get('type') if parts and parts[-1] is asked[-1] else None
     kind = getattr(kind, '__name__', kind)
-    root = next((cfg for cfg in map(_config, frames) if cfg is not None), {})
-    path, node = [], root
+    root: Any = next((cfg for cfg in map(_config, frames) if cfg is not None), {})
+    path: list[str] = []
+    node: Any = root
     for part in parts:
-        found = max(_alike(node, part), default=None, key=lambda each: each[0])
-        if found is not None:
-            _, keys, node = found
-            path += keys
+        # A loop builds its dataloader, which stands beside it and not inside.
+        for start, before in ((node, path), (root, [])):
+            found = max(_alike(start, part), default=None, key=lambda each: each[0])
+            if found is not None:
+                _, keys, node = found
+                path = [*before, *keys]
+                break
+        else:
+            path, node = [], root
     where = '.'.join(path)
     if not isinstance(kind, str):
         builder = next((_PARTS[n] for n in _names(frames) if n in _PARTS), 'the config')
@@ -308,4 +353,3 @@ def _agreement(one: Mapping, other: Mapping) -> int:
         except (TypeError, ValueError, RuntimeError):  # what == makes of arrays
             continue
     return count
-

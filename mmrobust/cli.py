@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -83,7 +84,9 @@ def as_sentence(error: BaseException) -> str | None:
     """Says in one sentence what the user can change, or None for a defect of ours."""
     text = ' '.join(str(error).split())
     if isinstance(error, ConfigError):
-        return text
+        # Of what somebody gave, which may be anything.
+        text = re.sub(r' at 0x[0-9a-f]+', '', text)
+        return re.sub(r'\S{300,}', lambda found: f'{found[0][:40]}...', text)
     if isinstance(error, FileNotFoundError):
         path = error.filename or text.rsplit("directory: '", 1)[-1].rstrip("'")
         return f'{path} does not exist: check the path, or data_root in the config.'
@@ -96,7 +99,9 @@ def as_sentence(error: BaseException) -> str | None:
     if isinstance(error, KeyError) and 'is not in the' in text:
         return text.split('. Please check', 1)[0].strip('\'"') + ': check the name.'
     if isinstance(error, json.JSONDecodeError):
-        return f'an annotation file is no valid JSON ({text}): is it complete?'
+        return blame(error) or (
+            f'an annotation file is no valid JSON ({text}): is it complete?'
+        )
     if isinstance(error, ValueError) and 'need at least one array to conc' in text:
         # numpy's words, when mmengine serialises an empty list of images.
         return 'a dataset is empty: check ann_file, data_prefix and filter_cfg.'
@@ -222,6 +227,7 @@ def read_config(path: str) -> Config:
         raise ConfigError(f'config {path!r} does not exist: check the path.')
     try:
         cfg = get_config(path) if in_package else Config.fromfile(path)
+        _resolve(cfg)
     except FileNotFoundError as error:
         raise ConfigError(
             f'config {path!r} needs a file that is missing: {error}.'
@@ -232,6 +238,16 @@ def read_config(path: str) -> Config:
     if 'model' not in cfg:
         raise ConfigError(f'config {path!r} has no model.')
     return cfg
+
+
+def _resolve(node: Any) -> None:
+    """Imports what a config of the lazy style names, which fails here or later."""
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _resolve(value)
+    elif hasattr(node, 'values'):
+        for value in node.values():
+            _resolve(value)
 
 
 def check_sections(cfg: Config) -> None:
@@ -247,9 +263,7 @@ def check_sections(cfg: Config) -> None:
         if value is None and key != 'model':
             continue
         wanted = ' or '.join(_IN_WORDS[kind] for kind in kinds)
-        raise ConfigError(
-            f'{key}={short(repr(value))} of the config must be {wanted}.'
-        )
+        raise ConfigError(f'{key}={short(repr(value))} of the config must be {wanted}.')
 
 
 def check_launcher(launcher: str) -> None:

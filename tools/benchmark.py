@@ -22,6 +22,7 @@ from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.batch import attack_samples, float_images, split_batch, with_images
 from mmrobust.classification import classifier_samples, is_classifier, make_oracle
+from mmrobust.errors import ConfigError
 from mmrobust.engine import APGDAdversary, FreeAdversary
 from mmrobust.objective import Objective, loss_mode
 from torch import Tensor
@@ -47,6 +48,15 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args)
     cfg.resume, cfg.load_from = False, None
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f'--device {args.device!r} cannot be used ({reason}): give cpu or cuda.'
+        ) from error
+    if args.repeats < 1:
+        raise ConfigError(f'--repeats {args.repeats} must be at least 1.')
     runner = Runner.from_cfg(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     runner.model.to(args.device)

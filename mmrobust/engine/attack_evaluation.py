@@ -15,7 +15,8 @@ from mmengine.structures import BaseDataElement
 
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
-from ..batch import gt_frame_of, image_id
+from ..batch import check_batch, gt_frame_of, image_id
+from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
 from ..errors import ConfigError
@@ -241,10 +242,12 @@ class AttackEvaluation:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
         outputs: list[BaseDataElement] = []
+        check_batch(data_batch)
         for part, keys in self.parts(idx, data_batch):
             record = self.benign_records.read(keys, part['inputs'])
             if record is None:
-                outcome = Outcome(self.attacker.predict(part))
+                with models_own():
+                    outcome = Outcome(self.attacker.predict(part))
                 self.benign_records.write(keys, outcome.pack(part), part['inputs'])
             else:
                 outcome = Outcome.unpack(record, part)

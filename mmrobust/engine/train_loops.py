@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..batch import check_batch
+from ..blame import models_own
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..registry import ADVERSARIES, LOOPS
 from .adversaries import Adversary
+from .adversaries.base import bare_model
 from .hooks import AdversaryStateHook, ConvertedWeightsHook
 from .preflight import check_has_boxes, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
@@ -79,14 +83,33 @@ class _AdversarialTraining:
 
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
-        outputs = self.adversary.train_step(
-            self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
-        )
+        check_batch(data_batch)
+        try:
+            outputs = self.adversary.train_step(
+                self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
+            )
+        except ConfigError:
+            raise
+        except Exception as error:
+            self._try_without_attack(data_batch, error)
+            raise
         # Before the hooks: CheckpointHook saves the perturbation as of this update.
         self.runner.call_hook(
             'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
         )
         self._iter += 1
+
+    def _try_without_attack(self, data_batch: Any, error: Exception) -> None:
+        """Tells after a failure whether the model fails on the batch as it is, too.
+
+        Raises:
+            ConfigError: if it does. Nothing is lost by the update, as all is lost.
+        """
+        if get_world_size() > 1 or 'CUDA' in str(error):
+            return  # others would be waited for, or the device answers no more
+        model = bare_model(self.runner.model)
+        with models_own():
+            model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
 
 
 @LOOPS.register_module()

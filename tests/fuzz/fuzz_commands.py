@@ -187,7 +187,7 @@ def _repeated(rng: Random, tool: str, name: str) -> Case:
         )
     )
     if rng.random() < 0.1:
-        return Case(name, tool, words if rng.random() < 0.5 else [], words[:1])
+        return Case(name, tool, words if rng.random() < 0.5 else [])
     return _case(rng, tool, name, words, named=False)
 
 

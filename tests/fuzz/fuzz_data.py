@@ -157,7 +157,11 @@ def _png(width: int, height: int) -> bytes:
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
 
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    parts = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(b'')), chunk(b'IEND', b'')
+    parts = (
+        chunk(b'IHDR', header),
+        chunk(b'IDAT', zlib.compress(b'')),
+        chunk(b'IEND', b''),
+    )
     return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
@@ -227,8 +231,9 @@ _LOADER = (
     "ann_file='ImageSets/Main/all.txt', data_prefix=dict(sub_data_root=''), "
     "test_mode=TEST, metainfo=dict(classes=('disc', 'square', 'stripe')), pipeline=[\n"
     "    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),"
+    "    dict(type='Resize', scale=(64, 48)),"
     "    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', "
-    "'img_shape'))]))"
+    "'img_shape', 'scale_factor'))]))"
 )
 
 
@@ -257,7 +262,9 @@ def _voc(rng: Random, name: str) -> Case:
         ),
     }
     kind = rng.choice(sorted(kinds))
-    lists = rng.choice(('0\n1\n', '0\n1\n', '0\n1\n', '', '\n', '0\n0\n', 'gone\n', '0'))
+    lists = rng.choice(
+        ('0\n1\n', '0\n1\n', '0\n1\n', '', '\n', '0\n0\n', 'gone\n', '0')
+    )
     if rng.random() < 0.1:
         lists = 'é\x00\n'
 
@@ -278,8 +285,8 @@ def _voc(rng: Random, name: str) -> Case:
     text = f"_base_ = '{PROJECT}/config.py'\n"
     for key in ('train', 'val', 'test'):
         loader = _LOADER.replace('TEST', str(key != 'train'))
-        text += f"{key}_dataloader = {loader.replace('dict(batch', 'dict(_delete_=True, batch', 1)}\n"
-    text += f"val_evaluator = {metric.replace('dict(', 'dict(_delete_=True, ')}\n"
+        text += f'{key}_dataloader = {loader.replace("dict(batch", "dict(_delete_=True, batch", 1)}\n'
+    text += f'val_evaluator = {metric.replace("dict(", "dict(_delete_=True, ")}\n'
     text += 'test_evaluator = val_evaluator\n'
     text += 'test_cfg = dict(num_images=None)\n'
     argv = [f'{HERE}/given/voc.py', *argv[1:], '--work-dir', f'{HERE}/work']
