@@ -30,19 +30,19 @@ def draw(rng: Random, number: int) -> Case:
     return kinds[number % len(kinds)](rng, f'data-{number}')
 
 
-def _tool(rng: Random) -> tuple[str, list[str], str]:
-    """A tool, its arguments, and the loader that it reads."""
+def _tool(rng: Random) -> tuple[str, list[str]]:
+    """A tool that reads data, and its arguments."""
     if rng.random() < 0.4:
-        return 'train.py', [f'{PROJECT}/config.py'], 'train'
+        return 'train.py', [f'{PROJECT}/config.py']
     base = [f'{PROJECT}/config.py', f'{PROJECT}/good.pth']
     attack = ['--attack', 'pgd', '--num-steps', '1', '--check-images', '0']
-    return 'test.py', [*base, *rng.choice(([], attack))], 'test'
+    return 'test.py', [*base, *rng.choice(([], attack))]
 
 
 def _with_data(
     rng: Random, name: str, prepare: Callable, culprits: tuple[str, ...] = ()
 ) -> Case:
-    tool, argv, split = _tool(rng)
+    tool, argv = _tool(rng)
     options = [f'data_root={HERE}/given/']
     argv = [*argv, '--work-dir', f'{HERE}/work', '--cfg-options', *options]
     return Case(name, tool, argv, culprits, prepare=prepare)
@@ -157,12 +157,8 @@ def _png(width: int, height: int) -> bytes:
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', check)
 
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    parts = (
-        chunk(b'IHDR', header),
-        chunk(b'IDAT', zlib.compress(b'')),
-        chunk(b'IEND', b''),
-    )
-    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+    parts = {b'IHDR': header, b'IDAT': zlib.compress(b''), b'IEND': b''}
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts.items())
 
 
 def _encoded(picture: np.ndarray, ending: str = '.png') -> bytes:
@@ -226,7 +222,7 @@ _XML = (
     '<ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object></annotation>'
 )
 _LOADER = (
-    "dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', "
+    "dict(_delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', "
     "shuffle=False), dataset=dict(type='VOCDataset', data_root='{here}/given/VOC2007',"
     "ann_file='ImageSets/Main/all.txt', data_prefix=dict(sub_data_root=''), "
     "test_mode=TEST, metainfo=dict(classes=('disc', 'square', 'stripe')), pipeline=[\n"
@@ -280,14 +276,13 @@ def _voc(rng: Random, name: str) -> Case:
                 (root / 'Annotations' / f'{number}.xml').write_text(text)
         (root / 'ImageSets' / 'Main' / 'all.txt').write_text(lists)
 
-    tool, argv, _ = _tool(rng)
-    metric = "dict(type='VOCMetric', metric='mAP', eval_mode='area')"
+    tool, argv = _tool(rng)
+    metric = "dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='area')"
     text = f"_base_ = '{PROJECT}/config.py'\n"
     for key in ('train', 'val', 'test'):
-        loader = _LOADER.replace('TEST', str(key != 'train'))
-        text += f'{key}_dataloader = {loader.replace("dict(batch", "dict(_delete_=True, batch", 1)}\n'
-    text += f'val_evaluator = {metric.replace("dict(", "dict(_delete_=True, ")}\n'
-    text += 'test_evaluator = val_evaluator\n'
+        text += f'{key}_dataloader = ' + _LOADER.replace('TEST', str(key != 'train'))
+        text += '\n'
+    text += f'test_evaluator = val_evaluator = {metric}\n'
     text += 'test_cfg = dict(num_images=None)\n'
     argv = [f'{HERE}/given/voc.py', *argv[1:], '--work-dir', f'{HERE}/work']
     return Case(name, tool, argv, files={'given/voc.py': text}, prepare=prepare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -117,6 +118,7 @@ def _quick(counted: list[int]) -> Iterator[None]:
         stack.enter_context(
             mock.patch.object(mmengine.runner.runner, 'collect_env', dict)
         )
+        stack.enter_context(mock.patch.object(gc, 'collect', int))
         yield
 
 
