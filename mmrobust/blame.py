@@ -45,7 +45,7 @@ _PARTS = {
     '_init_model_weights': 'init_cfg',
     'dump_config': 'work_dir',
 }
-# Where they have two of a kind, the argument tells which.
+# Of what there is one of each kind, the loop that is built tells which.
 _SPLITS = ('train', 'val', 'test')
 # What holds the file that is being read, in the functions that read annotations.
 _FILES = ('annotation_file', 'xml_path', 'ann_file', 'img_path')
@@ -73,6 +73,11 @@ def blame(error: BaseException) -> str | None:
         if found is not None:
             return found
         ours = ours or _is_ours(frame)
+    if not ours and any(_module(each) == 'mmengine.runner.runner' for each in frames):
+        return (
+            f'{_module(frames[-1])} failed without anything of mmrobust '
+            f'({reason_of(error)}): check the config.'
+        )
     return None
 
 
@@ -106,6 +111,13 @@ def models_own() -> Iterator[None]:
         if text is None:
             raise
         raise ConfigError(text) from error
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the config stands what could not be built, or nothing."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    path, _ = _located(frames)
+    return '.'.join(path)
 
 
 def reason_of(error: BaseException) -> str:
@@ -231,6 +243,11 @@ def _of_use(
             f'optim_wrapper.clip_grad={getattr(owner, "clip_grad_kwargs", None)} '
             f'cannot be used ({reason_of(error)}): check it.'
         )
+    if _module(frame).startswith('torch.optim.') and name == 'step':
+        return (
+            f'{type(owner).__name__} of optim_wrapper cannot update the weights '
+            f'({reason_of(error)}): check its settings.'
+        )
     if _is_call(frame) and _is_stock(outside):
         return _fails(frame, error)
     return None
@@ -278,16 +295,27 @@ def _part(frame: FrameType) -> str:
     part = _PARTS[frame.f_code.co_name]
     if part not in ('evaluator', 'dataloader'):
         return part
-    given = frame.f_locals.get(part)
-    runner = frame.f_back.f_locals.get('self') if frame.f_back else None
-    for split in _SPLITS:
-        if getattr(runner, f'_{split}_{part}', None) is given:
+    outer: FrameType | None = frame
+    while outer is not None:
+        split = outer.f_code.co_name.removeprefix('build_').removesuffix('_loop')
+        if split in _SPLITS:
             return f'{split}_{part}'
+        outer = outer.f_back
     return part
 
 
 def _place(frames: list[FrameType]) -> str:
     """Path and type of what the innermost builder was to build."""
+    path, kind = _located(frames)
+    where = '.'.join(path)
+    if not isinstance(kind, str):
+        builder = next((_PARTS[n] for n in _names(frames) if n in _PARTS), 'the config')
+        return where or f'a part of {builder}'
+    return f'{where} ({kind})' if where else kind
+
+
+def _located(frames: list[FrameType]) -> tuple[list[str], Any]:
+    """Path and type of what the innermost builder was to build, as far as known."""
     asked = [
         frame.f_locals.get('cfg')
         for frame in frames
@@ -309,11 +337,7 @@ def _place(frames: list[FrameType]) -> str:
                 break
         else:
             path, node = [], root
-    where = '.'.join(path)
-    if not isinstance(kind, str):
-        builder = next((_PARTS[n] for n in _names(frames) if n in _PARTS), 'the config')
-        return where or f'a part of {builder}'
-    return f'{where} ({kind})' if where else kind
+    return path, kind
 
 
 def _names(frames: list[FrameType]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 
-from .blame import blame, reason_of, short
+from .blame import blame, place_of, reason_of, short
 from .errors import ConfigError
 
 _MIN_FREE_BYTES = 64 * 2**20
@@ -97,7 +97,9 @@ def as_sentence(error: BaseException) -> str | None:
             f'no space left on the device while writing {error.filename or "a file"}.'
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
-        return text.split('. Please check', 1)[0].strip('\'"') + ': check the name.'
+        where = f'{place}: ' if (place := place_of(error)) else ''
+        name = text.split('. Please check', 1)[0].strip('\'"')
+        return f'{where}{name}: check the name.'
     if isinstance(error, json.JSONDecodeError):
         return blame(error) or (
             f'an annotation file is no valid JSON ({text}): is it complete?'
@@ -245,7 +247,7 @@ def _resolve(node: Any) -> None:
     if isinstance(node, (list, tuple)):
         for value in node:
             _resolve(value)
-    elif hasattr(node, 'values'):
+    elif isinstance(node, (dict, ConfigDict, Config)):
         for value in node.values():
             _resolve(value)
 

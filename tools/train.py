@@ -94,6 +94,10 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     given = {key: value for key, value in given.items() if value is not None}
     if args.dump is not None and not args.dump.endswith('.py'):
         raise ConfigError(f'--dump {args.dump!r} must be a .py file.')
+    if args.dump is not None and os.path.realpath(args.dump) == os.path.realpath(
+        args.config
+    ):
+        raise ConfigError(f'--dump {args.dump!r} is CONFIG itself: give another file.')
     if args.robust is not None:
         return lambda cfg: robustify(cfg, args.robust, **given)
     if given or args.dump is not None:

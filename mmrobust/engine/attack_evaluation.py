@@ -70,6 +70,7 @@ class AttackEvaluation:
         space: str = 'input',
         quantize: bool = False,
     ) -> None:
+        _check_attacks(attacks)
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -338,3 +339,22 @@ class AttackEvaluation:
         for attack in waiting:
             attack.objective.class_weights = weights
         return notes
+
+
+def _check_attacks(attacks: Any) -> None:
+    """Refuses what is no set of named attacks."""
+    if not isinstance(attacks, dict):
+        raise ConfigError(
+            f'attacks={attacks!r} must be a dict from names to attacks, like '
+            "dict(pgd=dict(type='mmrobust.PGD', eps=4))."
+        )
+    for name, attack in attacks.items():
+        if not isinstance(name, str) or not name or set(name) & set('/\\\0'):
+            raise ConfigError(
+                f'{name!r} in attacks is no name of an attack: it names keys and files.'
+            )
+        if not isinstance(attack, (dict, Attack, Ensemble)):
+            raise ConfigError(
+                f'{name}={attack!r} in attacks must be a dict, like '
+                "dict(type='mmrobust.PGD', eps=4)."
+            )

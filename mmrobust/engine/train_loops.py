@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..attacks.base import positive_int
 from ..batch import check_batch
 from ..blame import models_own
 from ..checkpoints import check_normalization
@@ -41,6 +42,12 @@ class _AdversarialTraining:
         return runner.build_dataloader(
             dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
         )
+
+    def _check_validation(self, settings: dict[str, Any]) -> None:
+        """Refuses intervals that would fail at the end of the first one."""
+        for key in ('val_begin', 'val_interval'):
+            if key in settings:
+                settings[key] = positive_int(settings[key], key)
 
     def _set_up(self, adversary: Adversary | dict) -> Adversary:
         self.adversary = (
@@ -138,6 +145,8 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         adversary: Adversary | dict,
         **kwargs: Any,
     ) -> None:
+        max_epochs = positive_int(max_epochs, 'max_epochs')
+        self._check_validation(kwargs)
         built = self._set_up(adversary)
         loader = self._build_loader(runner, dataloader)
         # Replayed before super().__init__, which counts the iterations by its length.
@@ -181,6 +190,8 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         adversary: Adversary | dict,
         **kwargs: Any,
     ) -> None:
+        max_iters = positive_int(max_iters, 'max_iters')
+        self._check_validation(kwargs)
         built = self._set_up(adversary)
         loader = self._build_loader(runner, dataloader)
         super().__init__(runner, loader, max_iters, **kwargs)

@@ -15,6 +15,7 @@ import fuzz_configs
 import fuzz_data
 import fuzz_project
 from fuzz_case import Case
+from fuzz_harness import keep
 
 # Of a hundred cases.
 SHARES = {'commands': 36, 'configs': 34, 'data': 18, 'checkpoints': 12}
@@ -46,4 +47,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with DefaultScope.overwrite_default_scope('mmdet'):
         init_default_scope('mmdet')
-        return fuzz_project.build(tmp_path_factory.mktemp('project'))
+        return keep(fuzz_project.build(tmp_path_factory.mktemp('project')))

@@ -166,8 +166,13 @@ def _mutate(rng: Random, cfg: dict[str, Any], only_ours: bool) -> list[str]:
     names.append(key)
     if isinstance(value, dict):
         names.append(value.get('type'))
+    # What a message can name of things that have no name of their own.
     if names[0] == 'custom_imports':
         names.append('import')
+    if names[0] == 'default_scope':
+        names.append('registry')
+    if 'pipeline' in names:
+        names += ['data', 'image']
     found = [str(each) for each in names if each is not None]
     return [each.removeprefix('mmrobust.') for each in found if not each.isdigit()]
 

@@ -222,7 +222,8 @@ _XML = (
     '<ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object></annotation>'
 )
 _LOADER = (
-    "dict(_delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', "
+    'dict(_delete_=True, batch_size=1, num_workers=0, '
+    "sampler=dict(type='DefaultSampler', "
     "shuffle=False), dataset=dict(type='VOCDataset', data_root='{here}/given/VOC2007',"
     "ann_file='ImageSets/Main/all.txt', data_prefix=dict(sub_data_root=''), "
     "test_mode=TEST, metainfo=dict(classes=('disc', 'square', 'stripe')), pipeline=[\n"
