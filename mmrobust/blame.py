@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from mmengine.config import Config
+
 from .errors import ConfigError
 
 _LONGEST = 240
@@ -215,6 +217,10 @@ def _of_build(
         where = _place(outside)
         return f'{where} cannot be built ({reason_of(error)}): check its settings.'
     if module == 'mmengine.runner.runner' and name in _PARTS:
+        if name == 'load_or_resume':
+            path = frame.f_locals.get('resume_from')
+            path = path or getattr(frame.f_locals.get('self'), '_load_from', None)
+            return f'checkpoint {path!r} cannot be loaded ({reason_of(error)}).'
         part = _part(frame)
         return f'{part} of the config cannot be used ({reason_of(error)}): check it.'
     if module == 'mmengine.runner.runner' and name == '__init__':
@@ -346,7 +352,7 @@ def _names(frames: list[FrameType]) -> Iterator[str]:
 
 def _config(frame: FrameType) -> Any:
     cfg = frame.f_locals.get('cfg')
-    return cfg if isinstance(cfg, Mapping) or hasattr(cfg, 'merge_from_dict') else None
+    return cfg if isinstance(cfg, (Mapping, Config)) else None
 
 
 def _alike(
@@ -358,13 +364,13 @@ def _alike(
     """
     if isinstance(node, (list, tuple)):
         items: Any = ((str(i), value) for i, value in enumerate(node))
-    elif hasattr(node, 'items'):
+    elif isinstance(node, (Mapping, Config)):
         items = node.items()
     else:
         return
     for key, value in items:
         here = (*path, str(key))
-        if hasattr(value, 'items') and value.get('type') == part.get('type'):
+        if isinstance(value, Mapping) and value.get('type') == part.get('type'):
             yield _agreement(value, part), here, value
         yield from _alike(value, part, here)
 

@@ -120,7 +120,10 @@ def as_sentence(error: BaseException) -> str | None:
             f'the memory is not enough ({reason_of(error)}): take smaller images, '
             'batches or models.'
         )
-    return blame(error)
+    try:
+        return blame(error)
+    except Exception:  # the error itself is what is to be seen
+        return None
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.checkpoints import read_checkpoint
+from mmrobust.checkpoints import check_checkpoint, read_checkpoint
+from mmrobust.checkpoints.fit import check_resumable
 from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
 
@@ -148,8 +149,13 @@ def main() -> None:
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from') and '://' not in cfg.load_from:
-        read_checkpoint(cfg.load_from)
+        checkpoint = read_checkpoint(cfg.load_from)
+        if cfg.get('resume'):
+            check_resumable(cfg.load_from, checkpoint)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if cfg.get('load_from') and cfg.get('resume'):
+        model = getattr(runner.model, 'module', runner.model)
+        check_checkpoint(cfg.load_from, model)
     runner.train()
 
 

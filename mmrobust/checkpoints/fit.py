@@ -117,6 +117,21 @@ def _refuse_nan(path: str, checkpoint: dict[str, Any]) -> None:
         )
 
 
+def check_resumable(path: str, checkpoint: dict[str, Any]) -> None:
+    """Makes sure that a checkpoint knows where its training stopped.
+
+    Raises:
+        ConfigError: if it holds weights alone.
+    """
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= set(meta):
+        raise ConfigError(
+            f'checkpoint {path!r} does not say where its training stopped, so it '
+            f'cannot be resumed: start from its weights with --cfg-options '
+            f'load_from={path}.'
+        )
+
+
 @contextmanager
 def _without_code() -> Iterator[None]:
     """Makes torch.load refuse code also where the caller asks it not to.

@@ -302,7 +302,7 @@ def draw_checkpoint(rng: Random, number: int) -> Case:
         ('test.py', [config, path, '--attack', 'fgsm', '--check-images', '0']),
         ('train.py', [config, '--resume', path]),
         ('train.py', [config, '--cfg-options', f'load_from={path}']),
-        ('train.py', [config, '--cfg-options', _INIT.format(path)]),
+        ('train.py', [config, '--cfg-options', *_INIT.format(path).split()]),
         ('convert_backbone.py', [path, 'out.pth', '--normalization', 'imagenet']),
         ('transfer.py', [config, '--checkpoints', f'4={path}']),
         ('transfer_matrix.py', [f'a={config}:{path}', '--num-images', '2']),

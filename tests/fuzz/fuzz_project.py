@@ -193,7 +193,8 @@ def build(folder: Path) -> Path:
         with DefaultScope.overwrite_default_scope(scope):
             torch.manual_seed(0)
             weights = MODELS.build(ConfigDict(deepcopy(model))).state_dict()
-        torch.save(dict(state_dict=weights, meta={}), folder / f'{name}.pth')
+        meta = dict(epoch=0, iter=0)
+        torch.save(dict(state_dict=weights, meta=meta), folder / f'{name}.pth')
     (spaced / 'a good.pth').write_bytes((folder / 'good.pth').read_bytes())
     _damaged_checkpoints(folder)
     (folder / 'file').write_text('')
@@ -228,7 +229,7 @@ def _damaged_checkpoints(folder: Path) -> None:
         torch.save(content, folder / f'{name}.pth')
 
     def changed(**weights: Any) -> dict[str, Any]:
-        return dict(state_dict={**state, **weights}, meta={})
+        return dict(state_dict={**state, **weights}, meta=dict(epoch=0, iter=0))
 
     write('truncated', whole[: len(whole) // 2])
     write('half', whole[:100])
