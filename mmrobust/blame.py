@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
 from .errors import ConfigError
 
@@ -47,8 +48,6 @@ _PARTS = {
     '_init_model_weights': 'init_cfg',
     'dump_config': 'work_dir',
 }
-# Of what there is one of each kind, the loop that is built tells which.
-_SPLITS = ('train', 'val', 'test')
 # What holds the file that is being read, in the functions that read annotations.
 _FILES = ('annotation_file', 'xml_path', 'ann_file', 'img_path')
 
@@ -71,7 +70,7 @@ def blame(error: BaseException) -> str | None:
             frame, frames[: index + 1], error
         )
         if found is None and not ours:
-            found = _of_use(frame, frames[: index + 1], error)
+            found = _of_use(frame, frames[: index + 1], frames[index:], error)
         if found is not None:
             return found
         ours = ours or _is_ours(frame)
@@ -89,9 +88,10 @@ def model_trouble(error: BaseException) -> str | None:
     Args:
         error: raised while the model was called by this package, as anyone would.
     """
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
         if _is_call(frame):
-            return _fails(frame, error)
+            return _fails(frames, error)
         if _is_ours(frame):
             return None
     return None
@@ -229,7 +229,10 @@ def _of_build(
 
 
 def _of_use(
-    frame: FrameType, outside: list[FrameType], error: BaseException
+    frame: FrameType,
+    outside: list[FrameType],
+    inside: list[FrameType],
+    error: BaseException,
 ) -> str | None:
     """A model, a metric or a hook of a library works."""
     name, owner = frame.f_code.co_name, frame.f_locals.get('self')
@@ -246,7 +249,7 @@ def _of_use(
         )
     if name == '_clip_grad' and _module(frame).startswith('mmengine.optim'):
         return (
-            f'optim_wrapper.clip_grad={getattr(owner, "clip_grad_kwargs", None)} '
+            f'optim_wrapper.clip_grad={short(str(owner.clip_grad_kwargs))} '  # type: ignore
             f'cannot be used ({reason_of(error)}): check it.'
         )
     if _module(frame).startswith('torch.optim.') and name == 'step':
@@ -255,7 +258,7 @@ def _of_use(
             f'({reason_of(error)}): check its settings.'
         )
     if _is_call(frame) and _is_stock(outside):
-        return _fails(frame, error)
+        return _fails(inside, error)
     return None
 
 
@@ -267,8 +270,13 @@ def _is_stock(outside: list[FrameType]) -> bool:
     return True
 
 
-def _fails(frame: FrameType, error: BaseException) -> str:
-    part = type(frame.f_locals.get('self')).__name__
+def _fails(frames: list[FrameType], error: BaseException) -> str:
+    owners = [frame.f_locals.get('self') for frame in frames]
+    modules = [type(each) for each in owners if isinstance(each, nn.Module)]
+    # A part of the config rather than its convolution.
+    basic = 'torch.', 'mmcv.', 'mmengine.'
+    named = [kind for kind in modules if not kind.__module__.startswith(basic)]
+    part = (named or modules)[-1].__name__
     return (
         f'the model fails in its {part} without any attack ({reason_of(error)}): do '
         'its parts fit each other and the data?'
@@ -303,11 +311,16 @@ def _part(frame: FrameType) -> str:
         return part
     outer: FrameType | None = frame
     while outer is not None:
-        split = outer.f_code.co_name.removeprefix('build_').removesuffix('_loop')
-        if split in _SPLITS:
+        if split := _split(outer):
             return f'{split}_{part}'
         outer = outer.f_back
     return part
+
+
+def _split(frame: FrameType) -> str:
+    """Which loop a method of the Runner builds, if any."""
+    name = frame.f_code.co_name.removeprefix('build_').removesuffix('_loop')
+    return name if f'build_{name}_loop' == frame.f_code.co_name else ''
 
 
 def _place(frames: list[FrameType]) -> str:
@@ -331,18 +344,26 @@ def _located(frames: list[FrameType]) -> tuple[list[str], Any]:
     kind = parts[-1].get('type') if parts and parts[-1] is asked[-1] else None
     kind = getattr(kind, '__name__', kind)
     root: Any = next((cfg for cfg in map(_config, frames) if cfg is not None), {})
+    split = next(filter(None, map(_split, reversed(frames))), 'none')
     path: list[str] = []
     node: Any = root
     for part in parts:
         # A loop builds its dataloader, which stands beside it and not inside.
         for start, before in ((node, path), (root, [])):
-            found = max(_alike(start, part), default=None, key=lambda each: each[0])
+            # What fits best, or as well and belongs to the loop that is built.
+            found = max(
+                _alike(start, part),
+                default=None,
+                key=lambda each: (each[0], each[1][0].startswith(split), each[2]),
+            )
             if found is not None:
-                _, keys, node = found
+                _, keys, _, node = found
                 path = [*before, *keys]
                 break
         else:
             path, node = [], root
+    if asked and not isinstance(asked[-1], Mapping):
+        path = next(_equal(root, asked[-1]), path)
     return path, kind
 
 
@@ -357,22 +378,31 @@ def _config(frame: FrameType) -> Any:
 
 def _alike(
     node: Any, part: Mapping, path: tuple[str, ...] = ()
-) -> Iterator[tuple[int, tuple[str, ...], Any]]:
+) -> Iterator[tuple[int, tuple[str, ...], int, Any]]:
     """Where in a config something of the same type stands, and how many settings agree.
 
     Not where the very same stands: mmengine copies configs, and models change theirs.
     """
-    if isinstance(node, (list, tuple)):
-        items: Any = ((str(i), value) for i, value in enumerate(node))
-    elif isinstance(node, (Mapping, Config)):
-        items = node.items()
-    else:
-        return
-    for key, value in items:
+    for key, value in _items(node):
         here = (*path, str(key))
         if isinstance(value, Mapping) and value.get('type') == part.get('type'):
-            yield _agreement(value, part), here, value
+            surplus = len(set(value) - set(part))
+            yield _agreement(value, part), here, -surplus, value
         yield from _alike(value, part, here)
+
+
+def _equal(node: Any, value: Any, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """Where in a config a value stands that is no part of it by its type."""
+    if type(node) is type(value) and node == value:
+        yield list(path)
+    for key, inner in _items(node):
+        yield from _equal(inner, value, (*path, str(key)))
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, (list, tuple)):
+        return enumerate(node)
+    return node.items() if isinstance(node, (Mapping, Config)) else ()
 
 
 def _agreement(one: Mapping, other: Mapping) -> int:

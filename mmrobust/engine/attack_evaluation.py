@@ -30,7 +30,7 @@ from .box_analysis import BENIGN, BoxAnalysis
 from .counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
-from .preflight import check_has_boxes
+from .preflight import check_categories, check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records
 from .subset import restrict_metrics
@@ -104,6 +104,7 @@ class AttackEvaluation:
                 'sampler.round_up=True in the test dataloader.'
             )
         check_has_boxes(dataset, 'attack')
+        check_categories(self.evaluator.metrics, dataset)
         if is_classifier(bare_model(self.runner.model)):
             self._refuse_for_classifiers()
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..blame import short
 from ..errors import ConfigError
 
 # In pixels; float32 has no room for the area of a larger box.
@@ -53,6 +55,34 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         f'the dataset for the {purpose} has {len(dataset)} images and no box at all: '
         'check ann_file and that metainfo names the classes of the annotation file.'
     )
+
+
+def check_categories(metrics: Sequence[Any], dataset: Any) -> None:
+    """Makes sure that annotation files of metrics know the classes of a dataset.
+
+    CocoMetric takes the n-th class for the n-th category that it finds by name, so that
+    a missing one shifts the others or fails once all images have been predicted.
+
+    Args:
+        metrics: of the evaluator.
+        dataset: the evaluated dataset.
+
+    Raises:
+        ConfigError: for a class that is no category.
+    """
+    classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+    for metric in metrics:
+        categories = getattr(getattr(metric, '_coco_api', None), 'cats', None)
+        if not isinstance(categories, dict):
+            continue
+        known = [str(each.get('name')) for each in categories.values()]
+        missing = [name for name in classes if name not in known]
+        if missing:
+            raise ConfigError(
+                f'the annotation file of {type(metric).__name__} has no category '
+                f'{missing[0]!r}, a class of the dataset: it has {short(str(known))}; '
+                'is it the ann_file of the dataset?'
+            )
 
 
 def _is_box(box: Any) -> bool:
