@@ -48,8 +48,11 @@ _PARTS = {
     '_init_model_weights': 'init_cfg',
     'dump_config': 'work_dir',
 }
-# What holds the file that is being read, in the functions that read annotations.
-_FILES = ('annotation_file', 'xml_path', 'ann_file', 'img_path')
+# What holds the file that is being read, in functions that read.
+_FILES = (
+    *('annotation_file', 'xml_path', 'ann_file', 'img_path'),
+    *('filename', 'checkpoint', 'resume_from', '_load_from'),
+)
 
 
 def blame(error: BaseException) -> str | None:
@@ -67,7 +70,7 @@ def blame(error: BaseException) -> str | None:
     for index in reversed(range(len(frames))):
         frame = frames[index]
         found = _of_data(frame, frames[index:], error) or _of_build(
-            frame, frames[: index + 1], error
+            frame, frames[: index + 1], frames[index:], error
         )
         if found is None and not ours:
             found = _of_use(frame, frames[: index + 1], frames[index:], error)
@@ -137,6 +140,7 @@ def reason_of(error: BaseException) -> str:
 
 def short(text: str) -> str:
     """A text on one line, without addresses in memory, cut where it gets long."""
+    text = re.sub(r'\x1b\[[0-9;]*m', '', text)  # colours
     text = re.sub(r' (object )?at 0x[0-9a-f]+', '', ' '.join(text.split()))
     text = text if len(text) <= _LONGEST else text[:_LONGEST].rstrip() + ' ...'
     return text.rstrip('.!?: ')
@@ -198,6 +202,12 @@ def _of_data(
             f'annotations cannot be read from {frame.f_locals.get("annotation_file")} '
             f"({reason_of(error)}): is it complete and in COCO's format?"
         )
+    if name == '__getitem__' and module.startswith('mmengine.dataset'):
+        kind = type(frame.f_locals.get('self')).__name__
+        return (
+            f'{kind} cannot give an image ({reason_of(error)}): check its settings and '
+            'those of its sampler and batch_sampler.'
+        )
     if 'collate' in name and module.startswith(('mmengine.', 'torch.')):
         return (
             f'images cannot be put together to a batch ({reason_of(error)}): check '
@@ -209,7 +219,10 @@ def _of_data(
 
 
 def _of_build(
-    frame: FrameType, outside: list[FrameType], error: BaseException
+    frame: FrameType,
+    outside: list[FrameType],
+    inside: list[FrameType],
+    error: BaseException,
 ) -> str | None:
     """Something is made of a part of the config."""
     name, module = frame.f_code.co_name, _module(frame)
@@ -217,9 +230,9 @@ def _of_build(
         where = _place(outside)
         return f'{where} cannot be built ({reason_of(error)}): check its settings.'
     if module == 'mmengine.runner.runner' and name in _PARTS:
-        if name == 'load_or_resume':
-            path = frame.f_locals.get('resume_from')
-            path = path or getattr(frame.f_locals.get('self'), '_load_from', None)
+        if name in ('load_or_resume', '_init_model_weights') and (
+            path := _file(inside)
+        ):
             return f'checkpoint {path!r} cannot be loaded ({reason_of(error)}).'
         part = _part(frame)
         return f'{part} of the config cannot be used ({reason_of(error)}): check it.'

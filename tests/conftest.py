@@ -23,7 +23,7 @@ import tiny
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Here, as the conftest.py of tests/fuzz may be read too late for options."""
     group = parser.getgroup('fuzz')
-    group.addoption('--fuzz-cases', type=int, default=560, help='cases of tests/fuzz')
+    group.addoption('--fuzz-cases', type=int, help='cases of tests/fuzz')
     group.addoption('--fuzz-seed', type=int, default=0, help='their seed')
 
 

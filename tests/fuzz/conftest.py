@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import pytest
 from mmengine.registry import DefaultScope, init_default_scope
 
 sys.path.insert(0, str(Path(__file__).parent))
-import fuzz_commands
-import fuzz_configs
-import fuzz_data
 import fuzz_project
-from fuzz_case import Case
+from fuzz_draw import CASES, SHARES, draw_cases
 from fuzz_harness import keep
-
-# Of a hundred cases.
-SHARES = {'commands': 36, 'configs': 34, 'data': 18, 'checkpoints': 12}
-DRAW = {
-    'commands': fuzz_commands.draw,
-    'configs': fuzz_configs.draw,
-    'data': fuzz_data.draw,
-    'checkpoints': fuzz_data.draw_checkpoint,
-}
-
-
-def draw_cases(count: int, seed: int) -> list[Case]:
-    """Cases of all kinds; each depends on seed, kind and number alone."""
-    return [
-        draw(Random(f'{seed} {kind} {number}'), number)
-        for kind, draw in DRAW.items()
-        for number in range(count * SHARES[kind] // 100)
-    ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if 'case' in metafunc.fixturenames:
         option = metafunc.config.getoption
-        cases = draw_cases(option('fuzz_cases'), option('fuzz_seed'))
+        cases = draw_cases(option('fuzz_cases') or CASES, option('fuzz_seed'))
         metafunc.parametrize('case', cases, ids=[case.name for case in cases])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many cases of which kind ended how; also of several processes."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, ended in getattr(report, 'user_properties', ()):
+                if name in SHARES and getattr(report, 'when', '') == 'call':
+                    counts[name, ended] += 1
+    for (kind, ended), count in sorted(counts.items()):
+        terminalreporter.write_line(f'fuzz: {count:5} {kind} {ended}')
 
 
 @pytest.fixture(scope='session')

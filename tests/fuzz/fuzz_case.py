@@ -36,6 +36,11 @@ class Case:
     prepare: Prepare | None = None
     fails: bool = False
 
+    @property
+    def kind(self) -> str:
+        """Commands, configs, data or checkpoints."""
+        return self.name.split('-')[0]
+
     def __str__(self) -> str:
         return f'{self.name}: {self.tool} {self.argv}'
 

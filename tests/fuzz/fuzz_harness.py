@@ -175,6 +175,13 @@ def _as_it_was() -> Iterator[None]:
         DefaultScope._instance_dict.update(scopes)
 
 
+def ending(outcome: Outcome) -> str:
+    """How a case ended, in words."""
+    if outcome.status == 2:
+        return 'refused after some passes' if outcome.passes else 'refused at once'
+    return {0: 'done', 'enough': 'computing'}.get(outcome.status, 'wrong')
+
+
 def complaints(case: Case, outcome: Outcome, project: Path, here: Path) -> list[str]:
     """What is wrong with how a case ended; nothing if all is well."""
     found = []
