@@ -4,41 +4,91 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
-from mmengine.config import Config, ConfigDict, DictAction
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 
+from .blame import blame, place_of, reason_of, short
 from .compat.checkpoints import refuse_code
 from .errors import ConfigError
 
 _MIN_FREE_BYTES = 64 * 2**20
 
+# What sections of a config have to be, by key or by the end of the key.
+_SECTIONS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(('model', 'dataloader', 'preprocessor'), (dict,)),
+    **dict.fromkeys(('train_cfg', 'val_cfg', 'test_cfg', 'env_cfg'), (dict,)),
+    **dict.fromkeys(('optim_wrapper', 'default_hooks', 'custom_imports'), (dict,)),
+    **dict.fromkeys(('auto_scale_lr', 'visualizer', 'randomness'), (dict,)),
+    **dict.fromkeys(('evaluator', 'param_scheduler'), (dict, list)),
+    **dict.fromkeys(('work_dir', 'load_from', 'data_root'), (str,)),
+    **dict.fromkeys(('default_scope', 'experiment_name', 'runner_type'), (str,)),
+    'custom_hooks': (list,),
+    'resume': (bool,),
+}
+_IN_WORDS = {dict: 'a dict', list: 'a list', str: 'a text', bool: 'True or False'}
+
+_LAUNCHED = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR'),
+}
+_STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun', 'mpi': 'mpirun'}
+
+# Shows where an error comes from that would be a sentence otherwise.
+TRACEBACK = 'MMROBUST_TRACEBACK'
+
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool; a user's mistake ends with one sentence and exit status 2."""
+    """Runs a tool; a user's mistake ends with one sentence and exit status 2.
+
+    The traceback of what is no :class:`ConfigError` goes to the log file, if there is
+    one yet, and with ``MMROBUST_TRACEBACK=1`` in the environment to stderr.
+    """
     refuse_code()
     try:
         main()
     except Exception as error:
         sentence = as_sentence(error)
-        if sentence is None:
+        if sentence is None or os.environ.get(TRACEBACK, '0') not in ('', '0'):
             raise
+        if not isinstance(error, ConfigError):
+            _log_traceback()
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
+
+
+def _log_traceback() -> None:
+    """Writes the traceback of what is being handled to the log file alone."""
+    logger = MMLogger.get_current_instance()
+    record = logging.LogRecord(
+        *('mmrobust', logging.ERROR, __file__, 0, traceback.format_exc(), None, None)
+    )
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
 
 
 def as_sentence(error: BaseException) -> str | None:
     """Says in one sentence what the user can change, or None for a defect of ours."""
     text = ' '.join(str(error).split())
     if isinstance(error, ConfigError):
-        return text
+        # Of what somebody gave, which may be anything.
+        text = re.sub(r' at 0x[0-9a-f]+', '', text)
+        return re.sub(r'\S{300,}', lambda found: f'{found[0][:40]}...', text)
     if isinstance(error, FileNotFoundError):
         path = error.filename or text.rsplit("directory: '", 1)[-1].rstrip("'")
         return f'{path} does not exist: check the path, or data_root in the config.'
@@ -49,9 +99,13 @@ def as_sentence(error: BaseException) -> str | None:
             f'no space left on the device while writing {error.filename or "a file"}.'
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
-        return text.split('. Please check', 1)[0].strip('\'"') + ': check the name.'
+        where = f'{place}: ' if (place := place_of(error)) else ''
+        name = text.split('. Please check', 1)[0].strip('\'"')
+        return f'{where}{name}: check the name.'
     if isinstance(error, json.JSONDecodeError):
-        return f'an annotation file is no valid JSON ({text}): is it complete?'
+        return blame(error) or (
+            f'an annotation file is no valid JSON ({text}): is it complete?'
+        )
     if isinstance(error, ValueError) and 'need at least one array to conc' in text:
         # numpy's words, when mmengine serialises an empty list of images.
         return 'a dataset is empty: check ann_file, data_prefix and filter_cfg.'
@@ -66,7 +120,41 @@ def as_sentence(error: BaseException) -> str | None:
         )
     if 'imdecode' in text and 'buf.empty()' in text:
         return 'an image file is empty: look for files of 0 bytes among the images.'
-    return None
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    ):
+        return (
+            f'the memory is not enough ({reason_of(error)}): take smaller images, '
+            'batches or models.'
+        )
+    try:
+        return blame(error)
+    except Exception:  # the error itself is what is to be seen
+        return None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with mistakes in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what :func:`run` prints."""
+        raise ConfigError(f'{" ".join(message.split())}; --help lists all options.')
+
+
+class DictAction(MMEngineDictAction):
+    """mmengine's reader of ``KEY=VALUE``, which fails as argparse's do."""
+
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        """Reads what stands behind an option."""
+        try:
+            super().__call__(parser, *args, **kwargs)
+        except (ValueError, AssertionError) as error:
+            values = args[1] if len(args) > 1 else kwargs.get('values')
+            words = ' '.join(values) if isinstance(values, list) else values
+            raise ConfigError(
+                f'--cfg-options {words!r} cannot be read: give KEY=VALUE, lists as '
+                'KEY="[a,b]".'
+            ) from error
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +228,7 @@ def load_config(
     """
     if 'LOCAL_RANK' not in os.environ:
         os.environ['LOCAL_RANK'] = str(args.local_rank)
+    check_launcher(args.launcher)
     cfg = configure(args, convert)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -161,10 +250,12 @@ def configure(
         convert: applied before the overrides, which have the last word.
     """
     cfg = read_config(args.config)
+    check_sections(cfg)
     if convert is not None:
         cfg = convert(cfg)
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
+        check_sections(cfg)
     return cfg
 
 
@@ -186,16 +277,57 @@ def read_config(path: str) -> Config:
         raise ConfigError(f'config {path!r} does not exist: check the path.')
     try:
         cfg = get_config(path) if in_package else Config.fromfile(path)
+        _resolve(cfg)
     except FileNotFoundError as error:
         raise ConfigError(
             f'config {path!r} needs a file that is missing: {error}.'
         ) from error
-    except Exception as error:  # a config is a program, and fails like one
-        reason = ' '.join(str(error).split())
+    except (Exception, SystemExit) as error:  # a program, which fails like one
+        reason = short(str(error)) or type(error).__name__
         raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
     if 'model' not in cfg:
         raise ConfigError(f'config {path!r} has no model.')
     return cfg
+
+
+def _resolve(node: Any) -> None:
+    """Imports what a config of the lazy style names, which fails here or later."""
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _resolve(value)
+    elif isinstance(node, (dict, ConfigDict, Config)):
+        for value in node.values():
+            _resolve(value)
+
+
+def check_sections(cfg: Config) -> None:
+    """Makes sure that a config's sections are what the frameworks take them for.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for key, value in cfg.items():
+        kinds = _SECTIONS.get(key) or _SECTIONS.get(key.rsplit('_', 1)[-1])
+        if kinds is None or isinstance(value, kinds):
+            continue
+        if value is None and key != 'model':
+            continue
+        wanted = ' or '.join(_IN_WORDS[kind] for kind in kinds)
+        raise ConfigError(f'{key}={short(repr(value))} of the config must be {wanted}.')
+
+
+def check_launcher(launcher: str) -> None:
+    """Makes sure that a process was started by what ``--launcher`` names.
+
+    Raises:
+        ConfigError: if its variables are not in the environment.
+    """
+    missing = [name for name in _LAUNCHED.get(launcher, ()) if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f'--launcher {launcher} needs {missing[0]} in the environment: start the '
+            f'tool by {_STARTERS[launcher]}, or leave --launcher out.'
+        )
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
@@ -205,10 +337,18 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     the variable alone would change nothing.
 
     Raises:
-        ConfigError: for a ``data_root`` that the config does not have.
+        ConfigError: for keys that cannot be set, and for a ``data_root`` that the
+            config does not have.
     """
     old_root = cfg.get('data_root')
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:
+        keys = ', '.join(options)
+        raise ConfigError(
+            f'--cfg-options cannot set {keys!r} ({reason_of(error)}): does the config '
+            'have it?'
+        ) from error
     new_root = options.get('data_root')
     if new_root is None:
         return

@@ -245,7 +245,7 @@ def test_an_option_beside_data_root_wins(tmp_path: Path) -> None:
 
 def test_a_data_root_that_nobody_reads_is_refused(tmp_path: Path) -> None:
     """Otherwise the tools would go on with the data that the config names."""
-    cfg = Config.fromfile(write(tmp_path, 'model = 1\n'))
+    cfg = Config.fromfile(write(tmp_path, 'model = dict()\n'))
     with pytest.raises(ConfigError, match='data_root is no setting of this config'):
         cli.merge_options(cfg, {'data_root': 'new/'})
 
@@ -289,8 +289,10 @@ def test_the_work_dir_is_decided_as_in_mmdet(
     """Command line before config before the config's name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    plain = write(tmp_path, 'model = 1\n', 'plain.py')
-    named = write(tmp_path, "model = 1\nwork_dir = 'named'\n", 'named.py')
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '0')  # as torchrun does
+    plain = write(tmp_path, 'model = dict()\n', 'plain.py')
+    named = write(tmp_path, "model = dict()\nwork_dir = 'named'\n", 'named.py')
     assert cli.load_config(arguments(plain)).work_dir == './work_dirs/plain'
     assert (tmp_path / 'work_dirs' / 'plain').is_dir()
     assert cli.load_config(arguments(named)).work_dir == 'named'
@@ -305,7 +307,7 @@ def test_the_local_rank_comes_from_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = write(tmp_path, 'model = 1\n')
+    path = write(tmp_path, 'model = dict()\n')
     monkeypatch.setenv('LOCAL_RANK', '3')
     cli.load_config(arguments(path, local_rank=1))
     assert os.environ['LOCAL_RANK'] == '3'  # torchrun's

@@ -72,7 +72,8 @@ def project(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in models.items():
         torch.manual_seed(0)
         weights = MODELS.build(ConfigDict(model)).state_dict()
-        torch.save(dict(state_dict=weights, meta={}), folder / f'{name}.pth')
+        meta = dict(epoch=0, iter=0)
+        torch.save(dict(state_dict=weights, meta=meta), folder / f'{name}.pth')
     whole = (folder / 'good.pth').read_bytes()
     (folder / 'truncated.pth').write_bytes(whole[: len(whole) // 2])
     (folder / 'text.pth').write_text('no checkpoint')

@@ -27,7 +27,7 @@ from mmrobust.report.robustness import package_versions
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument(
         '--size',

@@ -45,9 +45,17 @@ JOBS: dict[str, list[list[str]]] = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with mistakes in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        fail(f'{message}; --help lists all options.')
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Reads the command line; what is unknown here, or after --, is the job's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a shortened option could be one of the job's

@@ -56,7 +56,7 @@ _AUTOATTACK = {
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags and those of the attacks."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'config', help='config file of an mmdet detector or an mmpretrain classifier'
     )
@@ -202,7 +202,9 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
     _set_attacks(cfg, args)
     read_checkpoint(args.checkpoint)  # before the model and the data are built
     cfg.load_from = args.checkpoint
-    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+    if args.out is not None and (
+        not args.out.endswith(('.pkl', '.pickle')) or os.path.isdir(args.out)
+    ):
         raise ConfigError(f'--out {args.out!r} must be a .pkl file.')
     for option in ('out', 'report', 'save_adv'):  # before hours of computing
         path = getattr(args, option)
@@ -399,6 +401,11 @@ def _set_visualization(cfg: Config, args: argparse.Namespace, classifier: bool) 
         trigger_visualization_hook(cfg, args)
         return
     hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
+    if cfg.get('visualizer') is None:  # mmengine's own cannot draw a class
+        cfg.visualizer = ConfigDict(
+            type='mmpretrain.UniversalVisualizer',
+            vis_backends=[dict(type='LocalVisBackend')],
+        )
     hook.update(
         enable=True,
         show=args.show,

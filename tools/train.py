@@ -13,7 +13,12 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.checkpoints import check_initial_weights, read_checkpoint
+from mmrobust.checkpoints import (
+    check_checkpoint,
+    check_initial_weights,
+    read_checkpoint,
+)
+from mmrobust.checkpoints.fit import check_resumable
 from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
 from mmrobust.processes import together
@@ -32,7 +37,7 @@ _ROBUST_ONLY = (
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
@@ -100,6 +105,10 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     given = {key: value for key, value in given.items() if value is not None}
     if args.dump is not None and not args.dump.endswith('.py'):
         raise ConfigError(f'--dump {args.dump!r} must be a .py file.')
+    if args.dump is not None and os.path.realpath(args.dump) == os.path.realpath(
+        args.config
+    ):
+        raise ConfigError(f'--dump {args.dump!r} is CONFIG itself: give another file.')
     if args.robust is not None:
         return lambda cfg: robustify(cfg, args.robust, **given)
     if given or args.dump is not None:
@@ -180,9 +189,14 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from') and '://' not in cfg.load_from:
-        read_checkpoint(cfg.load_from)
+        checkpoint = read_checkpoint(cfg.load_from)
+        if cfg.get('resume'):
+            check_resumable(cfg.load_from, checkpoint)
     check_initial_weights(cfg.model)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if cfg.get('load_from') and cfg.get('resume'):
+        model = getattr(runner.model, 'module', runner.model)
+        check_checkpoint(cfg.load_from, model)
     runner.train()
 
 

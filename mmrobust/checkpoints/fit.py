@@ -94,7 +94,35 @@ def read_checkpoint(
         ) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
+    _refuse_nan(path, checkpoint)
     return checkpoint
+
+
+def _refuse_nan(path: str, checkpoint: dict[str, Any]) -> None:
+    """A model of NaN detects nothing, which looks like a perfect attack."""
+    state = state_dict_of(checkpoint)
+    wrong = [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]
+    if wrong:
+        raise ConfigError(
+            f'checkpoint {path!r} has weights that are no numbers ({len(wrong)} of '
+            f'{len(state)} tensors, {wrong[0]!r} first): the training that wrote it '
+            'has diverged; take an earlier one.'
+        )
+
+
+def check_resumable(path: str, checkpoint: dict[str, Any]) -> None:
+    """Makes sure that a checkpoint knows where its training stopped.
+
+    Raises:
+        ConfigError: if it holds weights alone.
+    """
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= set(meta):
+        raise ConfigError(
+            f'checkpoint {path!r} does not say where its training stopped, so it '
+            f'cannot be resumed: start from its weights with --cfg-options '
+            f'load_from={path}.'
+        )
 
 
 def _read_file(path: str, trusted: bool) -> Any:
@@ -161,7 +189,9 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
             break
     return {
-        key: value for key, value in checkpoint.items() if isinstance(value, Tensor)
+        str(key): value
+        for key, value in checkpoint.items()
+        if isinstance(value, Tensor)
     }
 
 

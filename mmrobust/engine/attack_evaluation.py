@@ -16,7 +16,8 @@ from mmengine.structures import BaseDataElement
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
 from ..attacks.base import positive_int
-from ..batch import gt_frame_of, image_id
+from ..batch import check_batch, gt_frame_of, image_id
+from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
 from ..errors import ConfigError
@@ -34,7 +35,7 @@ from .counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
 from .outcome import Outcome
-from .preflight import check_has_boxes
+from .preflight import check_categories, check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records
 from .subset import restrict_metrics
@@ -80,6 +81,7 @@ class AttackEvaluation:
     ) -> None:
         self.speed = Acceleration.read(speed)
         self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
+        _check_attacks(attacks)
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -113,6 +115,7 @@ class AttackEvaluation:
                 'sampler.round_up=True in the test dataloader.'
             )
         check_has_boxes(dataset, 'attack')
+        check_categories(self.evaluator.metrics, dataset)
         if is_classifier(bare_model(self.runner.model)):
             self._refuse_for_classifiers()
         else:
@@ -270,10 +273,12 @@ class AttackEvaluation:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
         outputs: list[BaseDataElement] = []
+        check_batch(data_batch)
         for part, keys in self.parts(idx, data_batch):
             record = self.benign_records.read(keys, part['inputs'])
             if record is None:
-                outcome = Outcome(self.attacker.predict(part))
+                with models_own():
+                    outcome = Outcome(self.attacker.predict(part))
                 self.benign_records.write(keys, outcome.pack(part), part['inputs'])
             else:
                 outcome = Outcome.unpack(record, part)
@@ -371,3 +376,22 @@ class AttackEvaluation:
         for attack in waiting:
             attack.objective.class_weights = weights
         return notes
+
+
+def _check_attacks(attacks: Any) -> None:
+    """Refuses what is no set of named attacks."""
+    if not isinstance(attacks, dict):
+        raise ConfigError(
+            f'attacks={attacks!r} must be a dict from names to attacks, like '
+            "dict(pgd=dict(type='mmrobust.PGD', eps=4))."
+        )
+    for name, attack in attacks.items():
+        if not isinstance(name, str) or not name or set(name) & set('/\\\0'):
+            raise ConfigError(
+                f'{name!r} in attacks is no name of an attack: it names keys and files.'
+            )
+        if not isinstance(attack, (dict, Attack, Ensemble)):
+            raise ConfigError(
+                f'{name}={attack!r} in attacks must be a dict, like '
+                "dict(type='mmrobust.PGD', eps=4)."
+            )

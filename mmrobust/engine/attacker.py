@@ -12,15 +12,17 @@ from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..attacks import Attack
+from ..attacks import Attack, RandomNoise
 from ..batch import (
     attack_samples,
+    check_batch,
     count_boxes_outside,
     float_images,
     image_id,
     split_batch,
     with_images,
 )
+from ..blame import models_own
 from ..checks import WatchedOracle, examine
 from ..classification import (
     ClassifierOracle,
@@ -307,7 +309,8 @@ class Attacker:
     def check(self, attacks: Sequence[Attack], dataset: Any, collate: Any) -> list[str]:
         """Asks for every named objective once, before a pass that may take hours.
 
-        Of a classifier also for the others, whose output and labels may not fit.
+        Of a classifier also for the others, whose output and labels may not fit; of a
+        detector for one of them, so that a model without losses is found.
 
         Returns:
             Sentences for the report's checks.
@@ -326,14 +329,17 @@ class Attacker:
             or a.reads == 'detections'
             or a.objective.terms is not None
         ]
+        named = named or [a for a in attacks if not isinstance(a, RandomNoise)][:1]
         if not named:
             return []
         part = collate([dataset[0]])
+        check_batch(part)
         with self._asking(), seeded(self.seed, self.device):
             samples, _ = self.samples(part)
             for attack in named:
                 oracle = self.oracle(attack, part, samples)
-                oracle.value(float_images(part, self.device))
+                with models_own():
+                    oracle.value(float_images(part, self.device))
                 if isinstance(oracle, ClassifierOracle):
                     scores = oracle.scores
                     check_labels(dataset, scores.shape[1])

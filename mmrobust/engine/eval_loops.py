@@ -164,6 +164,10 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         )
         self.gallery_images = _count(gallery, 'gallery', self.default_gallery)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
+        # Its twins have other endings, and nothing else may be overwritten by mistake.
+        name = isinstance(self.report, str) and self.report.endswith('.json')
+        if not name or os.path.isdir(self.report):
+            raise ConfigError(f'report={report!r} must be a .json file.')
         self.resume = resume
 
     def _analysis(self) -> BoxAnalysis | None:

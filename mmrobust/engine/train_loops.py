@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
@@ -20,6 +20,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
+from ..batch import check_batch
+from ..blame import models_own
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
 from ..processes import together
@@ -59,6 +61,12 @@ class _AdversarialTraining:
                 dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
             )
         return ReplayDataLoader(dataloader, times, runner.seed)
+
+    def _check_validation(self, settings: dict[str, Any]) -> None:
+        """Refuses intervals that would fail at the end of the first one."""
+        for key in ('val_begin', 'val_interval'):
+            if key in settings:
+                settings[key] = positive_int(settings[key], key)
 
     def _set_up(
         self,
@@ -144,15 +152,34 @@ class _AdversarialTraining:
 
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
         self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
-        with self.speed.on(bare_model(self.runner.model)):
-            outputs = self.adversary.train_step(
-                self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
-            )
+        check_batch(data_batch)
+        try:
+            with self.speed.on(bare_model(self.runner.model)):
+                outputs = self.adversary.train_step(
+                    self.runner.model, self.runner.optim_wrapper, data_batch, self._iter
+                )
+        except ConfigError:
+            raise
+        except Exception as error:
+            self._try_without_attack(data_batch, error)
+            raise
         # Before the hooks: CheckpointHook saves the perturbation as of this update.
         self.runner.call_hook(
             'after_train_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
         )
         self._iter += 1
+
+    def _try_without_attack(self, data_batch: Any, error: Exception) -> None:
+        """Tells after a failure whether the model fails on the batch as it is, too.
+
+        Raises:
+            ConfigError: if it does. Nothing is lost by the update, as all is lost.
+        """
+        if get_world_size() > 1 or 'CUDA' in str(error):
+            return  # others would be waited for, or the device answers no more
+        model = bare_model(self.runner.model)
+        with models_own():
+            model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
 
     def _add_hooks(self, runner: Runner, updates_per_epoch: int) -> None:
         self.adversary.updates_per_epoch = updates_per_epoch  # type: ignore[attr-defined]
@@ -210,6 +237,8 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
         speed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        max_epochs = positive_int(max_epochs, 'max_epochs')
+        self._check_validation(kwargs)
         built = self._set_up(adversary, max_skipped, speed)
         # Replayed before super().__init__, which counts the iterations by its length.
         loader = self._build_loader(runner, dataloader, built.replays)
@@ -298,6 +327,8 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         speed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        max_iters = positive_int(max_iters, 'max_iters')
+        self._check_validation(kwargs)
         built = self._set_up(adversary, max_skipped, speed)
         loader = self._build_loader(runner, dataloader, 1)
         super().__init__(runner, loader, max_iters, **kwargs)
