@@ -110,8 +110,8 @@ def run_one(sweep: Sweep, run: Run, metric: str, selection: str | None) -> dict:
             if not metrics:  # CocoMetric's answer to no detection at all
                 raise ConfigError(
                     f'the model of {run.name} ({sweep.checkpoints[run.eps]!r}) detects '
-                    f'nothing, so its evaluation gives no {key!r}: check the checkpoint '
-                    'and the schedule of the training.'
+                    f'nothing, so its evaluation gives no {key!r}: check checkpoint '
+                    'and schedule.'
                 )
             raise ConfigError(
                 f'the evaluation gives no {key!r} but {", ".join(metrics)}: choose '

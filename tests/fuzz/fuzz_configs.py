@@ -171,6 +171,8 @@ def _mutate(rng: Random, cfg: dict[str, Any], only_ours: bool) -> list[str]:
         names.append('import')
     if names[0] == 'default_scope':
         names.append('registry')
+    if names[0].endswith('dataloader'):
+        names.append('data loader')
     if 'pipeline' in names:
         names += ['data', 'image']
     found = [str(each) for each in names if each is not None]
