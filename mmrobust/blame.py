@@ -183,6 +183,11 @@ def _of_data(
         )
     if module.startswith('torch.utils.data') and name == 'reraise':
         return f'a worker process cannot load the data ({reason_of(error)}).'
+    if module.startswith('torch.utils.data') and not any(map(_is_ours, inside)):
+        return (
+            f'a dataloader cannot give a batch ({reason_of(error)}): check its '
+            'sampler, batch_sampler and num_workers.'
+        )
     return None
 
 
