@@ -49,7 +49,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 def _images(folder: Path) -> dict[str, np.ndarray]:
     return {
-        path.stem: np.load(path)['image'] if path.suffix == '.npz' else np.load(path)
+        str(path.relative_to(folder)): np.load(path)['image'] if path.suffix == '.npz' else np.load(path)
         for path in sorted(folder.rglob('*.np[yz]'))
     }
 
