@@ -47,6 +47,25 @@ def float_images(data_batch: dict, device: torch.device | str) -> list[Tensor]:
     return [image.to(device, torch.float32, copy=True) for image in inputs]
 
 
+def check_batch(data_batch: Any) -> None:
+    """Makes sure that a data loader yields what models and attacks read.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if isinstance(data_batch, dict) and {'inputs', 'data_samples'} <= set(data_batch):
+        return
+    found = (
+        ', '.join(map(str, data_batch))
+        if isinstance(data_batch, dict)
+        else f'a {type(data_batch).__name__}'
+    )
+    raise ConfigError(
+        f'the data loader yields {found} and not inputs and data_samples: is '
+        'PackDetInputs (of a classifier PackInputs) the last step of the pipeline?'
+    )
+
+
 def with_images(data_batch: dict, images: Sequence[Tensor]) -> dict:
     """Returns the batch with other images; the given batch stays as it is."""
     stacked = isinstance(data_batch['inputs'], Tensor)

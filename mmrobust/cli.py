@@ -4,39 +4,72 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
-from mmengine.config import Config, ConfigDict, DictAction
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 
+from .blame import blame, reason_of, short
+from .compat.checkpoints import refuse_code
+from .config_checks import check_launcher, check_sections
 from .errors import ConfigError
+from .places import place_of
 
 _MIN_FREE_BYTES = 64 * 2**20
 
+# Shows where an error comes from that would be a sentence otherwise.
+TRACEBACK = 'MMROBUST_TRACEBACK'
+
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool; a user's mistake ends with one sentence and exit status 2."""
+    """Runs a tool; a user's mistake ends with one sentence and exit status 2.
+
+    The traceback of what is no :class:`ConfigError` goes to the log file, if there is
+    one yet, and with ``MMROBUST_TRACEBACK=1`` in the environment to stderr.
+    """
+    refuse_code()
     try:
         main()
     except Exception as error:
         sentence = as_sentence(error)
-        if sentence is None:
+        if sentence is None or os.environ.get(TRACEBACK, '0') not in ('', '0'):
             raise
+        if not isinstance(error, ConfigError):
+            _log_traceback()
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
+
+
+def _log_traceback() -> None:
+    """Writes the traceback of what is being handled to the log file alone."""
+    logger = MMLogger.get_current_instance()
+    record = logging.LogRecord(
+        *('mmrobust', logging.ERROR, __file__, 0, traceback.format_exc(), None, None)
+    )
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
 
 
 def as_sentence(error: BaseException) -> str | None:
     """Says in one sentence what the user can change, or None for a defect of ours."""
     text = ' '.join(str(error).split())
     if isinstance(error, ConfigError):
-        return text
+        # Of what somebody gave, which may be anything.
+        text = re.sub(r' at 0x[0-9a-f]+', '', text)
+        return re.sub(r'\S{300,}', lambda found: f'{found[0][:40]}...', text)
     if isinstance(error, FileNotFoundError):
         path = error.filename or text.rsplit("directory: '", 1)[-1].rstrip("'")
         return f'{path} does not exist: check the path, or data_root in the config.'
@@ -47,9 +80,13 @@ def as_sentence(error: BaseException) -> str | None:
             f'no space left on the device while writing {error.filename or "a file"}.'
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
-        return text.split('. Please check', 1)[0].strip('\'"') + ': check the name.'
+        where = f'{place}: ' if (place := place_of(error)) else ''
+        name = text.split('. Please check', 1)[0].strip('\'"')
+        return f'{where}{name}: check the name.'
     if isinstance(error, json.JSONDecodeError):
-        return f'an annotation file is no valid JSON ({text}): is it complete?'
+        return blame(error) or (
+            f'an annotation file is no valid JSON ({text}): is it complete?'
+        )
     if isinstance(error, ValueError) and 'need at least one array to conc' in text:
         # numpy's words, when mmengine serialises an empty list of images.
         return 'a dataset is empty: check ann_file, data_prefix and filter_cfg.'
@@ -57,13 +94,52 @@ def as_sentence(error: BaseException) -> str | None:
         # From a worker process, the message is the end of a traceback.
         path = text.rsplit('failed to load image: ', 1)[1]
         return f'image {path} cannot be decoded: replace or remove it.'
+    if isinstance(error, AssertionError) and 'AmpOptimizerWrapper' in text:
+        return (
+            'AmpOptimWrapper needs a GPU, and torch sees none: use '
+            "optim_wrapper.type='mmrobust.BFloat16OptimWrapper', or OptimWrapper."
+        )
     if 'imdecode' in text and 'buf.empty()' in text:
         return 'an image file is empty: look for files of 0 bytes among the images.'
-    return None
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    ):
+        return (
+            f'the memory is not enough ({reason_of(error)}): take smaller images, '
+            'batches or models.'
+        )
+    try:
+        return blame(error)
+    except Exception:  # the error itself is what is to be seen
+        return None
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that mmdet's train and test tools have in common."""
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with mistakes in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what :func:`run` prints."""
+        raise ConfigError(f'{" ".join(message.split())}; --help lists all options.')
+
+
+class DictAction(MMEngineDictAction):
+    """mmengine's reader of ``KEY=VALUE``, which fails as argparse's do."""
+
+    def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> None:
+        """Reads what stands behind an option."""
+        try:
+            super().__call__(parser, *args, **kwargs)
+        except (ValueError, AssertionError) as error:
+            values = args[1] if len(args) > 1 else kwargs.get('values')
+            words = ' '.join(values) if isinstance(values, list) else values
+            raise ConfigError(
+                f'--cfg-options {words!r} cannot be read: give KEY=VALUE, lists as '
+                'KEY="[a,b]".'
+            ) from error
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that overrides settings of the config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -71,6 +147,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='override settings of the config, as key=value; lists as key="[a,b]" or '
         'key=a,b. data_root=PATH is also put into the datasets and evaluators',
     )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that mmdet's train and test tools have in common."""
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -79,6 +160,39 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch passes --local-rank since torch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_speed_options(parser: Any) -> None:
+    """Adds the options of :class:`mmrobust.engine.Acceleration`.
+
+    Args:
+        parser: a parser, or a group of one.
+    """
+    parser.add_argument(
+        '--autocast',
+        action='store_true',
+        help='losses and gradients in bfloat16, never the predictions that are scored',
+    )
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='the memory layout that matrix units of GPUs want',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='torch.compile for the losses and gradients of backbone and neck',
+    )
+
+
+def speed_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says for a loop's ``speed``."""
+    given = {
+        'autocast': 'bfloat16' if args.autocast else None,
+        'channels_last': args.channels_last,
+        'compile': args.compile,
+    }
+    return {key: value for key, value in given.items() if value}
 
 
 def load_config(
@@ -95,6 +209,7 @@ def load_config(
     """
     if 'LOCAL_RANK' not in os.environ:
         os.environ['LOCAL_RANK'] = str(args.local_rank)
+    check_launcher(args.launcher)
     cfg = configure(args, convert)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -116,10 +231,12 @@ def configure(
         convert: applied before the overrides, which have the last word.
     """
     cfg = read_config(args.config)
+    check_sections(cfg)
     if convert is not None:
         cfg = convert(cfg)
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
+        check_sections(cfg)
     return cfg
 
 
@@ -141,16 +258,27 @@ def read_config(path: str) -> Config:
         raise ConfigError(f'config {path!r} does not exist: check the path.')
     try:
         cfg = get_config(path) if in_package else Config.fromfile(path)
+        _resolve(cfg)
     except FileNotFoundError as error:
         raise ConfigError(
             f'config {path!r} needs a file that is missing: {error}.'
         ) from error
-    except Exception as error:  # a config is a program, and fails like one
-        reason = ' '.join(str(error).split())
+    except (Exception, SystemExit) as error:  # a program, which fails like one
+        reason = short(str(error)) or type(error).__name__
         raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
     if 'model' not in cfg:
         raise ConfigError(f'config {path!r} has no model.')
     return cfg
+
+
+def _resolve(node: Any) -> None:
+    """Imports what a config of the lazy style names, which fails here or later."""
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _resolve(value)
+    elif isinstance(node, (dict, ConfigDict, Config)):
+        for value in node.values():
+            _resolve(value)
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
@@ -160,10 +288,18 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     the variable alone would change nothing.
 
     Raises:
-        ConfigError: for a ``data_root`` that the config does not have.
+        ConfigError: for keys that cannot be set, and for a ``data_root`` that the
+            config does not have.
     """
     old_root = cfg.get('data_root')
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:
+        keys = ', '.join(options)
+        raise ConfigError(
+            f'--cfg-options cannot set {keys!r} ({reason_of(error)}): does the config '
+            'have it?'
+        ) from error
     new_root = options.get('data_root')
     if new_root is None:
         return

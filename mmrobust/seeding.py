@@ -78,10 +78,43 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == 'cuda' else []
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            # torch.manual_seed alone would also seed GPUs that are not put back.
+            (torch if devices else torch.default_generator).manual_seed(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)
             yield
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+def generator_states() -> dict[str, Any]:
+    """States of the global generators of torch (CPU, current GPU), numpy and Python.
+
+    Tensors and numbers only, so that a checkpoint with them loads without pickled code.
+    """
+    numpy_state: Any = np.random.get_state()
+    _, words, position, has_spare, spare = numpy_state
+    _, numbers, python_spare = random.getstate()
+    states = {
+        'torch': torch.get_rng_state(),
+        'numpy': torch.from_numpy(words.astype(np.int64)),
+        'numpy_rest': [int(position), int(has_spare), float(spare)],
+        'python': torch.tensor(numbers),
+        'python_spare': python_spare,
+    }
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Puts back what :func:`generator_states` gave, from any device."""
+    torch.set_rng_state(states['torch'].cpu())
+    position, has_spare, spare = states['numpy_rest']
+    words = states['numpy'].cpu().numpy().astype(np.uint32)
+    np.random.set_state(('MT19937', words, position, has_spare, spare))
+    numbers = tuple(states['python'].tolist())
+    random.setstate((3, numbers, states['python_spare']))
+    if 'cuda' in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states['cuda'].cpu())

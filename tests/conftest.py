@@ -20,6 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here, as the conftest.py of tests/fuzz may be read too late for options."""
+    group = parser.getgroup('fuzz')
+    group.addoption('--fuzz-cases', type=int, help='cases of tests/fuzz')
+    group.addoption('--fuzz-seed', type=int, default=0, help='their seed')
+
+
 @pytest.fixture(autouse=True)
 def _quiet_and_repeatable() -> Iterator[None]:
     threads = torch.get_num_threads()

@@ -6,15 +6,19 @@ import argparse
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmrobust import cli
+from mmrobust.compat.checkpoints import NO_TRUST, TRUST, reads_safely
 from mmrobust.errors import ConfigError
 
 # --------------------------------------------------------------- run, as_sentence
@@ -51,6 +55,35 @@ def test_success_and_exits_pass_through() -> None:
     assert caught.value.code == 0
     with pytest.raises(KeyboardInterrupt):
         cli.run(fails_with(KeyboardInterrupt()))
+
+
+class Hostile:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+@pytest.mark.skipif(not reads_safely(), reason='torch before 2.6 has no such switch')
+@pytest.mark.parametrize('trusted', [False, True])
+def test_no_file_runs_code_in_a_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    """Also where someone asks torch for no protection, as some of mmengine's do."""
+    monkeypatch.setenv(NO_TRUST, '0')
+    monkeypatch.setenv(TRUST, '1' if trusted else '0')
+    proof, path = tmp_path / 'proof', tmp_path / 'hostile.pth'
+    torch.save(Hostile(f'touch {proof}'), path)
+
+    def main() -> None:
+        with suppress(pickle.UnpicklingError):
+            torch.load(path, weights_only=False)
+
+    cli.run(main)
+    assert proof.exists() == trusted
 
 
 def raised_by(action: Callable[[], Any]) -> BaseException:
@@ -212,7 +245,7 @@ def test_an_option_beside_data_root_wins(tmp_path: Path) -> None:
 
 def test_a_data_root_that_nobody_reads_is_refused(tmp_path: Path) -> None:
     """Otherwise the tools would go on with the data that the config names."""
-    cfg = Config.fromfile(write(tmp_path, 'model = 1\n'))
+    cfg = Config.fromfile(write(tmp_path, 'model = dict()\n'))
     with pytest.raises(ConfigError, match='data_root is no setting of this config'):
         cli.merge_options(cfg, {'data_root': 'new/'})
 
@@ -256,8 +289,10 @@ def test_the_work_dir_is_decided_as_in_mmdet(
     """Command line before config before the config's name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    plain = write(tmp_path, 'model = 1\n', 'plain.py')
-    named = write(tmp_path, "model = 1\nwork_dir = 'named'\n", 'named.py')
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '0')  # as torchrun does
+    plain = write(tmp_path, 'model = dict()\n', 'plain.py')
+    named = write(tmp_path, "model = dict()\nwork_dir = 'named'\n", 'named.py')
     assert cli.load_config(arguments(plain)).work_dir == './work_dirs/plain'
     assert (tmp_path / 'work_dirs' / 'plain').is_dir()
     assert cli.load_config(arguments(named)).work_dir == 'named'
@@ -272,7 +307,7 @@ def test_the_local_rank_comes_from_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = write(tmp_path, 'model = 1\n')
+    path = write(tmp_path, 'model = dict()\n')
     monkeypatch.setenv('LOCAL_RANK', '3')
     cli.load_config(arguments(path, local_rank=1))
     assert os.environ['LOCAL_RANK'] == '3'  # torchrun's

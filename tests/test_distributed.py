@@ -28,6 +28,7 @@ from mmengine.runner import Runner
 from mmrobust.engine.box_analysis import BoxAnalysis
 from mmrobust.engine.records import PassRecords
 from mmrobust.errors import ConfigError
+from mmrobust.processes import together
 
 MAP = 'coco/bbox_mAP'
 # The sign of its gradient does not change with the normaliser, which mmdet's heads
@@ -235,6 +236,12 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=120))
     init_default_scope('mmdet')
+    with together():  # interruptions inside are not the end
+        work(folder)
+    torch.distributed.destroy_process_group()
+
+
+def work(folder: Path) -> None:
     root = folder / 'coco'
     rank = torch.distributed.get_rank()
     result = dict(
@@ -247,7 +254,6 @@ def main(folder: Path) -> None:
     )
     report_of(root, folder, 'two_then_one', stop=(5, 4)[rank])
     (folder / f'rank{rank}.json').write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope='module')

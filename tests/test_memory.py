@@ -8,6 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from updates import make_batch, make_model
 
 from mmrobust.memory import Memory
 from mmrobust.objective import LossOracle, Objective, loss_mode
@@ -159,3 +160,16 @@ def test_dynamic_rcnn_does_not_learn_thresholds_from_an_attack():
             oracle.value(images)
         assert len(head.iou_history) == 1  # of the last call, and of no other
     assert learned() == before == (0.5, 1.0, [])
+
+
+def test_what_was_written_by_others_does_not_break_a_gradient() -> None:
+    """Trials and attacks take turns, and each puts back all buffers at its end."""
+    model = make_model(tiny.fcos()).eval()
+    batch = make_batch([(64, 96)], 0)
+    images = [image.float() for image in batch['inputs']]
+    with loss_mode(model):
+        oracle = LossOracle(model, batch, batch['data_samples'], Objective('total'))
+        for _ in range(2):
+            Memory(model).restore(thorough=True)
+            _, (grad,) = oracle.value_and_grad(images)
+            assert grad.abs().sum() > 0

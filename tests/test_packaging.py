@@ -13,11 +13,14 @@ import zipfile
 from collections.abc import Callable
 from email.message import Message
 from email.parser import Parser
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ('mmrobust', 'configs', 'tools', 'constraints')
@@ -220,9 +223,45 @@ def test_constraints_are_exact(stack: str) -> None:
     lines = (ROOT / f'constraints/{stack}.txt').read_text().splitlines()
     assert lines[0].startswith('#')
     pins = [line for line in lines if line and not line.startswith('#')]
-    pattern = r'[\w-]+==\d[\w.]*(; python_version [<>=]+ "3\.\d+")?'
-    assert [line for line in pins if not re.fullmatch(pattern, line)] == []
-    assert {'numpy', 'torch', 'torchvision'} <= {line.split('=')[0] for line in pins}
+    assert [
+        line for line in pins if not re.match(r'[\w.-]+==\d[\w.]*( ; |$)', line)
+    ] == []
+    assert {'numpy', 'torch', 'torchvision'} <= pinned(stack)
+
+
+def pinned(stack: str) -> set[str]:
+    lines = (ROOT / f'constraints/{stack}.txt').read_text().splitlines()
+    return {line.split('==')[0] for line in lines if '==' in line}
+
+
+def test_everything_that_gets_installed_is_pinned() -> None:
+    """Transitive dependencies, too, of the stack that is installed here."""
+    stack = 'onedl' if installed('onedl-mmengine') else 'openmmlab'
+    project = tomllib_or_skip().loads((ROOT / 'pyproject.toml').read_text())
+    extras = project['project']['optional-dependencies']
+    waiting = [Requirement(text) for key in (stack, 'test') for text in extras[key]]
+    found: set[str] = set()
+    while waiting:
+        need = waiting.pop()
+        name = canonicalize_name(need.name)
+        if name in found or (need.marker and not need.marker.evaluate({'extra': ''})):
+            continue
+        found.add(name)
+        waiting += map(Requirement, installed(name) or ())
+    assert len(found) > 60
+    assert found - pinned(stack) <= {'pip'}
+
+
+def installed(name: str) -> list[str] | None:
+    """What a distribution requires; None if it is not there."""
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return None
+
+
+def tomllib_or_skip() -> ModuleType:
+    return pytest.importorskip('tomllib')  # Python 3.11
 
 
 # --- tools/bootstrap.py ---

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
+import mmengine.device
 import pytest
 import tiny
 import torch
@@ -71,7 +72,8 @@ def project(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in models.items():
         torch.manual_seed(0)
         weights = MODELS.build(ConfigDict(model)).state_dict()
-        torch.save(dict(state_dict=weights, meta={}), folder / f'{name}.pth')
+        meta = dict(epoch=0, iter=0)
+        torch.save(dict(state_dict=weights, meta=meta), folder / f'{name}.pth')
     whole = (folder / 'good.pth').read_bytes()
     (folder / 'truncated.pth').write_bytes(whole[: len(whole) // 2])
     (folder / 'text.pth').write_text('no checkpoint')
@@ -207,6 +209,12 @@ PGD = ('--attack', 'pgd')
         (('--space', 'original'), '--space needs --attack'),
         (('--quantize',), '--quantize needs --attack'),
         (('--check-images', '2'), '--check-images needs --attack'),
+        (('--channels-last',), '--channels-last needs --attack'),
+        (('--attack', 'autoattack', '--compile'), '--compile is no setting of auto'),
+        (
+            (*PGD, '--cfg-options', 'test_cfg.speed.autocast=float16'),
+            "speed.autocast='float16' is unknown",
+        ),
         (('--attack', 'autoattack', '--quantize'), '--quantize is no setting of auto'),
         (('--attack', 'autoattack', '--space', 'input'), '--space is no setting of'),
         (('--attack', 'pgd', 'autoattack'), 'cannot be combined with other attacks'),
@@ -337,7 +345,14 @@ def test_a_wrong_config_is_one_sentence(
             ('--cfg-options', 'optim_wrapper.paramwise_cfg.backbone_lr_mult=-1'),
             'backbone_lr_mult=-1',
         ),
-        (('--amp',), '--amp needs a GPU'),
+        (
+            ('--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'),
+            "needs a GPU, and torch sees none: use optim_wrapper.type='mmrobust.BFl",
+        ),
+        (
+            ('--autocast', '--cfg-options', 'train_cfg._delete_=True'),
+            '--autocast is for adversarial training',
+        ),
         (('--auto-scale-lr',), '--auto-scale-lr needs auto_scale_lr=dict('),
         (('--resume', 'gone.pth'), "checkpoint 'gone.pth' does not exist"),
         (('--resume', 'TRUNCATED'), 'probably damaged or incomplete'),
@@ -573,6 +588,31 @@ def test_the_configs_loop_keeps_what_the_flags_leave_open(
     assert (list(loop.attacks), loop.num_images) == (['mine'], 1)
 
 
+def test_speed_reaches_the_loops(
+    config_of: Callable[..., Config], project: Path, tmp_path: Path
+) -> None:
+    flags = ('--autocast', '--channels-last', '--compile')
+    speed = dict(autocast='bfloat16', channels_last=True, compile=True)
+    assert config_of('test.py', *PGD, *flags).test_cfg.speed == speed
+    assert 'speed' not in config_of('test.py', *PGD).test_cfg
+    assert config_of('train.py', *flags).train_cfg.speed == speed
+    assert 'speed' not in config_of('train.py').train_cfg
+    # Beside what the config has.
+    config = tmp_path / 'child.py'
+    config.write_text(
+        f'_base_ = {str(project / "config.py")!r}\n'
+        "test_cfg = dict(_delete_=True, type='mmrobust.AttackTestLoop',\n"
+        "    speed=dict(compile=dict(mode='max-autotune')),\n"
+        "    attacks=dict(mine=dict(type='mmrobust.RandomNoise', eps=1)))\n"
+    )
+    kept = config_of('test.py', *PGD, config=config).test_cfg
+    assert kept.speed == dict(compile=dict(mode='max-autotune'))
+    both = dict(kept.speed, autocast='bfloat16')
+    assert config_of('test.py', '--autocast', config=config).test_cfg.speed == both
+    changed = config_of('test.py', *PGD, '--autocast', config=config).test_cfg
+    assert changed.speed == both
+
+
 def test_without_attacks_the_test_is_mmdets(config_of: Callable[..., Config]) -> None:
     cfg = config_of('test.py')
     assert cfg.test_cfg == dict(type='TestLoop')
@@ -640,6 +680,33 @@ def test_resuming(config_of: Callable[..., Config], project: Path) -> None:
     assert (cfg.resume, cfg.load_from) == (True, None)
     cfg = config_of('train.py')
     assert not cfg.get('resume')
+
+
+@pytest.mark.parametrize(
+    ('device', 'kind', 'settings'),
+    [
+        ('cpu', 'mmrobust.BFloat16OptimWrapper', {}),
+        ('cuda', 'AmpOptimWrapper', dict(loss_scale='dynamic', dtype='float16')),
+    ],
+)
+def test_mixed_precision(
+    config_of: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    kind: str,
+    settings: dict,
+) -> None:
+    """As mmdet's own flag; on a CPU in the one format that CPUs compute with."""
+    monkeypatch.setattr(mmengine.device, 'get_device', lambda: device)
+    given = ('optim_wrapper.loss_scale=512.0', 'optim_wrapper.dtype=float16')
+    cfg = config_of('train.py', '--amp', '--cfg-options', *given)
+    assert cfg.optim_wrapper.type == kind
+    found = {k: v for k, v in cfg.optim_wrapper.items() if k in ('loss_scale', 'dtype')}
+    assert found == settings
+    assert (
+        cfg.optim_wrapper.optimizer.lr
+        == config_of('train.py').optim_wrapper.optimizer.lr
+    )
 
 
 def test_scaling_the_learning_rate(config_of: Callable[..., Config]) -> None:
@@ -751,8 +818,16 @@ def test_a_foreign_project_with_mmdets_own_tools(coco: Path, tmp_path: Path) -> 
     text = FOREIGN.replace('ROOT', str(coco)).replace('CLASSES', repr(tiny.CLASSES))
     config.write_text(text)
     done = execute(
-        tmp_path, str(MMDET_TOOLS / 'train.py'), str(config), '--work-dir', 'run'
+        tmp_path,
+        *(str(MMDET_TOOLS / 'train.py'), str(config), '--work-dir', 'run'),
+        '--auto-scale-lr',
     )
+    # A batch of two where 0.01 is for sixteen, however often each is used.
+    assert 'Scaling the original LR by 0.125' in done.stdout + done.stderr
+    (group,) = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)[
+        'optimizer'
+    ]['param_groups']
+    assert group['initial_lr'] == pytest.approx(0.01 * 0.125)
     checkpoint = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)
     assert checkpoint['meta']['adversary']['replays'] == 2
     assert checkpoint['meta']['iter'] == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tiny
 import torch
@@ -54,6 +55,25 @@ def make_model(config: dict | None = None) -> nn.Module:
 
 def sgd(model: nn.Module) -> OptimWrapper:
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
+
+
+class ScalingOptimWrapper(OptimWrapper):
+    """What AmpOptimWrapper does with its loss scaler, on a CPU."""
+
+    def __init__(self, *args: Any, scale: float = 1024.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.loss_scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs: Any) -> None:
+        if self.clip_grad_kwargs:
+            self.loss_scaler.unscale_(self.optimizer)
+            self._clip_grad()
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update()
 
 
 def watch_inputs(model: nn.Module) -> list[list[Tensor]]:

@@ -3,6 +3,7 @@
     python tools/bootstrap.py demo     train two detectors, attack both, compare
     python tools/bootstrap.py test     run the tests
     python tools/bootstrap.py lint     ruff and mypy
+    python tools/bootstrap.py audit    look for known vulnerabilities of the packages
     python tools/bootstrap.py setup    only set up
 
 Needs Python 3.10 or newer and a network for the first time, and nothing else.
@@ -34,13 +35,27 @@ JOBS: dict[str, list[list[str]]] = {
         ['-m', 'ruff', 'format', '--check', '.'],
         ['-m', 'mypy', 'mmrobust', 'tools'],
     ],
+    # Strict: a package that the service does not know must not count as a good one.
+    'audit': [
+        ['-m', 'pip_audit', '-r', f'constraints/{stack}.txt', '--strict']
+        + ['--no-deps', '--disable-pip', '--progress-spinner', 'off']
+        for stack in STACKS
+    ],
     'setup': [],
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with mistakes in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        fail(f'{message}; --help lists all options.')
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Reads the command line; what is unknown here, or after --, is the job's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a shortened option could be one of the job's

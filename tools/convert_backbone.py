@@ -15,7 +15,7 @@ from mmrobust.errors import ConfigError
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('source', help='file or URL of any known source, see docs')
     parser.add_argument('out', help='the checkpoint to write')
     parser.add_argument(

@@ -195,7 +195,7 @@ def _optional_versions() -> dict[str, str]:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         '--family', nargs='+', metavar='NAME', help='only these folders of configs'
     )
@@ -219,6 +219,12 @@ def main() -> None:
     table = Path(args.out)
     store = table.with_suffix('.json')
     known = zoo.families()
+    if table.suffix != '.md' or table.is_dir():
+        raise ConfigError(f'--out {args.out!r} must be a .md file.')
+    for option in ('timeout', 'jobs'):
+        value = getattr(args, option)
+        if not 0 < value < 1e6:
+            raise ConfigError(f'--{option} {value} must be above 0 and below 1e6.')
     unknown = sorted(set(args.family or ()) - set(known))
     if unknown:
         raise ConfigError(

@@ -28,7 +28,7 @@ GRID_IMAGES = 3  # the first ones of the set, not chosen
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         '--work-dir',
         default='work_dirs/demo',

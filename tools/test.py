@@ -25,6 +25,7 @@ from mmrobust.autoattack.threats import read_balls
 from mmrobust.checkpoints import check_checkpoint, read_checkpoint
 from mmrobust.checkpoints.classes import check_class_count
 from mmrobust.errors import ConfigError
+from mmrobust.processes import together
 from mmrobust.registry import ATTACKS
 from mmrobust.threat import to_pixels
 
@@ -42,7 +43,7 @@ _EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
 _DETECTION = ('space', 'quantize', 'check_images', 'attack_batch_size')
 # What a config's test loop keeps when --attack replaces its attacks.
 _LOOP = ('fp16', *_EVALUATION)
-_ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', *_DETECTION)
+_ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', 'speed', *_DETECTION)
 # Options of AutoAttack, and what its loop calls them.
 _AUTOATTACK = {
     'version': 'version',
@@ -55,7 +56,7 @@ _AUTOATTACK = {
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags and those of the attacks."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'config', help='config file of an mmdet detector or an mmpretrain classifier'
     )
@@ -151,6 +152,11 @@ def parse_args() -> argparse.Namespace:
         help=f'of ensemble: {" or ".join(ENSEMBLES)}; of autoattack: '
         f'{", ".join(VERSIONS)} (default standard)',
     )
+    cli.add_speed_options(
+        parser.add_argument_group(
+            'speed', 'Of attacks that follow a gradient; not of autoattack.'
+        )
+    )
     group = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
     group.add_argument(
         '--members',
@@ -180,17 +186,25 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Builds the runner and tests."""
+    """Reads the command line and tests."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
+    with together(cfg):
+        test(cfg, args)
+
+
+def test(cfg: Config, args: argparse.Namespace) -> None:
+    """Tests with a config and the rest of the command line."""
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to test with.')
     _set_attacks(cfg, args)
     read_checkpoint(args.checkpoint)  # before the model and the data are built
     cfg.load_from = args.checkpoint
-    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+    if args.out is not None and (
+        not args.out.endswith(('.pkl', '.pickle')) or os.path.isdir(args.out)
+    ):
         raise ConfigError(f'--out {args.out!r} must be a .pkl file.')
     for option in ('out', 'report', 'save_adv'):  # before hours of computing
         path = getattr(args, option)
@@ -227,6 +241,8 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     given = {key: value for key, value in given.items() if value is not None}
     evaluation = {key: getattr(args, key) for key in (*_EVALUATION, *_DETECTION)}
     evaluation = {key: value for key, value in evaluation.items() if value is not None}
+    if speed := cli.speed_of(args):
+        evaluation['speed'] = {**(cfg.test_cfg.get('speed') or {}), **speed}
     auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
     if args.version is not None and 'autoattack' not in (args.attack or ()):
         auto.remove('version')
@@ -242,7 +258,7 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
                 f'--{next(iter(given)).replace("_", "-")} needs --attack.'
             )
         if evaluation and not has_attacks:
-            option = next(iter(evaluation)).replace('_', '-')
+            option = _option(next(iter(evaluation)), evaluation)
             raise ConfigError(f'--{option} needs --attack.')
         if is_auto:
             _refuse_for_autoattack(evaluation)
@@ -278,10 +294,15 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         )
 
 
+def _option(key: str, evaluation: dict[str, Any]) -> str:
+    """What a setting of the loop is called on the command line."""
+    return (next(iter(evaluation[key])) if key == 'speed' else key).replace('_', '-')
+
+
 def _refuse_for_autoattack(evaluation: dict[str, Any]) -> None:
-    for key in _DETECTION:
+    for key in (*_DETECTION, 'speed'):
         if key in evaluation:
-            option = key.replace('_', '-')
+            option = _option(key, evaluation)
             raise ConfigError(f'--{option} is no setting of autoattack.')
 
 
@@ -380,6 +401,11 @@ def _set_visualization(cfg: Config, args: argparse.Namespace, classifier: bool) 
         trigger_visualization_hook(cfg, args)
         return
     hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
+    if cfg.get('visualizer') is None:  # mmengine's own cannot draw a class
+        cfg.visualizer = ConfigDict(
+            type='mmpretrain.UniversalVisualizer',
+            vis_backends=[dict(type='LocalVisBackend')],
+        )
     hook.update(
         enable=True,
         show=args.show,

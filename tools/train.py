@@ -7,15 +7,21 @@ import os
 from collections.abc import Callable
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.checkpoints import read_checkpoint
+from mmrobust.checkpoints import (
+    check_checkpoint,
+    check_initial_weights,
+    read_checkpoint,
+)
+from mmrobust.checkpoints.fit import check_resumable
 from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
+from mmrobust.processes import together
 
 _ROBUST_ONLY = (
     'eps',
@@ -31,11 +37,13 @@ _ROBUST_ONLY = (
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
-        '--amp', action='store_true', help='train with automatic mixed precision'
+        '--amp',
+        action='store_true',
+        help='train with automatic mixed precision: float16 on a GPU, else bfloat16',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -50,6 +58,9 @@ def parse_args() -> argparse.Namespace:
         'the work dir',
     )
     cli.add_common_options(parser)
+    cli.add_speed_options(
+        parser.add_argument_group('speed', 'Of adversarial updates and their attacks.')
+    )
     group = parser.add_argument_group(
         'robust',
         'Make a standard config robust first. Sizes are in pixel units of 0-255: 4, or '
@@ -94,12 +105,32 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     given = {key: value for key, value in given.items() if value is not None}
     if args.dump is not None and not args.dump.endswith('.py'):
         raise ConfigError(f'--dump {args.dump!r} must be a .py file.')
+    if args.dump is not None and os.path.realpath(args.dump) == os.path.realpath(
+        args.config
+    ):
+        raise ConfigError(f'--dump {args.dump!r} is CONFIG itself: give another file.')
     if args.robust is not None:
         return lambda cfg: robustify(cfg, args.robust, **given)
     if given or args.dump is not None:
         option = next(iter(given), 'dump').replace('_', '-')
         raise ConfigError(f'--{option} needs --robust METHOD.')
     return None
+
+
+def accelerate(cfg: Config, args: argparse.Namespace) -> Config:
+    """Puts the options of speed into the training loop.
+
+    Raises:
+        ConfigError: if it is none that takes them.
+    """
+    if speed := cli.speed_of(args):
+        if 'adversary' not in (cfg.get('train_cfg') or {}):
+            raise ConfigError(
+                f'--{next(iter(speed)).replace("_", "-")} is for adversarial training: '
+                'add --robust METHOD.'
+            )
+        cfg.train_cfg.speed = {**(cfg.train_cfg.get('speed') or {}), **speed}
+    return cfg
 
 
 def dump(cfg: Config, path: str) -> None:
@@ -116,22 +147,36 @@ def dump(cfg: Config, path: str) -> None:
     print(f'Wrote {path}; train with: python tools/train.py {path}')
 
 
+def use_mixed_precision(cfg: Config) -> None:
+    """As mmdet's ``--amp``; without a GPU, bfloat16 on the CPU."""
+    if get_device() != 'cpu':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+        return
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):  # AmpOptimWrapper's alone
+        cfg.optim_wrapper.pop(key, None)
+    cfg.optim_wrapper.type = 'mmrobust.BFloat16OptimWrapper'
+
+
 def main() -> None:
-    """Builds the runner and trains."""
+    """Reads the command line and trains."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     convert = converter(args)
     if args.dump is not None:
-        return dump(cli.configure(args, convert), args.dump)
-    cfg = cli.load_config(args, convert)
+        return dump(accelerate(cli.configure(args, convert), args), args.dump)
+    cfg = accelerate(cli.load_config(args, convert), args)
+    with together(cfg):
+        train(cfg, args)
+
+
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Trains with a config and the rest of the command line."""
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to train with.')
     if args.amp:
-        if not torch.cuda.is_available():
-            raise ConfigError('--amp needs a GPU, and torch sees none: leave it out.')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        use_mixed_precision(cfg)
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or {}):
             raise ConfigError(
@@ -144,8 +189,14 @@ def main() -> None:
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from') and '://' not in cfg.load_from:
-        read_checkpoint(cfg.load_from)
+        checkpoint = read_checkpoint(cfg.load_from)
+        if cfg.get('resume'):
+            check_resumable(cfg.load_from, checkpoint)
+    check_initial_weights(cfg.model)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if cfg.get('load_from') and cfg.get('resume'):
+        model = getattr(runner.model, 'module', runner.model)
+        check_checkpoint(cfg.load_from, model)
     runner.train()
 
 

@@ -16,7 +16,7 @@ from mmrobust.transfer.preflight import check_config
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'config', help='classifier (mmpretrain) or detector (mmdet) of the target task'
     )

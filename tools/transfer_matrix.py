@@ -8,7 +8,6 @@ from pathlib import Path
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import DictAction
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
 from mmrobust.attacks.base import positive_int
@@ -32,7 +31,7 @@ _ATTACK = (
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'detectors',
         nargs='+',
@@ -56,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=cli.DictAction,
         help='override settings of all configs, as key=value',
     )
     group = parser.add_argument_group(

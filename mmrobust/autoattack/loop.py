@@ -21,11 +21,13 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..classification import check_labels
 from ..engine.adversaries.base import bare_model
+from ..engine.alone import same_buffers
 from ..engine.freeze import state_digest
 from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages, dumps_renamed
 from ..engine.subset import choose_images
 from ..errors import ConfigError
+from ..processes import together
 from ..registry import LOOPS
 from ..run_folder import wait_until
 from ..seeding import derive_seed, seeded
@@ -158,6 +160,7 @@ class AutoAttackTestLoop(TestLoop):
         stop = min(start + self.shard_size, len(self.views[0].images))
         return range(start, stop)
 
+    @together()
     def run(self) -> dict[str, float]:
         """Runs the benign passes and all attacks.
 
@@ -165,6 +168,10 @@ class AutoAttackTestLoop(TestLoop):
             Benign metrics under their own names (behind the resolution if there are
             several), and robust accuracies in percent like ``autoattack/linf-4``.
         """
+        with same_buffers(bare_model(self.runner.model)):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner = self.runner
         runner.call_hook('before_test')
         runner.call_hook('before_test_epoch')

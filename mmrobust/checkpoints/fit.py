@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 from urllib.error import URLError
 
@@ -14,18 +14,15 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ..compat.checkpoints import NO_TRUST, TRUST, is_on, reads_safely, switched
 from ..errors import ConfigError
-
-# torch's own switches for trusted files, and against all others.
-_TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-_NO_TRUST = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 # BatchNorm's counters: no weights, and absent from files of old torch versions.
 _OPTIONAL = ('num_batches_tracked',)
 
 
 def read_checkpoint(
-    path: str, trust: bool = False, switch: str = f'set {_TRUST}=1'
+    path: str, trust: bool = False, switch: str = f'set {TRUST}=1'
 ) -> dict[str, Any]:
     """Reads a checkpoint from a file or URL onto the CPU.
 
@@ -47,24 +44,20 @@ def read_checkpoint(
     """
     if '://' not in path and not os.path.isfile(path):
         raise ConfigError(f'checkpoint {path!r} does not exist: check the path.')
-    trusted = trust or os.environ.get(_TRUST, '0').lower() in (
-        '1',
-        'y',
-        'yes',
-        'true',
-    )
+    trusted = trust or is_on(TRUST)
     if path.endswith('.safetensors'):
         return _read_safetensors(path)
     try:
-        if '://' in path:
-            with nullcontext() if trusted else _without_code():
+        # Only one of torch's switches may be on.
+        with switched(NO_TRUST, not trusted) if not is_on(TRUST) else nullcontext():
+            if '://' in path:
                 checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
-        else:
-            # Not mmengine's loader: a fork of it retries refused files unprotected.
-            checkpoint = torch.load(path, map_location='cpu', weights_only=not trusted)
+            else:
+                checkpoint = _read_file(path, trusted)
     except pickle.UnpicklingError as error:
-        if 'weights_only' in str(error).lower() and 'GLOBAL' in str(error):
-            reason = str(error).split('GLOBAL', 1)[1].split()[0].strip('`')
+        named = re.search(r'(GLOBAL|Unsupported class) `?([\w.]+)', str(error))
+        if named:
+            reason = named[2]
             raise ConfigError(
                 f'checkpoint {path!r} holds pickled code ({reason}), which is not run '
                 'for files of unknown origin: save its tensors alone with torch.save, '
@@ -101,24 +94,68 @@ def read_checkpoint(
         ) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
+    _refuse_nan(path, checkpoint)
     return checkpoint
 
 
-@contextmanager
-def _without_code() -> Iterator[None]:
-    """Makes torch.load refuse code also where the caller asks it not to.
+def _refuse_nan(path: str, checkpoint: dict[str, Any]) -> None:
+    """A model of NaN detects nothing, which looks like a perfect attack."""
+    state = state_dict_of(checkpoint)
+    wrong = [k for k, v in state.items() if v.is_floating_point() and v.isnan().any()]
+    if wrong:
+        raise ConfigError(
+            f'checkpoint {path!r} has weights that are no numbers ({len(wrong)} of '
+            f'{len(state)} tensors, {wrong[0]!r} first): the training that wrote it '
+            'has diverged; take an earlier one.'
+        )
 
-    torch.hub does, by which mmengine reads what it has downloaded.
+
+def check_resumable(path: str, checkpoint: dict[str, Any]) -> None:
+    """Makes sure that a checkpoint knows where its training stopped.
+
+    Raises:
+        ConfigError: if it holds weights alone.
     """
-    before = os.environ.get(_NO_TRUST)
-    os.environ[_NO_TRUST] = '1'
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_NO_TRUST]
-        else:
-            os.environ[_NO_TRUST] = before
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= set(meta):
+        raise ConfigError(
+            f'checkpoint {path!r} does not say where its training stopped, so it '
+            f'cannot be resumed: start from its weights with --cfg-options '
+            f'load_from={path}.'
+        )
+
+
+def _read_file(path: str, trusted: bool) -> Any:
+    # Not mmengine's loader: a fork of it retries refused files unprotected.
+    if trusted or reads_safely():
+        return torch.load(path, map_location='cpu', weights_only=not trusted)
+    from ..compat import restricted_pickle
+
+    with switched(NO_TRUST, False):  # which knows fewer classes
+        return torch.load(path, map_location='cpu', pickle_module=restricted_pickle)
+
+
+def check_initial_weights(model: Any) -> None:
+    """Reads the files of mmengine's ``init_cfg`` before anything is built.
+
+    mmengine reads them late, and with some versions of torch and of mmengine runs the
+    code that they hold.
+
+    Args:
+        model: the config of a model, or of a part of it.
+
+    Raises:
+        ConfigError: as :func:`read_checkpoint`.
+    """
+    if isinstance(model, (list, tuple)):
+        for part in model:
+            check_initial_weights(part)
+    elif isinstance(model, dict):
+        path = model.get('checkpoint') if model.get('type') == 'Pretrained' else None
+        if isinstance(path, str) and '://' not in path:
+            read_checkpoint(path)
+        for part in model.values():
+            check_initial_weights(part)
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
@@ -152,7 +189,9 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
             break
     return {
-        key: value for key, value in checkpoint.items() if isinstance(value, Tensor)
+        str(key): value
+        for key, value in checkpoint.items()
+        if isinstance(value, Tensor)
     }
 
 

@@ -8,8 +8,16 @@ files of unknown origin are still read without the power to run code.
 
 from __future__ import annotations
 
+import codecs
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+# torch's own switches for trusted files, and against all others.
+TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+NO_TRUST = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 _STATISTICS = ('current', 'max', 'mean', 'min')
 
@@ -36,7 +44,7 @@ def _history_method(owner: Any, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
-def _safe_globals() -> list[Any]:
+def safe_globals() -> list[Any]:
     """Return what a checkpoint of mmengine's Runner names, with its name there.
 
     The message hub keeps each logged value's history in arrays, metrics are numpy
@@ -46,11 +54,14 @@ def _safe_globals() -> list[Any]:
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    core = np._core if hasattr(np, '_core') else np.core
+    newer = int(np.__version__.split('.')[0]) >= 2
+    core: Any = getattr(np, '_core' if newer else 'core')
     numbers = {type(np.dtype(code)) for code in '?bhilqBHILQefdg'}
     safe = [
         (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
         (_history_method, 'builtins.getattr'),
+        # numpy's bytes in pickles of protocol 2.
+        (codecs.encode, '_codecs.encode'),
         (np.ndarray, 'numpy.ndarray'),
         (np.dtype, 'numpy.dtype'),
     ]
@@ -79,9 +90,46 @@ def allow_mmengine_checkpoints() -> bool:
         return False
     # add_safe_globals came with 2.4, names that differ from the object's own and
     # the protection by default with 2.6.
-    if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6):
+    if not reads_safely():
         return False
     # Pairs, not bare classes: OneDL's mmengine adds and then removes the bare ones
     # at each load, and would take ours away with its own.
-    torch.serialization.add_safe_globals(_safe_globals())
+    torch.serialization.add_safe_globals(safe_globals())
     return True
+
+
+def reads_safely() -> bool:
+    """Whether this torch can read mmengine's checkpoints without running code."""
+    import torch
+
+    return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
+
+
+def is_on(switch: str) -> bool:
+    """Whether one of torch's switches is set."""
+    return os.environ.get(switch, '0').lower() in ('1', 'y', 'yes', 'true')
+
+
+def refuse_code() -> None:
+    """Makes every ``torch.load`` of this process refuse code, whoever calls it.
+
+    OneDL's mmengine reads a file that torch refuses once more without protection,
+    torch.hub asks for none. Torch before 2.6 could then not read mmengine's checkpoints
+    any more, and is left alone, and so are users who have switched the protection off.
+    """
+    if reads_safely() and not is_on(TRUST):
+        os.environ[NO_TRUST] = '1'
+
+
+@contextmanager
+def switched(switch: str, value: bool) -> Iterator[None]:
+    """Sets one of torch's switches, and puts it back on exit."""
+    before = os.environ.get(switch)
+    os.environ[switch] = '1' if value else '0'
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .acceleration import Acceleration
 from .adversaries import (
     Adversary,
     APGDAdversary,
@@ -13,19 +14,21 @@ from .adversaries import (
 )
 from .eval_loops import AttackTestLoop, AttackValLoop
 from .freeze import FreezeBackboneHook, SeedUpdatesHook
-from .hooks import AdversaryStateHook, AttackVisualizationHook
-from .optim import BackboneLrOptimWrapperConstructor
+from .hooks import AttackVisualizationHook
+from .optim import BackboneLrOptimWrapperConstructor, BFloat16OptimWrapper
 from .train_loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
+from .training_state import TrainingStateHook
 
 __all__ = [
     'APGDAdversary',
+    'Acceleration',
     'AdvEpochBasedTrainLoop',
     'AdvIterBasedTrainLoop',
     'Adversary',
-    'AdversaryStateHook',
     'AttackTestLoop',
     'AttackValLoop',
     'AttackVisualizationHook',
+    'BFloat16OptimWrapper',
     'BackboneLrOptimWrapperConstructor',
     'CWATAdversary',
     'FreeAdversary',
@@ -34,4 +37,5 @@ __all__ = [
     'NoAdversary',
     'PGDAdversary',
     'SeedUpdatesHook',
+    'TrainingStateHook',
 ]

@@ -1,11 +1,12 @@
-"""A process that computes by itself although it is one of several."""
+"""A process of several computes by itself, and with the same model as the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import distributed
+from mmengine.dist import broadcast, get_world_size
+from torch import distributed, nn
 
 
 @contextmanager
@@ -26,3 +27,23 @@ def alone() -> Iterator[None]:
         yield
     finally:
         distributed.is_initialized = is_initialized
+
+
+@contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Inside, all processes have the buffers of the first one, which are those saved.
+
+    In training each one has BatchNorm statistics of its own, unless mmengine's
+    SyncBuffersHook is among the hooks, and what they would evaluate is no one model.
+    """
+    if get_world_size() == 1:
+        yield
+        return
+    own = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for buffer, _ in own:
+        broadcast(buffer)
+    try:
+        yield
+    finally:
+        for buffer, value in own:
+            buffer.copy_(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,14 +16,18 @@ from mmengine.structures import BaseDataElement
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
 from ..attacks.base import positive_int
-from ..batch import gt_frame_of, image_id
+from ..batch import check_batch, gt_frame_of, image_id
+from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
 from ..errors import ConfigError
 from ..pixels import PicturePipeline
+from ..processes import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
+from .acceleration import Acceleration
 from .adversaries.base import bare_model
+from .alone import same_buffers
 from .attack_pass import AttackPass
 from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
@@ -31,7 +35,7 @@ from .counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
 from .outcome import Outcome
-from .preflight import check_has_boxes
+from .preflight import check_categories, check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records
 from .subset import restrict_metrics
@@ -52,6 +56,7 @@ class AttackEvaluation:
         benign_boxes: detections on the clean images by image id, if there is an
             analysis; None where they cannot be read.
         gallery: pictures for the report, if the loop writes one.
+        speed: how attacks are accelerated.
     """
 
     runner: Runner
@@ -59,6 +64,7 @@ class AttackEvaluation:
     evaluator: Evaluator
     fp16: bool
     stage: str
+    speed: Acceleration
     gallery: Gallery | None = None
 
     def _set_up(
@@ -70,9 +76,12 @@ class AttackEvaluation:
         save_adv: str | None,
         space: str = 'input',
         quantize: bool = False,
+        speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
     ) -> None:
+        self.speed = Acceleration.read(speed)
         self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
+        _check_attacks(attacks)
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
@@ -106,6 +115,7 @@ class AttackEvaluation:
                 'sampler.round_up=True in the test dataloader.'
             )
         check_has_boxes(dataset, 'attack')
+        check_categories(self.evaluator.metrics, dataset)
         if is_classifier(bare_model(self.runner.model)):
             self._refuse_for_classifiers()
         else:
@@ -130,6 +140,7 @@ class AttackEvaluation:
                 'of a batch together anyway, so set batch_size of the dataloader.'
             )
 
+    @together()
     def run(self) -> dict[str, float]:
         """Runs all passes.
 
@@ -137,6 +148,11 @@ class AttackEvaluation:
             Benign metrics under their own names, and those of each attack behind the
             attack's name, like ``pgd/coco/bbox_mAP``.
         """
+        model = bare_model(self.runner.model)
+        with same_buffers(model), self.speed.prepared(model):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')
@@ -152,14 +168,18 @@ class AttackEvaluation:
             self.pixels,
             self.space,
             self.quantize,
+            self.speed,
             self.attack_batch_size,
         )
         notes += self._check_objectives()
         notes += self._check_groups()
+        if self.attacks:
+            notes += self.speed.notes()
         report = RobustnessReport.start(
             runner, self.dataloader.dataset, self.seed, notes
         )
         report.space = self.space
+        report.environment['speed'] = self.speed.describe()
         report.environment['attack_batch_size'] = self.attacker.attack_batch_size
         self.analysis = self._analysis()
         self.records = self._open_records()
@@ -253,10 +273,12 @@ class AttackEvaluation:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
         outputs: list[BaseDataElement] = []
+        check_batch(data_batch)
         for part, keys in self.parts(idx, data_batch):
             record = self.benign_records.read(keys, part['inputs'])
             if record is None:
-                outcome = Outcome(self.attacker.predict(part))
+                with models_own():
+                    outcome = Outcome(self.attacker.predict(part))
                 self.benign_records.write(keys, outcome.pack(part), part['inputs'])
             else:
                 outcome = Outcome.unpack(record, part)
@@ -354,3 +376,22 @@ class AttackEvaluation:
         for attack in waiting:
             attack.objective.class_weights = weights
         return notes
+
+
+def _check_attacks(attacks: Any) -> None:
+    """Refuses what is no set of named attacks."""
+    if not isinstance(attacks, dict):
+        raise ConfigError(
+            f'attacks={attacks!r} must be a dict from names to attacks, like '
+            "dict(pgd=dict(type='mmrobust.PGD', eps=4))."
+        )
+    for name, attack in attacks.items():
+        if not isinstance(name, str) or not name or set(name) & set('/\\\0'):
+            raise ConfigError(
+                f'{name!r} in attacks is no name of an attack: it names keys and files.'
+            )
+        if not isinstance(attack, (dict, Attack, Ensemble)):
+            raise ConfigError(
+                f'{name}={attack!r} in attacks must be a dict, like '
+                "dict(type='mmrobust.PGD', eps=4)."
+            )

@@ -12,15 +12,17 @@ from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..attacks import Attack
+from ..attacks import Attack, RandomNoise
 from ..batch import (
     attack_samples,
+    check_batch,
     count_boxes_outside,
     float_images,
     image_id,
     split_batch,
     with_images,
 )
+from ..blame import models_own
 from ..checks import WatchedOracle, examine
 from ..classification import (
     ClassifierOracle,
@@ -41,6 +43,7 @@ from ..objective import (
 from ..objective.inputs import Inputs
 from ..pixels import PicturePipeline, ResizedOracle, as_picture, radius, through_file
 from ..seeding import attack_generator, derive_seed, seeded
+from .acceleration import Acceleration
 from .adversaries.base import bare_model
 from .alone import alone
 from .outcome import Outcome
@@ -58,12 +61,14 @@ class Attacker:
         seed: of all draws, together with the image's id.
         gt_frame: ``'original'`` or ``'input'``, see
             :func:`mmrobust.batch.attack_samples`.
-        fp16: predict under autocast; attacks always compute in full precision.
+        fp16: predict under autocast.
         pixels: the way from pictures to the network's input, which both of the
             following need.
         space: ``'input'`` to attack what the network gets, ``'original'`` to attack
             the picture that the pipeline resizes.
         quantize: predict also on the attacked image as a picture of 8 bits.
+        speed: accelerates attacks, and neither predictions nor trials; it has the
+            model prepared.
         attack_batch_size: how many images of a detector may share the network's passes
             in an attack, if :meth:`check_groups` finds that they can.
 
@@ -81,6 +86,7 @@ class Attacker:
         pixels: PicturePipeline | None = None,
         space: str = 'input',
         quantize: bool = False,
+        speed: Acceleration | None = None,
         attack_batch_size: int = 1,
     ) -> None:
         self.wrapped = model
@@ -91,6 +97,7 @@ class Attacker:
         self.pixels = pixels
         self.space = space
         self.quantize = quantize
+        self.speed = speed or Acceleration()
         self.attack_batch_size = attack_batch_size
         self.seams: Seams | None = None
         self.classifier = is_classifier(self.model)
@@ -153,7 +160,8 @@ class Attacker:
             watched = WatchedOracle(oracle)
             with seeded(seeds[0], self.device):
                 draws = [attack_generator(seed) for seed in seeds]
-                clean, found, inputs = self._perturb(attack, watched, batch, draws)
+                with self.speed.on(self.model):
+                    clean, found, inputs = self._perturb(attack, watched, batch, draws)
             if isinstance(oracle, ClassifierOracle):
                 # An attack that mends an image has not made the model robust.
                 wrong = oracle.misclassified(clean)
@@ -301,7 +309,8 @@ class Attacker:
     def check(self, attacks: Sequence[Attack], dataset: Any, collate: Any) -> list[str]:
         """Asks for every named objective once, before a pass that may take hours.
 
-        Of a classifier also for the others, whose output and labels may not fit.
+        Of a classifier also for the others, whose output and labels may not fit; of a
+        detector for one of them, so that a model without losses is found.
 
         Returns:
             Sentences for the report's checks.
@@ -320,14 +329,17 @@ class Attacker:
             or a.reads == 'detections'
             or a.objective.terms is not None
         ]
+        named = named or [a for a in attacks if not isinstance(a, RandomNoise)][:1]
         if not named:
             return []
         part = collate([dataset[0]])
+        check_batch(part)
         with self._asking(), seeded(self.seed, self.device):
             samples, _ = self.samples(part)
             for attack in named:
                 oracle = self.oracle(attack, part, samples)
-                oracle.value(float_images(part, self.device))
+                with models_own():
+                    oracle.value(float_images(part, self.device))
                 if isinstance(oracle, ClassifierOracle):
                     scores = oracle.scores
                     check_labels(dataset, scores.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ class AttackValLoop(AttackEvaluation, ValLoop):
             ``'original'`` or ``'input'`` set it.
         num_images: evaluate on this many images, a fixed choice by ``seed``.
         save_adv: folder for the adversarial images, without loss; none by default.
-        fp16: predict under autocast; attacks always compute in full precision.
+        fp16: predict under autocast, which attacks do not follow.
+        speed: options of :class:`mmrobust.engine.Acceleration`, for attacks alone, for
+            instance ``dict(autocast='bfloat16')``.
         attack_batch_size: how many images of a detector share the network's passes in
             an attack, where their inputs are of one shape and the model allows it.
             Losses stay those of single images; what is found is the same up to
@@ -69,6 +72,7 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         num_images: int | None = None,
         save_adv: str | None = None,
         fp16: bool = False,
+        speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
@@ -80,6 +84,7 @@ class AttackValLoop(AttackEvaluation, ValLoop):
             gt_frame,
             num_images,
             save_adv,
+            speed=speed,
             attack_batch_size=attack_batch_size,
         )
 
@@ -111,6 +116,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             :func:`mmrobust.checks.examine`; 0 for none. By default 4.
         gallery: images in the report's page, per attack. By default 4.
         fp16: see :class:`AttackValLoop`.
+        speed: see :class:`AttackValLoop`.
         attack_batch_size: see :class:`AttackValLoop`.
     """
 
@@ -136,6 +142,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         check_images: int | None = None,
         gallery: int | None = None,
         fp16: bool = False,
+        speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
@@ -149,6 +156,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             save_adv,
             space,
             quantize,
+            speed,
             attack_batch_size,
         )
         self.check_images = _count(
@@ -156,6 +164,10 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         )
         self.gallery_images = _count(gallery, 'gallery', self.default_gallery)
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
+        # Its twins have other endings, and nothing else may be overwritten by mistake.
+        name = isinstance(self.report, str) and self.report.endswith('.json')
+        if not name or os.path.isdir(self.report):
+            raise ConfigError(f'report={report!r} must be a .json file.')
         self.resume = resume
 
     def _analysis(self) -> BoxAnalysis | None:
@@ -181,6 +193,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'seed': self.seed,
             'gt_frame': self.gt_frame,
             'fp16': self.fp16,
+            'speed': self.speed.describe(),
             'space': self.space,
             'quantize': self.quantize,
             'attack_batch_size': self.attack_batch_size,

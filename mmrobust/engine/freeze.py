@@ -101,10 +101,11 @@ def _to_eval(module: nn.Module, args: Any) -> None:
 class SeedUpdatesHook(Hook):
     """Starts the random numbers of every epoch and update from the run's seed.
 
-    mmengine does not save the state of the generators. With this hook a resumed run
-    draws what an uninterrupted one draws (mixing, dropout, random samplers and starts,
-    and with ``num_workers=0`` augmentation), for loops by epoch; loops by iteration
-    leave out the augmentation of one batch.
+    mmengine does not save the state of the generators. With this hook a resumed run of
+    a stock loop draws what an uninterrupted one draws (mixing, dropout, random samplers
+    and starts, and with ``num_workers=0`` augmentation), for loops by epoch; loops by
+    iteration leave out the augmentation of one batch. The adversarial train loops
+    resume exactly without it.
     """
 
     priority = 'VERY_HIGH'

@@ -1,8 +1,7 @@
-"""Hooks: what checkpoints hold besides weights, and pictures of attacks."""
+"""Hooks: what loaded weights say about images, and pictures of attacks."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +9,8 @@ from urllib.parse import quote
 
 import mmcv
 import numpy as np
-from mmengine.dist import get_world_size, master_only
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -22,48 +20,7 @@ from ..batch import attack_samples, image_id
 from ..checkpoints.normalization import note
 from ..checkpoints.sources import converted_normalization
 from ..registry import HOOKS
-from .adversaries import Adversary
 from .pictures import attack_picture
-
-
-@HOOKS.register_module()
-class AdversaryStateHook(Hook):
-    """Keeps the adversary's settings and carried perturbation in checkpoints.
-
-    The adversarial train loops register it themselves; nothing needs to be configured.
-    The checkpoint still loads anywhere: it only has one more key.
-
-    Args:
-        adversary: the loop's adversary.
-    """
-
-    key = 'mmrobust_adversary'
-
-    def __init__(self, adversary: Adversary) -> None:
-        self.adversary = adversary
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds settings and state; called on the main process only."""
-        checkpoint['meta']['adversary'] = self.adversary.describe()
-        # meta counts the updates that the weights have seen; runner.iter lags by one
-        # while the hooks of an update run.
-        state = self.adversary.state_dict(checkpoint['meta']['iter'])
-        if state:
-            checkpoint[self.key] = state
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Restores the state when training resumes."""
-        if not runner._resume or self.key not in checkpoint:
-            return
-        if get_world_size() > 1:
-            print_log(
-                'The carried perturbation is saved by the first process only, so '
-                'training resumes with a perturbation of zero.',
-                logger='current',
-                level=logging.WARNING,
-            )
-            return
-        self.adversary.load_state_dict(checkpoint[self.key])
 
 
 class ConvertedWeightsHook(Hook):

@@ -1,15 +1,35 @@
-"""Optimizer rules: a smaller learning rate for the backbone."""
+"""Optimizer rules: bfloat16, and a smaller learning rate for the backbone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
 from ..errors import ConfigError
-from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """mmengine's OptimWrapper with the forward pass under bfloat16 autocast.
+
+    On any device that torch can autocast on, CPUs too, where mmengine's AmpOptimWrapper
+    refuses to work. bfloat16 has the range of float32, so there is no loss scaling and
+    no update is lost to it. Weights, gradients and optimizer stay in float32.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """See OptimWrapper."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+            yield
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

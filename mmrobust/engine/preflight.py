@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..blame import short
 from ..errors import ConfigError
+
+# In pixels; float32 has no room for the area of a larger box.
+_FAR = 1e15
 
 
 def check_has_boxes(dataset: Any, purpose: str) -> None:
     """Makes sure that at least one image of a dataset has an object.
 
-    Reads annotations only, and stops at the first object.
+    Also that every box is one: boxes without end or with their corners exchanged make
+    losses NaN without any error. Reads annotations only.
 
     Args:
         dataset: an mmdet dataset or a wrapper of it. Datasets that give no
@@ -20,7 +26,8 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         purpose: ``'training'`` or ``'attack'``, for the message.
 
     Raises:
-        ConfigError: if the dataset is empty or has no object at all.
+        ConfigError: if the dataset is empty or has no object at all, or if a box is
+            none.
     """
     if len(dataset) == 0:
         raise ConfigError(
@@ -29,14 +36,92 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         )
     if not hasattr(dataset, 'get_data_info'):
         return
+    empty = True
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
-        if 'instances' not in info or len(info['instances']) > 0:
+        if 'instances' not in info:
             return
+        empty = empty and not info['instances']
+        for instance in info['instances']:
+            if not _is_box(instance.get('bbox')):
+                raise ConfigError(
+                    f'{info.get("img_path", f"image {index}")} has the box '
+                    f'{instance["bbox"]} (x1, y1, x2, y2), which is none: repair or '
+                    'remove its annotation.'
+                )
+    if not empty:
+        return
     raise ConfigError(
         f'the dataset for the {purpose} has {len(dataset)} images and no box at all: '
         'check ann_file and that metainfo names the classes of the annotation file.'
     )
+
+
+# What comes in one sample, by the data preprocessor; subclasses are meant too.
+_SEVERAL = {
+    'MultiBranchDataPreprocessor': 'several branches of images',
+    'TrackDataPreprocessor': 'several frames of a video',
+    'ReIDDataPreprocessor': 'several pictures of an object',
+}
+
+
+def check_one_image_each(model: Any) -> None:
+    """Makes sure that a sample of a batch is one image.
+
+    Args:
+        model: the bare model. Teacher and student (SoftTeacher and its like) see one
+            image in several branches, trackers see frames of a video.
+
+    Raises:
+        ConfigError: if a sample holds more.
+    """
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    if getattr(preprocessor, 'use_det_processor', False):  # a tracker's detector
+        return
+    for kind in type(preprocessor).__mro__:
+        if kind.__name__ in _SEVERAL:
+            raise ConfigError(
+                f'{type(model).__name__} takes {_SEVERAL[kind.__name__]} in one sample '
+                f'({kind.__name__}), which adversarial training does not support: '
+                'train a model with one image in a sample, or use NoAdversary.'
+            )
+
+
+def check_categories(metrics: Sequence[Any], dataset: Any) -> None:
+    """Makes sure that annotation files of metrics know the classes of a dataset.
+
+    CocoMetric takes the n-th class for the n-th category that it finds by name, so that
+    a missing one shifts the others or fails once all images have been predicted.
+
+    Args:
+        metrics: of the evaluator.
+        dataset: the evaluated dataset.
+
+    Raises:
+        ConfigError: for a class that is no category.
+    """
+    classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+    for metric in metrics:
+        categories = getattr(getattr(metric, '_coco_api', None), 'cats', None)
+        if not isinstance(categories, dict):
+            continue
+        known = [str(each.get('name')) for each in categories.values()]
+        missing = [name for name in classes if name not in known]
+        if missing:
+            raise ConfigError(
+                f'the annotation file of {type(metric).__name__} has no category '
+                f'{missing[0]!r}, a class of the dataset: it has {short(str(known))}; '
+                'is it the ann_file of the dataset?'
+            )
+
+
+def _is_box(box: Any) -> bool:
+    """Whether corners of an upright box are finite and in order."""
+    if not isinstance(box, (list, tuple)) or len(box) != 4:
+        return True  # of another kind
+    x1, y1, x2, y2 = box
+    # False for NaN.
+    return -_FAR < x1 <= x2 < _FAR and -_FAR < y1 <= y2 < _FAR
 
 
 def gives_rgb(dataset: Any) -> bool:
@@ -51,3 +136,18 @@ def gives_rgb(dataset: Any) -> bool:
     return any(
         kind.__module__ == 'mmpretrain.datasets.cifar' for kind in type(dataset).__mro__
     )
+
+
+def keeps_images(dataset: Any) -> bool:
+    """Whether a transform keeps images of before, as mmdet's CachedMosaic does.
+
+    Args:
+        dataset: a dataset, a wrapper of some, or a pipeline or transform of one.
+    """
+    if hasattr(dataset, 'results_cache'):
+        return True
+    if isinstance(dataset, (list, tuple)):
+        return any(keeps_images(inner) for inner in dataset)
+    names = ('dataset', 'datasets', 'pipeline', 'transforms')
+    parts = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
+    return any(keeps_images(part) for part in parts)

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from torch import nn
 
+from ..compat.checkpointing import checkpoints_give_input_gradients
 from ..memory import Memory
 
 # Beside detectors and heads: where mmdet asks for ``self.training`` for anything else
@@ -45,8 +46,9 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     ``nn.MultiheadAttention``), but the ``training`` flag of the detector and its heads
     is set, each by itself: FCOS with norm_on_bbox, VFNet, RepPoints, Deformable DETR
     and DINO give wrong losses or none without it. Weights are frozen, so a backward
-    pass reaches the image only. All flags are restored on exit, and so is what losses
-    remember between calls (the counts of Seesaw loss, the history of Dynamic R-CNN).
+    pass reaches the image only, also where the model checkpoints its activations. All
+    flags are restored on exit, and so is what losses remember between calls (the counts
+    of Seesaw loss, the history of Dynamic R-CNN).
 
     Args:
         model: the bare detector, not a distributed wrapper.
@@ -62,7 +64,8 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
                 module.training = True
         for weight, _ in frozen:
             weight.requires_grad_(False)
-        yield
+        with checkpoints_give_input_gradients():
+            yield
     finally:
         for module, flag in training:
             module.training = flag

@@ -96,6 +96,9 @@ class LossOracle:
         return [[i] for i in indices] if self.per_image else [indices]
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
+        # Before the images are preprocessed: their gradient needs those buffers, which
+        # somebody else may have written to since.
+        self._memory.restore()
         data = self._data(part, [images[i] for i in part])
         with self.objective.attached(self.model, self._targets[tuple(part)]):
             losses = self._losses(data)

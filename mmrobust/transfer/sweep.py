@@ -7,16 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from mmengine.dist import (
-    barrier,
-    get_world_size,
-    init_dist,
-    is_distributed,
-    is_main_process,
-)
+from mmengine.dist import barrier, get_world_size, is_main_process
 
 from ..errors import ConfigError
+from ..processes import together
 from ..report import write_atomically
 from ..run_folder import changes
 from .plan import Run, Sweep, number
@@ -48,8 +42,12 @@ def run_sweep(sweep: Sweep, command: list[str]) -> Study:
     Raises:
         ConfigError: before the first run, for anything that cannot work.
     """
-    if sweep.cfg.get('launcher', 'none') != 'none':
-        _set_up_processes(sweep)
+    # Not the runners' task, who come too late for checks.
+    with together(sweep.cfg):
+        return _run_sweep(sweep, command)
+
+
+def _run_sweep(sweep: Sweep, command: list[str]) -> Study:
     found = check(sweep)
     runs = sweep.runs()
     results = {run: read_result(sweep.folder(run)) for run in runs}
@@ -173,26 +171,6 @@ def _check_fixed(run: Run, result: dict, found: Findings) -> None:
             f'{run.name}: the backbone is not the one of the checkpoint at the end, '
             'although it was fixed; a hook of the config may load other weights.'
         )
-
-
-def _set_up_processes(sweep: Sweep) -> None:
-    """Starts the process group as a Runner would, which comes too late for checks."""
-    cfg = sweep.cfg
-    dist_cfg = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
-    if is_distributed():
-        return
-    if torch.cuda.is_available() or cfg.launcher != 'pytorch':
-        init_dist(cfg.launcher, **dist_cfg)
-        return
-    # mmengine's own way and its default wrapper ask for a GPU.
-    torch.distributed.init_process_group('gloo')
-    if cfg.get('model_wrapper_cfg') is None:
-        cfg.model_wrapper_cfg = {
-            'type': 'MMDistributedDataParallel',
-            'broadcast_buffers': False,
-            'device_ids': None,
-            'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        }
 
 
 def _say(text: str) -> None:

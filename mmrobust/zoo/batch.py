@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,29 +25,45 @@ _FIXED_SIZES: dict[str, tuple[int, int]] = {
 
 
 def tiny_batch(config: Config, model: dict[str, Any]) -> dict[str, Any]:
-    """Makes two images with the annotations that the config's pipeline would load.
+    """Makes two small images that the config's pipeline could have loaded.
 
     Args:
         config: the mmdet config, whose training pipeline is looked at.
         model: its shrunk model.
 
     Returns:
-        A batch as the data loader yields it: ``inputs``, uint8 images (3, H, W), and
-        ``data_samples`` with horizontal boxes and, where the pipeline loads them,
-        bitmap or polygon masks, a semantic map and proposals.
+        As :func:`synthetic_batch`.
     """
-    loads = dicts(config.to_dict().get('train_dataloader', {}))
-    kinds = {str(part.get('type')): part for part in loads}
-    load = kinds.get('LoadPanopticAnnotations', kinds.get('LoadAnnotations', {}))
-    panoptic = 'LoadPanopticAnnotations' in kinds
-    rescale = kinds.get('SegRescale', {}).get('scale_factor', 1)
-    classes = [part['num_classes'] for part in dicts(model) if 'num_classes' in part]
+    kinds = _pipeline(config)
     keeps_ratio = kinds.get('Resize', {}).get('keep_ratio', True)
     equal = 'Pad' in kinds or not keeps_ratio
     sizes = [SIZES[0]] * 2 if equal else list(SIZES)
     for part in dicts(model):
         if part.get('type') in _FIXED_SIZES:
             sizes = [_FIXED_SIZES[part['type']]] * 2
+    return synthetic_batch(config, model, sizes)
+
+
+def synthetic_batch(
+    config: Config, model: dict[str, Any], sizes: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """Makes images with the annotations that the config's pipeline would load.
+
+    Args:
+        config: the mmdet config, whose training pipeline is looked at.
+        model: its model, which says how many classes there are.
+        sizes: (height, width) of every image.
+
+    Returns:
+        A batch as the data loader yields it: ``inputs``, uint8 images (3, H, W), and
+        ``data_samples`` with horizontal boxes and, where the pipeline loads them,
+        bitmap or polygon masks, a semantic map and proposals.
+    """
+    kinds = _pipeline(config)
+    load = kinds.get('LoadPanopticAnnotations', kinds.get('LoadAnnotations', {}))
+    panoptic = 'LoadPanopticAnnotations' in kinds
+    rescale = kinds.get('SegRescale', {}).get('scale_factor', 1)
+    classes = [part['num_classes'] for part in dicts(model) if 'num_classes' in part]
     inputs, samples = [], []
     for index, (height, width) in enumerate(sizes):
         draw = Drawing(height, width, min(classes, default=80), seed=index)
@@ -62,6 +79,12 @@ def tiny_batch(config: Config, model: dict[str, Any]) -> dict[str, Any]:
         inputs.append(draw.image)
         samples.append(sample)
     return {'inputs': inputs, 'data_samples': samples}
+
+
+def _pipeline(config: Config) -> dict[str, dict[str, Any]]:
+    """Everything with a type in the training loader, transforms included."""
+    loads = dicts(config.to_dict().get('train_dataloader', {}))
+    return {str(part.get('type')): part for part in loads}
 
 
 class Drawing:

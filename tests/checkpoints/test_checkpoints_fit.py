@@ -10,7 +10,11 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
-from mmrobust.checkpoints import check_checkpoint, read_checkpoint
+from mmrobust.checkpoints import (
+    check_checkpoint,
+    check_initial_weights,
+    read_checkpoint,
+)
 from mmrobust.errors import ConfigError
 
 
@@ -117,3 +121,21 @@ def test_a_download_does_not_run_code_either(tmp_path, monkeypatch):
     assert (tmp_path / 'should_not_exist').exists()
     with pytest.raises(ConfigError, match="'resnet1' is no name"):
         read_checkpoint('torchvision://resnet1')
+
+
+def test_initial_weights_are_read_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': {}, 'x': Dangerous()}, 'bad.pth')
+    torch.save({'state_dict': {'a': torch.ones(1)}}, 'good.pth')
+
+    def model(path):
+        init = [dict(type='Pretrained', checkpoint=path, prefix='backbone.')]
+        return dict(backbone=dict(type='ResNet', init_cfg=init), heads=[dict(x=1)])
+
+    check_initial_weights(model('good.pth'))
+    check_initial_weights(model('torchvision://resnet50'))
+    with pytest.raises(ConfigError, match='pickled code'):
+        check_initial_weights(model('bad.pth'))
+    with pytest.raises(ConfigError, match=r"'gone\.pth' does not exist"):
+        check_initial_weights(model('gone.pth'))
+    assert not os.path.exists('should_not_exist')

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,7 +16,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from mmrobust.engine import AdversaryStateHook, AttackVisualizationHook, FreeAdversary
+from mmrobust.engine import AttackVisualizationHook
 from mmrobust.engine.pictures import attack_picture
 from torch import Tensor
 
@@ -290,59 +288,3 @@ def test_the_clean_panel_shows_the_benign_detections(build: Callable) -> None:
     assert sorted(benign) == sorted(hook._clean) == [10, 11, 12, 13, 14, 15]
     for image_id, scores in benign.items():
         assert torch.equal(hook._clean[image_id].pred_instances.scores, scores)
-
-
-# ------------------------------------------------------------------- checkpoints
-
-
-def fake_runner(resume: bool) -> Any:
-    return SimpleNamespace(_resume=resume)
-
-
-def moved_adversary() -> FreeAdversary:
-    adversary = FreeAdversary(eps=4, carry='run')
-    adversary.load_state_dict({'deltas': [torch.ones(3, 2, 2)]})
-    return adversary
-
-
-def test_the_perturbation_is_restored_on_resuming_only() -> None:
-    checkpoint: dict[str, Any] = dict(meta=dict(iter=5), state_dict={})
-    AdversaryStateHook(moved_adversary()).before_save_checkpoint(
-        fake_runner(False), checkpoint
-    )
-    assert checkpoint['meta']['adversary']['eps'] == 4
-    for resume, expected in ((False, 0), (True, 1)):
-        fresh = FreeAdversary(eps=4, carry='run')
-        hook = AdversaryStateHook(fresh)
-        hook.after_load_checkpoint(fake_runner(resume), checkpoint)
-        assert len(fresh.state_dict(5)['deltas']) == expected
-
-
-def test_a_checkpoint_of_normal_training_may_be_resumed() -> None:
-    """Adversarial fine-tuning starts from it."""
-    fresh = FreeAdversary(eps=4, carry='run')
-    hook = AdversaryStateHook(fresh)
-    hook.after_load_checkpoint(fake_runner(True), dict(meta=dict(iter=5)))
-    assert fresh.state_dict(5)['deltas'] == []
-
-
-def test_several_processes_say_that_they_restart_the_perturbation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Only the first one's was saved; giving it to all would make them equal."""
-    said: list[tuple[str, int]] = []
-    where = 'mmrobust.engine.hooks.'
-    monkeypatch.setattr(where + 'get_world_size', lambda: 2)
-    monkeypatch.setattr(
-        where + 'print_log', lambda text, logger, level: said.append((text, level))
-    )
-    checkpoint: dict[str, Any] = dict(meta=dict(iter=5))
-    AdversaryStateHook(moved_adversary()).before_save_checkpoint(
-        fake_runner(False), checkpoint
-    )
-    fresh = FreeAdversary(eps=4, carry='run')
-    AdversaryStateHook(fresh).after_load_checkpoint(fake_runner(True), checkpoint)
-    assert fresh.state_dict(5)['deltas'] == []
-    ((text, level),) = said
-    assert level == logging.WARNING
-    assert 'resumes with a perturbation of zero' in text

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner
-from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmrobust.engine.replay import ReplayDataLoader, ReplayIterator
+from mmrobust.errors import ConfigError
 from torch.utils.data import DataLoader, Dataset
 
 NO_VALIDATION = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
@@ -157,83 +161,184 @@ def test_pipeline_switch_hook_in_a_runner(build_runner: Callable[..., Runner]) -
     assert max(widest[6:]) == 64
 
 
-class OldIterator:
-    """What mmengine 0.10.7 hands to an iteration-based loop: no skip_iter."""
-
-    def __init__(self) -> None:
-        self.numbers = itertools.count()
-
-    def __next__(self) -> int:
-        return next(self.numbers)
-
-
-class NewIterator(OldIterator):
-    """What newer forks hand over: whole batches are skipped without being loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.skipped: list[int] = []
-
-    def skip_iter(self, num_iters: int) -> None:
-        self.skipped.append(num_iters)
-        for _ in range(num_iters):
-            next(self.numbers)
+def endless(times: int, size: int = 8, infinite: bool = True) -> ReplayIterator:
+    dataset = Numbers(size)
+    kind = InfiniteSampler if infinite else DefaultSampler
+    loader = DataLoader(
+        dataset, batch_size=2, sampler=kind(dataset, shuffle=True, seed=1)
+    )
+    return ReplayIterator(ReplayDataLoader(loader, 1), times)
 
 
-@pytest.mark.parametrize('inner', [OldIterator, NewIterator])
-def test_the_endless_iterator_replays(inner: type[OldIterator]) -> None:
-    iterator = ReplayIterator(inner(), 3)
+def test_the_endless_iterator_replays() -> None:
+    iterator = endless(3)
     assert iter(iterator) is iterator
-    assert [next(iterator) for _ in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
+    seen = [next(iterator) for _ in range(8)]
+    assert seen[0] is seen[1] is seen[2] is not seen[3]
+    assert seen[3] is seen[4] is seen[5] is not seen[6]
 
 
+def test_a_finite_sampler_begins_anew() -> None:
+    """Each pass has all images, in the order that its number gives."""
+    iterator = endless(1, infinite=False)
+    passes = [[next(iterator).tolist() for _ in range(4)] for _ in range(3)]
+    for batches in passes:
+        assert sorted(itertools.chain(*batches)) == list(range(8))
+    assert passes[0] != passes[1] != passes[2]
+
+
+@pytest.mark.parametrize('infinite', [True, False])
 @pytest.mark.parametrize('times', [1, 3])
-@pytest.mark.parametrize('skipped', [0, 1, 2, 3, 4, 6, 7, 11])
-def test_skipping_is_calling_next(skipped: int, times: int) -> None:
-    """At a batch boundary (0, 3, 6) and in the middle of a batch's replays."""
-    called = ReplayIterator(NewIterator(), times)
+@pytest.mark.parametrize('skipped', [0, 1, 2, 3, 4, 6, 7, 12, 25])
+def test_skipping_is_calling_next_without_loading(
+    skipped: int, times: int, infinite: bool
+) -> None:
+    """At a batch boundary, in the middle of a batch's replays, and in a later pass."""
+    called, jumped = endless(times, 8, infinite), endless(times, 8, infinite)
     for _ in range(skipped):
         next(called)
-    inner = NewIterator()
-    jumped = ReplayIterator(inner, times)
+    loaded: list[int] = []
+    jumped._loader.dataset.pipeline = lambda index: loaded.append(index) or index
     jumped.skip_iter(skipped)
-    # Batches, not updates, are skipped below.
-    assert inner.skipped == [skipped // times]
-    assert [next(jumped) for _ in range(9)] == [next(called) for _ in range(9)]
+    # At most the batch whose replays are not all used.
+    assert len(loaded) == (2 if skipped % times else 0)
+    assert [next(jumped).tolist() for _ in range(9)] == [
+        next(called).tolist() for _ in range(9)
+    ]
 
 
-def resume(iterator: ReplayIterator, updates: int) -> None:
-    """How IterBasedTrainLoop.run advances: by skip_iter where its iterator has it."""
-    if hasattr(_InfiniteDataloaderIterator, 'skip_iter'):
-        iterator.skip_iter(updates)
-        return
-    for _ in range(updates):
-        next(iterator)
+@pytest.mark.parametrize('skip', [False, True])
+def test_passes_without_a_batch_end_in_a_sentence(skip: bool) -> None:
+    """They would be begun anew for ever."""
+    loader = DataLoader(Numbers(3), batch_size=4, drop_last=True)
+    iterator = ReplayIterator(ReplayDataLoader(loader, 1), 2)
+    with pytest.raises(ConfigError, match='has no batch: make batch_size smaller'):
+        iterator.skip_iter(4) if skip else next(iterator)
 
 
-@pytest.mark.parametrize('updates', [0, 4, 6, 7])
-def test_resuming_on_the_installed_mmengine(updates: int) -> None:
-    """The same on the iterator and the shuffling sampler that training really uses."""
+class Draws(Dataset):
+    """Items are what each of the global generators gives."""
 
-    def iterator() -> ReplayIterator:
-        dataset = Numbers(8)
-        sampler = InfiniteSampler(dataset, shuffle=True, seed=1)
-        loader = DataLoader(dataset, batch_size=2, sampler=sampler)
-        return ReplayIterator(_InfiniteDataloaderIterator(loader), 3)
+    def __len__(self) -> int:
+        return 7
 
-    uninterrupted = iterator()
-    expected = [next(uninterrupted) for _ in range(updates + 7)][updates:]
-    resumed = iterator()
-    resume(resumed, updates)
-    assert torch.equal(
-        torch.stack([next(resumed) for _ in range(7)]), torch.stack(expected)
+    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+        return index, float(torch.rand(())), np.random.rand(), random.random()
+
+
+def draws(passes: int, start: tuple[int, int] = (0, 0), **kwargs: Any) -> list:
+    """All items of some passes, of which the first one begins somewhere."""
+    dataset = Draws()
+    sampler = DefaultSampler(dataset, shuffle=True, seed=1)
+    kwargs = {'batch_size': 2, 'collate_fn': list, **kwargs}
+    loader = ReplayDataLoader(DataLoader(dataset, sampler=sampler, **kwargs), 2, 5)
+    found = []
+    for number in range(start[0], passes):
+        sampler.set_epoch(number)
+        loader.start(number, start[1] if number == start[0] else 0)
+        found.append(list(loader))
+    return found
+
+
+WORKERS = [
+    dict(num_workers=1),
+    dict(num_workers=2, persistent_workers=True),
+]
+
+
+@pytest.mark.parametrize('workers', WORKERS)
+def test_draws_do_not_depend_on_workers(workers: dict) -> None:
+    """mmengine seeds workers once, and each goes on from what it has done before."""
+    expected = draws(2)
+    assert draws(2, **workers) == expected
+    values = {
+        value
+        for batch in itertools.chain(*(batches[::2] for batches in expected))
+        for item in batch
+        for value in item[1:]
+    }
+    assert len(values) == 2 * 7 * 3  # all different, from pass to pass, too
+
+
+def test_workers_may_be_spawned() -> None:
+    """They get dataset and indices pickled, where forked ones share them."""
+    loader = ReplayDataLoader(DataLoader(Draws(), batch_size=2), 1)
+    (dataset, indices) = pickle.loads(
+        pickle.dumps((loader.dataset, next(iter(loader._index_sampler))))
     )
+    assert dataset.__getitems__(indices) == loader.dataset.__getitems__(indices)
+    assert dataset.__getitems__([0, 1]) != loader.dataset.__getitems__([0, 1])
 
 
-def test_mmengines_loop_skips_through_the_wrapper(
+@pytest.mark.parametrize('updates', [0, 1, 2, 5, 8])
+@pytest.mark.parametrize('workers', [dict(), WORKERS[1]])
+def test_a_pass_goes_on_anywhere(updates: int, workers: dict) -> None:
+    expected = draws(3)
+    found = draws(3, start=(1, updates), **workers)
+    assert found == [expected[1][updates:], expected[2]]
+
+
+@pytest.mark.parametrize('workers', [dict(), *WORKERS])
+@pytest.mark.parametrize('dataset', [Numbers(7), Draws()])
+def test_generators_are_left_as_by_a_plain_loader(
+    workers: dict, dataset: Dataset
+) -> None:
+    """A model draws what it draws in stock training, whatever augmentation draws."""
+    found = []
+    for kind in (DataLoader, ReplayDataLoader):
+        loader = DataLoader(Numbers(7), batch_size=2, **workers)
+        if kind is ReplayDataLoader:
+            loader = DataLoader(dataset, batch_size=2, **workers)
+            loader = ReplayDataLoader(loader, 2)
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+        for _ in range(3):
+            for _ in loader:
+                pass
+            found.append((float(torch.rand(())), np.random.rand(), random.random()))
+    assert found[:3] == found[3:]
+
+
+def test_two_processes_draw_what_one_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {item[0]: item for batch in draws(1)[0] for item in batch}
+    for rank in range(2):
+        for module in ('mmengine.dataset.sampler', 'mmrobust.engine.replay'):
+            monkeypatch.setattr(f'{module}.get_dist_info', lambda rank=rank: (rank, 2))
+        # Seven images and a repeated one, whose place is another.
+        items = [item for batch in draws(1, batch_size=1)[0][::2] for item in batch]
+        assert len(items) == 4
+        for item in items[:3]:
+            assert item == whole[item[0]]
+
+
+def test_aspect_ratio_batches_go_on() -> None:
+    """Batches that wait for their group are part of the place."""
+
+    class Shapes(Draws):
+        def get_data_info(self, index: int) -> dict:
+            return dict(width=1 + index % 3 % 2, height=1)
+
+    def batches(used: int) -> list:
+        dataset = Shapes()
+        sampler = DefaultSampler(dataset, shuffle=True, seed=1)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=AspectRatioBatchSampler(sampler, 2),
+            collate_fn=list,
+        )
+        replayed = ReplayDataLoader(loader, 1)
+        replayed.start(0, used)
+        return list(replayed)
+
+    expected = batches(0)
+    assert len(expected) == 4
+    for used in (1, 2, 3, 4):
+        assert batches(used) == expected[used:]
+
+
+def test_the_loop_skips(
     build_runner: Callable[..., Runner],
 ) -> None:
-    """The loop itself takes the way that `resume` above assumes."""
+    """On the loader and the sampler that training really uses."""
     loader = build_runner().cfg.train_dataloader.to_dict()
     loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
     seen: list[list[list[int]]] = []

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_reduce, get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
@@ -43,7 +43,8 @@ class Adversary(ABC):
             run's seed.
         class_weighting: ``'batch'`` weights the classification losses of every class,
             in the attack and in the update, by the inverse of its number of objects
-            in the batch, ``'dataset'`` of that in the training set; None does not.
+            in the batch (of all processes), ``'dataset'`` of that in the training
+            set; None does not.
 
     Raises:
         ConfigError: for a setting that is unknown or out of range.
@@ -169,6 +170,7 @@ class Adversary(ABC):
             for sample in data_batch['data_samples']:
                 labels = sample.gt_instances.labels.cpu()
                 counts += torch.bincount(labels, minlength=num_classes)
+            all_reduce(counts)  # the batch is that of all processes
             weights = class_weights(counts.tolist())
         else:
             if self._dataset_weights is None:

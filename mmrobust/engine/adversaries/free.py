@@ -13,6 +13,7 @@ from torch import Tensor
 from ...attacks import PGD
 from ...attacks.base import positive_int
 from ...batch import float_images, resize_delta, with_images
+from ...compat.checkpointing import checkpoints_give_input_gradients
 from ...errors import ConfigError
 from ...objective import Objective
 from ...registry import ADVERSARIES
@@ -41,7 +42,7 @@ class FreeAdversary(Adversary):
             pass that reaches only the image. The code of arXiv 2305.17438 uses
             ``'cls+reg'``.
         carry: ``'epoch'`` starts every pass over the data from a zero perturbation,
-            so that epoch checkpoints resume exactly; ``'run'`` carries it through the
+            which epoch checkpoints need not save; ``'run'`` carries it through the
             whole training, as the papers do, and saves it in checkpoints.
         warmup_iters: updates over which eps grows linearly to its full size.
         share: see :class:`Adversary`. An image that stays clean leaves the
@@ -88,8 +89,8 @@ class FreeAdversary(Adversary):
         deltas = self._fit(images, threat)
         attacked = [i for i, c in enumerate(self.chosen(iteration, len(images))) if c]
         for i in attacked:
-            perturbed = images[i] + deltas[i]
-            images[i] = perturbed.clamp_(threat.lo, threat.hi).requires_grad_()
+            perturbed = images[i].add_(deltas[i]).clamp_(threat.lo, threat.hi)
+            images[i] = perturbed.requires_grad_()
         leaves = [images[i] for i in attacked]
         batch = with_images(data_batch, images)
         if getattr(bare_model(model).data_preprocessor, 'batch_augments', None):
@@ -180,7 +181,7 @@ def _step_with_own_objective(
     mmengine's train_step does not expose its losses, so its four lines stand here.
     """
     bare = bare_model(model)
-    with optim_wrapper.optim_context(model):
+    with optim_wrapper.optim_context(model), checkpoints_give_input_gradients():
         data = bare.data_preprocessor(data_batch, True)
         losses = model._run_forward(data, mode='loss')
     target = objective(losses)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ...objective import LossOracle, Objective, loss_mode
 from ...registry import ADVERSARIES
 from ...seeding import derive_seed
 from ...threat import ThreatModel
+from ..alone import alone
 from .base import Adversary, bare_model, device_of
 
 
@@ -82,20 +83,25 @@ class PGDAdversary(Adversary):
         bare, device = bare_model(model), device_of(model)
         images = float_images(data_batch, device)
         attacked = [i for i, c in enumerate(self.chosen(iteration, len(images))) if c]
-        if attacked:
+        # mmdet's losses are averaged over the processes, so all have to ask for as
+        # many, also where no image is to be attacked.
+        asked = attacked or ([0] if get_world_size() > 1 else [])
+        if asked:
             self._set_radius(self.threat_at(iteration))
             seed = derive_seed('pgd-at', torch.initial_seed(), get_rank(), iteration)
-            part = take(data_batch, attacked)
-            part['data_samples'] = [s.to(device) for s in part['data_samples']]
+            part = take(data_batch, asked)
+            if device.type != 'cpu':  # once, not in every step
+                part['data_samples'] = [s.to(device) for s in part['data_samples']]
             with loss_mode(bare):
                 adversarial = self._perturb(
                     bare,
                     part,
-                    [images[i] for i in attacked],
+                    [images[i] for i in asked],
                     torch.Generator().manual_seed(seed),
                 )
-            for i, image in zip(attacked, adversarial, strict=True):
-                images[i] = image
+            for i, image in zip(asked, adversarial, strict=True):
+                if i in attacked:
+                    images[i] = image
         return model.train_step(
             with_images(data_batch, images), optim_wrapper=optim_wrapper
         )
@@ -253,7 +259,8 @@ class MTDAdversary(PGDAdversary):
         values = []
         for candidate in candidates:
             torch.set_rng_state(state)
-            values.append(judge.value(candidate))
+            with alone():  # image by image, and some processes may have more of them
+                values.append(judge.value(candidate))
         stronger = torch.stack(values).argmax(0).tolist()
         return [candidates[task][i] for i, task in enumerate(stronger)]
 

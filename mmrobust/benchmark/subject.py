@@ -1,0 +1,141 @@
+"""What is measured: a model, its optimizer and one batch."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..batch import attack_samples, float_images, split_batch
+from ..classification import classifier_samples, is_classifier
+from ..errors import ConfigError
+from ..zoo.batch import synthetic_batch
+from ..zoo.examine import settle
+from ..zoo.shrink import dicts
+
+
+class Subject:
+    """A model of a config with random weights, on one batch of its training set.
+
+    Nothing is downloaded, and nothing is learnt: the learning rate is 0, so that all
+    sides of a comparison see the same weights.
+
+    Args:
+        cfg: config of a detector or classifier; it is changed.
+        device: where the model is.
+        size: (height, width) of synthetic images; None for the config's own data.
+        batch_size: images in the batch; None for the config's own number.
+
+    Attributes:
+        model: the bare model, in training mode.
+        batch: as the training loader yields it.
+        wrapper: the config's optimizer.
+
+    Raises:
+        ConfigError: if the config has no optimizer, or its data is missing.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        device: torch.device | str,
+        size: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        if 'optim_wrapper' not in cfg:
+            raise ConfigError('the config has no optim_wrapper to train with.')
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        model_cfg = _without_downloads(cfg)
+        torch.manual_seed(0)
+        self.model: Any = MODELS.build(deepcopy(model_cfg))
+        self.model.init_weights()
+        # As the Runner does without a distributed run.
+        self.model = revert_sync_batchnorm(self.model)
+        self.classifier = is_classifier(self.model)
+        batch_size = batch_size or cfg.get('train_dataloader', {}).get('batch_size', 2)
+        if size is None:
+            self.batch = _own_batch(cfg, batch_size)
+        elif self.classifier:
+            self.batch = _classifier_batch(model_cfg, size, batch_size)
+        else:
+            self.batch = synthetic_batch(cfg, model_cfg.to_dict(), [size] * batch_size)
+        if not self.classifier:
+            settle(self.model, self.batch)
+        self.model.to(self.device).train()
+        cfg.optim_wrapper.pop('accumulative_counts', None)  # every update is one
+        self.wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
+        for group in self.wrapper.param_groups:
+            group['lr'] = 0.0
+
+    def images(self) -> list[Tensor]:
+        """The batch's images in pixel units, new ones with every call."""
+        return float_images(self.batch, self.device)
+
+    def attacked(self) -> tuple[dict, list[Any]]:
+        """What an evaluation attacks at once, and its ground truth.
+
+        Of a detector the batch's first image, of a classifier all of them.
+        """
+        if self.classifier:
+            return self.batch, self.samples(self.batch)
+        part = split_batch(self.batch)[0]
+        return part, self.samples(part)
+
+    def samples(self, batch: dict) -> list[Any]:
+        """Ground truth of a batch as attacks get it."""
+        if self.classifier:
+            return classifier_samples(batch['data_samples'], self.device)
+        return attack_samples(batch['data_samples'], self.device, 'input')
+
+    def describe(self) -> str:
+        """The batch in words."""
+        shapes = {tuple(image.shape[-2:]) for image in self.batch['inputs']}
+        sizes = ', '.join(f'{height} x {width}' for height, width in sorted(shapes))
+        return f'batch of {len(self.batch["inputs"])} images of {sizes}'
+
+
+def _without_downloads(cfg: Config) -> Any:
+    """The model's config, without the weights of its backbone."""
+    for part in dicts(cfg.model):
+        if 'checkpoint' in (part.get('init_cfg') or ()):
+            part['init_cfg'] = None
+        if 'pretrained' in part:
+            part['pretrained'] = None
+    if 'data_preprocessor' in cfg:  # mmpretrain's configs have it beside the model
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return cfg.model
+
+
+def _own_batch(cfg: Config, batch_size: int) -> dict:
+    loader = cfg.train_dataloader
+    loader.batch_size, loader.num_workers = batch_size, 0
+    for key in ('persistent_workers', 'prefetch_factor'):
+        loader.pop(key, None)
+    try:
+        return next(iter(Runner.build_dataloader(loader, seed=0)))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'the training set of the config is not there ({error.filename}): give '
+            '--size HEIGHT WIDTH to measure on synthetic images.'
+        ) from error
+
+
+def _classifier_batch(model: Any, size: tuple[int, int], count: int) -> dict:
+    from mmpretrain.structures import DataSample
+
+    classes = [part['num_classes'] for part in dicts(model) if 'num_classes' in part]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, *size), generator=generator)
+    samples = []
+    for index in range(count):
+        sample = DataSample(metainfo={'img_shape': size, 'ori_shape': size})
+        samples.append(sample.set_gt_label(index % min(classes, default=2)))
+    return {'inputs': images.to(torch.uint8), 'data_samples': samples}

@@ -1,0 +1,123 @@
+"""Updates with a loss or a gradient that is not finite are skipped, all ranks alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+
+@contextmanager
+def finite_updates(
+    model: nn.Module, optim_wrapper: OptimWrapper, max_skipped: int
+) -> Iterator[None]:
+    """Skips updates with a loss or a gradient that is not finite, inside the context.
+
+    A single such update would make every weight NaN. A skipped one leaves weights,
+    optimizer and buffers (BatchNorm statistics, which the forward pass has changed
+    already) as the last update left them, so that the checkpoint of any moment is good.
+
+    Processes decide alike without talking to each other: a loss that is not finite
+    makes the process's gradients NaN, and averaging hands them to all.
+
+    Costs per update one pass over the gradients and a copy of the buffers. The host
+    waits for the gradients, as it does in mmengine's gradient clipping and loss
+    scaling, and as reading the losses for the log does after every update.
+
+    Args:
+        model: the model or its distributed wrapper.
+        optim_wrapper: its ``step`` and ``update_params`` are replaced until the end.
+            A loss scaler goes on shrinking its scale; its skipped updates count.
+        max_skipped: training stops at so many skipped updates in a row.
+
+    Raises:
+        ConfigError: then, with advice.
+    """
+    guard = _Guard(model, optim_wrapper, max_skipped)
+    wrapper: Any = optim_wrapper
+    wrapper.step, wrapper.update_params = guard.step, guard.update_params
+    try:
+        yield
+    finally:
+        # The class's own are in force again.
+        del wrapper.step, wrapper.update_params
+
+
+class _Guard:
+    """What stands in place of an optimizer wrapper's step."""
+
+    def __init__(
+        self, model: nn.Module, optim_wrapper: OptimWrapper, max_skipped: int
+    ) -> None:
+        self.wrapper = optim_wrapper
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        self._step, self._update = optim_wrapper.step, optim_wrapper.update_params
+        self._scales = hasattr(optim_wrapper, 'loss_scaler')
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As OptimWrapper's; a loss that is not finite has gradients that are not."""
+        factor = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        self._update(loss * factor.to(loss), *args, **kwargs)
+        # The update may come later, and a checkpoint before it.
+        if self.wrapper._accumulative_counts > 1 and not loss.isfinite():
+            self._restore()
+
+    def step(self, **kwargs: Any) -> None:
+        """As OptimWrapper's, but for gradients that are not finite."""
+        finite = self._finite()
+        if finite or self._scales:
+            self._step(**kwargs)  # a loss scaler skips by itself
+        if not finite:
+            self._restore()
+            self._count()
+            return
+        for buffer, copy in self._buffers:
+            copy.copy_(buffer)
+        if self.skipped:
+            print_log(
+                'Losses and gradients are finite again; updates skipped: '
+                f'{self.skipped}.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        self.skipped = 0
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            for buffer, copy in self._buffers:
+                buffer.copy_(copy)
+
+    def _finite(self) -> bool:
+        groups = self.wrapper.optimizer.param_groups
+        weights = [weight for group in groups for weight in group['params']]
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        # One number per weight, so that the host asks once.
+        norms = torch._foreach_norm(grads) if grads else []
+        return not norms or bool(torch.stack(list(norms)).isfinite().all())
+
+    def _count(self) -> None:
+        self.skipped += 1
+        if self.skipped == self.max_skipped:
+            raise ConfigError(
+                f'the loss or its gradients were not finite in {self.skipped} updates '
+                'in a row, which were skipped: go on from a checkpoint with a lower '
+                'learning rate, optim_wrapper.clip_grad, a smaller eps or a longer '
+                'warmup_iters, or bfloat16 in place of float16.'
+            )
+        if self.skipped == 1:
+            print_log(
+                'The loss or its gradients are not finite: the weights stay as they '
+                f'are; training stops after {self.max_skipped} such updates in a row.',
+                logger='current',
+                level=logging.WARNING,
+            )

@@ -1,0 +1,693 @@
+"""What the processes of test_processes.py do, and how they are started.
+
+As a script: forks them from one process that has imported everything, and starts no
+agent, so that nobody ends the others when one dies (as with srun, or a bare mpirun).
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+import cv2
+import mmdet.models  # noqa: F401
+import mmpretrain.models  # noqa: F401
+import numpy as np
+import tiny
+import torch
+import updates
+from mmdet.models.task_modules import RandomSampler
+from mmdet.registry import TASK_UTILS
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_dist_info
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import HOOKS, DefaultScope, init_default_scope
+from mmengine.runner import Runner
+from mmrobust import processes
+from mmrobust.autoattack.shards import ShardStore
+from mmrobust.engine import FreeAdversary
+from mmrobust.engine.attack_pass import AttackPass
+from mmrobust.engine.box_analysis import BoxAnalysis
+from mmrobust.engine.ensemble import EnsemblePass
+from mmrobust.engine.eval_loops import AttackTestLoop
+from mmrobust.engine.records import PassRecords
+from mmrobust.errors import ConfigError
+from mmrobust.processes import Lifeline, together
+from mmrobust.registry import ADVERSARIES
+from mmrobust.run_folder import RunFolder, wait_until
+from torch import Tensor
+
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+Job = Callable[[], Any]
+
+
+# ------------------------------------------------------------------------- processes
+
+
+def timeless(report: Any) -> Any:
+    """What two equal evaluations have in common."""
+    if isinstance(report, dict):
+        skipped = ('seconds', 'environment', 'config', 'config_text', 'per_image')
+        return {k: timeless(v) for k, v in report.items() if k not in skipped}
+    return [timeless(v) for v in report] if isinstance(report, list) else report
+
+
+def start(
+    folder: Path, name: str, jobs: list[Job], limit: float = 60
+) -> list[dict[str, Any]]:
+    """Runs one process per job; says how each ended and what it wrote to stderr."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    running: dict[int, int] = {}
+    for rank, job in enumerate(jobs):
+        pid = os.fork()
+        if pid == 0:
+            _run(folder, f'{name}.{rank}', job, rank, len(jobs), port)
+        running[pid] = rank
+    began, ends = time.monotonic(), {}
+    while running and time.monotonic() - began < limit:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            how = os.waitstatus_to_exitcode(status), time.monotonic() - began
+            ends[running.pop(pid)] = how
+        time.sleep(0.02)
+    for pid, rank in running.items():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        ends[rank] = 'hung', limit
+    found = []
+    for rank in range(len(jobs)):
+        result = folder / f'{name}.{rank}.json'
+        found.append(
+            {
+                'status': ends[rank][0],
+                'seconds': ends[rank][1],
+                'errors': (folder / f'{name}.{rank}.err').read_text(),
+                'result': json.loads(result.read_text()) if result.exists() else None,
+            }
+        )
+    return found
+
+
+def _run(folder: Path, name: str, job: Job, rank: int, size: int, port: int) -> None:
+    for stream, ending in ((1, 'out'), (2, 'err')):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        os.dup2(os.open(folder / f'{name}.{ending}', flags), stream)
+    code: Any = 1
+    try:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        if size > 1:
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(size),
+                MASTER_ADDR='127.0.0.1',
+                MASTER_PORT=str(port),
+            )
+        result = job()
+        if result is not None:
+            (folder / f'{name}.json').write_text(json.dumps(result))
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def rank() -> int:
+    return int(os.environ.get('RANK', 0))
+
+
+def ending(
+    place: tuple[type, str],
+    job: Job,
+    call: int = 1,
+    before: Callable[[], Any] = lambda: None,
+    error: Exception | None = None,
+) -> Job:
+    """The job, ended by SIGKILL or an error at that call of a method."""
+    owner, method = place
+
+    def job_that_ends() -> Any:
+        stock, calls = getattr(owner, method), 0
+
+        def end(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls < call:
+                return stock(*args, **kwargs)
+            before()
+            if error:
+                raise error
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, method, end)
+        return job()
+
+    return job_that_ends
+
+
+def busy_once(job: Job) -> Job:
+    """The job, with one call of C that gives no other thread a turn."""
+
+    def busy_job() -> Any:
+        stock = PassRecords.write
+
+        def write(*args: Any) -> None:
+            PassRecords.write = stock  # type: ignore[method-assign]
+            ctypes.PyDLL(None).usleep(2_000_000)
+            stock(*args)
+
+        PassRecords.write = write  # type: ignore[method-assign]
+        return job()
+
+    return busy_job
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    while not list(folder.rglob(pattern)):
+        time.sleep(0.02)
+
+
+def tool(name: str, *arguments: Any) -> Job:
+    """A command line."""
+
+    def job() -> None:
+        sys.argv = [name, *map(str, arguments)]
+        BoxAnalysis.__init__.__defaults__ = (0, 20)  # resamples
+        AttackTestLoop.default_check_images = AttackTestLoop.default_gallery = 0
+        Config.pretty_text = property(lambda cfg: cfg.text)  # takes a second
+        if 'RANK' in os.environ:
+            sys.argv += ['--launcher', 'pytorch']
+        runpy.run_path(str(TOOLS / name), run_name='__main__')
+
+    return job
+
+
+# ------------------------------------------------------------------- the bare lifeline
+
+
+def launched(launcher: str) -> Any:
+    """What a process is told by a launcher, on a machine without a GPU."""
+    place, size = os.environ.pop('RANK'), os.environ.pop('WORLD_SIZE')
+    os.environ.pop('LOCAL_RANK')
+    names = {
+        'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+        'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
+                'OMPI_COMM_WORLD_LOCAL_RANK'),
+    }[launcher]  # fmt: skip
+    os.environ.update(zip(names, (place, size, place), strict=True))
+    os.environ['SLURM_NODELIST'] = 'localhost'
+    cfg = Config(dict(launcher=launcher))
+    with together(cfg):
+        return [*get_dist_info(), cfg.model_wrapper_cfg.to_dict()]
+
+
+def with_worker() -> None:
+    """The second process forks a worker that lives on, and dies; there is a stranger,
+    too, who connects to the first process.
+    """
+    stock = Lifeline._reach
+
+    def reach(self: Any, names: list[str], port: int, token: str) -> Any:
+        with socket.create_connection((names[0], port)) as stranger:
+            stranger.sendall(b'GET / HTTP/1.1' * 5)
+            return stock(self, names, port, token)
+
+    Lifeline._reach = reach  # type: ignore[method-assign]
+    join()
+    with together():
+        if rank() == 1:
+            if os.fork() == 0:
+                time.sleep(40)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait_until(lambda: False)
+
+
+def unreachable() -> Any:
+    """Processes that cannot connect go on without."""
+
+    def reach(*args: Any) -> Any:
+        raise OSError('No route to host')
+
+    processes._PATIENCE = 1.0
+    Lifeline._reach = reach  # type: ignore[method-assign]
+    join()
+    with together():
+        return processes._lifeline._peers == {}
+
+
+def leaving() -> Any:
+    """Three processes end one after the other, the last one in an error."""
+    join()
+    with together():
+        with together():  # does nothing more
+            pass
+        time.sleep(rank())
+        if rank() == 2:
+            raise ConfigError('too late.')
+    return 'left'
+
+
+def bare(folder: Path) -> dict[str, Any]:
+    """What needs no model."""
+    found = {
+        name: start(folder, name, [partial(launched, name)] * 2)
+        for name in ('slurm', 'mpi')
+    }
+    found['worker'] = start(folder, 'worker', [with_worker] * 2, limit=30)
+    found['unreachable'] = start(folder, 'unreachable', [unreachable] * 2)
+    found['leaving'] = start(folder, 'leaving', [leaving] * 3)
+    alone = tool('train.py', detector_config(folder), '--launcher', 'pytorch')
+    found['launcher, alone'] = start(folder, 'alone', [alone])
+    return found
+
+
+# --------------------------------------------------- training: two processes like one
+
+
+@TASK_UTILS.register_module()
+class FirstSampler(RandomSampler):
+    """Takes the first ones, so that nothing is random."""
+
+    def random_choice(self, gallery: Tensor, num: int) -> Tensor:
+        return gallery[:num]
+
+
+ADVERSARY_KINDS: dict[str, dict[str, Any]] = dict(
+    none=dict(type='mmrobust.NoAdversary'),
+    free=dict(type='mmrobust.FreeAdversary', eps=4, replays=2),
+    named=dict(
+        type='mmrobust.FreeAdversary',
+        eps=4,
+        replays=2,
+        objective='cls+reg',
+        carry='run',
+    ),
+    l2=dict(type='mmrobust.FreeAdversary', eps=300, norm='l2', replays=2),
+    pgd=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=2, random_start=False),
+    mtd=dict(type='mmrobust.MTDAdversary', eps=4, random_start=False),
+    cwat=dict(type='mmrobust.CWATAdversary', eps=4, random_start=False),
+)
+# FCOS shares its normalisers among processes. DETR and Faster R-CNN do so with some
+# only, so that mmdet's own training differs where processes have different numbers of
+# objects or samples; here they have not.
+EQUAL = {
+    'fcos': list(ADVERSARY_KINDS),
+    'faster_rcnn': ['free', 'pgd'],
+    'detr': ['named', 'mtd'],
+}
+# Objects of an update's images, which processes take in turns.
+OBJECTS = {'fcos': (1, 2, 1, 2), 'faster_rcnn': (1, 2, 2, 1), 'detr': (1, 2, 2, 1)}
+
+
+def steady(name: str) -> ConfigDict:
+    """A detector without randomness, whose images do not depend on each other."""
+    model = copy.deepcopy(getattr(tiny, name)())
+    model['backbone']['norm_eval'] = True
+
+    def walk(node: Any) -> None:
+        if isinstance(node, list):
+            for inner in node:
+                walk(inner)
+        if not isinstance(node, dict):
+            return
+        if node.get('type') == 'RandomSampler':
+            # Fewer than there are proposals, so that all images have as many.
+            node.update(type='FirstSampler', num=32)
+        for key, value in node.items():
+            if key in ('dropout', 'attn_drop', 'proj_drop', 'ffn_drop'):
+                node[key] = 0.0
+            else:
+                walk(value)
+
+    walk(model)
+    return ConfigDict(model)
+
+
+def trained(name: str, kind: str, numbers: int = 2) -> list[Tensor]:
+    """Weights after updates on four images each: all here, or a part of them."""
+    updates_seen = 0
+    torch.manual_seed(0)
+    model: Any = updates.make_model(steady(name))
+    wrapper, wrapped = updates.sgd(model), model
+    if torch.distributed.is_initialized():
+        wrapped = MMDistributedDataParallel(
+            module=model,
+            broadcast_buffers=False,
+            device_ids=None,
+            find_unused_parameters=True,
+        )
+    adversary = ADVERSARIES.build(copy.deepcopy(ADVERSARY_KINDS[kind]))
+    for number in range(numbers):
+        parts = [updates.make_batch([(64, 96)], 10 * number + i) for i in range(4)]
+        parts = parts[rank() :: 2] if wrapped is not model else parts
+        objects = OBJECTS[name][rank() :: 2] if wrapped is not model else OBJECTS[name]
+        for part, count in zip(parts, objects, strict=True):
+            sample = part['data_samples'][0]
+            sample.gt_instances = sample.gt_instances[:count]
+        batch = {key: [part[key][0] for part in parts] for key in parts[0]}
+        for _ in range(adversary.replays):
+            adversary.train_step(wrapped, wrapper, batch, updates_seen)
+            updates_seen += 1
+    return [value.detach().clone() for value in model.parameters()]
+
+
+def join() -> None:
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=50))
+
+
+def train_all(folder: Path) -> None:
+    """Weights by detector and adversary, in a file."""
+    name = 'one'
+    if 'RANK' in os.environ:
+        join()
+        name = 'two'
+    found = {f'{m} {k}': trained(m, k) for m, kinds in EQUAL.items() for k in kinds}
+    start = {f'{m} start': trained(m, 'none', 0) for m in EQUAL}
+    if rank() == 0:
+        torch.save({**found, **start}, folder / f'{name}.pth')
+
+
+def train_some(folder: Path) -> Any:
+    """Updates with a share of the images, of which processes have different numbers."""
+    join()
+    init_default_scope('mmdet')
+    found: dict[str, Any] = {}
+    for kind in ('pgd', 'mtd'):
+        settings = {**ADVERSARY_KINDS[kind], 'share': 0.4}
+        adversary = ADVERSARIES.build(settings)
+        model: Any = updates.make_model(steady('fcos'))
+        wrapped = MMDistributedDataParallel(
+            module=model, broadcast_buffers=False, device_ids=None
+        )
+        wrapper, counts = updates.sgd(model), []
+        for number in range(4):
+            batch = updates.make_batch([(64, 96)] * 2, 10 * number + rank())
+            counts.append(sum(adversary.chosen(number, 2)))
+            adversary.train_step(wrapped, wrapper, batch, number)
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        found[kind] = [counts, float(weights.double().norm())]
+    return found
+
+
+# ------------------------------------------------------------------- detectors in tools
+
+
+@HOOKS.register_module()
+class ValidationNotes(Hook):
+    """What validations gave."""
+
+    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
+        """Writes it to a file."""
+        path = Path(runner.work_dir) / f'validation_{rank()}.json'
+        path.write_text(json.dumps(metrics))
+
+
+EPOCHS = 10
+CHECKPOINT = f'work/epoch_{EPOCHS}.pth'
+CLS = dict(type='mmrobust.PGD', eps=8, num_steps=2, objective='cls')
+
+
+def detector_config(folder: Path) -> Path:
+    """Adversarial training on five images, with attacks in the validation."""
+    root = tiny.make_coco(folder / 'coco', num_images=5)
+    cfg = tiny.runner_config(
+        root,
+        folder / 'work',
+        tiny.fcos(),
+        train_dataloader=tiny.loader(root, test=False, batch_size=1),
+        train_cfg=dict(
+            type='mmrobust.AdvEpochBasedTrainLoop',
+            max_epochs=EPOCHS,
+            val_interval=EPOCHS,
+            adversary=dict(type='mmrobust.FreeAdversary', eps=1, replays=2),
+        ),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=4e-3),
+            clip_grad=dict(max_norm=10),
+        ),
+        val_cfg=dict(type='mmrobust.AttackValLoop', attacks=dict(cls=CLS)),
+        custom_hooks=[dict(type='ValidationNotes')],
+        # As in mmdet's own default_runtime.py.
+        env_cfg=dict(
+            mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+            dist_cfg=dict(backend='nccl'),
+        ),
+    )
+    hooks = cfg['default_hooks']
+    hooks['checkpoint']['interval'] = EPOCHS
+    hooks['attack_visualization'] = dict(
+        type='mmrobust.AttackVisualizationHook', num_images=0
+    )
+    return written(folder / 'detector.py', cfg)
+
+
+def written(path: Path, cfg: dict[str, Any]) -> Path:
+    """A config file; mmengine's way to write it takes a second."""
+    path.write_text('\n'.join(f'{key} = {value!r}' for key, value in cfg.items()))
+    return path
+
+
+def test_arguments(folder: Path, config: Path, work: str) -> list[Any]:
+    """An evaluation by an attack and an ensemble."""
+    ensemble = dict(
+        type='mmrobust.Ensemble',
+        eps=6,
+        members=dict(
+            noise=dict(type='mmrobust.RandomNoise'),
+            total=dict(type='mmrobust.PGD', num_steps=2),
+        ),
+    )
+    attacks = dict(cls=CLS, all=ensemble)
+    cfg = Config.fromfile(config).to_dict()
+    cfg['test_cfg'] = dict(type='mmrobust.AttackTestLoop', attacks=attacks)
+    path = written(folder / f'{work}.py', cfg)
+    return [path, folder / CHECKPOINT, '--work-dir', folder / work]
+
+
+def detectors(folder: Path) -> dict[str, Any]:
+    """Trainings and evaluations, most of them with an end before the end."""
+    config = detector_config(folder)
+    training = tool('train.py', config)
+    found = {'training': start(folder, 'training', [training] * 2)}
+    other = ['--work-dir', folder / 'other', '--cfg-options', 'train_cfg.max_epochs=2']
+    dying = tool('train.py', config, *other)
+    step = (FreeAdversary, '_train_step')
+    found['training, second killed'] = start(
+        folder, 'training2', [dying, ending(step, dying, call=3)]
+    )
+    full = OSError(28, 'No space left on device', 'epoch_1.pth')
+    save = (CheckpointHook, '_save_checkpoint')
+    saving = tool('train.py', config, *other, 'default_hooks.checkpoint.interval=1')
+    found['training, first fails'] = start(
+        folder, 'training3', [ending(save, saving, error=full), saving]
+    )
+    one = tool('test.py', *test_arguments(folder, config, 'one'))
+    found['one'] = start(folder, 'test_one', [one])
+    two = tool('test.py', *test_arguments(folder, config, 'two'))
+    chain: dict[str, list[Job]] = {
+        'description, first killed': [ending((RunFolder, 'open'), two), two],
+        'benign, second killed': [two, ending((PassRecords, 'write'), two, call=2)],
+        'waiting, first killed': [
+            ending(
+                (AttackPass, '_outcomes'),
+                two,
+                before=partial(wait_for, folder / 'two', 'cls-*/*-1.done'),
+            ),
+            two,
+        ],
+        'scoring, second fails': [
+            two,
+            ending((AttackPass, '_score'), two, error=RuntimeError('out of luck')),
+        ],
+        'choice, first killed': [ending((EnsemblePass, '_search'), two), two],
+    }
+    for index, (name, jobs) in enumerate(chain.items()):
+        found[name] = start(folder, f'test{index}', jobs)
+    found['two'] = start(folder, 'test_two', [two, busy_once(two)])
+    return found
+
+
+# ----------------------------------------------------------------- classifiers by hand
+
+
+def classifier_config(folder: Path, work: str, **overrides: Any) -> Config:
+    """Adversarial training and attacks on five pictures, three to a process."""
+    pictures = folder / 'pictures'
+    if not pictures.exists():
+        pictures.mkdir()
+        rng = np.random.default_rng(0)
+        for index in range(5):
+            picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            cv2.imwrite(str(pictures / f'{index}.png'), picture)
+        lines = [f'{index}.png {index % 4}\n' for index in range(5)]
+        (folder / 'labels.txt').write_text(''.join(lines))
+    dataset = dict(
+        type='CustomDataset',
+        data_root=str(folder),
+        ann_file='labels.txt',
+        data_prefix='pictures',
+        metainfo=dict(classes=[f'class {i}' for i in range(4)]),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+    )
+    loader = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dataset,
+    )
+    cfg = dict(
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=dict(
+                num_classes=4, mean=[120.0] * 3, std=[60.0] * 3, to_rgb=True
+            ),
+            backbone=dict(
+                type='ResNet',
+                depth=18,
+                base_channels=8,
+                stem_channels=8,
+                num_stages=2,
+                strides=(1, 2),
+                dilations=(1, 1),
+                out_indices=(1,),
+                norm_eval=True,
+            ),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=4, in_channels=16),
+        ),
+        work_dir=str(folder / work),
+        train_dataloader=loader,
+        train_cfg=dict(
+            type='mmrobust.AdvEpochBasedTrainLoop',
+            max_epochs=2,
+            adversary=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=1),
+        ),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        test_dataloader=loader,
+        test_evaluator=dict(type='Accuracy', topk=(1,)),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=2)),
+        ),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1000)),
+        visualizer=dict(type='UniversalVisualizer', vis_backends=[]),
+        default_scope='mmpretrain',
+        randomness=dict(seed=0),
+        log_level='ERROR',
+        launcher='pytorch' if 'RANK' in os.environ else 'none',
+        experiment_name=work,
+    )
+    return Config({**cfg, **overrides})
+
+
+def classify(folder: Path, work: str) -> Any:
+    """A training, and an evaluation of the first weights."""
+    cfg = classifier_config(folder, work)
+    with DefaultScope.overwrite_default_scope('mmpretrain'), together(cfg):
+        runner = Runner.from_cfg(cfg)
+        metrics = runner.test()
+        runner.train()
+        report = json.loads((folder / work / 'robustness.json').read_text())
+        weights = [p.double().sum().item() for p in runner.model.parameters()]
+        attack = report['attacks'][0]
+        return dict(
+            metrics=metrics,
+            iter=runner.iter,
+            weights=weights,
+            forwards=attack['cost']['forwards'],
+            watched=attack['watched'],
+        )
+
+
+def uneven(folder: Path) -> str:
+    """The message for a sampler that gives the processes different numbers."""
+    cfg = classifier_config(folder, 'uneven')
+    cfg.train_dataloader.sampler.round_up = False
+    with DefaultScope.overwrite_default_scope('mmpretrain'), together(cfg):
+        try:
+            Runner.from_cfg(cfg).train()
+        except ConfigError as error:
+            return str(error)
+    return 'not refused'
+
+
+def autoattack(folder: Path, work: str) -> Any:
+    """AutoAttack by a script that only starts the processes."""
+    loop = dict(
+        type='mmrobust.AutoAttackTestLoop',
+        attacks=['apgd-ce:n_iter=3,n_restarts=1', 'square:n_queries=5'],
+        shard_size=1,
+    )
+    cfg = classifier_config(folder, work, test_cfg=loop)
+    if 'RANK' in os.environ:
+        join()
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+        )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return Runner.from_cfg(cfg).test()
+
+
+def classifiers(folder: Path) -> dict[str, Any]:
+    """Classifiers, in two processes and in one."""
+    classifier_config(folder, 'none')  # the pictures
+    found = {}
+    for size, work in ((1, 'one_classifier'), (2, 'two_classifiers')):
+        found[work] = start(folder, work, [partial(classify, folder, work)] * size)
+    found['uneven'] = start(folder, 'uneven', [partial(uneven, folder)] * 2)
+    one = partial(autoattack, folder, 'auto_one')
+    two = partial(autoattack, folder, 'auto_two')
+    found['shards, one'] = start(folder, 'auto_one', [one])
+    place = (ShardStore, 'write')
+    shards = partial(wait_for, folder / 'auto_two/robustness.shards', '000004.json')
+    found['shards, second killed'] = start(
+        folder, 'auto1', [two, ending(place, two, before=shards)]
+    )
+    found['shards, two'] = start(folder, 'auto_two', [two] * 2)
+    return found
+
+
+# ------------------------------------------------------------------------------ script
+
+
+def main(folder: Path) -> None:
+    """Everything, one after the other."""
+    training = partial(train_all, folder)
+    found = {
+        'equal, one': start(folder, 'equal_one', [training]),
+        'equal, two': start(folder, 'equal_two', [training] * 2),
+        'share': start(folder, 'share', [partial(train_some, folder)] * 2),
+        **bare(folder),
+        **detectors(folder),
+        **classifiers(folder),
+    }
+    (folder / 'found.json').write_text(json.dumps(found))
+
+
+if __name__ == '__main__':
+    processes._GRACE = 1.0  # where the main thread waits, this is how long it takes
+    main(Path(sys.argv[1]))

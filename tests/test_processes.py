@@ -1,0 +1,214 @@
+"""Two processes train like one, evaluate like one, and end when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import process_jobs
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+pytest.importorskip('pyautoattack')
+
+Found = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes have left what they did."""
+    folder = tmp_path_factory.mktemp('processes')
+    paths = [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
+    environment = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join(paths),
+        'OMP_NUM_THREADS': '1',
+        'CUDA_VISIBLE_DEVICES': '',
+    }
+    command = [sys.executable, '-W', 'ignore', process_jobs.__file__, str(folder)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope='module')
+def found(folder: Path) -> Found:
+    """How the processes ended, and what they gave."""
+    return dict(json.loads((folder / 'found.json').read_text()))
+
+
+def statuses(found: Found, name: str) -> list[Any]:
+    return [process['status'] for process in found[name]]
+
+
+# ---------------------------------------------------------------------------- training
+
+PAIRS = [(name, kind) for name, kinds in process_jobs.EQUAL.items() for kind in kinds]
+
+
+@pytest.mark.parametrize(('name', 'kind'), PAIRS)
+def test_training_equals_one_process_with_the_doubled_batch(
+    folder: Path, found: Found, name: str, kind: str
+) -> None:
+    assert statuses(found, 'equal, one') == [0], found['equal, one'][0]['errors']
+    assert statuses(found, 'equal, two') == [0, 0], found['equal, two'][0]['errors']
+    one, two = (torch.load(folder / f'{file}.pth') for file in ('one', 'two'))
+    start = torch.cat([w.flatten() for w in one[f'{name} start']]).double()
+    single, double = (
+        torch.cat([w.flatten() for w in each[f'{name} {kind}']]).double()
+        for each in (one, two)
+    )
+    # Rounding is at 1e-7 of the weights, what they have moved a tenth of them.
+    difference = (single - double).norm() / (single - start).norm()
+    assert difference < 1e-5
+
+
+def test_processes_with_different_numbers_of_attacked_images(found: Found) -> None:
+    """Their losses are averaged over the processes, so they need as many of them."""
+    assert statuses(found, 'share') == [0, 0], found['share'][0]['errors']
+    first, second = (process['result'] for process in found['share'])
+    for kind in ('pgd', 'mtd'):
+        assert {0, 1, 2} <= {*first[kind][0], *second[kind][0]}
+        assert first[kind][0] != second[kind][0]
+        assert first[kind][1] == second[kind][1]
+
+
+def test_the_tool_trains_on_cpus(folder: Path, found: Found) -> None:
+    """As its launcher asks for, although the config names NCCL."""
+    assert statuses(found, 'training') == [0, 0], found['training'][0]['errors']
+    assert (folder / process_jobs.CHECKPOINT).is_file()
+
+
+def test_the_launcher_tells_what_it_needs(found: Found) -> None:
+    (alone,) = found['launcher, alone']
+    assert alone['status'] == 2
+    assert 'of --launcher pytorch cannot start' in alone['errors']
+    assert 'RANK' in alone['errors']
+
+
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+def test_other_launchers_start_on_cpus(found: Found, launcher: str) -> None:
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        device_ids=None,
+    )
+    results = [process['result'] for process in found[launcher]]
+    assert results == [[0, 2, wrapper], [1, 2, wrapper]]
+
+
+# ------------------------------------------------------------------ the same evaluation
+
+
+def report(folder: Path, name: str) -> Any:
+    return process_jobs.timeless(
+        json.loads((folder / name / 'robustness.json').read_text())
+    )
+
+
+def test_validation_in_training_equals_one_process(folder: Path, found: Found) -> None:
+    single = report(folder, 'one')
+    (attack,) = (each for each in single['attacks'] if each['name'] == 'cls')
+    metrics = single['benign']['metrics']
+    expected = {**metrics, **{f'cls/{k}': v for k, v in attack['metrics'].items()}}
+    assert metrics['coco/bbox_mAP'] > 1.5 * attack['metrics']['coco/bbox_mAP'] > 0
+    for rank in range(2):
+        path = folder / 'work' / f'validation_{rank}.json'
+        assert json.loads(path.read_text()) == expected
+
+
+def test_uneven_classifiers(found: Found) -> None:
+    """Five pictures on two processes."""
+    (single,) = (process['result'] for process in found['one_classifier'])
+    first, second = (process['result'] for process in found['two_classifiers'])
+    assert first == second
+    for key in ('metrics', 'forwards', 'watched'):
+        assert first[key] == single[key]
+    assert (single['iter'], first['iter']) == (10, 6)
+
+
+def test_uneven_epochs_are_refused(found: Found) -> None:
+    for process in found['uneven']:
+        assert 'have from 2 to 3 updates per epoch' in process['result']
+
+
+# ------------------------------------------------------------------------ when one dies
+
+KILLED = {
+    'training, second killed': 1,
+    'description, first killed': 0,
+    'benign, second killed': 1,
+    'waiting, first killed': 0,
+    'choice, first killed': 0,
+    'shards, second killed': 1,
+    'worker': 1,
+}
+
+
+@pytest.mark.parametrize('name', list(KILLED))
+def test_the_other_one_stops(found: Found, name: str) -> None:
+    victim, survivor = KILLED[name], 1 - KILLED[name]
+    processes = found[name]
+    assert processes[victim]['status'] == -9
+    assert processes[survivor]['status'] == 1
+    # One second of it is for errors of its own.
+    assert processes[survivor]['seconds'] - processes[victim]['seconds'] < 15
+    errors = processes[survivor]['errors'].strip()
+    assert errors == (
+        f'error: process {victim} of 2 died without a word, so process {survivor} '
+        'stops, too: see what that one printed, and start all of them again.'
+    )
+
+
+def test_the_other_one_hears_why(found: Found) -> None:
+    failed, told = found['training, first fails']
+    assert failed['status'] == 2
+    assert failed['errors'].strip() == (
+        'error: no space left on the device while writing epoch_1.pth.'
+    )
+    assert told['status'] == 1
+    assert 'process 0 of 2 stopped (OSError: [Errno 28] No space' in told['errors']
+    told, failed = found['scoring, second fails']
+    assert (failed['status'], told['status']) == (1, 1)
+    assert 'Traceback' in failed['errors']
+    assert 'Traceback' not in told['errors']
+    assert 'process 1 of 2 stopped (RuntimeError: out of luck)' in told['errors']
+
+
+def test_the_report_is_the_same_afterwards(folder: Path, found: Found) -> None:
+    """After ends in every part, and although one was busy for long at the end."""
+    assert statuses(found, 'one') == [0]
+    assert statuses(found, 'two') == [0, 0], found['two'][0]['errors']
+    assert report(folder, 'two') == report(folder, 'one')
+    assert not (folder / 'two/robustness.records').exists()
+
+
+def test_shards_are_the_same_afterwards(found: Found) -> None:
+    (single,) = found['shards, one']
+    assert single['status'] == 0
+    assert [each['result'] for each in found['shards, two']] == [single['result']] * 2
+
+
+def test_an_early_end_is_none(found: Found) -> None:
+    """Who is done may leave; the first one waits for the rest."""
+    first, second, third = found['leaving']
+    assert (second['status'], second['result']) == (0, 'left')
+    assert third['status'] == 1
+    assert 'ConfigError: too late.' in third['errors']
+    assert first['status'] == 1
+    assert 'process 2 of 3 stopped (ConfigError: too late.)' in first['errors']
+
+
+def test_without_connection_they_go_on(folder: Path, found: Found) -> None:
+    for process in found['unreachable']:
+        assert (process['status'], process['result']) == (0, True)
+    warning = (folder / 'unreachable.0.out').read_text()
+    assert 'cannot connect to the first one' in warning
