@@ -71,6 +71,8 @@ class AttackEvaluation:
         quantize: bool = False,
     ) -> None:
         _check_attacks(attacks)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f'seed={seed!r} must be a whole number of at least 0.')
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()
