@@ -12,7 +12,7 @@ CLASSIFIER = [f'{PROJECT}/classifier.py', f'{PROJECT}/classifier.pth']
 
 # Paths that are no config, no checkpoint and no folder to write to.
 PATHS = (
-    *('gone', 'gone/gone.pth', '', ' ', f'{PROJECT}/file', f'{PROJECT}/folder', '/'),
+    *('gone', 'gone/gone.pth', '', ' ', f'{PROJECT}/file', f'{PROJECT}/folder'),
     *(f'{PROJECT}/loop', f'{PROJECT}/broken link', '/dev/null', '/proc/version', '.'),
     *(f'{PROJECT}/text.pth', f'{PROJECT}/truncated.pth', f'{PROJECT}/empty.pth'),
     *('x' * 300, 'é漢字.py', 'http://', 'https://127.0.0.1:9/x.pth', 'mmdet::', '::'),
