@@ -68,7 +68,7 @@ def timeless(report: Any) -> Any:
 
 
 def start(
-    folder: Path, name: str, jobs: list[Job], limit: float = 60
+    folder: Path, name: str, jobs: list[Job], limit: float = 150
 ) -> list[dict[str, Any]]:
     """Runs one process per job; says how each ended and what it wrote to stderr."""
     with socket.create_server(('127.0.0.1', 0)) as server:
@@ -375,7 +375,7 @@ def trained(name: str, kind: str, numbers: int = 2) -> list[Tensor]:
 
 
 def join() -> None:
-    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=50))
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=120))
 
 
 def train_all(folder: Path) -> None:

@@ -83,6 +83,8 @@ def evaluate(root: Path, folder: Path, name: str, **loop: Any) -> dict[str, Any]
         type='mmrobust.AttackTestLoop',
         attacks=ATTACKS,
         save_adv=str(folder / name / 'adv'),
+        check_images=1,
+        gallery=1,
         **loop,
     )
     runner = runner_for(
@@ -290,7 +292,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run']
     command += ['--standalone', '--nproc_per_node=2', __file__, str(folder)]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=250
+        command, env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
