@@ -176,6 +176,11 @@ def _of_data(
             f'{kind} cannot give an image ({reason_of(error)}): check its settings and '
             'those of its sampler and batch_sampler.'
         )
+    if name == '_next_index' and module.startswith('torch.utils.data'):
+        return (
+            f'the sampler of a data loader chooses no images ({reason_of(error)}): '
+            'check sampler, batch_sampler and batch_size.'
+        )
     if 'collate' in name and module.startswith(('mmengine.', 'torch.')):
         return (
             f'images cannot be put together to a batch ({reason_of(error)}): check '
@@ -183,11 +188,6 @@ def _of_data(
         )
     if module.startswith('torch.utils.data') and name == 'reraise':
         return f'a worker process cannot load the data ({reason_of(error)}).'
-    if module.startswith('torch.utils.data') and not any(map(_is_ours, inside)):
-        return (
-            f'a dataloader cannot give a batch ({reason_of(error)}): check its '
-            'sampler, batch_sampler and num_workers.'
-        )
     return None
 
 
