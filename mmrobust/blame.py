@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
 from torch import nn
 
-from .errors import ConfigError
+from .errors import ConfigError, ModelError
 from .places import PARTS, part_of, place
 
 _LONGEST = 240
@@ -80,17 +81,17 @@ def models_own() -> Iterator[None]:
     """Around an ordinary use of a model: what breaks inside the model is its own.
 
     Raises:
-        ConfigError: for what the model could not do.
+        ModelError: for what the model could not do, other than for want of memory.
     """
     try:
         yield
-    except ConfigError:
+    except (ConfigError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         text = model_trouble(error)
         if text is None:
             raise
-        raise ConfigError(text) from error
+        raise ModelError(text) from error
 
 
 def reason_of(error: BaseException) -> str:

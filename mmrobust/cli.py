@@ -46,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
         sentence = as_sentence(error)
         if sentence is None or os.environ.get(TRACEBACK, '0') not in ('', '0'):
             raise
-        if not isinstance(error, ConfigError):
+        if not isinstance(error, ConfigError) or error.__cause__ is not None:
             _log_traceback()
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)

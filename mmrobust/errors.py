@@ -9,3 +9,7 @@ class ConfigError(ValueError):
     The message is one sentence for the user: what is wrong and what to do. The
     command-line tools print it without a traceback and exit with status 2.
     """
+
+
+class ModelError(ConfigError):
+    """The model fails by itself, with or without an attack."""

@@ -10,6 +10,7 @@ from ..attacks import APGD, PGD, Attack
 from ..batch import float_images
 from ..classification import make_oracle
 from ..objective import Objective, loss_mode
+from ..objective.inputs import Inputs
 from .passes import gradient
 from .subject import Subject
 from .table import Table
@@ -40,8 +41,10 @@ def attack_sides(subject: Subject) -> list[Side]:
 
     def bare() -> None:
         images = float_images(part, subject.device)
+        # As in an attack, so that the work on samples does not hide what that adds.
+        prepare = None if subject.classifier else Inputs(subject.model, part)
         for _ in range(_STEPS):
-            gradient(subject, images, samples)
+            gradient(subject, images, samples, prepare=prepare)
 
     def perturb(attack: Attack) -> None:
         oracle = make_oracle(subject.model, part, samples, Objective())

@@ -81,16 +81,16 @@ def attack_rows(
 
     work = _work(subject, clean, samples, attack)
     before, gain, base = reached(clean), 0.0, None
-    for name, option in options.items():
+    for place, (name, option) in enumerate(options.items()):
         if late():
             return
         with loss_mode(model):
             row, found = _measure(subject, option, run, repeats)
         if 'failed' not in row:
             raised = reached(found) - before
-            gain = gain or raised
+            gain = raised if place == 0 else gain
             row['reached'] = raised / gain if gain else None
-            base = _finish(row, len(clean), work, base)
+            base = _finish(row, len(clean), work, base, place == 0)
         yield {'what': f'PGD-{steps}', 'batch': len(clean), 'option': name, **row}
 
 
@@ -108,7 +108,7 @@ def update_rows(
     }
     for method, adversary in methods.items():
         base = None
-        for name, option in options.items():
+        for place, (name, option) in enumerate(options.items()):
             if late():
                 return
 
@@ -117,7 +117,7 @@ def update_rows(
 
             row, _ = _measure(subject, option, run, repeats)
             if 'failed' not in row:
-                base = _finish(row, len(batch['inputs']), None, base)
+                base = _finish(row, len(batch['inputs']), None, base, place == 0)
             what = {'what': method, 'batch': len(batch['inputs']), 'option': name}
             yield {**what, **row}
 
@@ -213,12 +213,18 @@ def _measure(
     return row, found
 
 
-def _finish(row: Row, images: int, work: int | None, base: float | None) -> float:
-    """Adds what follows from the time; returns that of the first option."""
+def _finish(
+    row: Row, images: int, work: int | None, base: float | None, first: bool
+) -> float | None:
+    """Adds what follows from the time; returns that of the first option.
+
+    Where that one failed, nothing is said relative to it.
+    """
     seconds: float = row['seconds']
-    base = base or seconds
+    base = seconds if first else base
     row['images_per_second'] = images / seconds
-    row['speed_up'] = base / seconds
+    if base is not None:
+        row['speed_up'] = base / seconds
     if work is not None:
         row['tflops'] = work / seconds / 1e12
     return base

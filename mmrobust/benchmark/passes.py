@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..objective import Objective
+from ..objective.inputs import Inputs
 from .subject import Subject
 
 _TOTAL = Objective()
@@ -19,13 +20,14 @@ def gradient(
     images: Sequence[Tensor],
     samples: Sequence[Any],
     objective: Objective = _TOTAL,
+    prepare: Inputs | None = None,
 ) -> None:
     """One forward and input-only backward pass of images together.
 
     Inside :func:`mmrobust.objective.loss_mode`, which freezes the weights.
     """
     leaves = [image.detach().requires_grad_() for image in images]
-    torch.autograd.grad(loss(subject, leaves, samples, objective), leaves)
+    torch.autograd.grad(loss(subject, leaves, samples, objective, prepare), leaves)
 
 
 def loss(
@@ -33,8 +35,19 @@ def loss(
     images: Sequence[Tensor],
     samples: Sequence[Any],
     objective: Objective = _TOTAL,
+    prepare: Inputs | None = None,
 ) -> Tensor:
-    """One forward pass of images together."""
+    """One forward pass of images together.
+
+    Args:
+        subject: whose model it is.
+        images: images (C, H, W) in pixel units.
+        samples: their ground truth.
+        objective: what is summed up.
+        prepare: does the work on the samples once for several passes.
+    """
+    if prepare is not None:
+        return objective(subject.model(**prepare(images, samples), mode='loss'))
     inputs = torch.stack(list(images)) if subject.classifier else list(images)
     data = {'inputs': inputs, 'data_samples': list(samples)}
     data = subject.model.data_preprocessor(data)

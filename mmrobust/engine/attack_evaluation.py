@@ -20,7 +20,7 @@ from ..batch import check_batch, gt_frame_of, image_id
 from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
 from ..classification import is_classifier
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..pixels import PicturePipeline
 from ..processes import together
 from ..registry import ATTACKS
@@ -150,14 +150,21 @@ class AttackEvaluation:
             Benign metrics under their own names, and those of each attack behind the
             attack's name, like ``pgd/coco/bbox_mAP``.
         """
-        model = bare_model(self.runner.model)
-        with same_buffers(model), self.speed.prepared(model):
-            return self._run()
-
-    def _run(self) -> dict[str, float]:
         runner, stage = self.runner, self.stage
         runner.call_hook(f'before_{stage}')
         runner.call_hook(f'before_{stage}_epoch')
+        model = bare_model(runner.model)
+        # After the hook, which may have put averaged weights and buffers in place.
+        with same_buffers(model), self.speed.prepared(model):
+            metrics, report = self._run()
+        runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
+        runner.call_hook(f'after_{stage}')
+        if self.attacks:
+            print_log('\n' + report.table(), logger='current')
+        return metrics
+
+    def _run(self) -> tuple[dict[str, float], RobustnessReport]:
+        runner = self.runner
         runner.model.eval()
         for metric in self.evaluator.metrics:
             metric.results.clear()  # of a run that was interrupted, in a notebook say
@@ -204,11 +211,7 @@ class AttackEvaluation:
             report.checks += self.analysis.problems
         self._save(report, complete=True)
         self.records.remove()
-        runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
-        runner.call_hook(f'after_{stage}')
-        if self.attacks:
-            print_log('\n' + report.table(), logger='current')
-        return metrics
+        return metrics, report
 
     # --------------------------------------------------- what only the test loop does
 
@@ -351,6 +354,8 @@ class AttackEvaluation:
             for name, member in list(ensemble.members.items()):
                 try:
                     self.attacker.check([member], loader.dataset, loader.collate_fn)
+                except ModelError:
+                    raise  # it would fail all the others, too
                 except ConfigError as error:
                     ensemble.leave_out(name, str(error))
                     notes.append(f'the ensemble goes without {name}: {error}')

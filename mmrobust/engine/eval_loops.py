@@ -76,7 +76,7 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
-        loader = enough_for_groups(loader, attack_batch_size)
+        loader = enough_for_groups(loader, attack_batch_size if attacks else 1)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(
             attacks or {},
@@ -146,7 +146,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         attack_batch_size: int = 1,
     ) -> None:
         loader = choose_images(dataloader, num_images, seed)
-        loader = enough_for_groups(loader, attack_batch_size)
+        loader = enough_for_groups(loader, attack_batch_size if attacks else 1)
         super().__init__(runner, loader, evaluator, fp16=fp16)
         self._set_up(
             attacks or {},

@@ -49,6 +49,8 @@ class LossOracle:
         self.model = model
         self.data_batch = data_batch
         self.samples = list(samples)
+        # Of the clean images; an attack may move the others along with the pixels.
+        self._clean = list(samples)
         self.objective = objective
         self.per_image = per_image
         self.forwards = 0
@@ -131,7 +133,7 @@ class LossOracle:
         reading = measured(self.model, class_scores, "set target='next'")
         with torch.no_grad(), seeded(0, device), reading:
             inputs = Inputs(self.model, self.data_batch)
-            own = [self.samples[i] for i in part]
+            own = [self._clean[i] for i in part]
             losses = self._losses(inputs([clean[i] for i in part], own))
         found = [losses[key] for key in self.objective.select(losses)]
         parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
