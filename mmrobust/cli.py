@@ -251,7 +251,8 @@ def read_config(path: str) -> Config:
         ConfigError: if it does not exist, cannot be parsed or has no model.
     """
     in_package = '::' in path
-    if in_package and find_spec(path.split('::')[0]) is None:
+    package = path.split('::')[0]
+    if in_package and (not package.isidentifier() or find_spec(package) is None):
         # mmengine would install the package.
         raise ConfigError(f'config {path!r} is in a package that is not installed.')
     if not in_package and not os.path.isfile(path):

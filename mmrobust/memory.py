@@ -23,18 +23,23 @@ class Memory:
 
     Args:
         model: its state is copied now and put back by :meth:`restore`.
+        normalisations: include them, for a model in training mode.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, normalisations: bool = False) -> None:
+        self._model = model
         self._buffers = [
             _Buffer(module, name, buffer)
             for module in model.modules()
-            if not isinstance(module, nn.modules.batchnorm._NormBase)
+            if normalisations or not isinstance(module, nn.modules.batchnorm._NormBase)
             for name, buffer in module.named_buffers(recurse=False)
         ]
+        self._read_numbers()
+
+    def _read_numbers(self) -> None:
         self._numbers: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._lists: list[tuple[dict[str, Any], str, list[Any]]] = []
-        for owner in _owners(model):
+        for owner in _owners(self._model):
             own = vars(owner)
             numbers = {name: value for name, value in own.items() if _is_number(value)}
             if numbers:
@@ -44,6 +49,12 @@ class Memory:
                 for name, value in own.items()
                 if isinstance(value, list) and all(map(_is_number, value))
             ]
+
+    def refresh(self) -> None:
+        """Takes what is remembered now for what :meth:`restore` puts back."""
+        for buffer in self._buffers:
+            buffer.refresh()
+        self._read_numbers()
 
     def restore(self, thorough: bool = False) -> None:
         """Puts everything back in place, as often as wanted.
@@ -67,6 +78,17 @@ class _Buffer:
         self.module, self.name, self.buffer = module, name, buffer
         self.value = buffer.clone()
         self.version = _version(buffer)
+
+    def refresh(self) -> None:
+        now = self.module._buffers[self.name]
+        if now is not self.buffer:
+            assert now is not None
+            self.buffer, self.value = now, now.clone()
+        # torch does not count what normalisations write, in training mode.
+        elif self.module.training or _version(now) != self.version:
+            with torch.no_grad():
+                self.value.copy_(now)
+        self.version = _version(now)
 
     def restore(self, thorough: bool) -> None:
         # Some losses bind a new tensor instead of writing into the old one.

@@ -103,8 +103,8 @@ class Acceleration:
             return []
         return [
             'losses and gradients of the attacks are in bfloat16 (speed.autocast), '
-            'which can weaken them: on two small FCOS it left up to 0.002 more AP, on a '
-            'DETR, whose losses have 8 bits, it may be more; publish figures of full '
+            'which can weaken them: on two small FCOS it left up to 0.002 more AP; on '
+            'DETRs, whose losses have 8 bits, it may be more; publish figures of full '
             'precision, or compare on some images.'
         ]
 

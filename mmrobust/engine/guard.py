@@ -13,17 +13,19 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..memory import Memory
 
 
 @contextmanager
 def finite_updates(
     model: nn.Module, optim_wrapper: OptimWrapper, max_skipped: int
-) -> Iterator[None]:
+) -> Iterator[Guard]:
     """Skips updates with a loss or a gradient that is not finite, inside the context.
 
     A single such update would make every weight NaN. A skipped one leaves weights,
-    optimizer and buffers (BatchNorm statistics, which the forward pass has changed
-    already) as the last update left them, so that the checkpoint of any moment is good.
+    optimizer and buffers (BatchNorm statistics, and what losses remember, which the
+    forward pass has changed already) as the last update left them, so that the
+    checkpoint of any moment is good.
 
     Processes decide alike without talking to each other: a loss that is not finite
     makes the process's gradients NaN, and averaging hands them to all.
@@ -38,20 +40,23 @@ def finite_updates(
             A loss scaler goes on shrinking its scale; its skipped updates count.
         max_skipped: training stops at so many skipped updates in a row.
 
+    Yields:
+        What does it, to be told when others than updates change buffers.
+
     Raises:
         ConfigError: then, with advice.
     """
-    guard = _Guard(model, optim_wrapper, max_skipped)
+    guard = Guard(model, optim_wrapper, max_skipped)
     wrapper: Any = optim_wrapper
     wrapper.step, wrapper.update_params = guard.step, guard.update_params
     try:
-        yield
+        yield guard
     finally:
         # The class's own are in force again.
         del wrapper.step, wrapper.update_params
 
 
-class _Guard:
+class Guard:
     """What stands in place of an optimizer wrapper's step."""
 
     def __init__(
@@ -62,7 +67,7 @@ class _Guard:
         self.skipped = 0
         self._step, self._update = optim_wrapper.step, optim_wrapper.update_params
         self._scales = hasattr(optim_wrapper, 'loss_scaler')
-        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._memory = Memory(model, normalisations=True)
 
     def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As OptimWrapper's; a loss that is not finite has gradients that are not."""
@@ -81,8 +86,7 @@ class _Guard:
             self._restore()
             self._count()
             return
-        for buffer, copy in self._buffers:
-            copy.copy_(buffer)
+        self.remember()
         if self.skipped:
             print_log(
                 'Losses and gradients are finite again; updates skipped: '
@@ -92,17 +96,20 @@ class _Guard:
             )
         self.skipped = 0
 
+    def remember(self) -> None:
+        """Takes buffers as they are now, which hooks may have changed, for good."""
+        self._memory.refresh()
+
     def _restore(self) -> None:
-        with torch.no_grad():
-            for buffer, copy in self._buffers:
-                buffer.copy_(copy)
+        self._memory.restore(thorough=True)
 
     def _finite(self) -> bool:
         groups = self.wrapper.optimizer.param_groups
         weights = [weight for group in groups for weight in group['params']]
         grads = [weight.grad for weight in weights if weight.grad is not None]
-        # One number per weight, so that the host asks once.
-        norms = torch._foreach_norm(grads) if grads else []
+        # One number per weight, so that the host asks once. The largest size, as a sum
+        # of squares can overflow where a loss is scaled.
+        norms = torch._foreach_norm(grads, float('inf')) if grads else []
         return not norms or bool(torch.stack(list(norms)).isfinite().all())
 
     def _count(self) -> None:

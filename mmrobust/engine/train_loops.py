@@ -24,12 +24,13 @@ from ..batch import check_batch
 from ..blame import models_own
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
+from ..memory import Memory
 from ..processes import together
 from ..registry import ADVERSARIES, LOOPS
 from .acceleration import Acceleration
 from .adversaries import Adversary, NoAdversary
-from .adversaries.base import bare_model
-from .guard import finite_updates
+from .adversaries.base import bare_model, device_of
+from .guard import Guard, finite_updates
 from .hooks import ConvertedWeightsHook
 from .preflight import check_has_boxes, check_one_image_each, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
@@ -47,6 +48,7 @@ class _AdversarialTraining:
     val_begin: int
     val_interval: int
     speed: Acceleration
+    _guard: Guard
     _iter: int
     # How many updates of the pass that is under way have been made.
     updates_of_pass = 0
@@ -131,11 +133,17 @@ class _AdversarialTraining:
                 'AmpOptimWrapper computes in float16 and speed.autocast in bfloat16: '
                 "set optim_wrapper.dtype='bfloat16', or leave one of them out."
             )
+        wrapped = is_model_wrapper(runner.model)
+        if self.speed.channels_last and wrapped and runner.cfg.get('compile'):
+            raise ConfigError(
+                'compile is lost where speed.channels_last wraps the model anew: leave '
+                'one of them out.'
+            )
         if settings := self.speed.describe():
             print_log(f'Acceleration: {settings}', logger='current')
         own = self.adversary.objective.terms is not None
         with self.speed.prepared(bare_model(runner.model), keeps_graph=own):
-            if self.speed.channels_last and is_model_wrapper(runner.model):
+            if self.speed.channels_last and wrapped:
                 # Its buckets for gradients have the layout that the weights had.
                 runner.model = runner.wrap_model(
                     runner.cfg.get('model_wrapper_cfg'), bare_model(runner.model)
@@ -147,7 +155,9 @@ class _AdversarialTraining:
         """The frame of all updates."""
         with self._accelerated():
             runner = self.runner
-            with finite_updates(runner.model, runner.optim_wrapper, self.max_skipped):
+            with finite_updates(
+                runner.model, runner.optim_wrapper, self.max_skipped
+            ) as self._guard:
                 yield
 
     def _run_adversarial_iter(self, idx: int, data_batch: Any) -> None:
@@ -173,13 +183,19 @@ class _AdversarialTraining:
         """Tells after a failure whether the model fails on the batch as it is, too.
 
         Raises:
-            ConfigError: if it does. Nothing is lost by the update, as all is lost.
+            ModelError: if it does.
         """
-        if get_world_size() > 1 or 'CUDA' in str(error):
-            return  # others would be waited for, or the device answers no more
         model = bare_model(self.runner.model)
-        with models_own():
-            model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
+        gone = device_of(model).type != 'cpu' and isinstance(error, RuntimeError)
+        if get_world_size() > 1 or gone:
+            return  # others would be waited for, or the device may answer no more
+        memory = Memory(model, normalisations=True)
+        try:
+            with models_own(), torch.no_grad():
+                data = model.data_preprocessor(data_batch, True)
+                model.parse_losses(model(**data, mode='loss'))
+        finally:
+            memory.restore(thorough=True)
 
     def _add_hooks(self, runner: Runner, updates_per_epoch: int) -> None:
         self.adversary.updates_per_epoch = updates_per_epoch  # type: ignore[attr-defined]
@@ -195,6 +211,7 @@ class _AdversarialTraining:
             and (done % self.val_interval == 0 or done == total)
         ):
             self.runner.val_loop.run()
+            self._guard.remember()
 
     def _make_up_validation(self, resumed: dict, done: int, total: int) -> None:
         """Validates if training was interrupted after the checkpoint and before."""
@@ -272,6 +289,10 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
     def run_epoch(self) -> None:
         """One pass over the data, or what is left of it."""
         self.runner.call_hook('before_train_epoch')
+        self._guard.remember()
+        # Where the pass began, which counts as it is even if others were longer.
+        begun = self._iter - self.updates_of_pass
+        self.adversary.pass_begun = begun  # type: ignore[attr-defined]
         self.runner.model.train()
         loader: Any = self.dataloader
         loader.start(self._epoch, self.updates_of_pass)

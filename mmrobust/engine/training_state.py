@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class TrainingStateHook(Hook):
             # It removes the oldest one first, which would be the only one.
             if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
                 hook.max_keep_ckpts = 2
+                if hasattr(hook, 'keep_ckpt_ids'):  # its own before_train came first
+                    hook.keep_ckpt_ids = deque(hook.keep_ckpt_ids, maxlen=2)
                 self._kept_one.append(hook)
 
     def after_train(self, runner: Runner) -> None:

@@ -167,6 +167,7 @@ def _as_it_was() -> Iterator[None]:
         for logger in MMLogger._instance_dict.values():
             for handler in list(logger.handlers):
                 handler.close()
+                logger.removeHandler(handler)
         for kind in (MMLogger, MessageHub, Visualizer):
             kind._instance_dict.clear()
         for kind in Visualizer.__subclasses__():

@@ -73,6 +73,7 @@ class FreeAdversary(Adversary):
         self._step_share = size / self.eps if self.eps else 0.0
         self.carry = carry
         self.updates_per_epoch = 0
+        self.pass_begun = 0  # number of the first update of a pass
         self._deltas: list[Tensor] = []
 
     def _train_step(
@@ -120,7 +121,7 @@ class FreeAdversary(Adversary):
         return (
             self.carry == 'epoch'
             and self.updates_per_epoch > 0
-            and iteration % self.updates_per_epoch == 0
+            and (iteration - self.pass_begun) % self.updates_per_epoch == 0
         )
 
     def _fit(self, images: Sequence[Tensor], threat: ThreatModel) -> list[Tensor]:
