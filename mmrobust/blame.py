@@ -10,44 +10,19 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
-from mmengine.config import Config
 from torch import nn
 
 from .errors import ConfigError
+from .places import PARTS, part_of, place
 
 _LONGEST = 240
 
-# What mmengine's Runner does with which part of a config.
-_PARTS = {
-    'setup_env': 'env_cfg',
-    'set_randomness': 'randomness',
-    'build_logger': 'log_level',
-    'build_message_hub': 'experiment_name',
-    'build_visualizer': 'visualizer',
-    'build_model': 'model',
-    'wrap_model': 'model_wrapper_cfg',
-    'scale_lr': 'auto_scale_lr',
-    'build_optim_wrapper': 'optim_wrapper',
-    'build_param_scheduler': 'param_scheduler',
-    'build_evaluator': 'evaluator',
-    'build_dataloader': 'dataloader',
-    'build_train_loop': 'train_cfg',
-    'build_val_loop': 'val_cfg',
-    'build_test_loop': 'test_cfg',
-    'build_log_processor': 'log_processor',
-    'register_default_hooks': 'default_hooks',
-    'register_custom_hooks': 'custom_hooks',
-    '_check_scheduler_cfg': 'param_scheduler',
-    '_maybe_compile': 'compile',
-    'load_or_resume': 'load_from',
-    '_init_model_weights': 'init_cfg',
-    'dump_config': 'work_dir',
-}
+# Where mmengine's Runner reads checkpoints.
+_LOADING = ('load_or_resume', '_init_model_weights')
 # What holds the file that is being read, in functions that read.
 _FILES = (
     *('annotation_file', 'xml_path', 'ann_file', 'img_path'),
@@ -116,13 +91,6 @@ def models_own() -> Iterator[None]:
         if text is None:
             raise
         raise ConfigError(text) from error
-
-
-def place_of(error: BaseException) -> str:
-    """Where in the config stands what could not be built, or nothing."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    path, _ = _located(frames)
-    return '.'.join(path)
 
 
 def reason_of(error: BaseException) -> str:
@@ -208,6 +176,11 @@ def _of_data(
             f'{kind} cannot give an image ({reason_of(error)}): check its settings and '
             'those of its sampler and batch_sampler.'
         )
+    if name == '_next_index' and module.startswith('torch.utils.data'):
+        return (
+            f'the sampler of a data loader chooses no images ({reason_of(error)}): '
+            'check sampler, batch_sampler and batch_size.'
+        )
     if 'collate' in name and module.startswith(('mmengine.', 'torch.')):
         return (
             f'images cannot be put together to a batch ({reason_of(error)}): check '
@@ -227,14 +200,14 @@ def _of_build(
     """Something is made of a part of the config."""
     name, module = frame.f_code.co_name, _module(frame)
     if name == 'build_from_cfg' and module.startswith('mmengine.registry'):
-        where = _place(outside)
+        where = place(outside)
         return f'{where} cannot be built ({reason_of(error)}): check its settings.'
-    if module == 'mmengine.runner.runner' and name in _PARTS:
+    if module == 'mmengine.runner.runner' and name in PARTS:
         if name in ('load_or_resume', '_init_model_weights') and (
             path := _file(inside)
         ):
             return f'checkpoint {path!r} cannot be loaded ({reason_of(error)}).'
-        part = _part(frame)
+        part = part_of(frame)
         return f'{part} of the config cannot be used ({reason_of(error)}): check it.'
     if module == 'mmengine.runner.runner' and name == '__init__':
         return f'the config cannot be used ({reason_of(error)}): check its settings.'
@@ -303,7 +276,7 @@ def _compose() -> type:
 
 
 def _file(frames: list[FrameType]) -> str | None:
-    """The file of annotations that the innermost of some functions reads."""
+    """The file that the innermost of some functions reads."""
     for frame in reversed(frames):
         for name in _FILES:
             value = frame.f_locals.get(name)
@@ -312,117 +285,3 @@ def _file(frames: list[FrameType]) -> str | None:
             if isinstance(value, str) and value:
                 return value
     return None
-
-
-# ------------------------------------------------------------------- where it stands
-
-
-def _part(frame: FrameType) -> str:
-    """The top-level key of the config that a method of the Runner works on."""
-    part = _PARTS[frame.f_code.co_name]
-    if part not in ('evaluator', 'dataloader'):
-        return part
-    outer: FrameType | None = frame
-    while outer is not None:
-        if split := _split(outer):
-            return f'{split}_{part}'
-        outer = outer.f_back
-    return part
-
-
-def _split(frame: FrameType) -> str:
-    """Which loop a method of the Runner builds, if any."""
-    name = frame.f_code.co_name.removeprefix('build_').removesuffix('_loop')
-    return name if f'build_{name}_loop' == frame.f_code.co_name else ''
-
-
-def _place(frames: list[FrameType]) -> str:
-    """Path and type of what the innermost builder was to build."""
-    path, kind = _located(frames)
-    where = '.'.join(path)
-    if not isinstance(kind, str):
-        builder = next((_PARTS[n] for n in _names(frames) if n in _PARTS), 'the config')
-        return where or f'a part of {builder}'
-    return f'{where} ({kind})' if where else kind
-
-
-def _located(frames: list[FrameType]) -> tuple[list[str], Any]:
-    """Path and type of what the innermost builder was to build, as far as known."""
-    asked = [
-        frame.f_locals.get('cfg')
-        for frame in frames
-        if frame.f_code.co_name == 'build_from_cfg'
-    ]
-    parts = [each for each in asked if isinstance(each, Mapping)]
-    kind = parts[-1].get('type') if parts and parts[-1] is asked[-1] else None
-    kind = getattr(kind, '__name__', kind)
-    root: Any = next((cfg for cfg in map(_config, frames) if cfg is not None), {})
-    split = next(filter(None, map(_split, reversed(frames))), 'none')
-    path: list[str] = []
-    node: Any = root
-    for part in parts:
-        # A loop builds its dataloader, which stands beside it and not inside.
-        for start, before in ((node, path), (root, [])):
-            # What fits best, or as well and belongs to the loop that is built.
-            found = max(
-                _alike(start, part),
-                default=None,
-                key=lambda each: (each[0], each[1][0].startswith(split), each[2]),
-            )
-            if found is not None:
-                _, keys, _, node = found
-                path = [*before, *keys]
-                break
-        else:
-            path, node = [], root
-    if asked and not isinstance(asked[-1], Mapping):
-        path = next(_equal(root, asked[-1]), path)
-    return path, kind
-
-
-def _names(frames: list[FrameType]) -> Iterator[str]:
-    return (frame.f_code.co_name for frame in reversed(frames))
-
-
-def _config(frame: FrameType) -> Any:
-    cfg = frame.f_locals.get('cfg')
-    return cfg if isinstance(cfg, (Mapping, Config)) else None
-
-
-def _alike(
-    node: Any, part: Mapping, path: tuple[str, ...] = ()
-) -> Iterator[tuple[int, tuple[str, ...], int, Any]]:
-    """Where in a config something of the same type stands, and how many settings agree.
-
-    Not where the very same stands: mmengine copies configs, and models change theirs.
-    """
-    for key, value in _items(node):
-        here = (*path, str(key))
-        if isinstance(value, Mapping) and value.get('type') == part.get('type'):
-            surplus = len(set(value) - set(part))
-            yield _agreement(value, part), here, -surplus, value
-        yield from _alike(value, part, here)
-
-
-def _equal(node: Any, value: Any, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """Where in a config a value stands that is no part of it by its type."""
-    if type(node) is type(value) and node == value:
-        yield list(path)
-    for key, inner in _items(node):
-        yield from _equal(inner, value, (*path, str(key)))
-
-
-def _items(node: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(node, (list, tuple)):
-        return enumerate(node)
-    return node.items() if isinstance(node, (Mapping, Config)) else ()
-
-
-def _agreement(one: Mapping, other: Mapping) -> int:
-    count = 0
-    for key, value in other.items():
-        try:
-            count += bool(key in one and one[key] == value)
-        except (TypeError, ValueError, RuntimeError):  # what == makes of arrays
-            continue
-    return count

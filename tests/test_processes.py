@@ -13,7 +13,11 @@ import process_jobs
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork'),
+    # The first test waits for all processes, on a loaded machine for long.
+    pytest.mark.timeout(900),
+]
 pytest.importorskip('pyautoattack')
 
 Found = dict[str, list[dict[str, Any]]]
@@ -89,9 +93,7 @@ def test_the_tool_trains_on_cpus(folder: Path, found: Found) -> None:
 def test_the_launcher_tells_what_it_needs(found: Found) -> None:
     (alone,) = found['launcher, alone']
     assert alone['status'] == 2
-    assert '--launcher pytorch' in alone['errors']
-    assert 'RANK' in alone['errors']
-    assert 'Traceback' not in alone['errors']
+    assert '--launcher pytorch needs RANK' in alone['errors']
 
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])

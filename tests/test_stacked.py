@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmrobust.attacks import APGD, PGD
 from mmrobust.batch import split_batch
+from mmrobust.engine import Acceleration
 from mmrobust.objective import (
     LossOracle,
     NotStackedError,
@@ -121,6 +122,19 @@ def test_attacks_find_what_they_find_alone(attack):
             assert (alone != image).float().mean() > 0.9
             # Rounding turns the sign of the smallest gradients.
             assert ((together[place] - alone).abs() < 1e-3).float().mean() > 0.999
+
+
+def test_the_options_of_speed_hold_for_stacks_too():
+    case, speed = Case('fcos'), Acceleration('bfloat16', channels_last=True)
+    with loss_mode(case.model), speed.prepared(case.model):
+        plain, oracle = case.alone(1), case.stacked()
+        exact = plain.value([case.images[1]])
+        with speed.on(case.model):
+            values, grads = oracle.value_and_grad(case.images)
+            value, (grad,) = plain.value_and_grad([case.images[1]])
+    assert value != exact
+    assert (values[1] - value[0]).abs() < 0.01 * value[0]
+    assert (grads[1] - grad).norm() < 0.1 * grad.norm()
 
 
 def test_an_overflow_of_one_image_is_none_of_the_others():

@@ -212,6 +212,8 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
             folder = path if option == 'save_adv' else os.path.dirname(path) or '.'
             flag = '--' + option.replace('_', '-')
             cli.check_work_dir(folder, f'folder of {flag}', flag)
+    if args.show_dir and os.path.isabs(args.show_dir):  # not in the work dir
+        cli.check_work_dir(args.show_dir, 'folder of --show-dir', '--show-dir')
     classifier = _is_classifier(cfg)
     if args.show or args.show_dir:
         _set_visualization(cfg, args, classifier)

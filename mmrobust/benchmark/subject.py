@@ -51,7 +51,9 @@ class Subject:
     ) -> None:
         self.device = torch.device(device)
         if 'optim_wrapper' not in cfg:
-            raise ConfigError('the config has no optim_wrapper to train with.')
+            raise ConfigError(
+                'the config has no optim_wrapper to train with: is it one of a model?'
+            )
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         model_cfg = _without_downloads(cfg)
         torch.manual_seed(0)

@@ -44,6 +44,8 @@ MODELS = (
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
 )
+# Attacks on one image, attacked AP, updates, attacks on a batch.
+MEASURES = ('attack', 'effect', 'update', 'batch')
 _PGD = {'type': 'mmrobust.PGD', 'eps': 8}
 _COLUMNS = {
     'model': 'model',
@@ -73,6 +75,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=20, help='of PGD')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--options', nargs='+', choices=list(OPTIONS), default=OPTIONS)
+    parser.add_argument('--measure', nargs='+', choices=MEASURES, default=MEASURES)
     parser.add_argument(
         '--effect',
         nargs=2,
@@ -134,18 +137,19 @@ def rows(args: argparse.Namespace, device: torch.device, late: Any) -> Iterator[
         cfg = cli.read_config(path)
         own = Subject(cfg, device, tuple(args.size), args.batch_size)
         subjects[name] = own
-        one = take(own.batch, [0])
-        for row in attack_rows(own, one, args.steps, args.repeats, chosen, late):
-            yield {'model': name, **row}
-    for config, checkpoint in args.effect:
+        if 'attack' in args.measure:
+            one = take(own.batch, [0])
+            for row in attack_rows(own, one, args.steps, args.repeats, chosen, late):
+                yield {'model': name, **row}
+    for config, checkpoint in args.effect if 'effect' in args.measure else ():
         for option, settings in chosen.items():
             if 'cudnn_benchmark' not in settings and not late():
                 row = effect_row(config, checkpoint, settings, args, device)
                 yield {'model': Path(config).stem, 'option': option, **row}
-    for name, own in subjects.items():
+    for name, own in subjects.items() if 'update' in args.measure else ():
         for row in update_rows(own, args.repeats, chosen, late):
             yield {'model': name, **row}
-    for name, own in subjects.items():
+    for name, own in subjects.items() if 'batch' in args.measure else ():
         every = own.batch
         for row in attack_rows(own, every, args.steps, args.repeats, chosen, late):
             yield {'model': name, **row}

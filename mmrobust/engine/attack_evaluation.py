@@ -82,6 +82,8 @@ class AttackEvaluation:
         self.speed = Acceleration.read(speed)
         self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
         _check_attacks(attacks)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f'seed={seed!r} must be a whole number of at least 0.')
         self.attacks: dict[str, Attack | Ensemble] = {
             name: ATTACKS.build(attack) if isinstance(attack, dict) else attack
             for name, attack in attacks.items()

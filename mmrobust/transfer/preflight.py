@@ -74,6 +74,12 @@ def check_config(cfg: Config, name: str) -> None:
         )
     if 'lr' not in (cfg.optim_wrapper.get('optimizer') or {}):
         raise ConfigError(f'config {name!r} has no optim_wrapper.optimizer.lr.')
+    lr = cfg.optim_wrapper.optimizer.lr
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < 1e9:
+        raise ConfigError(
+            f'optim_wrapper.optimizer.lr={lr!r} of config {name!r} must be a number '
+            'above 0.'
+        )
 
 
 def check(sweep: Sweep) -> Findings:

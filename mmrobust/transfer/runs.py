@@ -107,6 +107,12 @@ def run_one(sweep: Sweep, run: Run, metric: str, selection: str | None) -> dict:
     tested = _plain(runner.test_loop.run())
     for key, metrics in ((metric, tested), (selection, validated)):
         if key is not None and key not in metrics:
+            if not metrics:  # CocoMetric's answer to no detection at all
+                raise ConfigError(
+                    f'the model of {run.name} ({sweep.checkpoints[run.eps]!r}) detects '
+                    f'nothing, so its evaluation gives no {key!r}: check checkpoint '
+                    'and schedule.'
+                )
             raise ConfigError(
                 f'the evaluation gives no {key!r} but {", ".join(metrics)}: choose '
                 'one of them with --metric.'

@@ -19,6 +19,7 @@ from mmrobust.batch import attack_samples, float_images
 from mmrobust.checks import trial as trials
 from mmrobust.classification import make_oracle
 from mmrobust.engine import Acceleration, FreeAdversary, PGDAdversary
+from mmrobust.engine.attacker import Attacker
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from torch import Tensor, nn
@@ -347,7 +348,14 @@ def test_trials_are_in_full_precision(
     def float_of(model: nn.Module) -> torch.dtype:
         return model.bbox_head.seen
 
-    examine = trials.examine
+    examine, check = trials.examine, Attacker.check
+
+    def checked(*args: Any) -> Any:
+        where[0] = 'check'  # of single values, before anything is attacked
+        try:
+            return check(*args)
+        finally:
+            where[0] = 'attack'
 
     def examined(*args: Any, **kwargs: Any) -> Any:
         where[0] = 'trial'
@@ -368,9 +376,11 @@ def test_trials_are_in_full_precision(
 
     monkeypatch.setattr(FCOSHead, 'forward', forward_head)
     monkeypatch.setattr(LossOracle, '_losses', losses)
+    monkeypatch.setattr(Attacker, 'check', checked)
     monkeypatch.setattr(attacker, 'examine', examined)
     evaluate(dict(pgd=PGD), speed=dict(autocast='bfloat16'), check_images=1)
-    assert set(seen) == {('attack', torch.bfloat16), ('trial', torch.float32)}
+    found = {each for each in seen if each[0] != 'check'}
+    assert found == {('attack', torch.bfloat16), ('trial', torch.float32)}
 
 
 def test_an_evaluation_is_not_resumed_at_another_speed(

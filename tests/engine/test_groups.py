@@ -48,10 +48,12 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def _images(folder: Path) -> dict[str, np.ndarray]:
-    return {
-        path.stem: np.load(path)['image'] if path.suffix == '.npz' else np.load(path)
-        for path in sorted(folder.rglob('*.np[yz]'))
-    }
+    found = {}
+    for path in sorted(folder.rglob('*.np[yz]')):
+        content = np.load(path)
+        image = content['image'] if path.suffix == '.npz' else content
+        found[str(path.relative_to(folder))] = image
+    return found
 
 
 def test_figures_are_those_of_single_images(

@@ -51,7 +51,7 @@ class Source(str):
 
 # What somebody could write on a command line in place of anything.
 WORDS = (
-    *('', ' ', 'x', '-1', '0', '0.5', '-0', '1e400', 'nan', 'inf', '-inf', '4/0', '/'),
+    *('', ' ', 'x', '-1', '0', '0.5', '-0', '1e400', 'nan', 'inf', '-inf', '4/0'),
     *('999999999999999999999', 'é漢字', 'None', 'True', '[]', '{}', 'a b', "it's"),
     *('-', '4,', '%s', '{x}', '$HOME', '٣', 'x' * 5000, 'pgd\n', '0x10', '1_0', '∞'),
 )

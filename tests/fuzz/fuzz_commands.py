@@ -12,7 +12,7 @@ CLASSIFIER = [f'{PROJECT}/classifier.py', f'{PROJECT}/classifier.pth']
 
 # Paths that are no config, no checkpoint and no folder to write to.
 PATHS = (
-    *('gone', 'gone/gone.pth', '', ' ', f'{PROJECT}/file', f'{PROJECT}/folder', '/'),
+    *('gone', 'gone/gone.pth', '', ' ', f'{PROJECT}/file', f'{PROJECT}/folder'),
     *(f'{PROJECT}/loop', f'{PROJECT}/broken link', '/dev/null', '/proc/version', '.'),
     *(f'{PROJECT}/text.pth', f'{PROJECT}/truncated.pth', f'{PROJECT}/empty.pth'),
     *('x' * 300, 'é漢字.py', 'http://', 'https://127.0.0.1:9/x.pth', 'mmdet::', '::'),
@@ -56,6 +56,7 @@ BASES: dict[str, list[list[str]]] = {
 TOOLS = tuple(BASES)
 
 _FILES = ('--work-dir', '--out', '--show-dir', '--report', '--save-adv', '--dump')
+_FILES += ('--json',)
 _READ = ('--resume', '--image-ids', '--backbone-weights', '--config', '--logs')
 _COMMON = {'--launcher', '--cfg-options', '--local-rank', '--work-dir'}
 OPTIONS: dict[str, set[str]] = {
@@ -63,7 +64,7 @@ OPTIONS: dict[str, set[str]] = {
         *_COMMON,
         *('--amp', '--auto-scale-lr', '--resume', '--robust', '--eps', '--norm'),
         *('--replays', '--num-steps', '--schedule', '--preset', '--backbone'),
-        *('--backbone-weights', '--dump'),
+        *('--backbone-weights', '--dump', '--autocast', '--channels-last', '--compile'),
     },
     'test.py': {
         *_COMMON,
@@ -71,7 +72,8 @@ OPTIONS: dict[str, set[str]] = {
         *('--step-size', '--num-steps', '--norm', '--restarts', '--target'),
         *('--target-class', '--seed', '--num-images', '--space', '--quantize'),
         *('--check-images', '--save-adv', '--report', '--version', '--members'),
-        *('--resolutions', '--batch-size', '--image-ids'),
+        *('--resolutions', '--batch-size', '--image-ids', '--attack-batch-size'),
+        *('--autocast', '--channels-last', '--compile'),
     },
     'transfer.py': {
         *_COMMON,
@@ -86,12 +88,16 @@ OPTIONS: dict[str, set[str]] = {
         *('--arch', '--full', '--num-classes', '--normalization', '--config'),
         '--trust',
     },
-    'benchmark.py': {*_COMMON, '--repeats', '--device'},
+    'benchmark.py': {
+        *('--cfg-options', '--repeats', '--device', '--size', '--batch-size'),
+        *('--threads', '--clock', '--sections', '--json', '--check'),
+    },
     'coverage.py': {'--family', '--out', '--timeout', '--jobs', '--resume', '--logs'},
     'demo.py': {'--work-dir', '--cfg-options'},
     'bootstrap.py': {'--stack', '--venv', '--torch-index'},
 }
 _FLAGS = {'--amp', '--auto-scale-lr', '--tta', '--quantize', '--full', '--trust'}
+_FLAGS |= {'--autocast', '--channels-last', '--compile', '--check'}
 
 # Words that are right somewhere, so that they are wrong in many ways elsewhere.
 _KNOWN = (

@@ -111,6 +111,8 @@ def _no_config(rng: Random, name: str, number: int) -> Case:
 
 def _more(tool: str) -> list[str]:
     work = ['--work-dir', f'{HERE}/work']
+    if tool == 'benchmark.py':
+        return []
     if tool == 'test.py':
         return [f'{PROJECT}/good.pth', *work]
     if tool == 'transfer.py':
@@ -171,6 +173,8 @@ def _mutate(rng: Random, cfg: dict[str, Any], only_ours: bool) -> list[str]:
         names.append('import')
     if names[0] == 'default_scope':
         names.append('registry')
+    if names[0].endswith('dataloader'):
+        names.append('data loader')
     if 'pipeline' in names:
         names += ['data', 'image']
     found = [str(each) for each in names if each is not None]
