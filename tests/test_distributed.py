@@ -30,6 +30,8 @@ from mmrobust.engine.records import PassRecords
 from mmrobust.errors import ConfigError
 from mmrobust.processes import together
 
+# The first test waits for all processes, on a loaded machine for long.
+pytestmark = pytest.mark.timeout(900)
 MAP = 'coco/bbox_mAP'
 # The sign of its gradient does not change with the normaliser, which mmdet's heads
 # average over the processes, so that the images are the same for one and two.

@@ -13,7 +13,11 @@ import process_jobs
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork'),
+    # The first test waits for all processes, on a loaded machine for long.
+    pytest.mark.timeout(900),
+]
 pytest.importorskip('pyautoattack')
 
 Found = dict[str, list[dict[str, Any]]]
