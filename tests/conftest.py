@@ -13,6 +13,7 @@ import torch
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
@@ -33,6 +34,11 @@ def _quiet_and_repeatable() -> Iterator[None]:
     # Threads wait for each other longer than these tiny detectors compute.
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    for logger in MMLogger._instance_dict.values():
+        # Of a run of another test, whose log file has been closed.
+        closed = [h for h in logger.handlers if getattr(h, 'stream', h) is None]
+        for handler in closed:
+            logger.removeHandler(handler)
     with DefaultScope.overwrite_default_scope('mmdet'):
         init_default_scope('mmdet')
         yield

@@ -19,6 +19,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmrobust import cli
+from mmrobust.attacks.base import positive_int
+from mmrobust.config_checks import check_sections
 from mmrobust.report import write_atomically
 
 ROWS = ('standard', 'robust')
@@ -77,7 +79,9 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
     """
     folder = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
     cfg = Config.fromfile(folder / f'{row}_fcos.py')
-    cfg.merge_from_dict(options or {})
+    cli.merge_options(cfg, options or {})
+    check_sections(cfg)
+    positive_int((cfg.train_cfg or {}).get('max_iters'), 'train_cfg.max_iters')
     cfg.work_dir, cfg.resume = str(work_dir), True
     trained = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
     if not trained.exists():
