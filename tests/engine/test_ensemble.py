@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from mmdet.models.backbones import ResNet
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -538,3 +539,21 @@ def test_images_without_ids_of_their_own_are_refused(
         )
     with pytest.raises(ConfigError, match='the ensemble needs images with ids'):
         evaluate({'all': ensemble(dict(a=pgd()))}, dict(test_dataloader=loader))
+
+
+def test_no_member_is_lost_because_the_model_failed(
+    evaluate: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attack without it would be weaker, and nobody would look for the reason."""
+    forward, calls = ResNet.forward, []
+
+    def fails_once(self: ResNet, x: Tensor) -> Any:
+        calls.append(x)
+        if len(calls) == 1:
+            raise RuntimeError('a library was in a bad mood')
+        return forward(self, x)
+
+    monkeypatch.setattr(ResNet, 'forward', fails_once)
+    with pytest.raises(ConfigError, match=r'the model fails in its ResNet .*bad mood'):
+        evaluate(dict(all=dict(type='mmrobust.Ensemble', eps=4, version='fast')))
+    assert len(calls) == 1

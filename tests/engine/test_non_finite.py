@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -400,6 +401,58 @@ def test_an_impossible_limit_is_refused(build: Build, value: Any) -> None:
     runner = build('Epoch', FREE, max_skipped=value)
     with pytest.raises(ConfigError, match=r'max_skipped=.* must be a whole number'):
         runner.train()
+
+
+class Counts(nn.Module):
+    """Remembers its losses, as some of mmdet's do: in a buffer, a list and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer('seen', torch.zeros(()))
+        self.history: list[float] = []
+
+    def forward(self, factor: float) -> Tensor:
+        loss = factor * self.weight.sum()
+        self.seen = self.seen + loss.detach()  # another tensor
+        self.history.append(float(loss))
+        return loss
+
+
+def test_what_losses_remember_is_put_back() -> None:
+    model = Counts()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    with finite_updates(model, wrapper, 5):
+        wrapper.update_params(model(1.0))
+        before = model.weight.detach().clone(), model.seen.clone(), [*model.history]
+        for factor in (math.nan, math.inf):
+            wrapper.update_params(model(factor))
+            assert torch.equal(model.weight, before[0])
+            assert torch.equal(model.seen, before[1])
+            assert model.history == before[2]
+        wrapper.update_params(model(1.0))
+    assert model.weight[0].item() == pytest.approx(0.8)
+    assert len(model.history) == 2
+
+
+def test_large_gradients_are_finite() -> None:
+    """As a scaled loss has them; their squares would overflow."""
+    model = Counts()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-25))
+    with finite_updates(model, wrapper, 1):
+        wrapper.update_params(model(1e25))
+    assert model.weight[0].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_what_hooks_do_between_passes_is_kept() -> None:
+    model = Counts()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    with finite_updates(model, wrapper, 5) as guard:
+        wrapper.update_params(model(1.0))
+        model.seen.fill_(7)
+        guard.remember()
+        wrapper.update_params(model(math.nan))
+    assert model.seen.item() == 7
 
 
 # ------------------------------------------------------------ two processes
