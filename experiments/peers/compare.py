@@ -194,7 +194,9 @@ def measure(
 
 def costs(setup: Setup, method: Method) -> dict[str, Any]:
     """Passes per image of the first batch, and whether weights get gradients."""
-    passes, batch = Passes(setup.model), setup.batches[0]
+    batch = setup.batches[0]
+    method(batch)  # without what is done once
+    passes = Passes(setup.model)
     method(batch)
     passes.remove()
     weights = list(setup.model.parameters())

@@ -44,7 +44,7 @@ class Ours:
         basis = self.model, batch.data, batch.samples, self.attack.objective
         if self.together != 'stacked':
             return LossOracle(*basis, per_image=not self.together)
-        if self.seams is None:  # once, in the call that warms up
+        if self.seams is None:
             one = batch.split()[0]
             self.seams = find_seams(self.model, one.data, one.samples)
         return StackedOracle(*basis, self.seams, batch.seeds)
