@@ -143,7 +143,7 @@ def _attack_sample(
     width_scale, height_scale = (float(s) for s in sample.get('scale_factor', (1, 1)))
     if gt_frame == 'input' or (width_scale, height_scale) == (1.0, 1.0):
         return copy
-    height, width = sample.img_shape[:2]
+    height, width = _shape_of(sample)
     for key in ('gt_instances', 'ignored_instances'):
         instances = copy.get(key, None)
         if instances is None:
@@ -166,6 +166,17 @@ def _attack_sample(
     return copy
 
 
+def _shape_of(sample: BaseDataElement) -> tuple[int, int]:
+    """Height and width of a sample's image in the network's input."""
+    if 'img_shape' not in sample:
+        raise ConfigError(
+            'the images come without their img_shape, which models and attacks need: '
+            'add it to the meta_keys of PackDetInputs.'
+        )
+    height, width = sample.img_shape[:2]
+    return height, width
+
+
 def count_boxes_outside(samples: Sequence[BaseDataElement]) -> int:
     """Counts boxes whose centre lies outside their image.
 
@@ -177,11 +188,12 @@ def count_boxes_outside(samples: Sequence[BaseDataElement]) -> int:
     """
     outside = 0
     for sample in samples:
+        height, width = _shape_of(sample)
         boxes = sample.gt_instances.bboxes
         boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
         if len(boxes) and boxes.shape[-1] == 4:
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            size = centres.new_tensor(sample.img_shape[1::-1])
+            size = centres.new_tensor((width, height))
             outside += int(((centres < 0) | (centres > size)).any(dim=1).sum())
     return outside
 

@@ -15,11 +15,12 @@ import torch
 from mmengine.config import Config
 from mmdet.models.detectors.base import BaseDetector
 from mmrobust import cli
-from mmrobust.batch import check_batch
+from mmrobust.batch import check_batch, count_boxes_outside
 from mmrobust.checkpoints import read_checkpoint
 from mmrobust.checkpoints.fit import check_resumable
 from mmrobust.config_checks import check_launcher, check_sections
 from mmrobust.errors import ConfigError
+from mmrobust.transfer.metric import as_list
 
 FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
 ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
@@ -194,3 +195,39 @@ def test_a_metric_without_a_class(
     test = dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
     with pytest.raises(ConfigError, match="CocoMetric has no category 'square'"):
         build_runner(test_cfg=test, test_evaluator=metric).test()
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'sentence'),
+    [
+        ('CocoMetric', "'CocoMetric', which is no metric"),
+        ([{'metric': 'bbox'}], 'a dict with a type'),
+        ({'type': 'Accuracy', 'topk': 1.5}, 'topk=1.5 of Accuracy must be a list'),
+    ],
+)
+def test_an_evaluator_without_metrics(evaluator: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        as_list(evaluator)
+
+
+def test_images_without_their_shape(build_runner: Callable, untouched: None) -> None:
+    runner = build_runner(
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
+    )
+    sample = runner.test_dataloader.dataset[0]['data_samples']
+    assert count_boxes_outside([sample]) == 0
+    del sample.img_shape
+    with pytest.raises(ConfigError, match='meta_keys of PackDetInputs'):
+        count_boxes_outside([sample])
+
+
+def test_a_preprocessor_that_prepares_no_images(
+    build_runner: Callable, untouched: None
+) -> None:
+    runner = build_runner(
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
+    )
+    del runner.model.data_preprocessor
+    runner.model.data_preprocessor = None
+    with pytest.raises(ConfigError, match='give DetDataPreprocessor'):
+        runner.test()

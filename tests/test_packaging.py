@@ -15,7 +15,7 @@ from email.message import Message
 from email.parser import Parser
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import setuptools
@@ -397,6 +397,24 @@ class TestStamp:
         other.version_info = (3, 99, 0)  # type: ignore[attr-defined]
         monkeypatch.setattr(bootstrap, 'sys', other)
         assert bootstrap.fingerprint('test', 'openmmlab') != first
+
+    @pytest.mark.parametrize(('free', 'warned'), [(9.5, True), (10.5, False)])
+    def test_warns_of_a_full_disk(
+        self,
+        bootstrap: ModuleType,
+        project: Path,
+        machine: Machine,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        free: float,
+        warned: bool,
+    ) -> None:
+        usage = ModuleType('shutil')
+        left = SimpleNamespace(free=free * 1e9)
+        usage.disk_usage = lambda folder: left  # type: ignore[attr-defined]
+        monkeypatch.setattr(bootstrap, 'shutil', usage)
+        assert bootstrap.main(['setup']) == 0
+        assert ('Only 9.5 GB are free' in capsys.readouterr().out) is warned
 
     def test_a_failed_install_is_done_again(
         self,

@@ -14,13 +14,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+GIGABYTES = 10  # that an installation needs, with CUDA's packages
 OLDEST, NEWEST = (3, 10), (3, 12)
 # stack: default environment, and what is installed from this checkout
 STACKS = {
@@ -117,11 +120,18 @@ def set_up(venv: Path, extras: str, stack: str, torch_index: str | None) -> Path
     python = venv / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
     stamp = venv / 'mmrobust-setup'
     wanted = fingerprint(extras, stack)
-    if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
-        return python
+    try:
+        if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
+            return python
+    except OSError as error:
+        fail(
+            f'{venv} cannot be used ({error.strerror}): choose another folder with '
+            '--venv.'
+        )
     started = time.monotonic()
     print(f'Setting up {venv} (a few minutes the first time) ...', flush=True)
     make_venv(venv, python, ours=stamp.is_file())
+    warn_of_space(venv)
     command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', '-q']
     command += ['-c', f'constraints/{stack}.txt', '-e', f'.[{extras}]']
     if torch_index:
@@ -140,6 +150,17 @@ def set_up(venv: Path, extras: str, stack: str, torch_index: str | None) -> Path
         fail(f'{stamp} cannot be written ({error.strerror}).')
     print(f'Set up in {time.monotonic() - started:.0f} s.', flush=True)
     return python
+
+
+def warn_of_space(venv: Path) -> None:
+    """Says what the packages need where there is little left on the disk."""
+    free = shutil.disk_usage(venv).free / 1e9
+    if free < GIGABYTES:
+        print(
+            f'Only {free:.1f} GB are free in {venv}: with CUDA the packages take 6.5, '
+            f'and 3 GB more in {tempfile.gettempdir()} while they are installed.',
+            flush=True,
+        )
 
 
 def make_venv(venv: Path, python: Path, *, ours: bool) -> None:

@@ -217,10 +217,10 @@ def main() -> None:
     """Runs all families and writes the table after each."""
     args = parse_args()
     table = Path(args.out)
-    store = table.with_suffix('.json')
     known = zoo.families()
     if table.suffix != '.md' or table.is_dir():
         raise ConfigError(f'--out {args.out!r} must be a .md file.')
+    store = table.with_suffix('.json')
     for option in ('timeout', 'jobs'):
         value = getattr(args, option)
         if not 0 < value < 1e6:

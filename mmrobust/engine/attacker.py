@@ -32,6 +32,7 @@ from ..classification import (
     make_oracle,
 )
 from ..detection_score import DetectionOracle
+from ..errors import ConfigError
 from ..objective import (
     NotStackedError,
     Objective,
@@ -334,6 +335,11 @@ class Attacker:
             return []
         part = collate([dataset[0]])
         check_batch(part)
+        if not isinstance(self.model.data_preprocessor, torch.nn.Module):
+            raise ConfigError(
+                'model.data_preprocessor of the config is no module that prepares '
+                'images: give DetDataPreprocessor, or one of its kind.'
+            )
         with self._asking(), seeded(self.seed, self.device):
             samples, _ = self.samples(part)
             for attack in named:

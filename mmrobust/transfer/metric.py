@@ -11,17 +11,43 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
+from ..blame import short
 from ..errors import ConfigError
 
 # Batches that the trial evaluates, with a head that has not learnt anything.
 _BATCHES = 2
 
 
+# Settings of metrics that name their figures.
+_LISTS = {
+    'metric': (str, list, tuple),
+    'items': (str, list, tuple),
+    'topk': (int, list, tuple),
+}
+
+
 def as_list(evaluator: Any) -> list[Mapping[str, Any]]:
-    """The metrics of an evaluator's config."""
+    """The metrics of an evaluator's config.
+
+    Raises:
+        ConfigError: for what is no config of metrics.
+    """
     if isinstance(evaluator, Mapping):
         evaluator = evaluator.get('metrics', evaluator)
-    return [evaluator] if isinstance(evaluator, Mapping) else list(evaluator or ())
+    found = [evaluator] if isinstance(evaluator, Mapping) else evaluator or ()
+    for metric in found if isinstance(found, (list, tuple)) else (found,):
+        if not isinstance(metric, Mapping) or 'type' not in metric:
+            raise ConfigError(
+                f'the evaluator of the config has {short(repr(metric))}, which is no '
+                'metric: give a dict with a type, or a list of such.'
+            )
+        for key, kinds in _LISTS.items():
+            if not isinstance(metric.get(key, ()), kinds):
+                raise ConfigError(
+                    f'{key}={short(repr(metric[key]))} of {metric["type"]} must be a '
+                    'list.'
+                )
+    return list(found)
 
 
 def usual_keys(evaluator: Any) -> list[str]:

@@ -173,6 +173,8 @@ def _mutate(rng: Random, cfg: dict[str, Any], only_ours: bool) -> list[str]:
         names.append('import')
     if names[0] == 'default_scope':
         names.append('registry')
+    if 'paramwise_cfg' in names:
+        names.append('backbone_lr_mult')
     if names[0].endswith('dataloader'):
         names.append('data loader')
     if 'pipeline' in names:
