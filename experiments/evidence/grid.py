@@ -1,0 +1,385 @@
+"""Which runs the study consists of: every claim's runs, each run once.
+
+A run is data: its name, kind, seed and settings decide what it computes (see
+``runs.py``), its needs are the runs whose weights it takes. Costs are counted in
+passes: one forward and backward pass of a batch, two thirds of it backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data import Amounts
+
+CLAIMS = tuple(range(1, 10))
+SEEDS = (0, 1, 2)
+EPS = 4
+SWEEP = (0, 1, 2, 4, 8)
+HEADS = ('faster-rcnn', 'fcos', 'dn-detr')
+
+ATTACKS: dict[str, dict[str, Any]] = {
+    'total': {'type': 'mmrobust.PGD', 'num_steps': 10},
+    'cls': {'type': 'mmrobust.PGD', 'num_steps': 10, 'objective': 'cls'},
+    'reg': {'type': 'mmrobust.PGD', 'num_steps': 10, 'objective': 'reg'},
+    'cwa': {'type': 'mmrobust.PGD', 'num_steps': 10, 'objective': 'cwa'},
+}
+ENSEMBLE = {'ensemble': {'type': 'mmrobust.Ensemble', 'version': 'fast'}}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        amounts: of the detection set.
+        upstream: passes of a classifier's training.
+        detector: passes of a detector's training.
+        detector_batch: images per batch.
+        transfer: updates of a transfer run.
+        num_images: test images that are attacked.
+        attacked_pictures: pictures that classifiers are attacked on.
+        queries: of the black-box attack.
+        apgd_steps: of each of AutoAttack's members.
+        target_classes: of its targeted member.
+    """
+
+    amounts: Amounts
+    upstream: int
+    detector: int
+    detector_batch: int
+    transfer: int
+    num_images: int
+    attacked_pictures: int
+    queries: int
+    apgd_steps: int
+    target_classes: int
+
+
+SCALES = {
+    'smoke': Scale(Amounts(24, 8, (128, 128)), 20, 16, 4, 2, 4, 8, 3, 3, 3),
+    'small': Scale(Amounts(1500, 50, (128, 128)), 1000, 400, 8, 60, 50, 50, 100, 20, 3),
+    'full': Scale(
+        Amounts(4000, 300, (128, 160)), 24000, 6000, 16, 1000, 300, 500, 500, 100, 9
+    ),
+}
+
+
+@dataclass
+class Run:
+    """One training or measurement.
+
+    Attributes:
+        name: unique; its folder below the work dir.
+        kind: function of ``runs.py`` that does it.
+        seed: of everything random.
+        settings: what it does, JSON.
+        needs: runs that come first, by the role that they play.
+        claims: which claims it serves.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    settings: dict[str, Any]
+    needs: dict[str, str] = field(default_factory=dict)
+    claims: set[int] = field(default_factory=set)
+
+
+class Grid:
+    """All runs of a scale, in an order in which each comes after what it needs.
+
+    Args:
+        scale: sizes.
+    """
+
+    def __init__(self, scale: Scale) -> None:
+        self.scale = scale
+        self.runs: dict[str, Run] = {}
+
+    def add(
+        self,
+        claim: int,
+        kind: str,
+        title: str,
+        seed: int,
+        settings: dict[str, Any],
+        needs: Mapping[str, str] | None = None,
+    ) -> str:
+        """Adds a run, or the claim to one that is there; returns its name."""
+        name = f'{kind}/{title}/seed{seed}'
+        run = Run(name, kind, seed, settings, dict(needs or {}))
+        known = self.runs.setdefault(name, run)
+        if (known.settings, known.needs) != (run.settings, run.needs):
+            raise ValueError(f'two different runs are called {name}')
+        self._serve(name, claim)
+        return name
+
+    def _serve(self, name: str, claim: int) -> None:
+        run = self.runs[name]
+        run.claims.add(claim)
+        for needed in run.needs.values():
+            self._serve(needed, claim)
+
+    # --- the upstream task ---
+
+    def classifier(
+        self,
+        claim: int,
+        seed: int,
+        backbone: str = 'resnet18',
+        eps: float = EPS,
+        start: str | None = None,
+        heavy: bool = False,
+        share: float = 1.0,
+        classes: str = 'all',
+        part: str = '',
+    ) -> str:
+        """A classifier's training; ``eps`` 0 is normal training.
+
+        Args:
+            claim: that it serves.
+            seed: of everything.
+            backbone: of ``models.py``.
+            eps: of APGD with two steps, in pixel units.
+            start: run whose weights it starts from.
+            heavy: augmentation and EMA of arXiv 2303.01870.
+            share: of the passes of a classifier.
+            classes: ``'all'``, ``'first'`` or ``'last'`` half.
+            part: for the name.
+        """
+        # APGD with two steps: 3 forward and 2 backward passes before the update's.
+        passes = share * self.scale.upstream
+        updates = round(passes if eps == 0 else passes / (10 / 3))
+        title = '-'.join(
+            filter(
+                None,
+                [
+                    backbone,
+                    f'eps{eps:g}',
+                    'heavy' if heavy else '',
+                    'from-standard' if start else '',
+                    part,
+                    f'{share:g}' if share != 1 else '',
+                ],
+            )
+        )
+        settings = {
+            'backbone': backbone,
+            'eps': eps,
+            'heavy': heavy,
+            'classes': classes,
+            'updates': updates,
+            'passes': passes,
+        }
+        needs = {'start': start} if start else None
+        return self.add(claim, 'classifier', title, seed, settings, needs)
+
+    def upstream(self, claim: int, seed: int, weights: str) -> str | None:
+        """The run whose weights are called so; None for random ones."""
+        return {
+            'random': lambda: None,
+            'standard': lambda: self.classifier(claim, seed, eps=0),
+            'robust': lambda: self.classifier(claim, seed),
+            'convnext': lambda: self.classifier(claim, seed, 'convnext'),
+            'convstem': lambda: self.classifier(claim, seed, 'convnext-convstem'),
+            'swin': lambda: self.classifier(claim, seed, 'swin'),
+        }[weights]()
+
+    # --- the downstream task ---
+
+    def detector(
+        self,
+        claim: int,
+        seed: int,
+        weights: str,
+        head: str = 'fcos',
+        method: str = 'free',
+        passes: float | None = None,
+        optimizer: str = 'adamw',
+        lr: float = 2e-3,
+        backbone_lr: float | None = None,
+    ) -> str:
+        """A detector's training, and its evaluation under all attacks.
+
+        Args:
+            claim: that it serves.
+            seed: of everything.
+            weights: of the backbone, see :meth:`upstream`.
+            head: config of the detector.
+            method: ``'standard'``, ``'free'`` (FreeAT, m = 4) or ``'pgd'`` (PGD-AT, 2
+                steps).
+            passes: of its training, by default those of the scale.
+            optimizer: ``'adamw'`` or ``'sgd'``.
+            lr: learning rate.
+            backbone_lr: its multiplier for the backbone, by default 0.1, or 1 for
+                random weights.
+        """
+        start = self.upstream(claim, seed, weights)
+        if backbone_lr is None:
+            backbone_lr = 0.1 if start else 1.0
+        usual = 0.1 if start else 1.0
+        passes = round(self.scale.detector if passes is None else passes)
+        updates = round(passes / {'standard': 1, 'free': 1, 'pgd': 3}[method])
+        title = '-'.join(
+            filter(
+                None,
+                [
+                    head,
+                    weights,
+                    method,
+                    f'{passes}' if passes != self.scale.detector else '',
+                    f'{optimizer}{lr:g}' if optimizer != 'adamw' else '',
+                    f'bb{backbone_lr:g}' if backbone_lr != usual else '',
+                ],
+            )
+        )
+        backbone = {'convnext': 'convnext', 'convstem': 'convnext-convstem'}
+        settings = {
+            'head': head,
+            'weights': weights,
+            'backbone': backbone.get(
+                weights, 'swin' if weights == 'swin' else 'resnet18'
+            ),
+            'method': method,
+            'eps': EPS,
+            'passes': passes,
+            'updates': updates,
+            'optimizer': optimizer,
+            'lr': lr,
+            'backbone_lr': backbone_lr,
+        }
+        needs = {'start': start} if start else None
+        return self.add(claim, 'detector', title, seed, settings, needs)
+
+    def attacked(
+        self, claim: int, seed: int, detector: str, what: str, attacks: dict[str, Any]
+    ) -> str:
+        """A further evaluation of a detector."""
+        title = f'{detector.split("/")[1]}-{what}'
+        settings = {'attacks': attacks}
+        return self.add(
+            claim, 'attacked', title, seed, settings, {'detector': detector}
+        )
+
+    def autoattack(
+        self, claim: int, seed: int, classifier: str, norms: tuple[str, ...]
+    ) -> str:
+        """AutoAttack's APGD members on a classifier, at two resolutions for linf."""
+        title = classifier.split('/')[1]
+        settings = {'norms': list(norms)}
+        return self.add(
+            claim, 'autoattack', title, seed, settings, {'classifier': classifier}
+        )
+
+    # --- the claims ---
+
+    def build(self, claims: tuple[int, ...], seeds: tuple[int, ...]) -> list[Run]:
+        """The runs of some claims and seeds: all claims of one seed, then the next."""
+        for seed in seeds:
+            for claim in claims:
+                getattr(self, f'_claim{claim}')(seed)
+        return list(self.runs.values())
+
+    def equal_budget(self) -> float:
+        """Passes of a detector from scratch that cost a pre-training more.
+
+        A pass is counted by its pixels: those of a classifier are smaller.
+        """
+        pixels = 64 * 48**2
+        side = sum(self.scale.amounts.canvas) / 2
+        own = self.scale.detector_batch * side**2
+        return self.scale.detector + self.scale.upstream * pixels / own
+
+    def _claim1(self, seed: int) -> None:
+        base = self.detector(1, seed, 'robust')
+        others = [
+            self.detector(1, seed, 'standard', method='standard'),
+            self.detector(1, seed, 'standard'),
+            self.detector(1, seed, 'random'),
+            self.detector(1, seed, 'random', passes=self.equal_budget()),
+        ]
+        for detector in (base, *others[1:]):
+            self.attacked(1, seed, detector, 'ensemble', ENSEMBLE)
+
+    def _claim2(self, seed: int) -> None:
+        self.detector(2, seed, 'robust')
+        self.detector(2, seed, 'robust', backbone_lr=1.0)
+        for lr, backbone_lr in ((0.01, 0.1), (0.04, 0.1), (0.04, 1.0)):
+            self.detector(
+                2, seed, 'robust', optimizer='sgd', lr=lr, backbone_lr=backbone_lr
+            )
+
+    def _claim3(self, seed: int) -> None:
+        for passes in (self.scale.detector, 2 * self.scale.detector):
+            for method in ('free', 'pgd'):
+                self.detector(3, seed, 'robust', method=method, passes=passes)
+
+    def _claim4(self, seed: int) -> None:
+        for weights in ('robust', 'standard'):
+            for head in HEADS:
+                self.detector(4, seed, weights, head)
+
+    def _claim5(self, seed: int) -> None:
+        needs = {
+            f'{head}-robust': self.detector(5, seed, 'robust', head) for head in HEADS
+        }
+        needs['fcos-standard'] = self.detector(5, seed, 'standard', method='standard')
+        self.add(5, 'matrix', 'pgd', seed, {}, needs)
+
+    def _claim6(self, seed: int) -> None:
+        for weights in ('convnext', 'convstem'):
+            classifier = self.upstream(6, seed, weights)
+            assert classifier
+            self.autoattack(6, seed, classifier, ('linf', 'l2', 'l1'))
+            detector = self.detector(6, seed, weights)
+            norms = {
+                f'{norm}': {
+                    'type': 'mmrobust.APGD',
+                    'num_steps': 10,
+                    'norm': norm,
+                    'eps': eps,
+                }
+                for norm, eps in (('l2', DETECTOR_L2), ('l1', DETECTOR_L1))
+            }
+            self.attacked(6, seed, detector, 'l2-l1', norms)
+
+    def _claim7(self, seed: int) -> None:
+        half = self.classifier(7, seed, eps=0, share=0.5)
+        for start in (None, half):
+            for heavy in (False, True):
+                classifier = self.classifier(
+                    7, seed, start=start, heavy=heavy, share=0.5 if start else 1.0
+                )
+                self.autoattack(7, seed, classifier, ('linf',))
+
+    def _claim8(self, seed: int) -> None:
+        needs = {
+            f'{eps:g}': self.classifier(
+                8, seed, eps=eps, share=0.5, classes='first', part='first-half'
+            )
+            for eps in SWEEP
+        }
+        for side in (32, 8):
+            self.add(8, 'transfer', f'last-half-{side}px', seed, {'side': side}, needs)
+
+    def _claim9(self, seed: int) -> None:
+        self.detector(9, seed, 'swin')
+        square = {'type': 'mmrobust.Square', 'num_queries': self.scale.queries}
+        for weights, method in (
+            ('robust', 'free'),
+            ('standard', 'free'),
+            ('standard', 'standard'),
+        ):
+            detector = self.detector(9, seed, weights, method=method)
+            self.attacked(9, seed, detector, 'square', {'square': square})
+        for weights in ('robust', 'standard'):
+            self.detector(9, seed, weights, 'mask-rcnn')
+
+
+# Radii of the norms that nobody trains with: as large for these images as those of
+# arXiv 2303.01870 are for ImageNet's, relative to the side for l2 and the area for l1.
+CLASSIFIER_RADII = {'linf': 4, 'l2': 510 * 48 / 224, 'l1': 19125 * (48 / 224) ** 2}
+DETECTOR_L2 = 510 * 128 / 224
+DETECTOR_L1 = 19125 * (128 / 224) ** 2

@@ -1,0 +1,409 @@
+"""Tables and plots of the study, from the records of its runs alone.
+
+    python experiments/evidence/tables.py work_dirs/evidence/cifar10-small
+    python experiments/evidence/tables.py experiments/evidence/results/cifar10-small
+
+The first form gathers the records below a work dir, the second reads ``records.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrobust import cli
+from mmrobust.errors import ConfigError
+from mmrobust.report import write_atomically
+
+MAP = 'coco/bbox_mAP'
+WHITE_BOX = ('total', 'cls', 'reg', 'cwa')
+Record = dict[str, Any]
+
+
+class Records:
+    """The records of a study, by title and seed.
+
+    Args:
+        records: as ``runs.py`` writes them.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.all = sorted(records, key=lambda record: record['name'])
+        self.by_title: dict[str, dict[int, Record]] = {}
+        for record in self.all:
+            title = record['name'].rsplit('/', 1)[0]
+            self.by_title.setdefault(title, {})[record['seed']] = record
+
+    @classmethod
+    def read(cls, folder: Path) -> Records:
+        """Reads ``records.json``, or the records of the runs below a work dir.
+
+        Raises:
+            ConfigError: if there are none.
+        """
+        gathered = folder / 'records.json'
+        if (folder / 'runs').is_dir():
+            paths = sorted((folder / 'runs').rglob('record.json'))
+            return cls(json.loads(path.read_text()) for path in paths)
+        if gathered.is_file():
+            return cls(json.loads(gathered.read_text()))
+        raise ConfigError(
+            f'{str(folder)!r} has neither runs nor records.json: give the work dir of '
+            'run.py, or a folder of results.'
+        )
+
+    def values(self, title: str, figure: Callable[[Record], float]) -> list[float]:
+        """A figure of all seeds."""
+        seeds = sorted(self.by_title.get(title, {}).items())
+        return [figure(record) for _, record in seeds]
+
+
+# --- figures of a record ---
+
+
+def benign(record: Record) -> float:
+    """Box mAP in percent."""
+    return 100 * float(record['benign'][MAP])
+
+
+def under(name: str) -> Callable[[Record], float]:
+    """Box mAP in percent under an attack."""
+
+    def figure(record: Record) -> float:
+        (found,) = (each for each in record['attacks'] if each['name'] == name)
+        return 100 * float(found['metrics'][MAP])
+
+    return figure
+
+
+def worst(record: Record) -> float:
+    """The lowest box mAP under the white-box attacks of one objective."""
+    return min(under(name)(record) for name in WHITE_BOX)
+
+
+def metric(key: str) -> Callable[[Record], float]:
+    """A metric of a classifier's or a transfer's record."""
+    return lambda record: float(record['metrics'][key])
+
+
+def segm(name: str | None) -> Callable[[Record], float]:
+    """Mask mAP in percent, benign or under an attack."""
+
+    def figure(record: Record) -> float:
+        metrics = record['benign']
+        if name is not None:
+            (found,) = (each for each in record['attacks'] if each['name'] == name)
+            metrics = found['metrics']
+        return 100 * float(metrics['coco/segm_mAP'])
+
+    return figure
+
+
+def minutes(record: Record) -> float:
+    """Minutes of the training."""
+    return float(record['train_seconds'] or 0) / 60
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation (n - 1); says so when there are not three."""
+    if not values:
+        return ''
+    text = f'{statistics.fmean(values):.{digits}f}'
+    if len(values) > 1:
+        text += f' ± {statistics.stdev(values):.{digits}f}'
+    return text if len(values) >= 3 else f'{text} (n = {len(values)})'
+
+
+# --- tables ---
+
+Column = tuple[str, Callable[[Record], float]]
+COLUMNS: list[Column] = [
+    ('benign', benign),
+    *((name, under(name)) for name in WHITE_BOX),
+    ('lowest', worst),
+]
+# Rows of the tables of detectors: label and title.
+ROWS: dict[str, list[tuple[str, str]]] = {
+    '1': [
+        ('standard training, standard backbone', 'fcos-standard-standard'),
+        ('FreeAT, random backbone', 'fcos-random-free'),
+        ('FreeAT, random backbone, equal budget', 'fcos-random-free-{equal}'),
+        ('FreeAT, standard backbone', 'fcos-standard-free'),
+        ('FreeAT, robust backbone', 'fcos-robust-free'),
+    ],
+    '2': [
+        ('AdamW 0.002, backbone x 0.1', 'fcos-robust-free'),
+        ('AdamW 0.002, backbone x 1', 'fcos-robust-free-bb1'),
+        ('SGD 0.01, backbone x 0.1', 'fcos-robust-free-sgd0.01'),
+        ('SGD 0.04, backbone x 0.1', 'fcos-robust-free-sgd0.04'),
+        ('SGD 0.04, backbone x 1', 'fcos-robust-free-sgd0.04-bb1'),
+    ],
+    '3': [
+        ('FreeAT, m = 4', 'fcos-robust-free'),
+        ('PGD-AT, 2 steps', 'fcos-robust-pgd'),
+        ('FreeAT, m = 4, twice the passes', 'fcos-robust-free-{double}'),
+        ('PGD-AT, 2 steps, twice the passes', 'fcos-robust-pgd-{double}'),
+    ],
+    '4': [
+        (f'{head}, {weights} backbone', f'{key}-{weights}-free')
+        for weights in ('robust', 'standard')
+        for head, key in (
+            ('Faster R-CNN', 'faster-rcnn'),
+            ('FCOS', 'fcos'),
+            ('DN-DETR', 'dn-detr'),
+        )
+    ],
+    '6': [
+        ('ConvNeXt, patch stem', 'fcos-convnext-free'),
+        ('ConvNeXt, ConvStem', 'fcos-convstem-free'),
+    ],
+    '9': [
+        ('ResNet-18', 'fcos-robust-free'),
+        ('Swin', 'fcos-swin-free'),
+    ],
+}
+MASKS = [
+    (f'Mask R-CNN, {weights} backbone', f'mask-rcnn-{weights}-free')
+    for weights in ('robust', 'standard')
+]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; numbers to the right."""
+    lines = [
+        '| ' + ' | '.join(head) + ' |',
+        '| --- ' + '| ---: ' * (len(head) - 1) + '|',
+    ]
+    lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return '\n'.join(lines) + '\n'
+
+
+def rows_of(records: Records, claim: str) -> list[tuple[str, str]]:
+    """Labels and titles of a claim, with the numbers of passes of this study."""
+    passes = {
+        title.split('/')[1]: next(iter(found.values()))['settings']['passes']
+        for title, found in records.by_title.items()
+        if title.startswith('detector/')
+    }
+    usual = passes.get('fcos-robust-free', 0)
+    equal = [passes[title] for title in passes if title.startswith('fcos-random-free-')]
+    names = {'equal': equal[0] if equal else 0, 'double': 2 * usual}
+    return [
+        (label, 'detector/' + title.format(**names)) for label, title in ROWS[claim]
+    ]
+
+
+def detectors(
+    records: Records,
+    rows: Sequence[tuple[str, str]],
+    columns: Sequence[Column] = COLUMNS,
+    extra: Callable[[str], list[tuple[str, str]]] = lambda title: [],
+) -> str:
+    """A table of detectors.
+
+    Args:
+        records: of the study.
+        rows: label and title.
+        columns: name and figure.
+        extra: further cells of a title, name and text.
+    """
+    head = ['', *(name for name, _ in columns)]
+    lines = []
+    for label, title in rows:
+        if title in records.by_title:
+            cells = [spread(records.values(title, figure)) for _, figure in columns]
+            more = extra(title)
+            head = ['', *(name for name, _ in columns), *(name for name, _ in more)]
+            lines.append([label, *cells, *(text for _, text in more)])
+    return table(head, lines) if lines else '(not run)\n'
+
+
+def evaluated(
+    records: Records, what: str, names: Sequence[str]
+) -> Callable[[str], list[tuple[str, str]]]:
+    """Cells of a further evaluation, for :func:`detectors`."""
+
+    def cells(title: str) -> list[tuple[str, str]]:
+        other = f'attacked/{title.split("/")[1]}-{what}'
+        return [(name, spread(records.values(other, under(name)))) for name in names]
+
+    return cells
+
+
+def cost(records: Records) -> Callable[[str], list[tuple[str, str]]]:
+    """Cells of what a training took."""
+
+    def cells(title: str) -> list[tuple[str, str]]:
+        record = next(iter(records.by_title[title].values()))
+        return [
+            ('updates', str(record['settings']['updates'])),
+            ('passes', str(record['settings']['passes'])),
+            ('minutes', spread(records.values(title, minutes))),
+        ]
+
+    return cells
+
+
+def matrix(records: Records) -> str:
+    """Box mAP of every detector on the images made with every detector."""
+    found = records.by_title.get('matrix/pgd', {})
+    if not found:
+        return '(not run)\n'
+    entries = [record['matrix'] for record in found.values()]
+    targets = list(entries[0]['targets'])
+    sources = ['clean', *entries[0]['sources']]
+    rows = []
+    for source in sources:
+        cells = [
+            spread([100 * value_of(each, source, target) for each in entries])
+            for target in targets
+        ]
+        rows.append([source, *cells])
+    return table(['images of \\ tested on', *targets], rows)
+
+
+def value_of(entry: Record, source: str, target: str) -> float:
+    """A cell of a transfer matrix."""
+    return float(entry['matrix'][source][target])
+
+
+def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
+    """A table of classifiers under AutoAttack's APGD."""
+    keys: dict[str, None] = {}
+    for _, title in rows:
+        for record in records.by_title.get(title, {}).values():
+            keys.update(dict.fromkeys(record['metrics']))
+    lines = [
+        [label, *(
+            spread(records.values(title, metric(key)))
+            if title in records.by_title
+            and key in next(iter(records.by_title[title].values()))['metrics']
+            else ''
+            for key in keys
+        )]
+        for label, title in rows
+    ]  # fmt: skip
+    return table(['', *keys], lines) if keys else '(not run)\n'
+
+
+CLASSIFIERS = {
+    '6': [
+        ('ConvNeXt, patch stem', 'autoattack/convnext-eps4'),
+        ('ConvNeXt, ConvStem', 'autoattack/convnext-convstem-eps4'),
+    ],
+    '7': [
+        ('random start, light', 'autoattack/resnet18-eps4'),
+        ('random start, heavy', 'autoattack/resnet18-eps4-heavy'),
+        ('standard start, light', 'autoattack/resnet18-eps4-from-standard-0.5'),
+        ('standard start, heavy', 'autoattack/resnet18-eps4-heavy-from-standard-0.5'),
+    ],
+}
+
+
+def sweep(records: Records) -> str:
+    """Accuracy on the other classes by the eps of the pre-training."""
+    rows = []
+    for mode in ('fixed', 'full'):
+        for side in (32, 8):
+            title = f'transfer/last-half-{side}px'
+            if title not in records.by_title:
+                continue
+            record = next(iter(records.by_title[title].values()))
+            radii = [key.split('/')[1] for key in record['metrics'] if mode in key]
+            cells = [
+                spread(records.values(title, metric(f'{mode}/{eps}'))) for eps in radii
+            ]
+            rows.append([f'{mode}, {side} pixels', *cells])
+    if not rows:
+        return '(not run)\n'
+    return table(['', *(f'eps {eps}' for eps in radii)], rows)
+
+
+def sections(records: Records) -> list[tuple[str, str]]:
+    """All tables, each with its heading."""
+    found: list[tuple[str, str]] = []
+    for claim, heading in (
+        ('1', 'Claim 1: the backbone'),
+        ('2', 'Claim 2: learning rate of the backbone, and optimizer'),
+        ('3', 'Claim 3: FreeAT and PGD-AT'),
+        ('4', 'Claim 4: heads'),
+    ):
+        extra = {
+            '1': evaluated(records, 'ensemble', ['ensemble']),
+            '3': cost(records),
+        }.get(claim, lambda title: [])
+        rows = rows_of(records, claim)
+        found.append((heading, detectors(records, rows, COLUMNS, extra)))
+    found.append(('Claim 5: transfer between detectors', matrix(records)))
+    found.append(
+        ('Claim 6: the stem, classifiers', autoattacked(records, CLASSIFIERS['6']))
+    )
+    stems = evaluated(records, 'l2-l1', ['l2', 'l1'])
+    found.append(
+        (
+            'Claim 6: the stem, detectors',
+            detectors(records, rows_of(records, '6'), COLUMNS, stems),
+        )
+    )
+    found.append(
+        ('Claim 7: start and augmentation', autoattacked(records, CLASSIFIERS['7']))
+    )
+    found.append(('Claim 8: transfer of robust classifiers', sweep(records)))
+    found.append(
+        ('Claim 9: another backbone', detectors(records, rows_of(records, '9')))
+    )
+    black_box = [
+        (label, title)
+        for label, title in rows_of(records, '1')
+        if f'attacked/{title.split("/")[1]}-square' in records.by_title
+    ]
+    square = evaluated(records, 'square', ['square'])
+    found.append(
+        (
+            'Claim 9: a black-box attack',
+            detectors(records, black_box, COLUMNS, square),
+        )
+    )
+    masks: list[Column] = [
+        ('benign', segm(None)),
+        *((name, segm(name)) for name in WHITE_BOX),
+    ]
+    rows = [(label, f'detector/{title}') for label, title in MASKS]
+    found.append(('Claim 9: instance segmentation, boxes', detectors(records, rows)))
+    found.append(
+        ('Claim 9: instance segmentation, masks', detectors(records, rows, masks))
+    )
+    return found
+
+
+def write_results(records: Records, out: Path) -> None:
+    """Writes ``records.json``, ``evidence.md`` and the plots."""
+    from plots import write_plots
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(records.all, indent=1, sort_keys=True) + '\n'
+    write_atomically(out / 'records.json', text)
+    parts = ['# Tables', 'mean ± standard deviation over seeds; mAP in percent.']
+    for heading, body in sections(records):
+        parts += [f'## {heading}', body.rstrip()]
+    write_atomically(out / 'evidence.md', '\n\n'.join(parts) + '\n')
+    write_plots(records, out)
+
+
+def main() -> None:
+    """Reads records, writes tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('folder', type=Path, help='work dir, or folder of results')
+    parser.add_argument('--out', type=Path, help='where to write (default: there)')
+    args = parser.parse_args()
+    write_results(Records.read(args.folder), args.out or args.folder)
+
+
+if __name__ == '__main__':
+    cli.run(main)
