@@ -328,9 +328,8 @@ def draw_digits(folder: Path) -> None:
         )
         opacity = np.pad(np.clip(opacity, 0, 1), 2)[..., None]
         for copy in range(4):
-            paper, ink = rng.integers(0, 256, (2, 3))
-            while np.abs(paper - ink).sum() < 240:  # hardly to be seen
-                paper, ink = rng.integers(0, 256, (2, 3))
+            # Light on dark, or ten classes take far more updates than there are.
+            paper, ink = rng.integers(0, 112, 3), rng.integers(144, 256, 3)
             picture = np.rint(paper + opacity * (ink - paper)).astype(np.uint8)
             encoded = cv2.imencode('.png', picture)[1]
             (target / f'{index:04d}_{copy}.png').write_bytes(encoded.tobytes())

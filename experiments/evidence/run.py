@@ -19,6 +19,7 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def main() -> None:
     cifar10 = None if args.cifar10 is None else Path(args.cifar10).expanduser()
     data = make_data(work_dir / 'data', cifar10, scale.amounts)
     study = Study(work_dir, data, scale)
+    check_same_scale(study)
     todo = [run for run in grid if not is_done(run, study)]
     say(f'{len(grid)} runs, {len(grid) - len(todo)} are done.')
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
@@ -96,6 +98,24 @@ def main() -> None:
             f'{len(failed)} runs failed, the first is {failed[0]}: see log.txt in its '
             f'folder below {work_dir / "runs"}.'
         )
+
+
+def check_same_scale(study: Any) -> None:
+    """Refuses a work dir whose runs were of other sizes.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    from mmrobust.errors import ConfigError
+    from mmrobust.report import write_atomically
+
+    path = study.work_dir / 'scale.json'
+    asked = json.loads(json.dumps(asdict(study.scale)))
+    if path.exists() and json.loads(path.read_text()) != asked:
+        raise ConfigError(
+            f'{study.work_dir} holds runs of another scale: give another --work-dir.'
+        )
+    write_atomically(path, json.dumps(asked, indent=1) + '\n')
 
 
 def is_done(run: Run, study: Any) -> bool:

@@ -65,9 +65,14 @@ class Records:
 # --- figures of a record ---
 
 
+def percent(metrics: dict[str, float], key: str = MAP) -> float:
+    """A metric of COCO in percent; there is none where nothing was detected."""
+    return 100 * max(float(metrics.get(key, 0.0)), 0.0)
+
+
 def benign(record: Record) -> float:
     """Box mAP in percent."""
-    return 100 * float(record['benign'][MAP])
+    return percent(record['benign'])
 
 
 def under(name: str) -> Callable[[Record], float]:
@@ -75,7 +80,7 @@ def under(name: str) -> Callable[[Record], float]:
 
     def figure(record: Record) -> float:
         (found,) = (each for each in record['attacks'] if each['name'] == name)
-        return 100 * float(found['metrics'][MAP])
+        return percent(found['metrics'])
 
     return figure
 
@@ -98,7 +103,7 @@ def segm(name: str | None) -> Callable[[Record], float]:
         if name is not None:
             (found,) = (each for each in record['attacks'] if each['name'] == name)
             metrics = found['metrics']
-        return 100 * float(metrics['coco/segm_mAP'])
+        return percent(metrics, 'coco/segm_mAP')
 
     return figure
 
