@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grid import CLASSIFIER_RADII, EPS, Scale
+from grid import CLASSIFIER_RADII, EPS, PICTURE, Scale
 from mmengine.config import Config, ConfigDict
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
             'depths': [2, 2, 4],
             'num_heads': [2, 4, 8],
         },
-        'img_size': 48,
+        'img_size': PICTURE,
         'window_size': 4,
         'drop_path_rate': 0.0,
         'pad_small_map': True,
@@ -84,8 +84,17 @@ def classifier_config(
             'num_steps': 2,
         }
     cfg.train_cfg.adversary = ConfigDict(adversary)
+    forget_flips(cfg, data)
     set_length(cfg, settings['updates'])
     return cfg
+
+
+def forget_flips(cfg: Config, data: dict[str, Any]) -> None:
+    """A mirrored digit is none."""
+    if data['source'] == 'digits':
+        for step in cfg.train_dataloader.dataset.pipeline:
+            if step['type'] == 'RandomFlip':
+                step['prob'] = 0.0
 
 
 def set_pictures(
@@ -154,6 +163,7 @@ def detector_config(
     cfg.optim_wrapper.paramwise_cfg.backbone_lr_mult = settings['backbone_lr']
     cfg.train_cfg.adversary = ConfigDict(adversary_of(settings['method']))
     cfg.test_cfg.update(num_images=scale.num_images, attack_batch_size=10)
+    forget_flips(cfg, data)
     set_length(cfg, settings['updates'])
     return cfg
 

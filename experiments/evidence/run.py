@@ -39,7 +39,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--scale', choices=sorted(SCALES), default='small')
     parser.add_argument(
-        '--claims', nargs='+', type=int, choices=CLAIMS, default=list(CLAIMS)
+        '--claims',
+        nargs='+',
+        type=int,
+        choices=CLAIMS,
+        help='default: all, of the small scale all but 9',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
     parser.add_argument(
@@ -69,7 +73,7 @@ def main() -> None:
     if any(seed < 0 for seed in args.seeds):
         raise ConfigError('--seeds must not be negative.')
     scale = SCALES[args.scale]
-    grid = Grid(scale).build(tuple(args.claims), tuple(args.seeds))
+    grid = Grid(scale).build(tuple(args.claims or scale.claims), tuple(args.seeds))
     if args.list:
         for run in grid:
             print(run.name, *sorted(run.claims))

@@ -202,8 +202,8 @@ class TestGrid:
         grid = study['grid']
         scale = grid.SCALES['small']
         passes = grid.Grid(scale).equal_budget() - scale.detector
-        pixels = passes * scale.detector_batch * 128**2
-        assert pixels == pytest.approx(scale.upstream * 64 * 48**2)
+        pixels = passes * scale.detector_batch * 96**2
+        assert pixels == pytest.approx(scale.upstream * 64 * 40**2)
 
     def test_two_runs_of_one_name(self, study: dict) -> None:
         grid = study['grid'].Grid(study['grid'].SCALES['smoke'])

@@ -1,9 +1,9 @@
-# The upstream task: pictures as large as the objects of the detection set are on
-# average. run.py sets data, backbone, adversary and length.
+# The upstream task: pictures about as large as the objects that detectors get. run.py
+# sets data, backbone, adversary and length.
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['mmrobust'], allow_failed_imports=False)
 
-size = 48
+size = 40
 model = dict(
     type='ImageClassifier',
     # As the detectors' preprocessor, so that the weights fit.
@@ -24,7 +24,7 @@ model = dict(
 light = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(size, size)),
-    dict(type='RandomCrop', crop_size=size, padding=6, padding_mode='reflect'),
+    dict(type='RandomCrop', crop_size=size, padding=5, padding_mode='reflect'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]

@@ -1,15 +1,16 @@
 # The downstream task: what replaces data, loop and hooks of the demo's detectors.
-# run.py sets data, weights, adversary, optimizer and length.
+# run.py sets data, weights, adversary, optimizer and length. Images are reduced to the
+# size that the demo's anchors and ranges are made for.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # For the scale_factor that heads ask for.
-    dict(type='Resize', scale_factor=1.0, keep_ratio=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
