@@ -77,12 +77,12 @@ class Scale:
 SCALES = {
     'smoke': Scale(Amounts(24, 8, (128, 128)), 20, 16, 4, 2, 4, 8, 3, 3, 3),
     'small': Scale(
-        Amounts(1500, 40, (128, 128)),
+        Amounts(1500, 60, (128, 128)),
         upstream=1200,
         detector=600,
         detector_batch=16,
         transfer=60,
-        num_images=40,
+        num_images=60,
         attacked_pictures=50,
         queries=100,
         apgd_steps=20,

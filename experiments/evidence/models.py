@@ -150,8 +150,10 @@ def detector_config(
         )
     cfg.train_dataloader.batch_size = scale.detector_batch
     if head == 'mask-rcnn':
-        cfg.train_dataloader.dataset.pipeline[1].with_mask = True
-        cfg.test_dataloader.dataset.pipeline[1].with_mask = True
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            for step in loader.dataset.pipeline:
+                if step['type'] == 'LoadAnnotations':
+                    step['with_mask'] = True
         cfg.test_evaluator.metric = ['bbox', 'segm']
     cfg.test_evaluator.ann_file = str(root / 'detection' / 'test.json')
     rate = settings['lr']

@@ -131,8 +131,8 @@ def prepare(cfg: Config, run: Run, study: Study, what: str) -> None:
     cfg.visualizer.name = cfg.experiment_name
     cfg.randomness = {'seed': run.seed}
     cfg.log_level = 'WARNING' if study.scale.upstream < 100 else 'INFO'
-    # The last checkpoint is all that others need.
-    cfg.default_hooks.checkpoint.interval = min(200, cfg.train_cfg.max_iters)
+    if 'max_iters' in cfg.train_cfg:  # the last checkpoint is all that others need
+        cfg.default_hooks.checkpoint.interval = min(200, cfg.train_cfg.max_iters)
 
 
 def close(runner: Runner) -> None:
