@@ -31,13 +31,11 @@ class Study:
         work_dir: folder of everything.
         data: content of ``data.json``.
         scale: sizes.
-        device: ``'cuda'``, ``'cpu'`` or None for what there is.
     """
 
     work_dir: Path
     data: dict[str, Any]
     scale: Scale
-    device: str | None = None
 
     @property
     def data_root(self) -> Path:
@@ -130,7 +128,6 @@ def prepare(cfg: Config, run: Run, study: Study, what: str) -> None:
     cfg.experiment_name = f'{run.name}_{what}_{os.getpid()}_{time.time_ns()}'
     cfg.visualizer.name = cfg.experiment_name
     cfg.randomness = {'seed': run.seed}
-    cfg.log_level = 'WARNING' if study.scale.upstream < 100 else 'INFO'
     if 'max_iters' in cfg.train_cfg:  # the last checkpoint is all that others need
         cfg.default_hooks.checkpoint.interval = min(200, cfg.train_cfg.max_iters)
 

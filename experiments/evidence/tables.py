@@ -277,22 +277,26 @@ def value_of(entry: Record, source: str, target: str) -> float:
 
 
 def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
-    """A table of classifiers under AutoAttack's APGD."""
-    keys: dict[str, None] = {}
+    """A table of classifiers under AutoAttack's APGD, at two resolutions."""
+    keys: dict[str, str] = {}
     for _, title in rows:
         for record in records.by_title.get(title, {}).values():
-            keys.update(dict.fromkeys(record['metrics']))
+            keys.update({shown(key): key for key in record['metrics']})
+    order = sorted(keys, key=lambda name: name.split(', ')[1])
     lines = [
-        [label, *(
-            spread(records.values(title, metric(key)))
-            if title in records.by_title
-            and key in next(iter(records.by_title[title].values()))['metrics']
-            else ''
-            for key in keys
-        )]
+        [label, *(spread(records.values(title, metric(keys[name]))) for name in order)]
         for label, title in rows
-    ]  # fmt: skip
-    return table(['', *keys], lines) if keys else '(not run)\n'
+        if title in records.by_title
+    ]
+    return table(['', *order], lines) if lines else '(not run)\n'
+
+
+def shown(key: str) -> str:
+    """How a table calls a metric: ``autoattack/40/linf-4`` is ``linf, 40 px``."""
+    parts = key.split('/')
+    if parts[0] == 'autoattack':
+        return f'{parts[2].split("-")[0]}, {parts[1]} px'
+    return f'clean, {parts[0]} px'
 
 
 CLASSIFIERS = {

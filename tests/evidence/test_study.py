@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from mmrobust.errors import ConfigError
 
@@ -247,10 +248,12 @@ class TestRuns:
         assert study['run'].is_done(grid.runs[name], tiny_study)
         assert [each['name'] for each in record['attacks']] == list(attacks)
         # The detector has started from the classifier's backbone.
-        log = ''.join(
-            path.read_text() for path in tiny_study.folder(name).rglob('*.log')
+        paths = [tiny_study.checkpoint(each) for each in (first.name, name)]
+        start, end = (
+            torch.load(path, weights_only=False)['state_dict'] for path in paths
         )
-        assert str(tiny_study.checkpoint(first.name)) in log
+        change = end['backbone.conv1.weight'] - start['backbone.conv1.weight']
+        assert 0 < change.abs().max() < 0.01 < start['backbone.conv1.weight'].std()
         grid.runs[name].settings['lr'] = 1
         with pytest.raises(ConfigError, match='made with other settings'):
             study['run'].is_done(grid.runs[name], tiny_study)
