@@ -18,6 +18,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
+import quick
 import tiny
 
 
@@ -47,11 +48,20 @@ def _quiet_and_repeatable() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials and pictures take longer than attacks on tiny detectors."""
+    """Trials, pictures and intervals take longer than attacks on tiny detectors."""
+    from mmrobust.engine.box_analysis import BoxAnalysis
     from mmrobust.engine.eval_loops import AttackTestLoop
 
+    monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))  # resamples
     monkeypatch.setattr(AttackTestLoop, 'default_check_images', 0)
     monkeypatch.setattr(AttackTestLoop, 'default_gallery', 0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _quick_surroundings() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        quick.shorten(patch)
+        yield
 
 
 @pytest.fixture(scope='session')

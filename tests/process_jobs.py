@@ -27,6 +27,8 @@ import cv2
 import mmdet.models  # noqa: F401
 import mmpretrain.models  # noqa: F401
 import numpy as np
+import pytest
+import quick
 import tiny
 import torch
 import updates
@@ -196,7 +198,6 @@ def tool(name: str, *arguments: Any) -> Job:
         sys.argv = [name, *map(str, arguments)]
         BoxAnalysis.__init__.__defaults__ = (0, 20)  # resamples
         AttackTestLoop.default_check_images = AttackTestLoop.default_gallery = 0
-        Config.pretty_text = property(lambda cfg: cfg.text)  # takes a second
         if 'RANK' in os.environ:
             sys.argv += ['--launcher', 'pytorch']
         runpy.run_path(str(TOOLS / name), run_name='__main__')
@@ -689,5 +690,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == '__main__':
+    quick.shorten(pytest.MonkeyPatch())
     processes._GRACE = 1.0  # where the main thread waits, this is how long it takes
     main(Path(sys.argv[1]))

@@ -19,6 +19,7 @@ from typing import Any
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import numpy as np
 import pytest
+import quick
 import tiny
 import torch
 from mmengine.config import Config
@@ -415,4 +416,5 @@ def test_an_uneven_sampler_is_refused_by_all(ranks: list[dict[str, Any]]) -> Non
 
 
 if __name__ == '__main__':
+    quick.shorten(pytest.MonkeyPatch())
     main(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 import tiny
 import torch
 from mmengine.config import Config
@@ -514,4 +515,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == '__main__':
+    quick.shorten(pytest.MonkeyPatch())
     main(Path(sys.argv[1]))

@@ -16,6 +16,7 @@ from typing import Any
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import pytest
+import quick
 import tiny
 import torch
 from mmengine.config import Config
@@ -124,4 +125,5 @@ def test_two_processes_resume_exactly(ranks: list[dict[str, Any]], name: str) ->
 
 
 if __name__ == '__main__':
+    quick.shorten(pytest.MonkeyPatch())
     main(Path(sys.argv[1]))
