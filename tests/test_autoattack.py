@@ -1043,9 +1043,9 @@ def test_a_checkpoint_for_other_classes(call: Call) -> None:
 def test_detectors_are_refused(
     call: Call, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (project / 'config.py').read_text()
-    text = text.replace("default_scope = 'mmpretrain'", "default_scope = 'mmdet'")
-    (project / 'config.py').write_text(text)
+    cfg = Config.fromfile(project / 'config.py')
+    cfg.default_scope = 'mmdet'
+    cfg.dump(project / 'config.py')
     assert 'autoattack works on classifiers only' in call(*AUTO)
 
 
