@@ -210,6 +210,11 @@ def test_an_evaluator_without_metrics(evaluator: Any, sentence: str) -> None:
         as_list(evaluator)
 
 
+def test_a_setting_of_a_metric_may_be_none() -> None:
+    metric = {'type': 'MultiLabelMetric', 'topk': None}
+    assert as_list(metric) == [metric]
+
+
 def test_images_without_their_shape(build_runner: Callable, untouched: None) -> None:
     runner = build_runner(
         test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)

@@ -12,10 +12,10 @@ import matplotlib.pyplot as plt
 from tables import (
     Records,
     benign,
+    matrix_cells,
     metric,
     minutes,
     rows_of,
-    value_of,
     worst,
 )
 
@@ -94,18 +94,13 @@ def draw_cost(records: Records) -> plt.Figure | None:
 
 def draw_matrix(records: Records) -> plt.Figure | None:
     """The transfer matrix, mean over the seeds (claim 5)."""
-    found = records.by_title.get('matrix/pgd', {})
-    if not found:
+    cells = matrix_cells(records)
+    if not cells:
         return None
-    entries = [record['matrix'] for record in found.values()]
-    targets = list(entries[0]['targets'])
-    sources = ['clean', *entries[0]['sources']]
+    sources, targets = list(cells), list(cells['clean'])
     means = [
-        [
-            statistics.fmean(100 * value_of(each, source, target) for each in entries)
-            for target in targets
-        ]
-        for source in sources
+        [statistics.fmean(values) for values in by_target.values()]
+        for by_target in cells.values()
     ]
     figure, axes = plt.subplots()
     image = axes.imshow(means)

@@ -102,7 +102,7 @@ def machine() -> str:
 
 
 def train(cfg: Config, run: Run, study: Study) -> dict[str, Any]:
-    """Trains, unless that is done; returns the checkpoint's name and the losses."""
+    """Trains, unless that is done; returns the checkpoint's name and the seconds."""
     folder = study.folder(run.name)
     prepare(cfg, run, study, 'train')
     updates = cfg.train_cfg.max_iters
@@ -177,10 +177,7 @@ def detector(run: Run, study: Study) -> dict[str, Any]:
     """Trains a detector and attacks it."""
     cfg = detector_config(run, study)
     found = train(cfg, run, study)
-    return {
-        **found,
-        **attack(run, run, study, found['checkpoint'], ATTACKS, 'robustness'),
-    }
+    return {**found, **attack(run, run, study, found['checkpoint'], ATTACKS)}
 
 
 def detector_config(run: Run, study: Study) -> Config:
@@ -195,9 +192,7 @@ def attacked(run: Run, study: Study) -> dict[str, Any]:
     source = study.record(run.needs['detector'])
     assert source
     trained = Run(source['name'], 'detector', source['seed'], source['settings'])
-    return attack(
-        trained, run, study, source['checkpoint'], run.settings['attacks'], 'robustness'
-    )
+    return attack(trained, run, study, source['checkpoint'], run.settings['attacks'])
 
 
 def attack(
@@ -206,7 +201,6 @@ def attack(
     study: Study,
     checkpoint: str,
     attacks: dict[str, Any],
-    report: str,
 ) -> dict[str, Any]:
     """Evaluates a detector under attacks; returns what the report says.
 
@@ -216,7 +210,6 @@ def attack(
         study: the study.
         checkpoint: its name in the detector's folder.
         attacks: name to config; without a radius, that of the training.
-        report: name of the report's file.
     """
     cfg = detector_config(
         Run(trained.name, 'detector', run.seed, trained.settings), study
@@ -225,7 +218,7 @@ def attack(
     cfg.test_cfg.attacks = ConfigDict(
         {name: {'eps': EPS, **each} for name, each in attacks.items()}
     )
-    path = study.folder(run.name) / f'{report}.json'
+    path = study.folder(run.name) / 'robustness.json'
     cfg.test_cfg.report = str(path)
     cfg.load_from = str(study.folder(trained.name) / checkpoint)
     if not (path.exists() and json.loads(path.read_text())['complete']):

@@ -253,27 +253,29 @@ def cost(records: Records) -> Callable[[str], list[tuple[str, str]]]:
     return cells
 
 
+def matrix_cells(records: Records) -> dict[str, dict[str, list[float]]]:
+    """Box mAP in percent of all seeds, by source of the images and tested detector."""
+    found = records.by_title.get('matrix/pgd', {})
+    entries = [record['matrix'] for _, record in sorted(found.items())]
+    return {
+        source: {
+            target: [100 * each['matrix'][source][target] for each in entries]
+            for target in entries[0]['targets']
+        }
+        for source in (['clean', *entries[0]['sources']] if entries else ())
+    }
+
+
 def matrix(records: Records) -> str:
     """Box mAP of every detector on the images made with every detector."""
-    found = records.by_title.get('matrix/pgd', {})
-    if not found:
+    cells = matrix_cells(records)
+    if not cells:
         return '(not run)\n'
-    entries = [record['matrix'] for record in found.values()]
-    targets = list(entries[0]['targets'])
-    sources = ['clean', *entries[0]['sources']]
-    rows = []
-    for source in sources:
-        cells = [
-            spread([100 * value_of(each, source, target) for each in entries])
-            for target in targets
-        ]
-        rows.append([source, *cells])
-    return table(['images of \\ tested on', *targets], rows)
-
-
-def value_of(entry: Record, source: str, target: str) -> float:
-    """A cell of a transfer matrix."""
-    return float(entry['matrix'][source][target])
+    rows = [
+        [source, *(spread(values) for values in by_target.values())]
+        for source, by_target in cells.items()
+    ]
+    return table(['images of \\ tested on', *cells['clean']], rows)
 
 
 def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:

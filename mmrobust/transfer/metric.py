@@ -42,7 +42,7 @@ def as_list(evaluator: Any) -> list[Mapping[str, Any]]:
                 'metric: give a dict with a type, or a list of such.'
             )
         for key, kinds in _LISTS.items():
-            if not isinstance(metric.get(key, ()), kinds):
+            if metric.get(key) is not None and not isinstance(metric[key], kinds):
                 raise ConfigError(
                     f'{key}={short(repr(metric[key]))} of {metric["type"]} must be a '
                     'list.'
@@ -57,14 +57,14 @@ def usual_keys(evaluator: Any) -> list[str]:
         kind = str(getattr(metric['type'], '__name__', metric['type'])).split('.')[-1]
         prefix = metric.get('prefix')
         if kind == 'Accuracy':
-            topk = metric.get('topk', (1,))
+            topk = metric.get('topk') or (1,)
             topk = (topk,) if isinstance(topk, int) else topk
             keys += [f'{prefix or "accuracy"}/top{k}' for k in topk]
         elif kind == 'SingleLabelMetric':
-            items = metric.get('items', ('precision', 'recall', 'f1-score'))
+            items = metric.get('items') or ('precision', 'recall', 'f1-score')
             keys += [f'{prefix or "single-label"}/{item}' for item in items]
         elif kind == 'CocoMetric':
-            names = metric.get('metric', 'bbox')
+            names = metric.get('metric') or 'bbox'
             names = [names] if isinstance(names, str) else names
             ends = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
             names = [name for name in names if name in ('bbox', 'segm')]

@@ -297,6 +297,22 @@ class TestTables:
         assert cells[:3] == ['FreeAT, robust backbone', '60.0 ± 10.0', '10.0 ± 13.2']
         assert cells[-1] == cells[2]  # the lowest is that under 'total'
 
+    def test_the_matrix_has_sources_below_and_targets_beside(self, study: dict) -> None:
+        tables = study['tables']
+        cells = {
+            'clean': {'a': 0.5, 'b': 0.4},
+            'a': {'a': 0.1, 'b': 0.3},
+            'b': {'a': 0.2, 'b': 0.0},
+        }
+        found = {'sources': ['a', 'b'], 'targets': ['a', 'b'], 'matrix': cells}
+        records = tables.Records(
+            [{'name': 'matrix/pgd/seed0', 'seed': 0, 'matrix': found}]
+        )
+        lines = tables.matrix(records).splitlines()
+        assert lines[0].split(' | ')[1:] == ['a', 'b |']
+        assert lines[3] == '| a | 10.0 (n = 1) | 30.0 (n = 1) |'
+        assert tables.matrix(tables.Records([])) == '(not run)\n'
+
     def test_records_that_are_not_there(self, study: dict, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r'neither runs nor records\.json'):
             study['tables'].Records.read(tmp_path)
