@@ -134,24 +134,31 @@ COLUMNS: list[Column] = [
 # Rows of the tables of detectors: label and title.
 ROWS: dict[str, list[tuple[str, str]]] = {
     '1': [
-        ('standard training, standard backbone', 'fcos-standard-standard'),
-        ('FreeAT, random backbone', 'fcos-random-free'),
-        ('FreeAT, random backbone, equal budget', 'fcos-random-free-{equal}'),
-        ('FreeAT, standard backbone', 'fcos-standard-free'),
-        ('FreeAT, robust backbone', 'fcos-robust-free'),
+        ('standard training, standard backbone', 'faster-rcnn-standard-standard'),
+        ('FreeAT, random backbone', 'faster-rcnn-random-free'),
+        ('FreeAT, random backbone, equal budget', 'faster-rcnn-random-free-{equal}'),
+        ('FreeAT, standard backbone', 'faster-rcnn-standard-free'),
+        ('FreeAT, robust backbone', 'faster-rcnn-robust-free'),
+        (
+            'FreeAT, standard backbone, twice the passes',
+            'faster-rcnn-standard-free-{double}',
+        ),
+        (
+            'FreeAT, robust backbone, twice the passes',
+            'faster-rcnn-robust-free-{double}',
+        ),
     ],
     '2': [
-        ('AdamW 0.002, backbone x 0.1', 'fcos-robust-free'),
-        ('AdamW 0.002, backbone x 1', 'fcos-robust-free-bb1'),
-        ('SGD 0.01, backbone x 0.1', 'fcos-robust-free-sgd0.01'),
-        ('SGD 0.04, backbone x 0.1', 'fcos-robust-free-sgd0.04'),
-        ('SGD 0.04, backbone x 1', 'fcos-robust-free-sgd0.04-bb1'),
+        ('AdamW 0.002, backbone x 0.1', 'faster-rcnn-robust-free'),
+        ('AdamW 0.002, backbone x 1', 'faster-rcnn-robust-free-bb1'),
+        ('SGD 0.01, backbone x 0.1', 'faster-rcnn-robust-free-sgd0.01'),
+        ('SGD 0.04, backbone x 0.1', 'faster-rcnn-robust-free-sgd0.04'),
     ],
     '3': [
-        ('FreeAT, m = 4', 'fcos-robust-free'),
-        ('PGD-AT, 2 steps', 'fcos-robust-pgd'),
-        ('FreeAT, m = 4, twice the passes', 'fcos-robust-free-{double}'),
-        ('PGD-AT, 2 steps, twice the passes', 'fcos-robust-pgd-{double}'),
+        ('FreeAT, m = 4', 'faster-rcnn-robust-free'),
+        ('PGD-AT, 2 steps', 'faster-rcnn-robust-pgd'),
+        ('FreeAT, m = 4, twice the passes', 'faster-rcnn-robust-free-{double}'),
+        ('PGD-AT, 2 steps, twice the passes', 'faster-rcnn-robust-pgd-{double}'),
     ],
     '4': [
         (f'{head}, {weights} backbone', f'{key}-{weights}-free')
@@ -163,12 +170,12 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         )
     ],
     '6': [
-        ('ConvNeXt, patch stem', 'fcos-convnext-free'),
-        ('ConvNeXt, ConvStem', 'fcos-convstem-free'),
+        ('ConvNeXt, patch stem', 'faster-rcnn-convnext-free'),
+        ('ConvNeXt, ConvStem', 'faster-rcnn-convstem-free'),
     ],
     '9': [
-        ('ResNet-18', 'fcos-robust-free'),
-        ('Swin', 'fcos-swin-free'),
+        ('ResNet-18', 'faster-rcnn-robust-free'),
+        ('Swin', 'faster-rcnn-swin-free'),
     ],
 }
 MASKS = [
@@ -194,8 +201,12 @@ def rows_of(records: Records, claim: str) -> list[tuple[str, str]]:
         for title, found in records.by_title.items()
         if title.startswith('detector/')
     }
-    usual = passes.get('fcos-robust-free', 0)
-    equal = [passes[title] for title in passes if title.startswith('fcos-random-free-')]
+    usual = passes.get('faster-rcnn-robust-free', 0)
+    equal = [
+        passes[title]
+        for title in passes
+        if title.startswith('faster-rcnn-random-free-')
+    ]
     names = {'equal': equal[0] if equal else 0, 'double': 2 * usual}
     return [
         (label, 'detector/' + title.format(**names)) for label, title in ROWS[claim]

@@ -189,8 +189,8 @@ class TestGrid:
         made = grid.Grid(grid.SCALES['small'])
         made.build(grid.CLAIMS, (0,))
         settings = {name: run.settings for name, run in made.runs.items()}
-        free = settings['detector/fcos-robust-free/seed0']
-        pgd = settings['detector/fcos-robust-pgd/seed0']
+        free = settings['detector/faster-rcnn-robust-free/seed0']
+        pgd = settings['detector/faster-rcnn-robust-pgd/seed0']
         assert free['passes'] == pgd['passes'] == free['updates']
         assert pgd['updates'] == pytest.approx(free['updates'] / 3, abs=1)
         standard = settings['classifier/resnet18-eps0/seed0']
@@ -257,7 +257,7 @@ class TestRuns:
         with pytest.raises(ConfigError, match='made with other settings'):
             study['run'].is_done(grid.runs[name], tiny_study)
         found = study['tables'].Records.read(tiny_study.work_dir)
-        assert found.values('detector/fcos-robust-free', study['tables'].worst)
+        assert found.values('detector/faster-rcnn-robust-free', study['tables'].worst)
         study['tables'].write_results(found, tiny_study.work_dir)
         text = (tiny_study.work_dir / 'evidence.md').read_text()
         assert 'FreeAT, robust backbone' in text
@@ -266,7 +266,7 @@ class TestRuns:
 
 
 def row(
-    seed: int, benign: float, attacked: float, title: str = 'fcos-robust-free'
+    seed: int, benign: float, attacked: float, title: str = 'faster-rcnn-robust-free'
 ) -> dict:
     return {
         'name': f'detector/{title}/seed{seed}',
