@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data import Amounts
+from mmrobust.attacks import attack_preset
 
 CLAIMS = tuple(range(1, 10))
 SEEDS = (0, 1, 2)
@@ -168,6 +169,7 @@ class Grid:
         share: float = 1.0,
         classes: str = 'all',
         part: str = '',
+        as_long: bool = False,
     ) -> str:
         """A classifier's training; ``eps`` 0 is normal training.
 
@@ -181,10 +183,11 @@ class Grid:
             share: of the passes of a classifier.
             classes: ``'all'``, ``'first'`` or ``'last'`` half.
             part: for the name.
+            as_long: as many updates as with an adversary, where there is none.
         """
         # APGD with two steps: 3 forward and 2 backward passes before the update's.
         passes = share * self.scale.upstream
-        updates = round(passes if eps == 0 else passes / (10 / 3))
+        updates = round(passes if eps == 0 and not as_long else passes / (10 / 3))
         title = '-'.join(
             filter(
                 None,
@@ -204,7 +207,7 @@ class Grid:
             'heavy': heavy,
             'classes': classes,
             'updates': updates,
-            'passes': passes,
+            'passes': updates if eps == 0 else passes,
         }
         needs = {'start': start} if start else None
         return self.add(claim, 'classifier', title, seed, settings, needs)
@@ -287,12 +290,11 @@ class Grid:
             claim, 'attacked', title, seed, settings, {'detector': detector}
         )
 
-    def autoattack(
-        self, claim: int, seed: int, classifier: str, norms: tuple[str, ...]
-    ) -> str:
-        """AutoAttack's APGD members on a classifier, at two resolutions for linf."""
-        title = classifier.split('/')[1]
-        settings = {'norms': list(norms)}
+    def autoattack(self, claim: int, seed: int, classifier: str, norm: str) -> str:
+        """AutoAttack's APGD members on a classifier; with linf at two resolutions."""
+        title = f'{classifier.split("/")[1]}-{norm}'
+        sides = [PICTURE, PICTURE * 4 // 3] if norm == 'linf' else [PICTURE]
+        settings = {'norm': norm, 'sides': sides}
         return self.add(
             claim, 'autoattack', title, seed, settings, {'classifier': classifier}
         )
@@ -323,6 +325,8 @@ class Grid:
             detector = self.detector(1, seed, weights)
             self.attacked(1, seed, detector, 'ensemble', ENSEMBLE)
             self.detector(1, seed, weights, passes=2 * self.scale.detector)
+        # A backbone that has nothing worth keeping may need the full rate.
+        self.detector(1, seed, 'standard', backbone_lr=1.0)
 
     def _claim2(self, seed: int) -> None:
         self.detector(2, seed, 'robust')
@@ -341,31 +345,21 @@ class Grid:
                 self.detector(4, seed, weights, head)
 
     def _claim5(self, seed: int) -> None:
-        needs = {
-            f'{head}-robust': self.detector(5, seed, 'robust', head)
-            for head in self.scale.heads
-        }
-        needs[f'{BASE}-standard'] = self.detector(
-            5, seed, 'standard', method='standard'
-        )
+        detectors = [
+            self.detector(5, seed, 'robust', head) for head in self.scale.heads
+        ]
+        detectors.append(self.detector(5, seed, 'standard', method='standard'))
+        needs = {name.split('/')[1]: name for name in detectors}
         self.add(5, 'matrix', 'pgd', seed, {}, needs)
 
     def _claim6(self, seed: int) -> None:
         for weights in ('convnext', 'convstem'):
             classifier = self.upstream(6, seed, weights)
             assert classifier
-            self.autoattack(6, seed, classifier, ('linf', 'l2', 'l1'))
+            for norm in CLASSIFIER_RADII:
+                self.autoattack(6, seed, classifier, norm)
             detector = self.detector(6, seed, weights)
-            norms = {
-                f'{norm}': {
-                    'type': 'mmrobust.APGD',
-                    'num_steps': 10,
-                    'norm': norm,
-                    'eps': eps,
-                }
-                for norm, eps in DETECTOR_RADII.items()
-            }
-            self.attacked(6, seed, detector, 'l2-l1', norms)
+            self.attacked(6, seed, detector, 'l2-l1', NORMS)
 
     def _claim7(self, seed: int) -> None:
         half = self.classifier(7, seed, eps=0, share=0.5)
@@ -374,17 +368,24 @@ class Grid:
                 classifier = self.classifier(
                     7, seed, start=start, heavy=heavy, share=0.5 if start else 1.0
                 )
-                self.autoattack(7, seed, classifier, ('linf',))
+                self.autoattack(7, seed, classifier, 'linf')
 
     def _claim8(self, seed: int) -> None:
         needs = {
             f'{eps:g}': self.classifier(
-                8, seed, eps=eps, share=0.5, classes='first', part='first-half'
+                8,
+                seed,
+                eps=eps,
+                share=0.5,
+                classes='first',
+                part='first-half',
+                as_long=True,
             )
             for eps in SWEEP
         }
         for side in (32, 8):
-            self.add(8, 'transfer', f'last-half-{side}px', seed, {'side': side}, needs)
+            settings = {'side': side, 'lrs': [0.02, 0.1]}
+            self.add(8, 'transfer', f'last-half-{side}px', seed, settings, needs)
 
     def _claim9(self, seed: int) -> None:
         self.detector(9, seed, 'swin')
@@ -404,3 +405,7 @@ CLASSIFIER_RADII = {
     'l1': 19125 * (PICTURE / 224) ** 2,
 }
 DETECTOR_RADII = {'l2': 510 * INPUT / 224, 'l1': 19125 * (INPUT / 224) ** 2}
+NORMS: dict[str, dict[str, Any]] = {
+    norm: attack_preset('apgd', norm=norm, eps=eps, num_steps=10)
+    for norm, eps in DETECTOR_RADII.items()
+}

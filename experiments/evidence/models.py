@@ -76,6 +76,9 @@ def classifier_config(
         cfg.train_dataloader.dataset.pipeline = cfg.heavy
         cfg.model.update(cfg.heavy_model)
         cfg.custom_hooks = cfg.heavy_hooks
+        # As many of the last updates count, relative to the length, as with the
+        # thousands of updates that the usual momentum is made for.
+        cfg.custom_hooks[0].momentum = 10 / max(settings['updates'], 20)
     adversary: dict[str, Any] = {'type': 'mmrobust.NoAdversary'}
     if settings['eps']:
         adversary = {
@@ -218,17 +221,19 @@ def set_length(cfg: Config, updates: int) -> None:
     ]
 
 
-def autoattack_config(cfg: Config, norms: list[str], scale: Scale) -> None:
-    """Lets a classifier's config measure robust accuracy; at two resolutions."""
-    side = cfg.size
+def autoattack_config(cfg: Config, norm: str, sides: list[int], scale: Scale) -> None:
+    """Lets a classifier's config measure robust accuracy at some resolutions."""
+    # As AutoAttack's standard version does it.
+    larger = ',use_largereps=1' if norm == 'l1' else ''
+    members = (
+        f'apgd-ce:n_iter={scale.apgd_steps}',
+        f'apgd-t:n_iter={scale.apgd_steps},n_target_classes={scale.target_classes}',
+    )
     cfg.test_cfg = ConfigDict(
         type='mmrobust.AutoAttackTestLoop',
-        threats=[{'norm': norm, 'eps': CLASSIFIER_RADII[norm]} for norm in norms],
-        attacks=[
-            f'apgd-ce:n_iter={scale.apgd_steps}',
-            f'apgd-t:n_iter={scale.apgd_steps},n_target_classes={scale.target_classes}',
-        ],
-        resolutions=[side, side * 4 // 3],
+        threats=[{'norm': norm, 'eps': CLASSIFIER_RADII[norm]}],
+        attacks=[member + larger for member in members],
+        resolutions=sides,
         num_images=scale.attacked_pictures,
         shard_size=50,
     )

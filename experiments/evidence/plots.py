@@ -78,13 +78,14 @@ def draw_cost(records: Records) -> plt.Figure | None:
     for method, title in (('free', 'FreeAT'), ('pgd', 'PGD-AT')):
         points = []
         for _, name in rows:
-            if f'-robust-{method}' in name:
-                time, _ = bar(records.values(name, minutes))
-                points.append((time, *bar(records.values(name, worst))))
+            times = records.values(name, minutes)
+            if f'-robust-{method}' in name and times:
+                figures = bar(records.values(name, worst))
+                points.append((statistics.fmean(times), *figures))
         points.sort()
         if points:
-            times, means, deviations = zip(*points, strict=True)
-            axes.errorbar(times, means, yerr=deviations, marker='o', label=title)
+            spent, means, deviations = zip(*points, strict=True)
+            axes.errorbar(spent, means, yerr=deviations, marker='o', label=title)
     axes.set_xlabel('minutes of training')
     axes.set_ylabel('lowest attacked box mAP (%)')
     axes.grid(alpha=0.4)

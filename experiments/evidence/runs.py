@@ -112,9 +112,9 @@ def train(cfg: Config, run: Run, study: Study) -> dict[str, Any]:
         started = time.monotonic()
         runner = Runner.from_cfg(cfg)
         runner.train()
-        write_atomically(
-            folder / 'trained.json', json.dumps(time.monotonic() - started)
-        )
+        # What an interrupted training took as a whole is not known.
+        seconds = None if cfg.resume else time.monotonic() - started
+        write_atomically(folder / 'trained.json', json.dumps(seconds))
         close(runner)
     trained = folder / 'trained.json'
     seconds = json.loads(trained.read_text()) if trained.exists() else None
@@ -252,7 +252,8 @@ def autoattack(run: Run, study: Study) -> dict[str, Any]:
     assert source
     cfg = models.classifier_config(source['settings'], study.data, study.data_root)
     prepare(cfg, run, study, 'autoattack')
-    models.autoattack_config(cfg, run.settings['norms'], study.scale)
+    settings = run.settings
+    models.autoattack_config(cfg, settings['norm'], settings['sides'], study.scale)
     cfg.load_from = str(study.checkpoint(run.needs['classifier']))
     cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = None
     cfg.param_scheduler = None
@@ -272,18 +273,19 @@ def transfer(run: Run, study: Study) -> dict[str, Any]:
             float(eps): str(study.checkpoint(name)) for eps, name in run.needs.items()
         },
         modes=('fixed', 'full'),
-        lrs=(cfg.optim_wrapper.optimizer.lr,),
+        lrs=tuple(run.settings['lrs']),
         seeds=(run.seed,),
         norm='linf',
         metric='accuracy/top1',
         work_dir=study.folder(run.name),
     )
     found = run_sweep(sweep, ['experiments/evidence/run.py'])
-    results = {
-        f'{each.mode}/{each.eps:g}': result['value']
-        for each, result in found.results.items()
+    rows = {f'{row["mode"]}/{row["eps"]:g}': row for row in found.rows}
+    return {
+        'report': 'transfer.json',
+        'metrics': {key: row['mean'] for key, row in rows.items()},
+        'chosen_lrs': {key: row['lr'] for key, row in rows.items()},
     }
-    return {'report': 'transfer.json', 'metrics': results}
 
 
 def matrix(run: Run, study: Study) -> dict[str, Any]:
@@ -307,7 +309,7 @@ def matrix(run: Run, study: Study) -> dict[str, Any]:
         attack='pgd',
         preset=attack_preset('pgd', eps=EPS, num_steps=10),
         work_dir=study.folder(run.name),
-        seed=run.seed,
+        seed=0,  # the same images as in every other evaluation
         num_images=study.scale.num_images,
         command=['experiments/evidence/run.py'],
     )

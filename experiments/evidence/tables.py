@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -57,9 +58,10 @@ class Records:
         )
 
     def values(self, title: str, figure: Callable[[Record], float]) -> list[float]:
-        """A figure of all seeds."""
+        """A figure of all seeds that have it."""
         seeds = sorted(self.by_title.get(title, {}).items())
-        return [figure(record) for _, record in seeds]
+        values = [figure(record) for _, record in seeds]
+        return [value for value in values if not math.isnan(value)]
 
 
 # --- figures of a record ---
@@ -109,8 +111,9 @@ def segm(name: str | None) -> Callable[[Record], float]:
 
 
 def minutes(record: Record) -> float:
-    """Minutes of the training."""
-    return float(record['train_seconds'] or 0) / 60
+    """Minutes of the training; nan if it was interrupted."""
+    seconds = record['train_seconds']
+    return math.nan if seconds is None else float(seconds) / 60
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -138,6 +141,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ('FreeAT, random backbone', 'faster-rcnn-random-free'),
         ('FreeAT, random backbone, equal budget', 'faster-rcnn-random-free-{equal}'),
         ('FreeAT, standard backbone', 'faster-rcnn-standard-free'),
+        ('FreeAT, standard backbone, its rate x 1', 'faster-rcnn-standard-free-bb1'),
         ('FreeAT, robust backbone', 'faster-rcnn-robust-free'),
         (
             'FreeAT, standard backbone, twice the passes',
@@ -290,17 +294,30 @@ def matrix(records: Records) -> str:
 
 
 def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
-    """A table of classifiers under AutoAttack's APGD, at two resolutions."""
-    keys: dict[str, str] = {}
-    for _, title in rows:
-        for record in records.by_title.get(title, {}).values():
-            keys.update({shown(key): key for key in record['metrics']})
-    order = sorted(keys, key=lambda name: name.split(', ')[1])
-    lines = [
-        [label, *(spread(records.values(title, metric(keys[name]))) for name in order)]
-        for label, title in rows
-        if title in records.by_title
-    ]
+    """A table of classifiers under AutoAttack's APGD.
+
+    Args:
+        records: of the study.
+        rows: label and classifier.
+    """
+    # Column to the key of its figure, and the norm of the run that has it.
+    columns: dict[str, tuple[str, str]] = {}
+    for norm in ('linf', 'l2', 'l1'):
+        for _, name in rows:
+            for record in records.by_title.get(
+                f'autoattack/{name}-{norm}', {}
+            ).values():
+                for key in record['metrics']:
+                    columns.setdefault(shown(key), (key, norm))
+    order = sorted(columns, key=lambda column: column.split(', ')[1])
+    lines = []
+    for label, name in rows:
+        cells = [
+            spread(records.values(f'autoattack/{name}-{norm}', metric(key)))
+            for key, norm in (columns[column] for column in order)
+        ]
+        if any(cells):
+            lines.append([label, *cells])
     return table(['', *order], lines) if lines else '(not run)\n'
 
 
@@ -314,14 +331,14 @@ def shown(key: str) -> str:
 
 CLASSIFIERS = {
     '6': [
-        ('ConvNeXt, patch stem', 'autoattack/convnext-eps4'),
-        ('ConvNeXt, ConvStem', 'autoattack/convnext-convstem-eps4'),
+        ('ConvNeXt, patch stem', 'convnext-eps4'),
+        ('ConvNeXt, ConvStem', 'convnext-convstem-eps4'),
     ],
     '7': [
-        ('random start, light', 'autoattack/resnet18-eps4'),
-        ('random start, heavy', 'autoattack/resnet18-eps4-heavy'),
-        ('standard start, light', 'autoattack/resnet18-eps4-from-standard-0.5'),
-        ('standard start, heavy', 'autoattack/resnet18-eps4-heavy-from-standard-0.5'),
+        ('random start, light', 'resnet18-eps4'),
+        ('random start, heavy', 'resnet18-eps4-heavy'),
+        ('standard start, light', 'resnet18-eps4-from-standard-0.5'),
+        ('standard start, heavy', 'resnet18-eps4-heavy-from-standard-0.5'),
     ],
 }
 

@@ -58,7 +58,15 @@ heavy_model = dict(
         augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
     )
 )
-heavy_hooks = [dict(type='EMAHook', momentum=0.01, priority='ABOVE_NORMAL')]
+# models.py sets the momentum by the length.
+heavy_hooks = [
+    dict(
+        type='EMAHook',
+        momentum=0.01,
+        update_buffers=True,
+        priority='ABOVE_NORMAL',
+    )
+]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(size, size)),
