@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=int,
         choices=CLAIMS,
-        help='default: all, of the small scale all but 9',
+        help='default: all, of the small scale all but 8 and 9',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
     parser.add_argument(

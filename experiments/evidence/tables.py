@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grid import SLOWER
 from mmrobust import cli
 from mmrobust.errors import ConfigError
 from mmrobust.report import write_atomically
@@ -143,20 +144,11 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ('FreeAT, standard backbone', 'faster-rcnn-standard-free'),
         ('FreeAT, standard backbone, its rate x 1', 'faster-rcnn-standard-free-bb1'),
         ('FreeAT, robust backbone', 'faster-rcnn-robust-free'),
-        (
-            'FreeAT, standard backbone, twice the passes',
-            'faster-rcnn-standard-free-{double}',
-        ),
-        (
-            'FreeAT, robust backbone, twice the passes',
-            'faster-rcnn-robust-free-{double}',
-        ),
     ],
     '2': [
         ('AdamW 0.002, backbone x 0.1', 'faster-rcnn-robust-free'),
         ('AdamW 0.002, backbone x 1', 'faster-rcnn-robust-free-bb1'),
         ('SGD 0.01, backbone x 0.1', 'faster-rcnn-robust-free-sgd0.01'),
-        ('SGD 0.04, backbone x 0.1', 'faster-rcnn-robust-free-sgd0.04'),
     ],
     '3': [
         ('FreeAT, m = 4', 'faster-rcnn-robust-free'),
@@ -165,12 +157,12 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ('PGD-AT, 2 steps, twice the passes', 'faster-rcnn-robust-pgd-{double}'),
     ],
     '4': [
-        (f'{head}, {weights} backbone', f'{key}-{weights}-free')
+        (f'{head}, {weights} backbone', f'{key}-{weights}-free{passes}')
         for weights in ('robust', 'standard')
-        for head, key in (
-            ('Faster R-CNN', 'faster-rcnn'),
-            ('FCOS', 'fcos'),
-            ('DN-DETR', 'dn-detr'),
+        for head, key, passes in (
+            ('Faster R-CNN', 'faster-rcnn', ''),
+            ('FCOS', 'fcos', '-{slower}'),
+            ('DN-DETR', 'dn-detr', '-{slower}'),
         )
     ],
     '6': [
@@ -211,7 +203,11 @@ def rows_of(records: Records, claim: str) -> list[tuple[str, str]]:
         for title in passes
         if title.startswith('faster-rcnn-random-free-')
     ]
-    names = {'equal': equal[0] if equal else 0, 'double': 2 * usual}
+    names = {
+        'equal': equal[0] if equal else 0,
+        'double': 2 * usual,
+        'slower': SLOWER * usual,
+    }
     return [
         (label, 'detector/' + title.format(**names)) for label, title in ROWS[claim]
     ]
@@ -308,7 +304,8 @@ def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
                 f'autoattack/{name}-{norm}', {}
             ).values():
                 for key in record['metrics']:
-                    columns.setdefault(shown(key), (key, norm))
+                    column = shown(key, record['settings']['sides'][0])
+                    columns.setdefault(column, (key, norm))
     order = sorted(columns, key=lambda column: column.split(', ')[1])
     lines = []
     for label, name in rows:
@@ -321,12 +318,17 @@ def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
     return table(['', *order], lines) if lines else '(not run)\n'
 
 
-def shown(key: str) -> str:
-    """How a table calls a metric: ``autoattack/40/linf-4`` is ``linf, 40 px``."""
+def shown(key: str, side: int) -> str:
+    """How a table calls a metric: ``autoattack/40/linf-4`` is ``linf, 40 px``.
+
+    Args:
+        key: of the metric; the side is missing where there is one only.
+        side: the least one of the run, pixels.
+    """
     parts = key.split('/')
-    if parts[0] == 'autoattack':
-        return f'{parts[2].split("-")[0]}, {parts[1]} px'
-    return f'clean, {parts[0]} px'
+    found = next((part for part in parts if part.isdigit()), side)
+    name = parts[-1].split('-')[0] if parts[0] == 'autoattack' else 'clean'
+    return f'{name}, {found} px'
 
 
 CLASSIFIERS = {
@@ -374,6 +376,7 @@ def sections(records: Records) -> list[tuple[str, str]]:
         extra = {
             '1': evaluated(records, 'ensemble', ['ensemble']),
             '3': cost(records),
+            '4': cost(records),
         }.get(claim, lambda title: [])
         rows = rows_of(records, claim)
         found.append((heading, detectors(records, rows, COLUMNS, extra)))
