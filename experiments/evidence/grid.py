@@ -95,6 +95,21 @@ SCALES = {
         heads=('faster-rcnn', 'fcos'),
         claims=CLAIMS[:-2],
     ),
+    # For CIFAR-10 on a CPU.
+    'medium': Scale(
+        Amounts(3000, 60, (128, 128)),
+        upstream=2000,
+        detector=1000,
+        detector_batch=8,
+        transfer=60,
+        num_images=40,
+        attacked_pictures=100,
+        queries=100,
+        apgd_steps=20,
+        target_classes=3,
+        heads=('faster-rcnn', 'fcos'),
+        claims=(1, 2, 7, 8),
+    ),
     'full': Scale(
         Amounts(4000, 300, (128, 160)), 24000, 6000, 16, 1000, 300, 500, 500, 100, 9
     ),
@@ -388,7 +403,7 @@ class Grid:
             for eps in SWEEP
         }
         for side in (32, 8):
-            settings = {'side': side, 'lrs': [0.02, 0.1]}
+            settings = {'side': side, 'lrs': [0.02, 0.1, 0.5]}
             self.add(8, 'transfer', f'last-half-{side}px', seed, settings, needs)
 
     def _claim9(self, seed: int) -> None:
