@@ -344,6 +344,9 @@ class Grid:
         for weights in ('standard', 'robust'):
             detector = self.detector(1, seed, weights)
             self.attacked(1, seed, detector, 'ensemble', ENSEMBLE)
+            classifier = self.upstream(1, seed, weights)
+            assert classifier
+            self.autoattack(1, seed, classifier, 'linf')
         # A backbone that has nothing worth keeping may need the full rate.
         self.detector(1, seed, 'standard', backbone_lr=1.0)
 

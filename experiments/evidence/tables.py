@@ -335,6 +335,10 @@ def shown(key: str, side: int) -> str:
 
 
 CLASSIFIERS = {
+    '1': [
+        ('standard', 'resnet18-eps0'),
+        ('robust', 'resnet18-eps4'),
+    ],
     '6': [
         ('ConvNeXt, patch stem', 'convnext-eps4'),
         ('ConvNeXt, ConvStem', 'convnext-convstem-eps4'),
@@ -382,6 +386,13 @@ def sections(records: Records) -> list[tuple[str, str]]:
             '4': cost(records),
         }.get(claim, lambda title: [])
         rows = rows_of(records, claim)
+        if claim == '1':
+            found.append(
+                (
+                    'Claim 1: the classifiers that backbones come from',
+                    autoattacked(records, CLASSIFIERS['1']),
+                )
+            )
         found.append((heading, detectors(records, rows, COLUMNS, extra)))
     found.append(('Claim 5: transfer between detectors', matrix(records)))
     found.append(
