@@ -373,7 +373,12 @@ def sweep(records: Records) -> str:
 
 def sections(records: Records) -> list[tuple[str, str]]:
     """All tables, each with its heading."""
-    found: list[tuple[str, str]] = []
+    found = [
+        (
+            'Claim 1: the classifiers that backbones come from',
+            autoattacked(records, CLASSIFIERS['1']),
+        )
+    ]
     for claim, heading in (
         ('1', 'Claim 1: the backbone'),
         ('2', 'Claim 2: learning rate of the backbone, and optimizer'),
@@ -386,13 +391,6 @@ def sections(records: Records) -> list[tuple[str, str]]:
             '4': cost(records),
         }.get(claim, lambda title: [])
         rows = rows_of(records, claim)
-        if claim == '1':
-            found.append(
-                (
-                    'Claim 1: the classifiers that backbones come from',
-                    autoattacked(records, CLASSIFIERS['1']),
-                )
-            )
         found.append((heading, detectors(records, rows, COLUMNS, extra)))
     found.append(('Claim 5: transfer between detectors', matrix(records)))
     found.append(

@@ -297,6 +297,40 @@ class TestTables:
         assert cells[:3] == ['FreeAT, robust backbone', '60.0 ± 10.0', '10.0 ± 13.2']
         assert cells[-1] == cells[2]  # the lowest is that under 'total'
 
+    def test_columns_of_autoattack_are_norms_and_sides(self, study: dict) -> None:
+        tables = study['tables']
+        figures = {
+            'linf': {
+                '40/accuracy/top1': 98.0,
+                '53/accuracy/top1': 72.0,
+                'autoattack/40/linf-4': 94.0,
+                'autoattack/53/linf-4': 48.0,
+            },
+            'l1': {'accuracy/top1': 98.0, 'autoattack/l1-609.8533163': 90.0},
+        }
+        records = tables.Records(
+            {
+                'name': f'autoattack/convnext-eps4-{norm}/seed0',
+                'seed': 0,
+                'settings': {'sides': [40, 53] if norm == 'linf' else [40]},
+                'metrics': metrics,
+            }
+            for norm, metrics in figures.items()
+        )
+        text = tables.autoattacked(records, tables.CLASSIFIERS['6'])
+        head, _, line = (
+            [cell.strip() for cell in line.split('|')[1:-1]]
+            for line in text.splitlines()
+        )
+        assert dict(zip(head[1:], line[1:], strict=True)) == {
+            'clean, 40 px': '98.0 (n = 1)',
+            'linf, 40 px': '94.0 (n = 1)',
+            'l1, 40 px': '90.0 (n = 1)',
+            'clean, 53 px': '72.0 (n = 1)',
+            'linf, 53 px': '48.0 (n = 1)',
+        }
+        assert line[0] == 'ConvNeXt, patch stem'
+
     def test_the_matrix_has_sources_below_and_targets_beside(self, study: dict) -> None:
         tables = study['tables']
         cells = {
