@@ -19,6 +19,7 @@ from mmrobust.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'experiments' / 'evidence'
+RESULTS = FOLDER / 'results'
 MODULES = ('data', 'grid', 'models', 'runs', 'tables', 'plots', 'run')
 
 
@@ -350,3 +351,17 @@ class TestTables:
     def test_records_that_are_not_there(self, study: dict, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r'neither runs nor records\.json'):
             study['tables'].Records.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'folder',
+    sorted(p.parent for p in RESULTS.glob('*/records.json')),
+    ids=lambda p: p.name,
+)
+def test_published_tables_are_those_of_the_records(study: dict, folder: Path) -> None:
+    """What docs/evidence.md shows is what the records give."""
+    tables = study['tables']
+    docs = (ROOT / 'docs' / 'evidence.md').read_text()
+    records = tables.Records.read(folder)
+    for heading, body in tables.sections(records):
+        assert '(not run)' in body or body.strip() in docs, heading
