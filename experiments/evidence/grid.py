@@ -22,7 +22,7 @@ PICTURE, INPUT = 40, 96  # sides of what classifiers and detectors get, pixels
 # The detector of all claims that are not about heads: the one that learns most within
 # the passes of a small study.
 BASE = 'faster-rcnn'
-SLOWER = 4
+SLOWER = 4  # times as many passes for the other heads
 _ALL_HEADS = ('faster-rcnn', 'fcos', 'dn-detr')
 
 ATTACKS: dict[str, dict[str, Any]] = {
