@@ -144,10 +144,13 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ('FreeAT, standard backbone', 'faster-rcnn-standard-free'),
         ('FreeAT, standard backbone, its rate x 1', 'faster-rcnn-standard-free-bb1'),
         ('FreeAT, robust backbone', 'faster-rcnn-robust-free'),
+        ('FreeAT, robust backbone, long', 'faster-rcnn-robust-long-free'),
     ],
     '2': [
         ('AdamW 0.002, backbone x 0.1', 'faster-rcnn-robust-free'),
         ('AdamW 0.002, backbone x 1', 'faster-rcnn-robust-free-bb1'),
+        ('long, AdamW 0.002, backbone x 0.1', 'faster-rcnn-robust-long-free'),
+        ('long, AdamW 0.002, backbone x 1', 'faster-rcnn-robust-long-free-bb1'),
         ('SGD 0.01, backbone x 0.1', 'faster-rcnn-robust-free-sgd0.01'),
     ],
     '3': [
@@ -338,6 +341,7 @@ CLASSIFIERS = {
     '1': [
         ('standard', 'resnet18-eps0'),
         ('robust', 'resnet18-eps4'),
+        ('robust, long', 'resnet18-eps4-3.33'),
     ],
     '6': [
         ('ConvNeXt, patch stem', 'convnext-eps4'),
