@@ -64,7 +64,8 @@ def draw_detectors(records: Records) -> plt.Figure | None:
     axes.set_xlim(left=0)
     axes.set_xlabel('box mAP (%), mean and standard deviation')
     axes.grid(axis='x', alpha=0.4)
-    axes.legend()
+    # Above the axes: within them it would hide a row.
+    axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     return figure
 
 
@@ -123,7 +124,7 @@ def draw_sweep(records: Records) -> plt.Figure | None:
     figure, axes = plt.subplots()
     drawn = False
     for mode in ('fixed', 'full'):
-        for side in (32, 8):
+        for shift, side in enumerate((32, 8)):
             title = f'transfer/last-half-{side}px'
             if title not in records.by_title:
                 continue
@@ -131,7 +132,7 @@ def draw_sweep(records: Records) -> plt.Figure | None:
             radii = [key.split('/')[1] for key in record['metrics'] if mode in key]
             points = [bar(records.values(title, metric(f'{mode}/{r}'))) for r in radii]
             axes.errorbar(
-                range(len(radii)),
+                [index + 0.08 * shift for index in range(len(radii))],
                 [mean for mean, _ in points],
                 yerr=[deviation for _, deviation in points],
                 marker='o',
@@ -143,5 +144,5 @@ def draw_sweep(records: Records) -> plt.Figure | None:
     axes.set_xlabel('eps of the pre-training (linf, of 255)')
     axes.set_ylabel('accuracy on the other classes (%)')
     axes.grid(alpha=0.4)
-    axes.legend()
+    axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2)
     return figure if drawn else None

@@ -215,8 +215,22 @@ def rows_of(records: Records, claim: str) -> list[tuple[str, str]]:
         (label, 'detector/' + title.format(**names)) for label, title in ROWS[claim]
     ]
     found = [row for row in rows if row[1] in records.by_title]
-    # A reference that other claims have trained says nothing alone.
-    return [] if claim == '9' and len(found) < 2 else found
+    return found if own(claim, found, ROWS) else []
+
+
+def own(
+    claim: str,
+    found: Sequence[tuple[str, str]],
+    rows: dict[str, list[tuple[str, str]]],
+) -> bool:
+    """Whether rows were found that a claim does not share with the first.
+
+    What other claims have trained is a reference; alone it says nothing.
+    """
+    references = {title.split('/')[-1] for _, title in rows['1']}
+    return claim == '1' or any(
+        title.split('/')[-1] not in references for _, title in found
+    )
 
 
 def detectors(
@@ -295,13 +309,15 @@ def matrix(records: Records) -> str:
     return table(['images of \\ tested on', *cells['clean']], rows)
 
 
-def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
-    """A table of classifiers under AutoAttack's APGD.
-
-    Args:
-        records: of the study.
-        rows: label and classifier.
-    """
+def autoattacked(records: Records, claim: str) -> str:
+    """A table of a claim's classifiers under AutoAttack's APGD."""
+    rows = [
+        (label, name)
+        for label, name in CLASSIFIERS[claim]
+        if any(title.startswith(f'autoattack/{name}-l') for title in records.by_title)
+    ]
+    if not own(claim, rows, CLASSIFIERS):
+        return '(not run)\n'
     # Column to the key of its figure, and the norm of the run that has it.
     columns: dict[str, tuple[str, str]] = {}
     for norm in ('linf', 'l2', 'l1'):
@@ -319,8 +335,7 @@ def autoattacked(records: Records, rows: Sequence[tuple[str, str]]) -> str:
             spread(records.values(f'autoattack/{name}-{norm}', metric(key)))
             for key, norm in (columns[column] for column in order)
         ]
-        if any(cells):
-            lines.append([label, *cells])
+        lines.append([label, *cells])
     return table(['', *order], lines) if lines else '(not run)\n'
 
 
@@ -380,7 +395,7 @@ def sections(records: Records) -> list[tuple[str, str]]:
     found = [
         (
             'Claim 1: the classifiers that backbones come from',
-            autoattacked(records, CLASSIFIERS['1']),
+            autoattacked(records, '1'),
         )
     ]
     for claim, heading in (
@@ -397,9 +412,7 @@ def sections(records: Records) -> list[tuple[str, str]]:
         rows = rows_of(records, claim)
         found.append((heading, detectors(records, rows, COLUMNS, extra)))
     found.append(('Claim 5: transfer between detectors', matrix(records)))
-    found.append(
-        ('Claim 6: the stem, classifiers', autoattacked(records, CLASSIFIERS['6']))
-    )
+    found.append(('Claim 6: the stem, classifiers', autoattacked(records, '6')))
     stems = evaluated(records, 'l2-l1', ['l2', 'l1'])
     found.append(
         (
@@ -407,9 +420,7 @@ def sections(records: Records) -> list[tuple[str, str]]:
             detectors(records, rows_of(records, '6'), COLUMNS, stems),
         )
     )
-    found.append(
-        ('Claim 7: start and augmentation', autoattacked(records, CLASSIFIERS['7']))
-    )
+    found.append(('Claim 7: start and augmentation', autoattacked(records, '7')))
     found.append(('Claim 8: transfer of robust classifiers', sweep(records)))
     found.append(
         ('Claim 9: another backbone', detectors(records, rows_of(records, '9')))

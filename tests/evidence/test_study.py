@@ -199,6 +199,18 @@ class TestGrid:
         assert standard['passes'] == robust['passes'] == standard['updates']
         assert robust['updates'] == pytest.approx(0.3 * standard['updates'], abs=1)
 
+    def test_a_long_pretraining_has_the_updates_of_the_standard_one(
+        self, study: dict
+    ) -> None:
+        grid = study['grid'].Grid(study['grid'].SCALES['medium'])
+        settings = {run.name: run.settings for run in grid.build((1,), (0,))}
+        standard = settings['classifier/resnet18-eps0/seed0']
+        long = settings['classifier/resnet18-eps4-3.33/seed0']
+        assert long['updates'] == standard['updates']
+        assert long['passes'] == pytest.approx(10 / 3 * standard['passes'])
+        runs = grid.runs['detector/faster-rcnn-robust-long-free/seed0']
+        assert runs.needs == {'start': 'classifier/resnet18-eps4-3.33/seed0'}
+
     def test_the_budget_from_scratch_counts_the_pretraining(self, study: dict) -> None:
         grid = study['grid']
         scale = grid.SCALES['small']
@@ -298,6 +310,24 @@ class TestTables:
         assert cells[:3] == ['FreeAT, robust backbone', '60.0 ± 10.0', '10.0 ± 13.2']
         assert cells[-1] == cells[2]  # the lowest is that under 'total'
 
+    def test_what_other_claims_have_trained_makes_no_table(self, study: dict) -> None:
+        tables = study['tables']
+        shared = [row(0, 0.5, 0.2), row(0, 0.6, 0.2, 'faster-rcnn-standard-free')]
+        records = tables.Records(shared)
+        assert len(tables.rows_of(records, '1')) == 2
+        for claim in ('2', '3', '4', '9'):
+            assert tables.rows_of(records, claim) == []
+        for claim, title in (
+            ('2', 'faster-rcnn-robust-free-bb1'),
+            ('3', 'faster-rcnn-robust-pgd'),
+            ('4', 'fcos-robust-free-1600'),
+            ('9', 'faster-rcnn-swin-free'),
+        ):
+            records = tables.Records([*shared, row(0, 0.4, 0.1, title)])
+            found = [each for _, each in tables.rows_of(records, claim)]
+            assert f'detector/{title}' in found
+            assert 'detector/faster-rcnn-robust-free' in found
+
     def test_columns_of_autoattack_are_norms_and_sides(self, study: dict) -> None:
         tables = study['tables']
         figures = {
@@ -318,7 +348,7 @@ class TestTables:
             }
             for norm, metrics in figures.items()
         )
-        text = tables.autoattacked(records, tables.CLASSIFIERS['6'])
+        text = tables.autoattacked(records, '6')
         head, _, line = (
             [cell.strip() for cell in line.split('|')[1:-1]]
             for line in text.splitlines()
