@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=int,
         choices=CLAIMS,
-        help='default: all, of the small scale all but 8 and 9',
+        help='default: all; small: 1 to 7; medium: 1, 2, 7 and 8',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
     parser.add_argument(
