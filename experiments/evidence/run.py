@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=int,
         choices=CLAIMS,
-        help='default: all; small: 1 to 7; medium: 1, 2, 7 and 8',
+        help='default: those of the scale',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
     parser.add_argument(

@@ -208,8 +208,8 @@ class TestGrid:
         long = settings['classifier/resnet18-eps4-3.33/seed0']
         assert long['updates'] == standard['updates']
         assert long['passes'] == pytest.approx(10 / 3 * standard['passes'])
-        runs = grid.runs['detector/faster-rcnn-robust-long-free/seed0']
-        assert runs.needs == {'start': 'classifier/resnet18-eps4-3.33/seed0'}
+        detector = grid.runs['detector/faster-rcnn-robust-long-free/seed0']
+        assert detector.needs == {'start': 'classifier/resnet18-eps4-3.33/seed0'}
 
     def test_the_budget_from_scratch_counts_the_pretraining(self, study: dict) -> None:
         grid = study['grid']
@@ -361,6 +361,25 @@ class TestTables:
             'linf, 53 px': '48.0 (n = 1)',
         }
         assert line[0] == 'ConvNeXt, patch stem'
+
+    def test_classifiers_of_other_claims_make_no_table(self, study: dict) -> None:
+        tables = study['tables']
+
+        def attacked(name: str) -> dict:
+            return {
+                'name': f'autoattack/{name}-linf/seed0',
+                'seed': 0,
+                'settings': {'sides': [40]},
+                'metrics': {'accuracy/top1': 50.0, 'autoattack/linf-4': 20.0},
+            }
+
+        shared = attacked('resnet18-eps4')
+        assert '20.0' in tables.autoattacked(tables.Records([shared]), '1')
+        assert tables.autoattacked(tables.Records([shared]), '7') == '(not run)\n'
+        both = tables.Records([shared, attacked('resnet18-eps4-heavy')])
+        text = tables.autoattacked(both, '7')
+        assert 'random start, light' in text
+        assert 'random start, heavy' in text
 
     def test_the_matrix_has_sources_below_and_targets_beside(self, study: dict) -> None:
         tables = study['tables']
