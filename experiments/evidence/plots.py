@@ -39,6 +39,11 @@ def bar(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if values[1:] else 0.0
 
 
+def legend_above(axes: plt.Axes) -> None:
+    """Puts the legend above the axes: within them it would hide what is drawn."""
+    axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+
+
 def draw_detectors(records: Records) -> plt.Figure | None:
     """Benign and lowest attacked mAP of the detectors of claims 1, 2, 4, 6 and 9."""
     rows = []
@@ -64,8 +69,7 @@ def draw_detectors(records: Records) -> plt.Figure | None:
     axes.set_xlim(left=0)
     axes.set_xlabel('box mAP (%), mean and standard deviation')
     axes.grid(axis='x', alpha=0.4)
-    # Above the axes: within them it would hide a row.
-    axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    legend_above(axes)
     return figure
 
 
@@ -89,7 +93,7 @@ def draw_cost(records: Records) -> plt.Figure | None:
     axes.set_xlabel('minutes of training')
     axes.set_ylabel('lowest attacked box mAP (%)')
     axes.grid(alpha=0.4)
-    axes.legend()
+    legend_above(axes)
     return figure
 
 
@@ -144,5 +148,5 @@ def draw_sweep(records: Records) -> plt.Figure | None:
     axes.set_xlabel('eps of the pre-training (linf, of 255)')
     axes.set_ylabel('accuracy on the other classes (%)')
     axes.grid(alpha=0.4)
-    axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2)
+    legend_above(axes)
     return figure if drawn else None
