@@ -1,7 +1,7 @@
 """Tables and plots of the study, from the records of its runs alone.
 
-    python experiments/evidence/tables.py work_dirs/evidence/cifar10-small
-    python experiments/evidence/tables.py experiments/evidence/results/cifar10-small
+    python experiments/evidence/tables.py work_dirs/evidence/cifar10-medium
+    python experiments/evidence/tables.py experiments/evidence/results/cifar10-medium
 
 The first form gathers the records below a work dir, the second reads ``records.json``.
 """
@@ -270,18 +270,28 @@ def evaluated(
     return cells
 
 
-def cost(records: Records) -> Callable[[str], list[tuple[str, str]]]:
-    """Cells of what a training took."""
+def cost(
+    records: Records, names: Sequence[str] = ('updates', 'passes', 'minutes')
+) -> Callable[[str], list[tuple[str, str]]]:
+    """Cells of what a training took, for :func:`detectors`."""
 
     def cells(title: str) -> list[tuple[str, str]]:
-        record = next(iter(records.by_title[title].values()))
-        return [
-            ('updates', str(record['settings']['updates'])),
-            ('passes', str(record['settings']['passes'])),
-            ('minutes', spread(records.values(title, minutes))),
-        ]
+        settings = next(iter(records.by_title[title].values()))['settings']
+        found = {
+            'updates': str(settings['updates']),
+            'passes': str(settings['passes']),
+            'minutes': spread(records.values(title, minutes)),
+        }
+        return [(name, found[name]) for name in names]
 
     return cells
+
+
+def joined(
+    *parts: Callable[[str], list[tuple[str, str]]],
+) -> Callable[[str], list[tuple[str, str]]]:
+    """Cells of several kinds, for :func:`detectors`."""
+    return lambda title: [cell for part in parts for cell in part(title)]
 
 
 def matrix_cells(records: Records) -> dict[str, dict[str, list[float]]]:
@@ -310,7 +320,7 @@ def matrix(records: Records) -> str:
 
 
 def autoattacked(records: Records, claim: str) -> str:
-    """A table of a claim's classifiers under AutoAttack's APGD."""
+    """A table of a claim's classifiers: clean and under AutoAttack's APGD."""
     rows = [
         (label, name)
         for label, name in CLASSIFIERS[claim]
@@ -335,8 +345,13 @@ def autoattacked(records: Records, claim: str) -> str:
             spread(records.values(f'autoattack/{name}-{norm}', metric(key)))
             for key, norm in (columns[column] for column in order)
         ]
-        lines.append([label, *cells])
-    return table(['', *order], lines) if lines else '(not run)\n'
+        training = f'classifier/{name}'
+        # The attacked pictures are too few to tell clean accuracies apart.
+        of_all = spread(records.values(training, metric('accuracy/top1')))
+        took = spread(records.values(training, minutes))
+        lines.append([label, of_all, *cells, took])
+    head = ['', 'clean, test set', *order, 'minutes']
+    return table(head, lines) if lines else '(not run)\n'
 
 
 def shown(key: str, side: int) -> str:
@@ -405,7 +420,9 @@ def sections(records: Records) -> list[tuple[str, str]]:
         ('4', 'Claim 4: heads'),
     ):
         extra = {
-            '1': evaluated(records, 'ensemble', ['ensemble']),
+            '1': joined(
+                evaluated(records, 'ensemble', ['ensemble']), cost(records, ['minutes'])
+            ),
             '3': cost(records),
             '4': cost(records),
         }.get(claim, lambda title: [])

@@ -339,7 +339,13 @@ class TestTables:
             },
             'l1': {'accuracy/top1': 98.0, 'autoattack/l1-609.8533163': 90.0},
         }
-        records = tables.Records(
+        training = {
+            'name': 'classifier/convnext-eps4/seed0',
+            'seed': 0,
+            'metrics': {'accuracy/top1': 97.0},
+            'train_seconds': 90.0,
+        }
+        attacks = [
             {
                 'name': f'autoattack/convnext-eps4-{norm}/seed0',
                 'seed': 0,
@@ -347,18 +353,20 @@ class TestTables:
                 'metrics': metrics,
             }
             for norm, metrics in figures.items()
-        )
-        text = tables.autoattacked(records, '6')
+        ]
+        text = tables.autoattacked(tables.Records([training, *attacks]), '6')
         head, _, line = (
             [cell.strip() for cell in line.split('|')[1:-1]]
             for line in text.splitlines()
         )
         assert dict(zip(head[1:], line[1:], strict=True)) == {
+            'clean, test set': '97.0 (n = 1)',
             'clean, 40 px': '98.0 (n = 1)',
             'linf, 40 px': '94.0 (n = 1)',
             'l1, 40 px': '90.0 (n = 1)',
             'clean, 53 px': '72.0 (n = 1)',
             'linf, 53 px': '48.0 (n = 1)',
+            'minutes': '1.5 (n = 1)',
         }
         assert line[0] == 'ConvNeXt, patch stem'
 
