@@ -20,7 +20,7 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.report import write_atomically
+from mmrobust.utils.files import write_atomically
 
 EPS = 8
 # Stages of the standard detectors: updates and learning rate. A DETR takes longer.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .batch import float_images
 from .errors import ConfigError
 from .objective import LossOracle, Objective, gradients
-from .seeding import seeded
+from .utils.seeding import seeded
 
 
 def is_classifier(model: nn.Module) -> bool:

@@ -51,7 +51,7 @@ from mmrobust.engine.records import PassRecords
 from mmrobust.errors import ConfigError
 from mmrobust.processes import Lifeline, together
 from mmrobust.registry import ADVERSARIES
-from mmrobust.run_folder import RunFolder, wait_until
+from mmrobust.utils.run_folder import RunFolder, wait_until
 from torch import Tensor
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'

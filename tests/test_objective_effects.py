@@ -20,7 +20,7 @@ from mmrobust.batch import attack_samples, float_images
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.registry import ATTACKS
-from mmrobust.seeding import seeded
+from mmrobust.utils.seeding import seeded
 from torch import Tensor
 
 EPS = 16

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmrobust.attacks import APGD, PGD
 from mmrobust.batch import split_batch
-from mmrobust.engine import Acceleration
+from mmrobust.utils.acceleration import Acceleration
 from mmrobust.objective import (
     LossOracle,
     NotStackedError,
@@ -25,7 +25,7 @@ from mmrobust.objective import (
     find_seams,
     loss_mode,
 )
-from mmrobust.seeding import Draws, attack_generator, seeded
+from mmrobust.utils.seeding import Draws, attack_generator, seeded
 from mmrobust.zoo.batch import Drawing
 
 CPU = torch.device('cpu')

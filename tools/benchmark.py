@@ -21,7 +21,7 @@ from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.benchmark import SECTIONS, Clock, Subject, as_markdown
 from mmrobust.errors import ConfigError
-from mmrobust.report.files import write_atomically
+from mmrobust.utils.files import write_atomically
 from mmrobust.report.robustness import package_versions
 
 

@@ -34,7 +34,8 @@ import torch
 from mmengine.logging import MMLogger
 from mmrobust import cli, zoo
 from mmrobust.errors import ConfigError
-from mmrobust.report import package_versions, write_atomically
+from mmrobust.report import package_versions
+from mmrobust.utils.files import write_atomically
 from mmrobust.zoo.examine import (
     COLUMNS,
     NO,

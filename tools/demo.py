@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks.base import positive_int
 from mmrobust.config_checks import check_sections
-from mmrobust.report import write_atomically
+from mmrobust.utils.files import write_atomically
 
 ROWS = ('standard', 'robust')
 METRIC = 'coco/bbox_mAP'

@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmrobust.errors import ConfigError
-from mmrobust.report import write_atomically
+from mmrobust.utils.files import write_atomically
 
 SPLITS = ('train', 'test')
 CIFAR10 = (

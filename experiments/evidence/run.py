@@ -111,7 +111,7 @@ def check_same_scale(study: Any) -> None:
         ConfigError: naming it.
     """
     from mmrobust.errors import ConfigError
-    from mmrobust.report import write_atomically
+    from mmrobust.utils.files import write_atomically
 
     path = study.work_dir / 'scale.json'
     asked = json.loads(json.dumps(asdict(study.scale)))

@@ -17,7 +17,8 @@ from grid import ATTACKS, EPS, Run, Scale
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmrobust.attacks import attack_preset
-from mmrobust.report import device_name, package_versions, write_atomically
+from mmrobust.report import device_name, package_versions
+from mmrobust.utils.files import write_atomically
 from mmrobust.transfer import Sweep, run_sweep
 from mmrobust.transfer_matrix import Detector, Plan, run_matrix
 from mmrobust.transfer_matrix.runs import run_test

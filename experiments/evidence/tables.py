@@ -19,7 +19,7 @@ from typing import Any
 from grid import SLOWER
 from mmrobust import cli
 from mmrobust.errors import ConfigError
-from mmrobust.report import write_atomically
+from mmrobust.utils.files import write_atomically
 
 MAP = 'coco/bbox_mAP'
 WHITE_BOX = ('total', 'cls', 'reg', 'cwa')

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from inputs import CPU, Batch, Setup
 from mmrobust.errors import ConfigError
-from mmrobust.seeding import attack_generator, seeded
+from mmrobust.utils.seeding import attack_generator, seeded
 from mmrobust.threat import ThreatModel
 from torch import Tensor
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from inputs import CPU, Batch, Setup
 from mmrobust.errors import ConfigError
-from mmrobust.seeding import seeded
+from mmrobust.utils.seeding import seeded
 from torch import Tensor, nn
 
 _INSTALL = 'pip install adversarial-robustness-toolbox'

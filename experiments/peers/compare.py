@@ -37,7 +37,7 @@ from mmrobust.attacks import PGD
 from mmrobust.attacks.base import positive_int
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
-from mmrobust.report import write_atomically
+from mmrobust.utils.files import write_atomically
 from mmrobust.threat import to_pixels
 from torch import Tensor
 

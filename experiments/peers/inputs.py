@@ -35,7 +35,7 @@ from mmrobust.engine.subset import choose_images, restrict_metrics
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.objective.truth import count_classes_of
-from mmrobust.seeding import derive_seed, seeded
+from mmrobust.utils.seeding import derive_seed, seeded
 from torch import Tensor
 
 CPU = torch.device('cpu')

@@ -9,7 +9,7 @@ import torch
 from inputs import CPU, Batch, Setup
 from mmrobust.attacks import APGD, PGD, Attack
 from mmrobust.objective import LossOracle, Seams, StackedOracle, find_seams
-from mmrobust.seeding import attack_generator, seeded
+from mmrobust.utils.seeding import attack_generator, seeded
 from torch import Tensor, nn
 
 # Takes a batch inside loss_mode; returns the attacked images in pixel units.

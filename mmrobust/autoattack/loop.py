@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..classification import check_labels
 from ..engine.adversaries.base import bare_model
-from ..engine.alone import same_buffers
+from ..utils.alone import same_buffers
 from ..engine.freeze import state_digest
 from ..engine.progress import Progress
 from ..engine.saving import AdversarialImages, dumps_renamed
@@ -29,8 +29,8 @@ from ..engine.subset import choose_images
 from ..errors import ConfigError
 from ..processes import together
 from ..registry import LOOPS
-from ..run_folder import wait_until
-from ..seeding import derive_seed, seeded
+from ..utils.run_folder import wait_until
+from ..utils.seeding import derive_seed, seeded
 from . import package
 from .classifier import Logits, frozen
 from .images import ImageList, as_batch, at_resolution, choose_by_file

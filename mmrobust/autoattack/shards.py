@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import write_atomically
-from ..run_folder import RunFolder, read_json
+from ..utils.files import write_atomically
+from ..utils.run_folder import RunFolder, read_json
 
 
 class ShardStore(RunFolder):

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..attacks import PGD
 from ..batch import float_images
 from ..classification import make_oracle
-from ..engine import Acceleration, Adversary, FreeAdversary, PGDAdversary
+from ..utils.acceleration import Acceleration
+from ..engine import Adversary, FreeAdversary, PGDAdversary
 from ..errors import ConfigError
 from ..objective import Objective, loss_mode
 from .passes import loss

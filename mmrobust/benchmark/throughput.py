@@ -28,7 +28,7 @@ from mmengine.runner import Runner
 from .. import cli
 from ..batch import take
 from ..report import device_name, package_versions
-from ..report.files import write_atomically
+from ..utils.files import write_atomically
 from .options import (
     OPTIONS,
     Row,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attacks import PGD, RandomNoise
 from ..attacks.base import Oracle
-from ..seeding import seeded
+from ..utils.seeding import seeded
 from .comparison import BROKEN
 
 # Pixel units. Small enough for a loss to be straight, and large enough for its change

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .acceleration import Acceleration
+from ..utils.acceleration import Acceleration
 from .adversaries import (
     Adversary,
     APGDAdversary,

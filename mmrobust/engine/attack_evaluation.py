@@ -25,9 +25,9 @@ from ..pixels import PicturePipeline
 from ..processes import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
-from .acceleration import Acceleration
+from ..utils.acceleration import Acceleration
 from .adversaries.base import bare_model
-from .alone import same_buffers
+from ..utils.alone import same_buffers
 from .attack_pass import AttackPass
 from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis

@@ -43,10 +43,10 @@ from ..objective import (
 )
 from ..objective.inputs import Inputs
 from ..pixels import PicturePipeline, ResizedOracle, as_picture, radius, through_file
-from ..seeding import attack_generator, derive_seed, seeded
-from .acceleration import Acceleration
+from ..utils.seeding import attack_generator, derive_seed, seeded
+from ..utils.acceleration import Acceleration
 from .adversaries.base import bare_model
-from .alone import alone
+from ..utils.alone import alone
 from .outcome import Outcome
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import HOOKS
-from ..seeding import derive_seed
+from ..utils.seeding import derive_seed
 
 
 @HOOKS.register_module()

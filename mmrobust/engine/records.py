@@ -27,7 +27,7 @@ from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelD
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..run_folder import RunFolder, digest_of, wait_until
+from ..utils.run_folder import RunFolder, digest_of, wait_until
 
 _ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData, LabelData)}
 _PLAIN = (str, int, float, bool, type(None))
@@ -41,7 +41,7 @@ class Records:
     Args:
         folder: where they are kept, so that the evaluation can be interrupted; None
             keeps them in memory.
-        run: what all records depend on, see :class:`mmrobust.run_folder.RunFolder`.
+        run: what all records depend on, see :class:`mmrobust.utils.run_folder.RunFolder`.
 
     Raises:
         ConfigError: if the folder holds records of another run.

@@ -20,7 +20,7 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from ..seeding import derive_seed, seeded
+from ..utils.seeding import derive_seed, seeded
 
 
 class PlacedBatch(list):

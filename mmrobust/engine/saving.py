@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..batch import image_id
 from ..errors import ConfigError
-from ..report import write_atomically
+from ..utils.files import write_atomically
 
 
 class AdversarialImages:

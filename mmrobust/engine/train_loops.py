@@ -27,7 +27,7 @@ from ..errors import ConfigError
 from ..memory import Memory
 from ..processes import together
 from ..registry import ADVERSARIES, LOOPS
-from .acceleration import Acceleration
+from ..utils.acceleration import Acceleration
 from .adversaries import Adversary, NoAdversary
 from .adversaries.base import bare_model, device_of
 from .guard import Guard, finite_updates

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..registry import HOOKS
-from ..seeding import generator_states, set_generator_states
+from ..utils.seeding import generator_states, set_generator_states
 from .adversaries import Adversary
 from .adversaries.base import bare_model
 from .preflight import keeps_images

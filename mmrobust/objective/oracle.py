@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch import float_images
 from ..memory import Memory
-from ..seeding import seeded
+from ..utils.seeding import seeded
 from .base import Objective
 from .inputs import Inputs
 from .scores import class_scores, measured

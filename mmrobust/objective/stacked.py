@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import float_images
-from ..seeding import Draws, seeded
+from ..utils.seeding import Draws, seeded
 from .base import Objective
 from .inputs import Inputs
 from .oracle import LossOracle, gradients

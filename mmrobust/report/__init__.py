@@ -3,7 +3,7 @@
 from .curves import Curve, find_curves
 from .document import Part, Section, Table, number
 from .figures import Bar, Figure
-from .files import file_sha256, finite, write_atomically
+from ..utils.files import file_sha256, finite, write_atomically
 from .result import AttackResult
 from .robustness import RobustnessReport, device_name, package_versions
 

@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from .content import figures_table, unit_sentence
 from .document import Part, Section, Table
 from .figures import Bar, bars
-from .files import file_sha256, finite, write_atomically
+from ..utils.files import file_sha256, finite, write_atomically
 from .html import page
 from .markdown import markdown
 from .result import AttackResult

@@ -16,7 +16,7 @@ from torch import nn
 from ..checkpoints import check_normalization
 from ..engine.freeze import state_digest
 from ..errors import ConfigError
-from ..report import file_sha256
+from ..utils.files import file_sha256
 from .metric import choose_metric, trial_keys, usual_keys, without_attack
 from .plan import Sweep, number
 from .runs import loaded_digest, with_backbone

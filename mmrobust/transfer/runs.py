@@ -23,7 +23,8 @@ from mmengine.runner import Runner
 from ..checkpoints import read_checkpoint
 from ..engine.freeze import state_digest
 from ..errors import ConfigError
-from ..report import finite, package_versions, write_atomically
+from ..utils.files import finite, write_atomically
+from ..report import package_versions
 from .plan import Run, Sweep
 
 RESULT = 'result.json'

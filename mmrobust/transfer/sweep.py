@@ -11,8 +11,8 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 
 from ..errors import ConfigError
 from ..processes import together
-from ..report import write_atomically
-from ..run_folder import changes
+from ..utils.files import write_atomically
+from ..utils.run_folder import changes
 from .plan import Run, Sweep, number
 from .preflight import Findings, check
 from .runs import latest_checkpoint, read_result, run_one

@@ -17,7 +17,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
-from ..report import file_sha256
+from ..utils.files import file_sha256
 from ..transfer.sweep import settings_of
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')

@@ -16,8 +16,8 @@ from mmengine.structures import BaseDataElement
 from ..engine.subset import choose_images
 from ..errors import ConfigError
 from ..pixels import PicturePipeline
-from ..report import finite, write_atomically
-from ..run_folder import changes
+from ..utils.files import finite, write_atomically
+from ..utils.run_folder import changes
 from .plan import Detector, Plan
 from .runs import run_test
 

@@ -22,7 +22,7 @@ from ..batch import attack_samples, float_images, split_batch, with_images
 from ..engine import FreeAdversary
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, loss_mode
-from ..seeding import attack_generator, seeded
+from ..utils.seeding import attack_generator, seeded
 from .batch import tiny_batch
 from .shrink import tiny_model
 

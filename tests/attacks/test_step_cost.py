@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmrobust.attacks import APGD, PGD
 from mmrobust.checks import WatchedOracle
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from mmrobust.seeding import attack_generator
+from mmrobust.utils.seeding import attack_generator
 from mmrobust.zoo.batch import Drawing
 
 # The host waits for the device where it asks for a number, or for a shape that

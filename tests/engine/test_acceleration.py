@@ -18,7 +18,8 @@ from mmengine.runner import Runner
 from mmrobust.batch import attack_samples, float_images
 from mmrobust.checks import trial as trials
 from mmrobust.classification import make_oracle
-from mmrobust.engine import Acceleration, FreeAdversary, PGDAdversary
+from mmrobust.utils.acceleration import Acceleration
+from mmrobust.engine import FreeAdversary, PGDAdversary
 from mmrobust.engine.attacker import Attacker
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode

@@ -13,7 +13,7 @@ from mmrobust.engine import FreeAdversary, PGDAdversary
 from mmrobust.engine.adversaries import Adversary
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ADVERSARIES
-from mmrobust.seeding import seeded
+from mmrobust.utils.seeding import seeded
 from torch import Tensor, nn
 from updates import (
     Sizes,

@@ -35,7 +35,7 @@ from mmrobust.engine import (
 )
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from mmrobust.seeding import seeded
+from mmrobust.utils.seeding import seeded
 from torch import nn
 from updates import assert_same_state
 

@@ -22,7 +22,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from mmrobust.engine.resuming import newest_checkpoint
 from mmrobust.errors import ConfigError
-from mmrobust.seeding import generator_states, set_generator_states
+from mmrobust.utils.seeding import generator_states, set_generator_states
 
 Build = Callable[..., Runner]
 

@@ -20,7 +20,7 @@ from mmpretrain.structures import DataSample
 from mmrobust.engine import records as module
 from mmrobust.engine.records import PassRecords, Records, pack, unpack
 from mmrobust.errors import ConfigError
-from mmrobust.run_folder import RunFolder, digest_of
+from mmrobust.utils.run_folder import RunFolder, digest_of
 
 
 class Strange:

@@ -31,7 +31,8 @@ from mmrobust.engine.subset import annotations_digest
 from mmrobust.engine.saving import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
-from mmrobust.report import RobustnessReport, files
+from mmrobust.report import RobustnessReport
+from mmrobust.utils import files
 from torch import Tensor
 
 Evaluate = Callable[..., dict[str, Any]]

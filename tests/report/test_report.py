@@ -7,12 +7,8 @@ import os
 
 import pytest
 
-from mmrobust.report import (
-    AttackResult,
-    RobustnessReport,
-    file_sha256,
-    write_atomically,
-)
+from mmrobust.report import AttackResult, RobustnessReport
+from mmrobust.utils.files import file_sha256, write_atomically
 
 SETTINGS = {
     'norm': 'linf',

@@ -23,7 +23,7 @@ from ...classification import is_classifier, mixed_first
 from ...errors import ConfigError
 from ...objective import Objective
 from ...registry import ADVERSARIES
-from ...seeding import derive_seed
+from ...utils.seeding import derive_seed
 from ...threat import ThreatModel, to_pixels
 
 CLASS_WEIGHTINGS = (None, 'batch', 'dataset')

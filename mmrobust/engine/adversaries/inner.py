@@ -16,9 +16,9 @@ from ...classification import is_classifier, make_oracle
 from ...errors import ConfigError
 from ...objective import LossOracle, Objective, loss_mode
 from ...registry import ADVERSARIES
-from ...seeding import derive_seed
+from ...utils.seeding import derive_seed
 from ...threat import ThreatModel
-from ..alone import alone
+from ...utils.alone import alone
 from .base import Adversary, bare_model, device_of
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 
-from .errors import ConfigError
-from .report import write_atomically
+from ..errors import ConfigError
+from .files import write_atomically
 
 # How long a process waits for the first one to write the run's description.
 _PATIENCE = 60.0
