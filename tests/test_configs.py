@@ -27,7 +27,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import LOOPS, OPTIMIZERS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from mmrobust.batch import gt_frame_of
-from mmrobust.class_weights import count_classes
+from mmrobust.objective.class_weights import count_classes
 from mmrobust.cli import merge_options
 from mmrobust.engine import (
     AdvEpochBasedTrainLoop,

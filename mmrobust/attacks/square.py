@@ -66,7 +66,7 @@ class Square(Attack):
         restarts: number of runs, at least 1.
         objective: ``'detections'`` for what the model finally gives out, after
             non-maximum suppression and thresholds, see
-            :func:`mmrobust.detection_score.damage` (a classifier has its loss
+            :func:`mmrobust.objective.detections.damage` (a classifier has its loss
             instead), or a loss, see :class:`mmrobust.objective.Objective`.
 
     Raises:

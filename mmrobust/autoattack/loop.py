@@ -19,7 +19,7 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
-from ..classification import check_labels
+from ..objective.classifier import check_labels
 from ..engine.adversaries.base import bare_model
 from ..utils.alone import same_buffers
 from ..engine.freeze import state_digest

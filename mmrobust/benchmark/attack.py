@@ -8,7 +8,7 @@ import torch
 
 from ..attacks import APGD, PGD, Attack
 from ..batch import float_images
-from ..classification import make_oracle
+from ..objective.classifier import make_oracle
 from ..objective import Objective, loss_mode
 from ..objective.inputs import Inputs
 from .passes import gradient

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..attacks import PGD
 from ..batch import float_images
-from ..classification import make_oracle
+from ..objective.classifier import make_oracle
 from ..utils.acceleration import Acceleration
 from ..engine import Adversary, FreeAdversary, PGDAdversary
 from ..errors import ConfigError

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..batch import attack_samples, float_images, split_batch
-from ..classification import classifier_samples, is_classifier
+from ..objective.classifier import classifier_samples, is_classifier
 from ..errors import ConfigError
 from ..zoo.batch import synthetic_batch
 from ..zoo.examine import settle

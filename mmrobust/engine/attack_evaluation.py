@@ -19,7 +19,7 @@ from ..attacks.base import positive_int
 from ..batch import check_batch, gt_frame_of, image_id
 from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
-from ..classification import is_classifier
+from ..objective.classifier import is_classifier
 from ..errors import ConfigError, ModelError
 from ..pixels import PicturePipeline
 from ..processes import together
@@ -31,7 +31,7 @@ from ..utils.alone import same_buffers
 from .attack_pass import AttackPass
 from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
-from .counting import weights_for_evaluation
+from ..objective.counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
 from .outcome import Outcome

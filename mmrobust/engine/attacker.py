@@ -24,14 +24,8 @@ from ..batch import (
 )
 from ..blame import models_own
 from ..checks import WatchedOracle, examine
-from ..classification import (
-    ClassifierOracle,
-    check_labels,
-    classifier_samples,
-    is_classifier,
-    make_oracle,
-)
-from ..detection_score import DetectionOracle
+from ..objective.classifier import ClassifierOracle, check_labels, classifier_samples, is_classifier, make_oracle
+from ..objective.detections import DetectionOracle
 from ..errors import ConfigError
 from ..objective import (
     NotStackedError,

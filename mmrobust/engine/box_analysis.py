@@ -25,7 +25,7 @@ from ..analysis import (
     worst_case_map,
 )
 from ..analysis.error_types import SCORE_THR
-from ..detection_score import has_boxes
+from ..objective.detections import has_boxes
 from ..errors import ConfigError
 
 BENIGN = 'benign'

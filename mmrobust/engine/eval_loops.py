@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..attacks import Ensemble, RandomNoise
 from ..checks import trial_verdicts
-from ..classification import is_classifier
+from ..objective.classifier import is_classifier
 from ..errors import ConfigError
 from ..registry import LOOPS
 from ..report import RobustnessReport, device_name, package_versions

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..memory import Memory
+from ..objective.loss_state import Memory
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..batch import check_batch
 from ..blame import models_own
 from ..checkpoints import check_normalization
 from ..errors import ConfigError
-from ..memory import Memory
+from ..objective.loss_state import Memory
 from ..processes import together
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..class_weights import weighted_classification_loss
+from .class_weights import weighted_classification_loss
 from ..errors import ConfigError
 from .scores import log_background, margin, measured, negatives_unmined
 from .truth import (

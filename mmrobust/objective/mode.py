@@ -9,7 +9,7 @@ from importlib import import_module
 from torch import nn
 
 from ..compat.checkpointing import checkpoints_give_input_gradients
-from ..memory import Memory
+from .loss_state import Memory
 
 # Beside detectors and heads: where mmdet asks for ``self.training`` for anything else
 # than dropout. In an older or newer mmdet some may be missing.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import float_images
-from ..memory import Memory
+from .loss_state import Memory
 from ..utils.seeding import seeded
 from .base import Objective
 from .inputs import Inputs

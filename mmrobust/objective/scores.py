@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..class_weights import classifying_heads
+from .class_weights import classifying_heads
 from ..errors import ConfigError
 
 # Of the logits (M, num_classes [+ 1]) of the predictions that are assigned to objects,

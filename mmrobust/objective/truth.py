@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..class_weights import classifying_heads
+from .class_weights import classifying_heads
 from ..errors import ConfigError
 
 

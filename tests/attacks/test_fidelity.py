@@ -26,7 +26,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper
 from mmrobust.attacks import PGD
 from mmrobust.batch import attack_samples, float_images
-from mmrobust.class_weights import class_weights, count_classes
+from mmrobust.objective.class_weights import class_weights, count_classes
 from mmrobust.engine import FreeAdversary
 from mmrobust.objective import LossOracle, loss_mode
 from mmrobust.registry import ADVERSARIES, ATTACKS

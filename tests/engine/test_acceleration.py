@@ -17,7 +17,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from mmrobust.batch import attack_samples, float_images
 from mmrobust.checks import trial as trials
-from mmrobust.classification import make_oracle
+from mmrobust.objective.classifier import make_oracle
 from mmrobust.utils.acceleration import Acceleration
 from mmrobust.engine import FreeAdversary, PGDAdversary
 from mmrobust.engine.attacker import Attacker

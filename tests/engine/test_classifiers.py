@@ -18,13 +18,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmrobust.batch import float_images
-from mmrobust.classification import (
-    ClassifierOracle,
-    classifier_samples,
-    is_classifier,
-    make_oracle,
-    mixed_first,
-)
+from mmrobust.objective.classifier import ClassifierOracle, classifier_samples, is_classifier, make_oracle, mixed_first
 from mmrobust.engine import (
     APGDAdversary,
     CWATAdversary,

@@ -23,7 +23,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmrobust.attacks import Attack, RandomNoise
-from mmrobust.class_weights import class_weights
+from mmrobust.objective.class_weights import class_weights
 from mmrobust.cli import as_sentence
 from mmrobust.engine.attacker import Attacker, Outcome
 from mmrobust.engine.box_analysis import BoxAnalysis

@@ -9,7 +9,7 @@ import tiny
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
-from mmrobust.class_weights import weighted_classification_loss
+from mmrobust.objective.class_weights import weighted_classification_loss
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 from mmrobust.registry import MODELS

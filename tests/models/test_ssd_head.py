@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmrobust.batch import float_images
-from mmrobust.class_weights import weighted_classification_loss
+from mmrobust.objective.class_weights import weighted_classification_loss
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from torch.nn import functional as F
 from updates import make_batch

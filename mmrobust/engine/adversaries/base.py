@@ -13,13 +13,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from ...class_weights import (
-    class_weights,
-    classes_of,
-    count_classes,
-    weighted_classification_loss,
-)
-from ...classification import is_classifier, mixed_first
+from ...objective.class_weights import class_weights, classes_of, count_classes, weighted_classification_loss
+from ...objective.classifier import is_classifier, mixed_first
 from ...errors import ConfigError
 from ...objective import Objective
 from ...registry import ADVERSARIES

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...attacks import APGD, PGD, Attack
 from ...batch import float_images, take, with_images
-from ...classification import is_classifier, make_oracle
+from ...objective.classifier import is_classifier, make_oracle
 from ...errors import ConfigError
 from ...objective import LossOracle, Objective, loss_mode
 from ...registry import ADVERSARIES

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import nn
 
-from mmrobust.class_weights import class_weights, weighted_classification_loss
+from mmrobust.objective.class_weights import class_weights, weighted_classification_loss
 from mmrobust.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch import Tensor
 
-from ..class_weights import class_weights, count_classes
+from .class_weights import class_weights, count_classes
 
 
 def weights_for_evaluation(train_loader: Any, dataset: Any) -> tuple[Tensor, list[str]]:

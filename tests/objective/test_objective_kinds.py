@@ -15,7 +15,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from mmrobust.attacks import attack_preset
-from mmrobust.classification import make_oracle
+from mmrobust.objective.classifier import make_oracle
 from mmrobust.engine import FreeAdversary, PGDAdversary
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective
@@ -488,6 +488,6 @@ def test_training_refuses_objectives_for_evaluation(adversary):
 
 
 def test_classifiers_refuse_objectives_of_detectors(monkeypatch):
-    monkeypatch.setattr('mmrobust.classification.is_classifier', lambda model: True)
+    monkeypatch.setattr('mmrobust.objective.classifier.is_classifier', lambda model: True)
     with pytest.raises(ConfigError, match="'vanish' is for detectors"):
         make_oracle(SimpleNamespace(), {}, [], Objective('vanish'))

@@ -17,10 +17,10 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from .batch import float_images
-from .errors import ConfigError
-from .objective import LossOracle, Objective, gradients
-from .utils.seeding import seeded
+from ..batch import float_images
+from ..errors import ConfigError
+from . import LossOracle, Objective, gradients
+from ..utils.seeding import seeded
 
 
 def is_classifier(model: nn.Module) -> bool:

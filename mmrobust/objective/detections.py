@@ -10,8 +10,8 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from .batch import with_images
-from .errors import ConfigError
+from ..batch import with_images
+from ..errors import ConfigError
 
 # All false boxes together weigh less than a tenth of one object that is well found.
 FALSE_BOXES = 0.1

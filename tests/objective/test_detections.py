@@ -14,7 +14,7 @@ from torch import nn
 
 from mmrobust.attacks import PGD, Square
 from mmrobust.batch import attack_samples, float_images
-from mmrobust.detection_score import DetectionOracle, damage
+from mmrobust.objective.detections import DetectionOracle, damage
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 

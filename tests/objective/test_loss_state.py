@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from updates import make_batch, make_model
 
-from mmrobust.memory import Memory
+from mmrobust.objective.loss_state import Memory
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.zoo.batch import Drawing
 
