@@ -35,7 +35,7 @@ from ..objective.counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
 from .outcome import Outcome
-from .preflight import check_categories, check_has_boxes
+from ..checks.dataset import check_categories, check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records
 from .subset import restrict_metrics

@@ -32,7 +32,7 @@ from .adversaries import Adversary, NoAdversary
 from .adversaries.base import bare_model, device_of
 from .guard import Guard, finite_updates
 from .hooks import ConvertedWeightsHook
-from .preflight import check_has_boxes, check_one_image_each, gives_rgb
+from ..checks.dataset import check_has_boxes, check_one_image_each, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
 from .resuming import settle_checkpoint
 from .training_state import TrainingStateHook

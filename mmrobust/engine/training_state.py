@@ -16,7 +16,7 @@ from ..registry import HOOKS
 from ..utils.seeding import generator_states, set_generator_states
 from .adversaries import Adversary
 from .adversaries.base import bare_model
-from .preflight import keeps_images
+from ..checks.dataset import keeps_images
 from .resuming import save_in_one_piece
 
 

@@ -15,7 +15,7 @@ from mmengine.dataset import ClassBalancedDataset, RepeatDataset
 from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100, CustomDataset
 from mmrobust.checkpoints import check_normalization
-from mmrobust.engine.preflight import gives_rgb
+from mmrobust.checks.dataset import gives_rgb
 from mmrobust.errors import ConfigError
 
 UNIT = dict(mean=[0, 0, 0], std=[255, 255, 255])
