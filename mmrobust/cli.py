@@ -163,7 +163,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_speed_options(parser: Any) -> None:
-    """Adds the options of :class:`mmrobust.engine.Acceleration`.
+    """Adds the options of :class:`mmrobust.utils.acceleration.Acceleration`.
 
     Args:
         parser: a parser, or a group of one.

@@ -23,25 +23,25 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='mmrobust',
-    locations=['mmrobust.engine', 'mmrobust.autoattack'],
+    locations=['mmrobust.training', 'mmrobust.evaluation', 'mmrobust.autoattack'],
 )
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmrobust',
-    locations=['mmrobust.engine'],
+    locations=['mmrobust.training', 'mmrobust.evaluation'],
 )
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope='mmrobust',
-    locations=['mmrobust.engine'],
+    locations=['mmrobust.training'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_CONSTRUCTORS,
     scope='mmrobust',
-    locations=['mmrobust.engine'],
+    locations=['mmrobust.training'],
 )
 DATASETS = Registry(
     'dataset',
@@ -80,5 +80,5 @@ class _RootRegistry(Registry):
 # No counterpart in mmengine.
 ATTACKS = _RootRegistry('attack', scope='mmrobust', locations=['mmrobust.attacks'])
 ADVERSARIES = _RootRegistry(
-    'adversary', scope='mmrobust', locations=['mmrobust.engine']
+    'adversary', scope='mmrobust', locations=['mmrobust.training']
 )

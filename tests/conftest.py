@@ -49,8 +49,8 @@ def _quiet_and_repeatable() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials, pictures and intervals take longer than attacks on tiny detectors."""
-    from mmrobust.engine.box_analysis import BoxAnalysis
-    from mmrobust.engine.eval_loops import AttackTestLoop
+    from mmrobust.evaluation.box_analysis import BoxAnalysis
+    from mmrobust.evaluation.loops import AttackTestLoop
 
     monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))  # resamples
     monkeypatch.setattr(AttackTestLoop, 'default_check_images', 0)

@@ -42,12 +42,12 @@ from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmrobust import processes
 from mmrobust.autoattack.shards import ShardStore
-from mmrobust.engine import FreeAdversary
-from mmrobust.engine.attack_pass import AttackPass
-from mmrobust.engine.box_analysis import BoxAnalysis
-from mmrobust.engine.ensemble import EnsemblePass
-from mmrobust.engine.eval_loops import AttackTestLoop
-from mmrobust.engine.records import PassRecords
+from mmrobust.training import FreeAdversary
+from mmrobust.evaluation.attack_pass import AttackPass
+from mmrobust.evaluation.box_analysis import BoxAnalysis
+from mmrobust.evaluation.ensemble import EnsemblePass
+from mmrobust.evaluation.loops import AttackTestLoop
+from mmrobust.evaluation.records import PassRecords
 from mmrobust.errors import ConfigError
 from mmrobust.processes import Lifeline, together
 from mmrobust.registry import ADVERSARIES

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.blame import blame, models_own, reason_of
-from mmrobust.engine import FreeAdversary
+from mmrobust.training import FreeAdversary
 from mmrobust.errors import ConfigError
 
 FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)

@@ -29,12 +29,9 @@ from mmengine.runner import Runner
 from mmrobust.batch import gt_frame_of
 from mmrobust.objective.class_weights import count_classes
 from mmrobust.cli import merge_options
-from mmrobust.engine import (
-    AdvEpochBasedTrainLoop,
-    AttackTestLoop,
-    FreeAdversary,
-    PGDAdversary,
-)
+from mmrobust.training.loops import AdvEpochBasedTrainLoop
+from mmrobust.training import FreeAdversary, PGDAdversary
+from mmrobust.evaluation.loops import AttackTestLoop
 from mmrobust.models import BoundedLoss
 from mmrobust.objective import loss_mode
 from mmrobust.registry import ADVERSARIES, ATTACKS

@@ -26,8 +26,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmrobust.engine.box_analysis import BoxAnalysis
-from mmrobust.engine.records import PassRecords
+from mmrobust.evaluation.box_analysis import BoxAnalysis
+from mmrobust.evaluation.records import PassRecords
 from mmrobust.errors import ConfigError
 from mmrobust.processes import together
 

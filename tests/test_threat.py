@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmrobust.attacks import PGD
-from mmrobust.engine import PGDAdversary
+from mmrobust.training import PGDAdversary
 from mmrobust.errors import ConfigError
 from mmrobust.threat import ThreatModel, to_pixels
 

@@ -24,7 +24,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmrobust.engine.attacker import Attacker
+from mmrobust.evaluation.attacker import Attacker
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'

@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from mmrobust.engine.adversaries import Adversary
+from mmrobust.training import Adversary
 from torch import Tensor, nn
 
 Sizes = Sequence[tuple[int, int]]

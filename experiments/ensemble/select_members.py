@@ -26,8 +26,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.analysis import Detections
-from mmrobust.engine.box_analysis import ground_truth
-from mmrobust.engine.eval_loops import AttackTestLoop
+from mmrobust.evaluation.box_analysis import ground_truth
+from mmrobust.evaluation.loops import AttackTestLoop
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS, LOOPS
 

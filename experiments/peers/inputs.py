@@ -31,7 +31,7 @@ from mmrobust.batch import (
     with_images,
 )
 from mmrobust.checkpoints import check_checkpoint, read_checkpoint
-from mmrobust.engine.subset import choose_images, restrict_metrics
+from mmrobust.evaluation.subset import choose_images, restrict_metrics
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.objective.truth import count_classes_of

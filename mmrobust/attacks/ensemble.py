@@ -52,7 +52,7 @@ class Ensemble:
     (:func:`mmrobust.analysis.worst_case_map`); it is never above the mAP of any
     member, where a member that did not run on an image has the example that left
     nothing of it. The evaluation loop does all this, see
-    :class:`mmrobust.engine.AttackTestLoop`: an ensemble is no attack on one loss.
+    :class:`mmrobust.evaluation.AttackTestLoop`: an ensemble is no attack on one loss.
 
     There is nothing to tune. The members are fixed so that figures can be compared;
     :data:`VERSIONS` lists them.

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
 from ..objective.classifier import check_labels
-from ..engine.adversaries.base import bare_model
+from ..training.adversary import bare_model
 from ..utils.alone import same_buffers
-from ..engine.freeze import state_digest
-from ..engine.progress import Progress
-from ..engine.saving import AdversarialImages, dumps_renamed
-from ..engine.subset import choose_images
+from ..training.freeze import state_digest
+from ..evaluation.progress import Progress
+from ..evaluation.adversarial_images import AdversarialImages, dumps_renamed
+from ..evaluation.subset import choose_images
 from ..errors import ConfigError
 from ..processes import together
 from ..registry import LOOPS

@@ -19,7 +19,7 @@ from ..attacks import PGD
 from ..batch import float_images
 from ..objective.classifier import make_oracle
 from ..utils.acceleration import Acceleration
-from ..engine import Adversary, FreeAdversary, PGDAdversary
+from ..training import Adversary, FreeAdversary, PGDAdversary
 from ..errors import ConfigError
 from ..objective import Objective, loss_mode
 from .passes import loss

@@ -7,14 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..batch import with_images
-from ..engine.adversaries import (
-    Adversary,
-    APGDAdversary,
-    CWATAdversary,
-    FreeAdversary,
-    MTDAdversary,
-    PGDAdversary,
-)
+from ..training import Adversary, APGDAdversary, CWATAdversary, FreeAdversary, MTDAdversary, PGDAdversary
 from ..objective import Objective, loss_mode
 from .passes import gradient, loss
 from .subject import Subject

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from .document import Part, Section, Table, interval, number
 
 # Name and analysis of each pass, the benign one first: see
-# :class:`mmrobust.engine.box_analysis.BoxAnalysis`.
+# :class:`mmrobust.evaluation.box_analysis.BoxAnalysis`.
 Passes: TypeAlias = Sequence[tuple[str, 'dict[str, Any] | None']]
 
 # What became of objects, and false detections.

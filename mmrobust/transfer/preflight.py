@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoints import check_normalization
-from ..engine.freeze import state_digest
+from ..training.freeze import state_digest
 from ..errors import ConfigError
 from ..utils.files import file_sha256
 from .metric import choose_metric, trial_keys, usual_keys, without_attack

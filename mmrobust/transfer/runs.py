@@ -21,7 +21,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints import read_checkpoint
-from ..engine.freeze import state_digest
+from ..training.freeze import state_digest
 from ..errors import ConfigError
 from ..utils.files import finite, write_atomically
 from ..report import package_versions

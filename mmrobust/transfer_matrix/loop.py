@@ -11,8 +11,8 @@ import torch
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 
-from ..engine.eval_loops import AttackTestLoop
-from ..pixels import PicturePipeline
+from ..evaluation.loops import AttackTestLoop
+from ..evaluation.original_pixels import PicturePipeline
 from ..registry import LOOPS
 
 Pictures = Callable[[Any, BaseDataElement], np.ndarray]

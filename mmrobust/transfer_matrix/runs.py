@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints import check_checkpoint
-from ..engine.adversaries.base import bare_model
+from ..training.adversary import bare_model
 
 
 def run_test(cfg: Config, prepare: Callable[[Any], None] | None = None) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..attacks import PGD
 from ..batch import attack_samples, float_images, split_batch, with_images
-from ..engine import FreeAdversary
+from ..training import FreeAdversary
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, loss_mode
 from ..utils.seeding import attack_generator, seeded

@@ -27,7 +27,7 @@ from mmengine.optim import OptimWrapper
 from mmrobust.attacks import PGD
 from mmrobust.batch import attack_samples, float_images
 from mmrobust.objective.class_weights import class_weights, count_classes
-from mmrobust.engine import FreeAdversary
+from mmrobust.training import FreeAdversary
 from mmrobust.objective import LossOracle, loss_mode
 from mmrobust.registry import ADVERSARIES, ATTACKS
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
-from mmrobust.engine import FreeAdversary, PGDAdversary
+from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.errors import ConfigError
 from mmrobust.models import DNDETR, DNDETRHead, DnQueryGenerator
 from mmrobust.objective import LossOracle, Objective, loss_mode

@@ -16,7 +16,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from mmrobust.attacks import attack_preset
 from mmrobust.objective.classifier import make_oracle
-from mmrobust.engine import FreeAdversary, PGDAdversary
+from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective
 from mmrobust.objective.scores import (

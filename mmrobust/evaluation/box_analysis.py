@@ -1,0 +1,219 @@
+"""What the passes of an evaluation say together: worst case, errors, intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mmengine.dist import collect_results, get_world_size, is_main_process
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+
+from ..analysis import Detections, GroundTruth, MatchTable, bootstrap_difference, bootstrap_map, coco_ap, count_errors, image_score, match_detections, worst_case_map
+from ..analysis.error_types import SCORE_THR
+from ..objective.detections import has_boxes
+from ..errors import ConfigError
+
+BENIGN = 'benign'
+SIZES = ('small', 'medium', 'large')
+
+
+class BoxAnalysis:
+    """Keeps the boxes of every pass, and analyses them on the main process.
+
+    It only adds to a report: detections that it cannot read (rotated boxes, say) end
+    the analysis of their pass and not the evaluation.
+
+    Args:
+        dataset: the evaluated dataset; gives classes and ground truth.
+        seed: of resampling and of the search for the worst case.
+        resamples: of the bootstrap.
+
+    Attributes:
+        rounds: of the greedy search; the first ones do nearly all of its work.
+        tables: matches of the passes that could be analysed, by name.
+        problems: sentences for the report's checks.
+
+    Raises:
+        ConfigError: if the ground truth is not of upright boxes.
+    """
+
+    rounds = 3
+
+    def __init__(self, dataset: Any, seed: int = 0, resamples: int = 1000) -> None:
+        self.truths = ground_truth(dataset)
+        self._truth_of = {truth.img_id: truth for truth in self.truths}
+        self.classes = tuple(dataset.metainfo['classes'])
+        self.num_classes = len(self.classes)
+        self.seed = seed
+        self.resamples = resamples
+        self.tables: dict[str, MatchTable] = {}
+        self.problems: list[str] = []
+
+    @classmethod
+    def maybe(cls, dataset: Any, seed: int) -> BoxAnalysis | None:
+        """Makes one if the dataset has boxes and classes to compare with."""
+        if not hasattr(dataset, 'get_data_info') or not len(dataset):
+            return None
+        info = dataset.get_data_info(0)
+        has_boxes = {'img_id', 'height', 'width', 'instances'} <= set(info)
+        if not has_boxes or not getattr(dataset, 'metainfo', {}).get('classes'):
+            return None
+        try:
+            return cls(dataset, seed)
+        except ConfigError as error:
+            print_log(f'Boxes are not analysed: {error}', logger='current')
+            return None
+
+    def read(self, output: BaseDataElement) -> Detections | None:
+        """A prediction's boxes, if it has any that can be analysed."""
+        if 'pred_instances' not in output:
+            return None
+        if not has_boxes(output.pred_instances):
+            self._note('the model detects no boxes')
+            return None
+        try:
+            finite = _finite(output)
+            if finite is not output:
+                self._note('some detections are not finite, and left out of Boxes')
+            return Detections.from_sample(finite)
+        except ConfigError as error:
+            self._note(str(error))
+            return None
+
+    def score(self, output: BaseDataElement) -> float:
+        """The score of one image, from 0 to 1; 0 where no boxes can be read."""
+        found = self.read(output)
+        if found is None or found.img_id not in self._truth_of:
+            return 0.0
+        try:
+            return self.score_of(found)
+        except ConfigError as error:
+            self._note(str(error))
+            return 0.0
+
+    def score_of(self, found: Detections) -> float:
+        """The score of an image's boxes, from 0 to 1."""
+        return image_score(self._truth_of[found.img_id], found, self.num_classes)
+
+    def gather_problems(self) -> None:
+        """Puts the sentences of all processes together, on the main one."""
+        gathered = collect_results([self.problems], get_world_size(), device='cpu')
+        for problems in gathered or ():
+            for problem in problems:
+                self._note(problem)
+
+    def with_objects(self, count: int) -> list[int]:
+        """Places of the first images with objects in the dataset."""
+        places = [i for i, truth in enumerate(self.truths) if len(truth)]
+        return places[:count]
+
+    def match(self, found: Sequence[Detections]) -> MatchTable | None:
+        """Matches the boxes of a pass, from all processes, with the ground truth.
+
+        Returns:
+            None on other processes than the main one, and if an image is missing.
+        """
+        size = len(self.truths)
+        everywhere = collect_results(list(found), size, device='cpu')
+        # Samplers repeat images so that all processes have as many.
+        if not is_main_process() or len({f.img_id for f in everywhere}) < size:
+            return None
+        self._matched = everywhere
+        return match_detections(self.truths, everywhere, self.num_classes)
+
+    def finish(
+        self, name: str, found: Sequence[Detections], keep: bool = True
+    ) -> dict[str, Any] | None:
+        """Ends a pass.
+
+        Args:
+            name: of the pass.
+            found: what this process's images gave.
+            keep: whether the pass takes part in the worst case.
+
+        Returns:
+            mAP with its bootstrap interval, what the attack took from the benign mAP,
+            counts of errors, mAP by object size and by class; None on other processes
+            than the main one, and for models without boxes.
+        """
+        try:
+            return self._finish(name, found, keep)
+        except ConfigError as error:
+            self._note(f'boxes of {name} are not analysed: {error}')
+            return None
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _finish(
+        self, name: str, found: Sequence[Detections], keep: bool
+    ) -> dict[str, Any] | None:
+        table = self.match(found)
+        if table is None:
+            return None
+        if keep:
+            self.tables[name] = table
+        settings = {'resamples': self.resamples, 'seed': self.seed}
+        errors = count_errors(self.truths, self._matched, self.num_classes)
+        result = {
+            'mAP': asdict(bootstrap_map(table, **settings)),
+            'errors': {'score_thr': SCORE_THR, **asdict(errors)},
+            **self._by_size_and_class(),
+        }
+        if name != BENIGN and BENIGN in self.tables:
+            drop = bootstrap_difference(self.tables[BENIGN], table, **settings)
+            result['drop'] = asdict(drop)
+        return result
+
+    def _by_size_and_class(self) -> dict[str, dict[str, float | None]]:
+        summary = coco_ap(self.truths, self._matched, self.num_classes)
+        metrics, classes = summary.metrics, summary.per_class.tolist()
+        sizes = {size: metrics[f'mAP_{size[0]}'] for size in SIZES}
+        by_class = dict(zip(self.classes, classes, strict=True))
+        return {'sizes': _known(sizes), 'classes': _known(by_class)}
+
+    def worst_case(self) -> dict[str, Any] | None:
+        """The combination of all passes with the lowest mAP, the benign one included.
+
+        Never above the mAP of any attack, nor above the benign one.
+        """
+        names = list(self.tables)
+        if len(names) < 3:  # the benign pass and one attack
+            return None
+        worst = worst_case_map(
+            list(self.tables.values()), seed=self.seed, max_rounds=self.rounds
+        )
+        chosen = Counter(names[index] for index in worst.assignment)
+        return {
+            'mAP': worst.mean_ap,
+            'per_image_mAP': worst.per_image,
+            'images': {name: chosen[name] for name in names},
+            'rounds': worst.rounds,
+            'converged': worst.converged,
+        }
+
+
+def _known(values: dict[str, float]) -> dict[str, float | None]:
+    """None instead of NaN, where there is no object."""
+    return {key: None if math.isnan(each) else each for key, each in values.items()}
+
+
+def _finite(output: BaseDataElement) -> BaseDataElement:
+    """Without boxes that are no boxes, which attacks can make a detector give."""
+    found = output.pred_instances
+    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+    kept = boxes.isfinite().all(-1) & found.scores.isfinite()
+    if bool(kept.all()):
+        return output
+    return type(output)(metainfo=output.metainfo, pred_instances=found[kept])
+
+
+def ground_truth(dataset: Any) -> list[GroundTruth]:
+    """The dataset's boxes; mmdet's datasets keep no areas but those of boxes."""
+    infos = (dataset.get_data_info(index) for index in range(len(dataset)))
+    return [GroundTruth.from_data_info(info) for info in infos]

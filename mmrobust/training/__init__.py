@@ -1,0 +1,33 @@
+"""Adversarial training: loops, methods, replay, optimizer rules and exact resume.
+
+One key of a config apart: ``train_cfg.adversary.type`` is ``mmrobust.FreeAdversary``,
+``PGDAdversary`` (one step: fast AT), ``APGDAdversary``, ``MTDAdversary``,
+``CWATAdversary`` or ``NoAdversary`` (the control).
+"""
+
+from __future__ import annotations
+
+from .adversary import Adversary, NoAdversary
+from .free import FreeAdversary
+from .freeze import FreezeBackboneHook, SeedUpdatesHook
+from .inner import APGDAdversary, CWATAdversary, MTDAdversary, PGDAdversary
+from .loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
+from .optim import BackboneLrOptimWrapperConstructor, BFloat16OptimWrapper
+from .training_state import TrainingStateHook
+
+__all__ = [
+    'APGDAdversary',
+    'AdvEpochBasedTrainLoop',
+    'AdvIterBasedTrainLoop',
+    'Adversary',
+    'BFloat16OptimWrapper',
+    'BackboneLrOptimWrapperConstructor',
+    'CWATAdversary',
+    'FreeAdversary',
+    'FreezeBackboneHook',
+    'MTDAdversary',
+    'NoAdversary',
+    'PGDAdversary',
+    'SeedUpdatesHook',
+    'TrainingStateHook',
+]

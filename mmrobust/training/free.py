@@ -1,0 +1,196 @@
+"""FreeAT: the backward pass that updates the weights also updates the perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+
+from ..attacks import PGD
+from ..attacks.base import positive_int
+from ..batch import float_images, resize_delta, with_images
+from ..compat.checkpointing import checkpoints_give_input_gradients
+from ..errors import ConfigError
+from ..objective import Objective
+from ..registry import ADVERSARIES
+from ..threat import ThreatModel
+from .adversary import Adversary, bare_model, device_of
+
+
+@ADVERSARIES.register_module()
+class FreeAdversary(Adversary):
+    """FreeAT: every replay of a batch updates the weights and the perturbation.
+
+    Shafahi et al., "Adversarial Training for Free!", arXiv 1904.12843; as training for
+    detectors in arXiv 2305.17438. The backward pass that feeds the weights also gives
+    the gradient with respect to the image, so with the objective ``'total'`` an update
+    costs what a normal one does. The perturbation carries over from replay to replay
+    and from batch to batch (slot by slot, resized to the next image).
+
+    Args:
+        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
+        eps: radius in pixel units of 0-255.
+        step_size: step of the perturbation, by default eps (as in the papers).
+        replays: updates per batch, m in the papers. Schedules count updates; give
+            the number of passes over the data as usual divided by m.
+        objective: ``'total'``, the loss that the weights are trained with, or names of
+            loss terms for the perturbation alone; the latter costs a second backward
+            pass that reaches only the image. The code of arXiv 2305.17438 uses
+            ``'cls+reg'``.
+        carry: ``'epoch'`` starts every pass over the data from a zero perturbation,
+            which epoch checkpoints need not save; ``'run'`` carries it through the
+            whole training, as the papers do, and saves it in checkpoints.
+        warmup_iters: updates over which eps grows linearly to its full size.
+        share: see :class:`Adversary`. An image that stays clean leaves the
+            perturbation of its slot as it is.
+        class_weighting: see :class:`Adversary`; the code of arXiv 2305.17438 calls
+            ``'dataset'`` with the total loss its training type ``cwa``.
+    """
+
+    def __init__(
+        self,
+        norm: str = 'linf',
+        eps: float | str = 4,
+        step_size: float | str | None = None,
+        replays: int = 4,
+        objective: str | Sequence[str] = 'total',
+        carry: str = 'epoch',
+        warmup_iters: int = 0,
+        share: float = 1.0,
+        class_weighting: str | None = None,
+    ) -> None:
+        super().__init__(norm, eps, objective, warmup_iters, share, class_weighting)
+        self.replays = positive_int(replays, 'replays')
+        if carry not in ('epoch', 'run'):
+            raise ConfigError(f"carry={carry!r} is unknown: choose 'epoch' or 'run'.")
+        # PGD's rules for a step size are the rules here too.
+        size = self.eps if step_size is None else step_size
+        size = PGD(norm, f'{self.eps}/255', size, num_steps=1).step_size
+        self._step_share = size / self.eps if self.eps else 0.0
+        self.carry = carry
+        self.updates_per_epoch = 0
+        self.pass_begun = 0  # number of the first update of a pass
+        self._deltas: list[Tensor] = []
+
+    def _train_step(
+        self,
+        model: Any,
+        optim_wrapper: OptimWrapper,
+        data_batch: dict,
+        iteration: int,
+    ) -> dict[str, Tensor]:
+        threat = self.threat_at(iteration)
+        if self._resets_at(iteration):
+            self._deltas = []
+        images = float_images(data_batch, device_of(model))
+        deltas = self._fit(images, threat)
+        attacked = [i for i, c in enumerate(self.chosen(iteration, len(images))) if c]
+        for i in attacked:
+            perturbed = images[i].add_(deltas[i]).clamp_(threat.lo, threat.hi)
+            images[i] = perturbed.requires_grad_()
+        leaves = [images[i] for i in attacked]
+        batch = with_images(data_batch, images)
+        if getattr(bare_model(model).data_preprocessor, 'batch_augments', None):
+            # They edit boxes in place, which on a CPU are the loader's own; the next
+            # replay needs them unchanged. (A sample's clone() shares its boxes.)
+            batch['data_samples'] = deepcopy(data_batch['data_samples'])
+        if self.objective.terms is None or not leaves:
+            outputs = model.train_step(batch, optim_wrapper=optim_wrapper)
+            grads = [leaf.grad for leaf in leaves]
+        else:
+            outputs, grads = _step_with_own_objective(
+                model, optim_wrapper, batch, leaves, self.objective
+            )
+        if leaves and all(grad is None for grad in grads):
+            raise ConfigError(
+                f'no gradient reaches the image in {type(bare_model(model)).__name__}, '
+                'so that training would not be adversarial: look for torch.no_grad or '
+                'detach in its backbone.'
+            )
+        step_size = self._step_share * threat.eps
+        for i, grad in zip(attacked, grads, strict=True):
+            deltas[i] = _advance(threat, deltas[i], grad, step_size)
+        self._deltas[: len(images)] = deltas
+        return outputs
+
+    def _resets_at(self, iteration: int) -> bool:
+        return (
+            self.carry == 'epoch'
+            and self.updates_per_epoch > 0
+            and (iteration - self.pass_begun) % self.updates_per_epoch == 0
+        )
+
+    def _fit(self, images: Sequence[Tensor], threat: ThreatModel) -> list[Tensor]:
+        deltas = []
+        for slot, image in enumerate(images):
+            if slot >= len(self._deltas):
+                deltas.append(torch.zeros_like(image))
+                continue
+            delta = self._deltas[slot].to(image)
+            if delta.shape != image.shape:
+                # A larger copy of the same pixels has a larger l2 norm.
+                delta = threat.project_delta(resize_delta(delta, image.shape))
+            deltas.append(delta)
+        return deltas
+
+    def state_dict(self, iteration: int) -> dict[str, Any]:
+        """See :meth:`Adversary.state_dict`; empty where the next update resets it."""
+        if self._resets_at(iteration):
+            return {}
+        return {'deltas': [delta.cpu() for delta in self._deltas]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Adversary.load_state_dict`."""
+        self._deltas = list(state.get('deltas', ()))
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Adversary.describe`."""
+        return {
+            **super().describe(),
+            'step_size': self._step_share * self.eps,
+            'carry': self.carry,
+        }
+
+
+def _advance(
+    threat: ThreatModel, delta: Tensor, grad: Tensor | None, step_size: float
+) -> Tensor:
+    """One step of a perturbation inside the ball.
+
+    Not kept inside the pixel range: that differs for the next image in its slot.
+    """
+    if grad is None:  # no loss depended on this image
+        return delta
+    moved = threat.project_delta(threat.step(delta, grad, step_size))
+    # A loss scaler skips updates with overflowing gradients; so does the perturbation.
+    return torch.where(torch.isfinite(grad.sum()), moved, delta)
+
+
+def _step_with_own_objective(
+    model: Any,
+    optim_wrapper: OptimWrapper,
+    data_batch: dict,
+    leaves: list[Tensor],
+    objective: Objective,
+) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    """The stock ``train_step`` with a second, input-only backward pass in the middle.
+
+    mmengine's train_step does not expose its losses, so its four lines stand here.
+    """
+    bare = bare_model(model)
+    with optim_wrapper.optim_context(model), checkpoints_give_input_gradients():
+        data = bare.data_preprocessor(data_batch, True)
+        losses = model._run_forward(data, mode='loss')
+    target = objective(losses)
+    scaler = getattr(optim_wrapper, 'loss_scaler', None)
+    if scaler is not None:
+        # Unscaled, half-precision gradients of the image underflow to zero.
+        target = scaler.scale(target)
+    grads = torch.autograd.grad(target, leaves, retain_graph=True, allow_unused=True)
+    loss, log_vars = bare.parse_losses(losses)
+    optim_wrapper.update_params(loss)
+    return log_vars, list(grads)

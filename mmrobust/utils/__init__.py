@@ -1,0 +1,1 @@
+"""Files, seeds and results on disk: tools that know nothing of robustness."""

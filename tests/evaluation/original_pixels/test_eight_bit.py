@@ -1,0 +1,87 @@
+"""Attacked images as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mmrobust.errors import ConfigError
+from mmrobust.evaluation.original_pixels import as_picture, radius, through_file
+from mmrobust.threat import ThreatModel
+
+
+def test_values_are_rounded_and_not_truncated() -> None:
+    image = torch.tensor([[[0.4, 0.6, 254.7]], [[-3.0, 300.0, 7.0]]])
+    assert as_picture(image).tolist() == [[[0, 0], [1, 255], [255, 7]]]
+    assert as_picture(image).dtype == np.uint8
+
+
+def test_not_finite_values_are_refused() -> None:
+    with pytest.raises(ConfigError, match='not finite'):
+        as_picture(torch.tensor([[[float('nan')]]]))
+
+
+def test_a_file_holds_the_picture(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    path = tmp_path / 'picture.png'
+    assert np.array_equal(through_file(picture, path), picture)
+    assert np.array_equal(cv2.imread(str(path)), picture)
+    assert np.array_equal(through_file(picture), picture)
+
+
+def test_a_file_that_lost_something_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.full((8, 8, 3), 9, np.uint8)
+    monkeypatch.setattr(cv2, 'imread', lambda *_: picture + 1)
+    with pytest.raises(ConfigError, match='does not hold what was written'):
+        through_file(picture, tmp_path / 'a.png')
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'missing/a\.png.*cannot be written'):
+        through_file(np.zeros((8, 8, 3), np.uint8), tmp_path / 'missing' / 'a.png')
+
+
+@pytest.mark.parametrize(
+    'picture', [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)]
+)
+def test_what_no_file_holds_is_refused(picture: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match=r'only uint8 pictures \(H, W, 3\)'):
+        through_file(picture)
+
+
+def test_formats_that_lose_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'must end in \.png'):
+        through_file(np.zeros((8, 8, 3), np.uint8), tmp_path / 'a.jpg')
+
+
+def test_radii_are_those_of_whole_pictures() -> None:
+    clean = np.zeros((1, 2, 3), np.uint8)
+    other = np.array([[[3, 0, 0], [0, 4, 0]]], np.uint8)
+    assert radius(other, clean, 'linf') == 4
+    assert radius(other, clean, 'l2') == 5
+    assert radius(other, clean, 'l1') == 7
+    # Unsigned differences would wrap around.
+    assert radius(clean, other, 'linf') == 4
+    with pytest.raises(ConfigError, match='l0'):
+        radius(other, clean, 'l0')
+    with pytest.raises(ConfigError, match='no distance'):
+        radius(other, clean[:, :1], 'l1')
+
+
+def test_rounding_keeps_the_linf_ball_and_not_the_l2_ball() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 256, (3, 40, 50), generator=generator).float()
+    before = as_picture(clean)
+    for _ in range(20):
+        image = ThreatModel('linf', 4).random_start(clean, generator)
+        assert radius(as_picture(image), before, 'linf') <= 4
+    image = ThreatModel('l2', 60).random_boundary(clean, generator)
+    assert radius(image.permute(1, 2, 0).numpy(), before, 'l2') <= 60 + 1e-3
+    assert radius(as_picture(image), before, 'l2') > 60

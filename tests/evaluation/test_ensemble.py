@@ -1,0 +1,559 @@
+"""The ensemble: at or below each of its members, whatever they are."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from mmrobust.analysis import (
+    Detections,
+    match_detections,
+    mean_ap,
+    worst_case_map,
+)
+from mmrobust.attacks import Attack, Ensemble
+from mmrobust.attacks.ensemble import VERSIONS
+from mmrobust.evaluation import ensemble as ensemble_module
+from mmrobust.evaluation.attacker import Attacker
+from mmrobust.evaluation.box_analysis import BoxAnalysis, ground_truth
+from mmrobust.errors import ConfigError
+from mmrobust.registry import ATTACKS
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+MAP = 'coco/bbox_mAP'
+
+
+@ATTACKS.register_module(force=True)
+class Only(Attack):
+    """Grey noise on some images, nothing on the others."""
+
+    def __init__(
+        self, ids: Sequence[int] = (), strength: float = 60, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.ids, self.strength = list(ids), strength
+
+    def perturb(
+        self, oracle: Any, images: Sequence[Tensor], generator: Any
+    ) -> list[Tensor]:
+        """See :meth:`Attack.perturb`."""
+        (sample,) = oracle.samples
+        if sample.img_id not in self.ids:
+            return list(images)
+        (own,) = generator
+        return [
+            (image + self.strength * torch.randn(image.shape, generator=own)).clamp(
+                0, 255
+            )
+            for image in images
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Attack.describe`."""
+        return {**super().describe(), 'ids': self.ids, 'strength': self.strength}
+
+
+def only(*ids: int, strength: float = 60) -> dict[str, Any]:
+    return dict(type='mmrobust.Only', ids=ids, strength=strength)
+
+
+def pgd(**kwargs: Any) -> dict[str, Any]:
+    return dict(type='mmrobust.PGD', num_steps=2, **kwargs)
+
+
+def ensemble(members: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    return dict(type='mmrobust.Ensemble', **{'eps': 4, **kwargs}, members=members)
+
+
+@pytest.fixture
+def evaluate(
+    build_runner: Callable[..., Runner],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Any]:
+    """The report, and metrics as the runner gives them."""
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))
+    monkeypatch.setattr('gc.collect', lambda: 0)
+
+    def run(
+        attacks: dict[str, Any], overrides: dict[str, Any] | None = None, **loop: Any
+    ) -> Any:
+        runner = build_runner(
+            **{
+                'load_from': str(trained),
+                'test_cfg': dict(
+                    type='mmrobust.AttackTestLoop',
+                    attacks=attacks,
+                    report=str(tmp_path / 'r.json'),
+                    **loop,
+                ),
+                **(overrides or {}),
+            }
+        )
+        metrics = dict(runner.test())
+        run.runner = runner  # type: ignore[attr-defined]
+        return json.loads((tmp_path / 'r.json').read_text()), metrics
+
+    return run
+
+
+def attacks_of(report: Any) -> dict[str, Any]:
+    return {attack['name']: attack for attack in report['attacks']}
+
+
+def map_of(result: Any) -> float:
+    return result['boxes']['mAP']['estimate']
+
+
+# Which images each member harms; 15 has no object, and 16 does not exist.
+MEMBERS = {
+    'each its own': dict(a=only(10, 13), b=only(11, 15), c=only(12, 14)),
+    'overlapping': dict(a=only(10, 11, strength=20), b=only(11, 12, strength=40)),
+    'one does nothing': dict(a=only(), b=only(13)),
+    'none does anything': dict(a=only(), b=only(16)),
+    'a good one and a bad one': dict(a=pgd(), b=dict(type='mmrobust.RandomNoise')),
+    'one helps': dict(a=pgd(), b=only(10, 11, 12, 13, 14, 15, strength=3)),
+}
+
+
+@pytest.mark.parametrize('members', list(MEMBERS))
+def test_never_above_a_member_nor_the_benign_figure(
+    evaluate: Callable[..., Any], members: str
+) -> None:
+    """By the evaluator's own figure, each member running by itself, too."""
+    each = {name: dict(m, eps=4) for name, m in MEMBERS[members].items()}
+    report, metrics = evaluate({'all': ensemble(MEMBERS[members]), **each})
+    found = attacks_of(report)
+    assert metrics[MAP] > 0.6
+    for name in each:
+        assert metrics[f'all/{MAP}'] <= metrics[f'{name}/{MAP}']
+        assert map_of(found['all']) <= map_of(found[name])
+    assert metrics[f'all/{MAP}'] <= metrics[MAP]
+    assert map_of(found['all']) <= map_of(report['benign'])
+    if members == 'each its own':
+        # None of the members comes near what they do together.
+        assert metrics[f'all/{MAP}'] < min(metrics[f'{n}/{MAP}'] for n in each) - 0.1
+    if members == 'none does anything':
+        assert metrics[f'all/{MAP}'] == metrics[MAP]
+    rows = found['all']['members']
+    assert [row['name'] for row in rows] == list(each)
+    figures = [row['mAP'] for row in rows]
+    assert figures == sorted(figures, reverse=True)
+    assert map_of(found['all']) <= figures[-1]
+    for row in rows:
+        assert row['mAP'] <= row['own_mAP']
+        # A member that stood back has the example that broke the image.
+        assert row['own_mAP'] <= map_of(found[row['name']]) + 1e-12
+    assert sum(row['chosen'] for row in rows) <= 6
+
+
+def test_it_is_what_its_members_are_together(
+    evaluate: Callable[..., Any], coco: Path, tmp_path: Path
+) -> None:
+    """Members by themselves, combined by hand; and pycocotools on the choice."""
+    members = dict(
+        a=only(10, 12, strength=30), b=only(11, 12, 13, strength=15), c=only(14, 15)
+    )
+    evaluator = dict(
+        type='CocoMetric',
+        ann_file=str(coco / 'annotations.json'),
+        outfile_prefix=str(tmp_path / 'out'),
+    )
+    report, metrics = evaluate(
+        {'all': ensemble(members), **{k: dict(m, eps=4) for k, m in members.items()}},
+        dict(test_evaluator=evaluator),
+        seed=3,
+    )
+    found = attacks_of(report)
+    dataset = evaluate.runner.test_dataloader.dataset  # type: ignore[attr-defined]
+    truths = ground_truth(dataset)
+
+    def read(name: str) -> dict[int, list[dict]]:
+        entries: dict[int, list[dict]] = {truth.img_id: [] for truth in truths}
+        for entry in json.loads((tmp_path / f'out{name}.bbox.json').read_text()):
+            entries[entry['image_id']].append(entry)
+        return entries
+
+    def detections(entries: dict[int, list[dict]]) -> list[Detections]:
+        return [
+            Detections(
+                key,
+                np.array([[*e['bbox'][:2], *corner(e)] for e in each]).reshape(-1, 4),
+                np.array([e['score'] for e in each]),
+                np.array([e['category_id'] - 1 for e in each]),
+            )
+            for key, each in entries.items()
+        ]
+
+    def corner(entry: dict) -> list[float]:
+        x, y, width, height = entry['bbox']
+        return [x + width, y + height]
+
+    passes = {name: read(f'.{name}' if name else '') for name in ('', *members)}
+    tables = {
+        name: match_detections(truths, detections(each), 3)
+        for name, each in passes.items()
+    }
+    # No member broke an image entirely, so all of them ran on all images.
+    assert all(row['images'] == 6 for row in found['all']['members'])
+    worst = worst_case_map(list(tables.values()), seed=3, max_rounds=BoxAnalysis.rounds)
+    assert map_of(found['all']) == pytest.approx(worst.mean_ap, abs=1e-9)
+    chosen = Counter(list(passes)[index] for index in worst.assignment)
+    for row in found['all']['members']:
+        assert row['chosen'] == chosen[row['name']]
+        expected = mean_ap(tables[row['name']])
+        assert row['own_mAP'] == pytest.approx(expected, abs=1e-9)
+    ids = tables[''].img_ids
+    taken = [
+        entry
+        for image, index in zip(ids, worst.assignment, strict=True)
+        for entry in list(passes.values())[index][image]
+    ]
+    everything = read('.all')
+    assert sorted(map(str, taken)) == sorted(
+        str(entry) for each in everything.values() for entry in each
+    )
+    figure = coco_map(coco / 'annotations.json', taken)
+    assert metrics[f'all/{MAP}'] == pytest.approx(figure, abs=5e-4)
+    assert map_of(found['all']) == pytest.approx(figure, abs=1e-9)
+
+
+def coco_map(annotations: Path, entries: list[dict]) -> float:
+    truth = COCO(str(annotations))
+    evaluation = COCOeval(truth, truth.loadRes(entries), 'bbox')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval['precision'][:, :, :, 0, -1]
+    return float(precision[precision > -1].mean())
+
+
+def test_later_members_work_on_what_is_left(
+    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of which nothing is detected any more is left alone."""
+    seen: dict[str, list[int]] = {}
+    stock = Attacker.attack
+
+    def noted(self: Attacker, attack: Any, part: dict) -> Any:
+        name = str(attack.ids)
+        seen.setdefault(name, []).append(part['data_samples'][0].img_id)
+        return stock(self, attack, part)
+
+    monkeypatch.setattr(Attacker, 'attack', noted)
+    # So strong that nothing is found on these three.
+    members = dict(
+        a=only(10, 12, strength=2000), b=only(13, strength=2000), c=only(11, 14)
+    )
+    report, metrics = evaluate({'all': ensemble(members)})
+    left = [
+        image for image in (10, 11, 12, 13, 14, 15) if image in seen.get('[11, 14]', [])
+    ]
+    assert seen['[10, 12]'] == [10, 11, 12, 13, 14, 15]
+    assert seen['[13]'] == [11, 13, 14, 15]
+    assert left == seen['[11, 14]'] == [11, 14, 15]
+    (found,) = report['attacks']
+    assert [row['images'] for row in found['members']] == [6, 4, 3]
+    assert found['cost']['images'] == 6
+    assert metrics[f'all/{MAP}'] < metrics[MAP]
+
+
+def test_a_member_that_stood_back_may_be_chosen(
+    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search may start from a member on all images, also those it left alone."""
+    stock = ensemble_module.WorstOf.search
+
+    def last_on_all(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        self.assignment = np.full(6, 2)
+
+    monkeypatch.setattr(ensemble_module.WorstOf, 'search', last_on_all)
+    members = dict(a=only(10, 12, strength=2000), b=only(11))
+    report, metrics = evaluate(
+        {'all': ensemble(members), 'each': dict(only(10, 12, strength=2000), eps=4)}
+    )
+    found = attacks_of(report)
+    a, b = found['all']['members']
+    assert (a['images'], b['images']) == (6, 4)
+    assert (a['chosen'], b['chosen']) == (2, 4)
+    assert map_of(found['all']) < map_of(found['each'])
+    assert metrics[f'all/{MAP}'] == pytest.approx(b['own_mAP'], abs=5e-4)
+
+
+def test_saved_images_are_those_that_count(
+    evaluate: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of every image one, the clean one among them, also when it is done again."""
+    members = dict(a=only(10, 12, strength=2000), b=only(11, strength=2000))
+    attacks = {'all': ensemble(members)}
+    for _ in range(2):
+        evaluate(attacks, save_adv=str(tmp_path / 'adv'))
+        folder = tmp_path / 'adv' / 'all'
+        assert len(list(folder.glob('*.npz'))) == len(list(folder.glob('*.png'))) == 6
+        assert not list(folder.rglob('*tmp*'))
+        clean = {
+            sample.img_id: image.numpy()
+            for batch in evaluate.runner.test_dataloader  # type: ignore[attr-defined]
+            for image, sample in zip(
+                batch['inputs'], batch['data_samples'], strict=True
+            )
+        }
+        for key, image in clean.items():
+            member = {10: 'a', 12: 'a', 11: 'b'}.get(key)
+            saved = np.load(folder / f'{key}.npz')['image']
+            picture = cv2.imread(str(folder / f'{key}.png')).transpose(2, 0, 1)
+            assert np.array_equal(picture, saved.round())
+            if member:
+                theirs = np.load(folder / member / f'{key}.npz')['image']
+                assert np.array_equal(saved, theirs)
+                assert np.abs(saved - image).max() > 100
+            else:
+                assert np.array_equal(saved, image)
+        # Another choice, over files that two attacks have in common.
+        attacks = {'all': ensemble(dict(members, a=only(12, strength=2000)))}
+        evaluate(attacks, save_adv=str(tmp_path / 'adv'))
+        for path in (folder / 'a').glob('*.png'):
+            saved = np.load(path.with_suffix('.npz'))['image'].round()
+            assert np.array_equal(cv2.imread(str(path)).transpose(2, 0, 1), saved)
+        attacks = {'all': ensemble(members)}
+
+
+def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
+    """Also of examples that are not chosen."""
+    report, _ = evaluate({'all': ensemble(dict(a=pgd(), b=only(), c=pgd()))})
+    (found,) = report['attacks']
+    rows = {row['name']: row for row in found['members']}
+    # Two steps, the clean image and the last iterate.
+    assert rows['a']['forwards'] == 4 * rows['a']['images'] == 24
+    assert rows['a']['backwards'] == 2 * rows['a']['images']
+    assert rows['c']['backwards'] == 2 * rows['c']['images']
+    for key in ('forwards', 'backwards'):
+        assert found['cost'][key] == sum(row[key] for row in rows.values())
+    seconds = sum(row['seconds'] for row in rows.values())
+    assert found['cost']['seconds'] == pytest.approx(seconds, abs=0.05)
+
+
+@pytest.mark.parametrize(('norm', 'eps'), [('l2', 1500), ('l1', 60000)])
+def test_norms(
+    evaluate: Callable[..., Any], tmp_path: Path, norm: str, eps: int
+) -> None:
+    apgd = dict(type='mmrobust.APGD', num_steps=8)
+    members = dict(total=apgd, cls=dict(apgd, objective='cls'))
+    report, metrics = evaluate(
+        {'all': ensemble(members, norm=norm, eps=eps)},
+        num_images=3,
+        save_adv=str(tmp_path / 'adv'),
+    )
+    (found,) = report['attacks']
+    assert (found['norm'], found['eps']) == (norm, eps)
+    assert metrics[f'all/{MAP}'] < metrics[MAP]
+    for row in found['members']:
+        assert (row['settings']['norm'], row['settings']['eps']) == (norm, eps)
+    clean = {
+        sample.img_id: image.numpy().astype(float)
+        for batch in evaluate.runner.test_dataloader  # type: ignore[attr-defined]
+        for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True)
+    }
+    files = list((tmp_path / 'adv' / 'all' / 'total').glob('*.npz'))
+    assert len(files) == 3
+    for path in files:
+        delta = np.load(path)['image'] - clean[int(path.stem)]
+        size = np.abs(delta).sum() if norm == 'l1' else np.linalg.norm(delta)
+        assert 0.5 * eps < size <= eps * (1 + 1e-5)
+
+
+@pytest.mark.parametrize('version', list(VERSIONS))
+def test_versions(version: str) -> None:
+    """Their members are attacks of one threat model, in the order of the table."""
+    found = Ensemble(norm='l2', eps='510/255', version=version)
+    assert list(found.members) == list(VERSIONS[version])
+    for member in found.members.values():
+        assert (member.threat.norm, member.threat.eps) == ('l2', 510.0)
+    assert found.describe()['version'] == found.describe()['objective'] == version
+    assert Ensemble(version='fast', eps=8).threat.eps == 8
+
+
+def test_the_fast_version_runs(evaluate: Callable[..., Any]) -> None:
+    fast = dict(type='mmrobust.Ensemble', version='fast', eps=4)
+    report, metrics = evaluate(dict(fast=fast), num_images=2)
+    (found,) = report['attacks']
+    assert [row['name'] for row in found['members']] == list(VERSIONS['fast'])
+    assert metrics[f'fast/{MAP}'] < 0.5 * metrics[MAP]
+
+
+def test_larger_radii_in_l1_are_a_default() -> None:
+    members = dict(
+        default=dict(type='mmrobust.APGD'),
+        own=dict(type='mmrobust.APGD', radius_schedule=[(1, 1)]),
+    )
+    found = Ensemble(norm='l1', eps=5000, members=members).members
+    assert len(found['default'].phases) == 3  # type: ignore[attr-defined]
+    assert len(found['own'].phases) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'sentence'),
+    [
+        (dict(version='slow'), "version 'slow' of the ensemble is unknown"),
+        (dict(members={}), 'the ensemble has no members'),
+        (
+            dict(members={'x': dict(eps=4)}),
+            "the member 'x' of the ensemble is no attack",
+        ),
+        (
+            dict(members={'x': dict(type='mmrobust.Ensemble')}),
+            "the member 'x' of the ensemble is no attack",
+        ),
+        (
+            dict(members={'benign': dict(type='mmrobust.PGD')}),
+            "can be called 'benign'",
+        ),
+        (dict(eps=-1), 'eps=-1 is negative'),
+    ],
+)
+def test_impossible_settings(settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Ensemble(**settings)
+
+
+def test_an_attack_cannot_be_called_benign(evaluate: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="no attack can be called 'benign'"):
+        evaluate(dict(benign=pgd()))
+
+
+def test_a_validation_gives_the_same(
+    build_runner: Callable[..., Runner],
+    trained: Path,
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    attacks = {'all': ensemble(dict(a=pgd(), b=only(10, 15)))}
+    _, metrics = evaluate(attacks)
+    before = sorted(tmp_path.rglob('*.json'))
+    runner = build_runner(
+        load_from=str(trained),
+        val_cfg=dict(type='mmrobust.AttackValLoop', attacks=attacks),
+    )
+    runner.load_or_resume()
+    assert dict(runner.val_loop.run()) == metrics
+    # No report, and no records.
+    assert sorted(tmp_path.rglob('*.json')) == before
+
+
+# --------------------------------------------------------------- what it is not for
+
+
+def test_classifiers_are_refused(tmp_path: Path) -> None:
+    from engine.test_classifiers import runner_config
+
+    init_default_scope('mmpretrain')
+    place = tmp_path / 'test' / 'class0'
+    place.mkdir(parents=True)
+    cv2.imwrite(str(place / '0.png'), np.zeros((24, 24, 3), np.uint8))
+    cfg = runner_config(
+        tmp_path,
+        tmp_path / 'work',
+        train_cfg=None,
+        train_dataloader=None,
+        optim_wrapper=None,
+        custom_hooks=[],
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(all=dict(type='mmrobust.Ensemble')),
+        ),
+    )
+    with pytest.raises(ConfigError, match='use autoattack for a classifier'):
+        Runner.from_cfg(cfg).test()
+
+
+@pytest.mark.parametrize('kind', ['rotated', 'nothing', 'masks only'])
+def test_models_without_upright_boxes_are_refused(
+    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Before any attack has been made."""
+
+    def predict(self: Attacker, part: dict) -> list[DetDataSample]:
+        outputs = [sample.clone() for sample in part['data_samples']]
+        for output in outputs:
+            found = InstanceData(scores=torch.ones(2), labels=torch.zeros(2).long())
+            if kind == 'rotated':
+                found.bboxes = torch.rand(2, 5)
+            if kind == 'masks only':  # as SOLO
+                found.bboxes = torch.zeros(2, 4)
+                found.masks = torch.ones(2, *output.ori_shape[:2]).bool()
+            if kind != 'nothing':
+                output.pred_instances = found
+        return outputs
+
+    def attack(*args: Any) -> None:
+        raise AssertionError('it attacks')
+
+    monkeypatch.setattr(Attacker, 'predict', predict)
+    monkeypatch.setattr(Attacker, 'attack', attack)
+    evaluator = dict(type='DumpResults', out_file_path='/dev/null.pkl')
+    monkeypatch.setattr(
+        'mmengine.evaluator.metric.DumpResults.compute_metrics', lambda *a: {}
+    )
+    with pytest.raises(ConfigError, match='the ensemble reads upright boxes'):
+        evaluate({'all': ensemble(dict(a=pgd()))}, dict(test_evaluator=evaluator))
+
+
+@pytest.mark.parametrize('kind', ['no id', 'twice'])
+def test_images_without_ids_of_their_own_are_refused(
+    evaluate: Callable[..., Any],
+    coco: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Before the benign pass."""
+
+    def predict(*args: Any) -> None:
+        raise AssertionError('it predicts')
+
+    monkeypatch.setattr(Attacker, 'predict', predict)
+    loader = tiny.loader(coco, test=True)
+    if kind == 'no id':
+        pack = loader['dataset']['pipeline'][-1]
+        pack['meta_keys'] = tuple(k for k in pack['meta_keys'] if k != 'img_id')
+    else:
+        loader['dataset'] = dict(
+            type='ConcatDataset', datasets=[loader['dataset'], dict(loader['dataset'])]
+        )
+    with pytest.raises(ConfigError, match='the ensemble needs images with ids'):
+        evaluate({'all': ensemble(dict(a=pgd()))}, dict(test_dataloader=loader))
+
+
+def test_no_member_is_lost_because_the_model_failed(
+    evaluate: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attack without it would be weaker, and nobody would look for the reason."""
+    forward, calls = ResNet.forward, []
+
+    def fails_once(self: ResNet, x: Tensor) -> Any:
+        calls.append(x)
+        if len(calls) == 1:
+            raise RuntimeError('a library was in a bad mood')
+        return forward(self, x)
+
+    monkeypatch.setattr(ResNet, 'forward', fails_once)
+    with pytest.raises(ConfigError, match=r'the model fails in its ResNet .*bad mood'):
+        evaluate(dict(all=dict(type='mmrobust.Ensemble', eps=4, version='fast')))
+    assert len(calls) == 1

@@ -1,0 +1,1222 @@
+"""Attack evaluation inside mmengine's Runner, on a detector that really detects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+import torch
+from mmdet.evaluation import CocoMetric, DumpDetResults
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from mmrobust.attacks import Attack, RandomNoise
+from mmrobust.objective.class_weights import class_weights
+from mmrobust.cli import as_sentence
+from mmrobust.evaluation.attacker import Attacker, Outcome
+from mmrobust.evaluation.box_analysis import BoxAnalysis
+from mmrobust.evaluation.subset import restrict_metrics
+from mmrobust.evaluation.adversarial_images import AdversarialImages
+from mmrobust.errors import ConfigError
+from mmrobust.registry import ATTACKS
+from torch import Tensor
+
+Build = Callable[..., Runner]
+
+NOISE = dict(type='mmrobust.RandomNoise', eps=8)
+PGD = dict(type='mmrobust.PGD', eps=8, num_steps=5)
+MAP = 'coco/bbox_mAP'
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_quiet_and_repeatable: None) -> None:
+    """Threads wait for each other longer than these tiny detectors compute."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def build(build_runner: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Runners without yapf, which takes longer than a tiny evaluation."""
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    return build_runner
+
+
+@pytest.fixture
+def evaluate(build: Build, trained: Path) -> Callable[..., dict[str, Any]]:
+    """Tests the trained detector; keyword arguments go to the test loop."""
+
+    def run(
+        attacks: dict[str, Any] | None = None,
+        overrides: dict[str, Any] | None = None,
+        **loop: Any,
+    ) -> dict[str, Any]:
+        runner = build(
+            load_from=str(trained),
+            test_cfg=dict(
+                type='mmrobust.AttackTestLoop', attacks=attacks or {}, **loop
+            ),
+            **(overrides or {}),
+        )
+        run.runner = runner  # type: ignore[attr-defined]
+        return dict(runner.test())
+
+    return run
+
+
+def images_of(folder: Path) -> dict[str, np.ndarray]:
+    """Saved adversarial images by their id."""
+    return {path.stem: np.load(path)['image'] for path in folder.glob('*.npz')}
+
+
+def stock_metrics(build: Build, trained: Path, **overrides: Any) -> dict[str, Any]:
+    return dict(build(load_from=str(trained), **overrides).test())
+
+
+# -------------------------------------------------------------------- figures
+
+
+def test_the_detector_detects(build: Build, trained: Path) -> None:
+    """Everything below would hold of a detector that finds nothing, too."""
+    assert stock_metrics(build, trained)[MAP] > 0.3
+
+
+def test_eps_0_gives_the_benign_figures(
+    build: Build, trained: Path, evaluate: Callable
+) -> None:
+    """To the last digit, whatever the norm and the start."""
+    attacks = dict(
+        noise=dict(type='mmrobust.RandomNoise', eps=0),
+        pgd=dict(type='mmrobust.PGD', eps=0, num_steps=2),
+        l2=dict(type='mmrobust.PGD', norm='l2', eps=0, num_steps=1),
+    )
+    metrics = evaluate(attacks)
+    stock = stock_metrics(build, trained)
+    assert len(stock) >= 6
+    # Benign figures under their own names, first: save_best='auto' takes the first.
+    assert list(metrics)[: len(stock)] == list(stock)
+    for key, value in stock.items():
+        assert metrics[key] == value
+        for name in attacks:
+            assert metrics[f'{name}/{key}'] == value
+    assert len(metrics) == 4 * len(stock)
+
+
+def test_eps_0_gives_the_benign_figures_of_voc(
+    build: Build, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    """VOCMetric takes the ground truth from the samples, in the original frame."""
+    make_voc(coco, tmp_path / 'voc')
+    loader = tiny.loader(coco, test=True)
+    loader['dataset'] = dict(
+        type='VOCDataset',
+        metainfo=dict(classes=tiny.CLASSES),
+        data_root=str(tmp_path / 'voc') + '/',
+        ann_file='VOC2007/ids.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        test_mode=True,
+        # Half the size: boxes in the wrong frame would show.
+        pipeline=tiny.pipeline(test=True, scale=(96, 72)),
+    )
+    overrides = dict(
+        test_dataloader=loader,
+        test_evaluator=dict(type='VOCMetric', metric='mAP', eval_mode='11points'),
+    )
+    stock = stock_metrics(build, trained, **overrides)
+    assert stock['pascal_voc/mAP'] > 0.2
+    pgd = dict(type='mmrobust.PGD', eps=0, num_steps=1)
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(zero=pgd, pgd=PGD)),
+        **overrides,
+    )
+    metrics = runner.test()
+    for key, value in stock.items():
+        assert metrics[key] == metrics[f'zero/{key}'] == value
+    assert metrics['pgd/pascal_voc/mAP'] < stock['pascal_voc/mAP']
+
+
+def make_voc(coco: Path, root: Path) -> None:
+    """The tiny dataset in PASCAL VOC's layout."""
+    content = json.loads((coco / 'annotations.json').read_text())
+    for folder in ('JPEGImages', 'Annotations'):
+        (root / 'VOC2007' / folder).mkdir(parents=True)
+    ids = []
+    for image in content['images']:
+        name = Path(image['file_name']).stem
+        ids.append(name)
+        # The extension is fixed in mmdet; what counts is the content.
+        shutil.copy(
+            coco / 'images' / image['file_name'],
+            root / 'VOC2007' / 'JPEGImages' / f'{name}.jpg',
+        )
+        objects = ''
+        for found in content['annotations']:
+            if found['image_id'] == image['id']:
+                x, y, width, height = found['bbox']
+                objects += (
+                    f'<object><name>{tiny.CLASSES[found["category_id"] - 1]}</name>'
+                    f'<difficult>0</difficult><bndbox><xmin>{x + 1}</xmin>'
+                    f'<ymin>{y + 1}</ymin><xmax>{x + width + 1}</xmax>'
+                    f'<ymax>{y + height + 1}</ymax></bndbox></object>'
+                )
+        size = (
+            f'<size><width>{image["width"]}</width><height>{image["height"]}</height>'
+        )
+        (root / 'VOC2007' / 'Annotations' / f'{name}.xml').write_text(
+            f'<annotation>{size}<depth>3</depth></size>{objects}</annotation>'
+        )
+    (root / 'VOC2007' / 'ids.txt').write_text('\n'.join(ids))
+
+
+def test_pgd_hurts_more_than_noise(evaluate: Callable) -> None:
+    metrics = evaluate(dict(noise=NOISE, pgd=PGD))
+    assert metrics[f'pgd/{MAP}'] < 0.5 * metrics[f'noise/{MAP}']
+    # Noise may help by chance, but not by much.
+    assert metrics[f'noise/{MAP}'] <= metrics[MAP] + 0.05
+
+
+def test_l2_hurts_too(evaluate: Callable) -> None:
+    pgd = dict(type='mmrobust.PGD', norm='l2', eps=1500, num_steps=5)
+    metrics = evaluate(dict(pgd=pgd))
+    assert metrics[f'pgd/{MAP}'] < 0.5 * metrics[MAP]
+
+
+def test_an_attack_does_not_depend_on_the_others(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    alone = evaluate(dict(pgd=PGD), save_adv=str(tmp_path / 'alone'))
+    after = evaluate(dict(noise=NOISE, pgd=PGD), save_adv=str(tmp_path / 'after'))
+    assert {key: after[key] for key in alone} == alone
+    expected = images_of(tmp_path / 'alone' / 'pgd')
+    found = images_of(tmp_path / 'after' / 'pgd')
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+# ------------------------------------------------------------ what stays as it is
+
+
+def test_the_model_is_left_as_it_was(build: Build, trained: Path) -> None:
+    """Parameters, buffers and flags: as after mmengine's own test loop."""
+    model = tiny.faster_rcnn()  # draws random numbers in its losses
+    model['backbone'].update(frozen_stages=1)
+    states = []
+    for test_cfg in (
+        dict(type='TestLoop'),
+        dict(type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE, pgd=PGD)),
+    ):
+        runner = build(model, test_cfg=test_cfg)
+        torch.manual_seed(1)
+        runner.model.init_weights()
+        before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+        grads = [p.requires_grad for p in runner.model.parameters()]
+        assert len(set(grads)) == 2
+        runner.test()
+        after = runner.model.state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        assert [p.requires_grad for p in runner.model.parameters()] == grads
+        assert all(p.grad is None for p in runner.model.parameters())
+        states.append([(n, m.training) for n, m in runner.model.named_modules()])
+        hooks = [
+            len(m._forward_hooks) + len(m._forward_pre_hooks)
+            for m in runner.model.modules()
+        ]
+        assert not any(hooks)
+    assert states[0] == states[1]
+    assert not any(training for _, training in states[0])
+
+
+@pytest.mark.parametrize('model', [tiny.fcos, tiny.faster_rcnn])
+def test_attacks_leave_the_global_generators_alone(
+    build: Build, model: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training goes on after a validation as if there had been no attack."""
+    attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
+    runner = build(
+        model(), test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks)
+    )
+    attack = Attacker.attack
+    calls = []
+
+    def spied(*args: Any) -> Outcome:
+        before = generators()
+        outcome = attack(*args)
+        assert generators() == before
+        calls.append(1)
+        return outcome
+
+    monkeypatch.setattr(Attacker, 'attack', spied)
+    runner.test()
+    assert len(calls) == 12
+
+
+def generators() -> tuple:
+    kind, keys, *rest = np.random.get_state()
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        torch.initial_seed(),
+        (kind, keys.tobytes(), *rest),
+        random.getstate(),
+    )
+
+
+def test_a_validation_with_attacks_does_not_disturb_training(
+    build: Build, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    """Same weights as with mmengine's validation, and the same best checkpoint."""
+    weights, seen = [], []
+    attacks = dict(pgd=dict(PGD, num_steps=1))
+    for val_cfg in (
+        dict(type='ValLoop'),
+        dict(type='mmrobust.AttackValLoop', attacks=attacks),
+    ):
+        runner = build(
+            load_from=str(trained),
+            train_cfg=dict(
+                type='mmrobust.AdvEpochBasedTrainLoop',
+                max_epochs=2,
+                adversary=dict(type='mmrobust.FreeAdversary', eps=4, replays=2),
+            ),
+            val_cfg=val_cfg,
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', save_best='auto', rule='greater')
+            ),
+            train_dataloader=tiny.loader(coco, False, batch_size=3, scale=(64, 48)),
+        )
+        seen.append([])
+        runner.register_hook(_Metrics(seen[-1]))
+        runner.train()
+        weights.append(runner.model.state_dict())
+        (best,) = (tmp_path / 'work').glob('best_coco_bbox_mAP_*')
+        best.unlink()
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    for stock, ours in zip(*seen, strict=True):
+        assert stock
+        assert list(ours) == [*stock, *(f'pgd/{key}' for key in stock)]
+        assert {key: ours[key] for key in stock} == stock
+    assert len(seen[0]) == 2
+
+
+class _Metrics(Hook):
+    def __init__(self, seen: list[dict]) -> None:
+        self.seen = seen
+
+    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
+        assert not runner.model.training
+        self.seen.append(dict(metrics))
+
+
+# --------------------------------------------- each image for itself, repeatably
+
+
+def test_batches_and_order_do_not_matter(
+    evaluate: Callable, coco: Path, tmp_path: Path
+) -> None:
+    """An image's adversarial example depends on the image, its id and the seed."""
+    content = json.loads((coco / 'annotations.json').read_text())
+    content['images'].reverse()
+    turned = tmp_path / 'turned.json'
+    turned.write_text(json.dumps(content))
+    reverse = tiny.loader(coco, test=True)
+    reverse['dataset']['ann_file'] = str(turned)
+    found = {}
+    for name, loader in dict(
+        one=tiny.loader(coco, test=True),
+        three=tiny.loader(coco, test=True, batch_size=3),
+        # The last batch is smaller than the others.
+        four=tiny.loader(coco, test=True, batch_size=4),
+        reverse=reverse,
+    ).items():
+        folder = tmp_path / name
+        attacks = dict(pgd=dict(PGD, num_steps=2))
+        evaluate(attacks, dict(test_dataloader=loader), save_adv=str(folder))
+        found[name] = images_of(folder / 'pgd')
+    assert len(found['one']) == 6
+    for name in ('three', 'four', 'reverse'):
+        assert found[name].keys() == found['one'].keys()
+        for key, image in found['one'].items():
+            assert np.array_equal(found[name][key], image), (name, key)
+
+
+def test_batches_of_equal_images_give_equal_figures(
+    build: Build, trained: Path, tmp_path: Path
+) -> None:
+    """Without padding the predictions are the same as well, up to rounding."""
+    root = tiny.make_coco(tmp_path / 'equal', num_images=5, sizes=[(96, 128)])
+    metrics = []
+    for size in (1, 3):
+        runner = build(
+            load_from=str(trained),
+            test_dataloader=tiny.loader(root, test=True, batch_size=size),
+            test_evaluator=dict(
+                type='CocoMetric', ann_file=str(root / 'annotations.json')
+            ),
+            test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(pgd=PGD)),
+        )
+        metrics.append(runner.test())
+    assert metrics[0] == pytest.approx(metrics[1], abs=0.02)
+
+
+def test_a_seed_repeats_and_another_one_differs(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    images, metrics = [], []
+    attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
+    for number, seed in enumerate((3, 3, 4)):
+        folder = tmp_path / str(number)
+        torch.manual_seed(number)  # no global state may matter
+        metrics.append(evaluate(attacks, seed=seed, save_adv=str(folder)))
+        images.append({n: images_of(folder / n) for n in attacks})
+    assert metrics[0] == metrics[1]
+    for name in attacks:
+        for key in images[0][name]:
+            assert np.array_equal(images[0][name][key], images[1][name][key])
+            assert not np.array_equal(images[0][name][key], images[2][name][key])
+
+
+def test_images_without_objects_are_kept_and_attacked(
+    evaluate: Callable, coco: Path, tmp_path: Path
+) -> None:
+    """Dropping them would hide hallucinated objects."""
+    evaluate(dict(pgd=PGD), save_adv=str(tmp_path / 'adv'))
+    adversarial = images_of(tmp_path / 'adv' / 'pgd')
+    assert sorted(adversarial) == ['10', '11', '12', '13', '14', '15']
+    clean = loaded(evaluate.runner)  # type: ignore[attr-defined]
+    assert len(clean['15'][1].gt_instances) == 0
+    difference = np.abs(adversarial['15'] - clean['15'][0])
+    assert difference.max() == 8
+    assert (difference > 0).mean() > 0.9
+
+
+def loaded(runner: Runner) -> dict[str, tuple[np.ndarray, Any]]:
+    """The loader's images (float32) and samples by id."""
+    found = {}
+    for batch in runner.test_dataloader:
+        for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+            found[str(sample.img_id)] = (image.numpy().astype(np.float32), sample)
+    return found
+
+
+# -------------------------------------------------------------------- subsets
+
+
+def test_num_images_is_a_fixed_choice_that_the_metric_knows(
+    build: Build, trained: Path, evaluate: Callable, coco: Path, tmp_path: Path
+) -> None:
+    chosen = []
+    for number, seed in enumerate((0, 0, 1, 2, 3)):
+        folder = tmp_path / str(number)
+        metrics = evaluate(
+            dict(noise=NOISE), seed=seed, num_images=3, save_adv=str(folder)
+        )
+        chosen.append(sorted(int(key) for key in images_of(folder / 'noise')))
+        if number == 0:
+            first = metrics
+    assert all(len(ids) == 3 for ids in chosen)
+    assert chosen[0] == chosen[1]
+    assert len({tuple(ids) for ids in chosen}) > 2
+    # The same figures as for an annotation file with these images alone.
+    content = json.loads((coco / 'annotations.json').read_text())
+    content['images'] = [i for i in content['images'] if i['id'] in chosen[0]]
+    content['annotations'] = [
+        a for a in content['annotations'] if a['image_id'] in chosen[0]
+    ]
+    small = tmp_path / 'small.json'
+    small.write_text(json.dumps(content))
+    loader = tiny.loader(coco, test=True)
+    loader['dataset']['ann_file'] = str(small)
+    evaluator = dict(type='CocoMetric', ann_file=str(small))
+    stock = stock_metrics(
+        build, trained, test_dataloader=loader, test_evaluator=evaluator
+    )
+    assert {key: first[key] for key in stock} == stock
+    # All six images would make the other three count as missed.
+    assert stock_metrics(build, trained) != stock
+
+
+def test_all_images_may_be_chosen(evaluate: Callable) -> None:
+    some = evaluate(dict(noise=NOISE), num_images=6)
+    assert some == evaluate(dict(noise=NOISE))
+
+
+@pytest.mark.parametrize(
+    ('number', 'sentence'),
+    [
+        (0, 'num_images=0 must be a whole number'),
+        (-1, 'num_images=-1 must be a whole number'),
+        (1.5, 'num_images=1.5 must be a whole number'),
+        (7, 'num_images=7 is more than the 6 images there are'),
+    ],
+)
+def test_an_impossible_number_of_images(
+    evaluate: Callable, number: Any, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        evaluate(dict(noise=NOISE), num_images=number)
+
+
+def test_wrapped_datasets_cannot_be_cut(evaluate: Callable, coco: Path) -> None:
+    """mmengine refuses to take a subset of several datasets; say so in a sentence."""
+    loader = tiny.loader(coco, test=True)
+    loader['dataset'] = dict(type='ConcatDataset', datasets=[loader['dataset']])
+    with pytest.raises(ConfigError, match='not possible with ConcatDataset'):
+        evaluate(dict(noise=NOISE), dict(test_dataloader=loader), num_images=2)
+
+
+def test_a_metric_that_cannot_be_restricted_is_refused(evaluate: Callable) -> None:
+    """Scored on its whole file, three of six images would halve the benign figure."""
+    evaluate({})
+    runner = evaluate.runner  # type: ignore[attr-defined]
+    metric = runner.test_evaluator.metrics[0]
+    assert isinstance(metric, CocoMetric)
+    del metric.img_ids
+    with pytest.raises(ConfigError, match='not possible with CocoMetric'):
+        restrict_metrics(runner.test_evaluator, runner.test_dataloader.dataset)
+
+
+# ------------------------------------------------------------------ saved files
+
+
+def test_saved_images_are_what_the_network_saw(
+    build: Build, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / 'adv'
+    attacks = dict(pgd=dict(PGD, eps=5.5), noise=NOISE)
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop', attacks=attacks, save_adv=str(folder)
+        ),
+    )
+    seen: dict[str, dict[str, np.ndarray]] = {}
+
+    class Spy(Hook):
+        def after_attack_iter(
+            self, runner: Runner, batch_idx: int, attack: str, **kwargs: Any
+        ) -> None:
+            inputs = passed[-1]
+            for image, output in zip(inputs, kwargs['outputs'], strict=True):
+                seen.setdefault(attack, {})[str(output.img_id)] = image.numpy()
+
+    passed: list[list[Tensor]] = []
+    runner.model.data_preprocessor.register_forward_pre_hook(
+        lambda module, args: passed.append([i.detach() for i in args[0]['inputs']])
+    )
+    runner.register_hook(Spy())
+    runner.test()
+    clean = loaded(runner)
+    for name, eps in (('pgd', 5.5), ('noise', 8)):
+        saved = images_of(folder / name)
+        assert saved.keys() == clean.keys()
+        for key, image in saved.items():
+            assert image.dtype == np.float32
+            assert np.array_equal(image, seen[name][key])
+            assert np.abs(image - clean[key][0]).max() <= eps
+            assert np.abs(image - clean[key][0]).max() > eps - 0.01
+            assert image.min() >= 0
+            assert image.max() <= 255
+            # The picture for looking at is the same, rounded, and not a JPEG.
+            picture = cv2.imread(str(folder / name / f'{key}.png'))
+            assert np.array_equal(picture.transpose(2, 0, 1), image.round())
+            path = np.load(folder / name / f'{key}.npz')['img_path']
+            assert Path(str(path)).name == f'{int(key) - 10:03d}.png'
+        description = json.loads((folder / name / 'attack.json').read_text())
+        assert description['name'] == name
+        assert description['eps'] == eps
+    assert not list(folder.rglob('*.tmp*'))
+
+
+def test_image_ids_may_be_any_text(tmp_path: Path) -> None:
+    """WIDER FACE's ids are paths; two images never share a file."""
+    saver = AdversarialImages(str(tmp_path / 'adv'), 'pgd', {})
+    ids = ['a/b', 'a_b', 'a%2Fb', '../../outside', '..', 7, 'x' * 60]
+    images = [torch.full((3, 4, 5), float(value)) for value in range(len(ids))]
+    saver.save([DetDataSample(metainfo=dict(img_id=i)) for i in ids], images)
+    files = list(tmp_path.rglob('*.npz'))
+    assert {path.parent for path in files} == {tmp_path / 'adv' / 'pgd'}
+    values = sorted(float(np.load(path)['image'].max()) for path in files)
+    assert values == list(range(len(ids)))
+
+
+def test_images_without_an_id_are_not_saved_over_each_other(tmp_path: Path) -> None:
+    saver = AdversarialImages(str(tmp_path / 'adv'), 'pgd', {})
+    with pytest.raises(ConfigError, match="add 'img_id' to the meta_keys"):
+        saver.save([DetDataSample()], [torch.zeros(3, 4, 5)])
+
+
+# -------------------------------------------------------------------- the report
+
+
+def strict_json(path: Path) -> dict[str, Any]:
+    """JSON proper: no NaN, no Infinity."""
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f'{text} is not JSON')
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_report(
+    evaluate: Callable, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    metrics = evaluate(dict(noise=NOISE, pgd=PGD), seed=5)
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['complete'] is True
+    assert report['checkpoint'] == str(trained)
+    digest = hashlib.sha256(trained.read_bytes()).hexdigest()
+    assert report['checkpoint_sha256'] == digest
+    assert report['seed'] == 5
+    assert report['dataset']['num_images'] == 6
+    assert report['dataset']['ann_file'] == str(coco / 'annotations.json')
+    assert report['versions']['torch'] == torch.__version__.split('+')[0]
+    assert {'mmdet', 'onedl-mmdetection'} & set(report['versions'])
+    noise, pgd = report['attacks']
+    assert (noise['name'], pgd['name']) == ('noise', 'pgd')
+    assert (pgd['norm'], pgd['eps'], pgd['num_steps']) == ('linf', 8, 5)
+    assert (pgd['step_size'], pgd['objective'], pgd['restarts']) == (4, 'total', 1)
+    assert noise['objective'] is None
+    # Six images; noise asks nothing; PGD: clean image, five steps, last iterate.
+    assert (noise['cost']['forwards'], noise['cost']['backwards']) == (0, 0)
+    assert (pgd['cost']['forwards'], pgd['cost']['backwards']) == (42, 30)
+    for entry in (noise, pgd):
+        name = entry['name']
+        expected = {
+            k[len(name) + 1 :]: v
+            for k, v in metrics.items()
+            if k[: len(name) + 1] == f'{name}/'
+        }
+        assert entry['metrics'] == pytest.approx(expected)
+        assert entry['checks'] == []
+    assert report['benign']['metrics'][MAP] == metrics[MAP]
+    assert 'AttackTestLoop' in report['config_text']
+    text = (tmp_path / 'work' / 'robustness.md').read_text()
+    rows = [line for line in text.splitlines() if line.startswith('| pgd | linf')]
+    assert len(rows) == 1
+    assert f'{metrics[f"pgd/{MAP}"]:.3f}' in rows[0]
+    assert 'Not complete' not in text
+
+
+def test_the_report_goes_where_it_is_asked_to(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    target = tmp_path / 'deep' / 'er' / 'mine.json'
+    evaluate(dict(noise=NOISE), report=str(target))
+    assert strict_json(target)['complete'] is True
+    assert target.with_suffix('.md').is_file()
+    assert not (tmp_path / 'work' / 'robustness.json').exists()
+
+
+@ATTACKS.register_module(force=True)
+class Crash(Attack):
+    """Stops in the middle of its pass, as a full disk or memory would."""
+
+    calls = 0
+
+    def perturb(
+        self, oracle: Any, images: Sequence[Tensor], generator: torch.Generator
+    ) -> list[Tensor]:
+        Crash.calls += 1
+        if Crash.calls == 3:
+            raise RuntimeError('out of memory')
+        return list(images)
+
+
+def test_a_crash_leaves_what_is_finished(evaluate: Callable, tmp_path: Path) -> None:
+    Crash.calls = 0
+    with pytest.raises(RuntimeError, match='out of memory'):
+        evaluate(dict(noise=NOISE, crash=dict(type='mmrobust.Crash'), pgd=PGD))
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['complete'] is False
+    assert [attack['name'] for attack in report['attacks']] == ['noise']
+    assert report['attacks'][0]['metrics'][MAP] > 0
+    assert report['benign']['metrics'][MAP] > 0
+    assert '**Not complete' in (tmp_path / 'work' / 'robustness.md').read_text()
+    model = evaluate.runner.model  # type: ignore[attr-defined]
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_crash_in_the_first_attack_leaves_the_benign_figures(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    Crash.calls = 0
+    with pytest.raises(RuntimeError, match='out of memory'):
+        evaluate(dict(crash=dict(type='mmrobust.Crash')))
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['complete'] is False
+    assert report['attacks'] == []
+    assert report['benign']['metrics'][MAP] > 0
+
+
+@ATTACKS.register_module(force=True)
+class Blank(Attack):
+    """Leaves nothing to be seen."""
+
+    def perturb(
+        self, oracle: Any, images: Sequence[Tensor], generator: torch.Generator
+    ) -> list[Tensor]:
+        return [torch.full_like(image, 110.0) for image in images]
+
+
+def test_no_detection_left_is_zero_with_a_note(
+    evaluate: Callable, trained: Path, tmp_path: Path
+) -> None:
+    """CocoMetric returns no figures at all then."""
+    model = tiny.fcos()
+    model['test_cfg']['score_thr'] = 0.25
+    blank = dict(type='mmrobust.Blank')
+    metrics = evaluate(dict(blank=blank), dict(model=model))
+    assert metrics[MAP] > 0.2
+    benign = [key for key in metrics if not key.startswith('blank/')]
+    assert all(metrics[f'blank/{key}'] == 0 for key in benign)
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['attacks'][0]['metrics'][MAP] == 0
+    assert report['attacks'][0]['checks'] == [
+        'no detection is left; missing metrics count as 0'
+    ]
+    assert 'no detection is left' in (tmp_path / 'work' / 'robustness.md').read_text()
+
+
+def test_a_detector_that_finds_nothing_is_evaluated_to_the_end(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    model = tiny.fcos()
+    model['test_cfg']['score_thr'] = 1.0
+    evaluate(dict(noise=NOISE), dict(model=model))
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['complete'] is True
+    assert report['benign']['metrics'] == {}
+    assert 'the model detects nothing' in report['checks'][0]
+
+
+def test_boxes_in_the_wrong_frame_are_noted(evaluate: Callable, coco: Path) -> None:
+    """Original boxes on images of half the size: an attack on a wrong loss."""
+    overrides = dict(test_dataloader=tiny.loader(coco, test=True, scale=(48, 36)))
+    evaluate(dict(noise=NOISE), overrides, gt_frame='input')
+    work = Path(evaluate.runner.work_dir)  # type: ignore[attr-defined]
+    (entry,) = strict_json(work / 'robustness.json')['attacks']
+    assert 'boxes lie outside their image' in entry['checks'][0]
+    assert '(input)' in entry['checks'][0]
+    evaluate(dict(noise=NOISE), overrides)
+    (entry,) = strict_json(work / 'robustness.json')['attacks']
+    assert entry['checks'] == []
+
+
+def test_predictions_are_dumped_once_per_attack(
+    evaluate: Callable, build: Build, trained: Path, tmp_path: Path
+) -> None:
+    """What the benign pass wrote is not overwritten, in none of mmdet's two ways."""
+    prefix = tmp_path / 'json' / 'results'
+    prefix.parent.mkdir()
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE, pgd=PGD)
+        ),
+    )
+    dump = DumpDetResults(out_file_path=str(tmp_path / 'out.pkl'))
+    runner.test_evaluator.metrics.append(dump)
+    runner.test_evaluator.metrics[0].outfile_prefix = str(prefix)
+    runner.test()
+    names = ['out.pkl', 'out.noise.pkl', 'out.pgd.pkl']
+    dumps = [pickle.loads((tmp_path / name).read_bytes()) for name in names]
+    scores = [
+        torch.cat([sample['pred_instances']['scores'] for sample in dump])
+        for dump in dumps
+    ]
+    assert [len(dump) for dump in dumps] == [6, 6, 6]
+    assert not torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[1], scores[2])
+    # The benign file holds what the stock loop writes.
+    stock = build(load_from=str(trained))
+    path = str(tmp_path / 'stock.pkl')
+    stock.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
+    stock.test_evaluator.metrics[0].outfile_prefix = str(tmp_path / 'json' / 'stock')
+    stock.test()
+    expected = pickle.loads(Path(path).read_bytes())
+    for ours, theirs in zip(dumps[0], expected, strict=True):
+        found = ours['pred_instances']['scores']
+        assert torch.equal(found, theirs['pred_instances']['scores'])
+    written = sorted(path.name for path in prefix.parent.glob('results*'))
+    assert written == [
+        'results.bbox.json',
+        'results.noise.bbox.json',
+        'results.pgd.bbox.json',
+    ]
+    benign = (prefix.parent / 'results.bbox.json').read_bytes()
+    assert benign == (prefix.parent / 'stock.bbox.json').read_bytes()
+    # A second evaluation in the same process writes to the same places.
+    assert dump.out_file_path == str(tmp_path / 'out.pkl')
+
+
+# ---------------------------------------------------------------------- hooks
+
+
+class Count(Hook):
+    """How often each hook of a test is called."""
+
+    names = (
+        'before_test',
+        'before_test_epoch',
+        'before_test_iter',
+        'after_test_iter',
+        'after_attack_iter',
+        'after_test_epoch',
+        'after_test',
+    )
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        for name in self.names:
+            setattr(self, name, self._note(name))
+
+    def _note(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: self.calls.append(name)
+
+
+def test_hooks_fire_once(build: Build, trained: Path) -> None:
+    """EMAHook swaps weights there, LoggerHook writes its file there."""
+    attacks = dict(noise=NOISE, other=NOISE)
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks),
+    )
+    count = Count()
+    runner.register_hook(count)
+    runner.test()
+    expected = ['before_test', 'before_test_epoch']
+    expected += ['before_test_iter', 'after_test_iter'] * 6
+    expected += ['after_attack_iter'] * 12
+    expected += ['after_test_epoch', 'after_test']
+    assert count.calls == expected
+
+
+def test_the_ema_weights_are_the_attacked_ones(
+    build: Build, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EMAHook puts its weights in before the passes and takes them out after all."""
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE)),
+        custom_hooks=[dict(type='EMAHook')],
+    )
+    biases: list[float] = []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        biases.append(float(runner.model.bbox_head.conv_cls.bias[0]))
+
+    class Shift(Hook):
+        """Makes the averaged weights different from the model's."""
+
+        def before_test(self, runner: Runner) -> None:
+            note()
+            (ema,) = (h for h in runner._hooks if isinstance(h, EMAHook))
+            ema.ema_model.module.bbox_head.conv_cls.bias.data[0] += 1
+
+    hook = Shift()
+    hook.after_test_iter = hook.after_attack_iter = hook.after_test = note
+    runner.register_hook(hook)
+    attack = Attacker.attack
+    monkeypatch.setattr(Attacker, 'attack', lambda *a: (note(), attack(*a))[1])
+    runner.test()
+    own = biases[0]
+    # 6 images benign, 6 times attack and prediction, and the end.
+    assert biases == [own] + [pytest.approx(own + 1)] * 18 + [own]
+
+
+def test_mmdets_pictures_show_the_benign_pass(
+    build: Build, trained: Path, tmp_path: Path
+) -> None:
+    """DetVisualizationHook reads the clean picture: it must not see attacked boxes."""
+    drawn = []
+    for number, test_cfg in enumerate(
+        (
+            dict(type='TestLoop'),
+            dict(type='mmrobust.AttackTestLoop', attacks=dict(pgd=PGD)),
+        )
+    ):
+        runner = build(
+            load_from=str(trained),
+            test_cfg=test_cfg,
+            custom_hooks=[
+                dict(
+                    type='DetVisualizationHook',
+                    draw=True,
+                    interval=1,
+                    score_thr=0.2,
+                    test_out_dir=f'pictures{number}',
+                )
+            ],
+        )
+        runner.test()
+        folder = next((tmp_path / 'work').rglob(f'pictures{number}'))
+        drawn.append({p.name: p.read_bytes() for p in folder.iterdir()})
+    assert len(drawn[0]) == 6
+    assert drawn[0] == drawn[1]
+
+
+# ------------------------------------------------------------------- bad data
+
+
+def test_a_pipeline_without_annotations_is_refused(
+    evaluate: Callable, coco: Path
+) -> None:
+    """The loss, and so the attack, would be that of an image without objects."""
+    loader = tiny.loader(coco, test=True)
+    del loader['dataset']['pipeline'][2]
+    with pytest.raises(ConfigError, match='loads no annotations'):
+        evaluate(dict(pgd=PGD), dict(test_dataloader=loader))
+
+
+def test_without_attacks_the_loop_is_mmengines(
+    evaluate: Callable, build: Build, trained: Path, coco: Path
+) -> None:
+    """It then needs no annotations either."""
+    loader = tiny.loader(coco, test=True)
+    del loader['dataset']['pipeline'][2]
+    overrides = dict(test_dataloader=loader)
+    assert evaluate({}, overrides) == stock_metrics(build, trained, **overrides)
+
+
+def test_a_dataset_without_boxes_is_refused(evaluate: Callable, coco: Path) -> None:
+    loader = tiny.loader(coco, test=True)
+    loader['dataset']['metainfo'] = dict(classes=('person', 'car', 'dog'))
+    with pytest.raises(ConfigError, match='6 images and no box at all'):
+        evaluate(dict(pgd=PGD), dict(test_dataloader=loader))
+
+
+@pytest.mark.parametrize(
+    ('loop', 'sentence'),
+    [
+        (dict(gt_frame='resized'), "gt_frame='resized' is unknown"),
+        (
+            dict(attacks=dict(x=dict(type='mmrobust.PGD', eps=-4))),
+            'eps=-4 is negative',
+        ),
+        (
+            dict(attacks=dict(x=dict(type='mmrobust.PGD', norm='l0'))),
+            "norm='l0' is unknown",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(
+    evaluate: Callable, loop: dict, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        evaluate(**{'attacks': dict(pgd=PGD), **loop})
+
+
+# Pictures that cameras and annotators leave behind.
+ODD = {
+    'gray.png': np.full((70, 90), 120, np.uint8),
+    'row.png': np.full((1, 60, 3), 120, np.uint8),
+    'column.png': np.full((50, 1, 3), 120, np.uint8),
+    'alpha.png': np.full((60, 64, 4), 120, np.uint8),
+}
+
+
+def odd_dataset(root: Path, names: Sequence[str]) -> Path:
+    tiny.make_coco(root, num_images=3)
+    content = json.loads((root / 'annotations.json').read_text())
+    for number, name in enumerate(names):
+        height, width = ODD[name].shape[:2]
+        cv2.imwrite(str(root / 'images' / name), ODD[name])
+        image_id = 100 + number
+        content['images'].append(
+            dict(id=image_id, file_name=name, height=height, width=width)
+        )
+        content['annotations'].append(
+            dict(
+                id=1000 + number,
+                image_id=image_id,
+                category_id=1,
+                bbox=[0, 0, width, height],
+                area=width * height,
+                iscrowd=0,
+            )
+        )
+    (root / 'annotations.json').write_text(json.dumps(content))
+    return root
+
+
+def on(root: Path, **kwargs: Any) -> dict:
+    """Overrides that put the test on another dataset."""
+    loader = {**tiny.loader(root, test=True), **kwargs}
+    evaluator = dict(type='CocoMetric', ann_file=str(root / 'annotations.json'))
+    return dict(test_dataloader=loader, test_evaluator=evaluator)
+
+
+@pytest.mark.parametrize('batch_size', [1, 7])
+def test_odd_images_are_evaluated(
+    evaluate: Callable, tmp_path: Path, batch_size: int
+) -> None:
+    root = odd_dataset(tmp_path / 'odd', list(ODD))
+    metrics = evaluate(
+        dict(pgd=PGD),
+        on(root, batch_size=batch_size),
+        save_adv=str(tmp_path / 'adv'),
+    )
+    assert f'pgd/{MAP}' in metrics
+    saved = images_of(tmp_path / 'adv' / 'pgd')
+    clean = loaded(evaluate.runner)  # type: ignore[attr-defined]
+    assert len(saved) == 7
+    for key, image in saved.items():
+        assert image.shape == clean[key][0].shape
+        assert np.isfinite(image).all()
+        assert 0 < np.abs(image - clean[key][0]).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ('damage', 'workers'), [('text', 0), ('half', 0), ('half', 1), ('empty', 0)]
+)
+def test_a_damaged_image_among_good_ones_is_named(
+    evaluate: Callable, tmp_path: Path, damage: str, workers: int
+) -> None:
+    """The evaluation stops; figures on fewer images would pass for the whole set's."""
+    root = tiny.make_coco(tmp_path / 'damaged', num_images=3)
+    victim = root / 'images' / '001.png'
+    content = victim.read_bytes()
+    victim.write_bytes(
+        dict(text=b'no image', half=content[: len(content) // 2], empty=b'')[damage]
+    )
+    try:
+        evaluate(dict(pgd=PGD), on(root, num_workers=workers))
+    except Exception as error:
+        sentence = as_sentence(error)
+    else:
+        sentence = 'the evaluation went on'
+    if damage == 'empty':  # OpenCV's error does not say which file
+        assert sentence == (
+            'an image file is empty: look for files of 0 bytes among the images.'
+        )
+    else:
+        assert sentence == f'image {victim} cannot be decoded: replace or remove it.'
+    report = tmp_path / 'work' / 'robustness.json'
+    assert not report.exists() or strict_json(report)['complete'] is False
+
+
+def test_a_missing_image_is_named(evaluate: Callable, tmp_path: Path) -> None:
+    root = tiny.make_coco(tmp_path / 'missing', num_images=3)
+    (root / 'images' / '001.png').unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        evaluate(dict(pgd=PGD), on(root))
+    assert as_sentence(caught.value) == (
+        f'{root}/images/001.png does not exist: check the path, or data_root in '
+        'the config.'
+    )
+    # From a worker process, torch packs the message into a traceback.
+    packed = f'Caught FileNotFoundError in DataLoader worker process 0.\n{caught.value}'
+    assert as_sentence(FileNotFoundError(packed)) == as_sentence(caught.value)
+
+
+# ----------------------------------------------------------------- class weights
+
+
+def test_cwa_counts_the_training_set(
+    build: Build, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    """Weights from the evaluated set would tell the attack about it."""
+    root = tiny.make_coco(tmp_path / 'train', num_images=9, seed=4)
+    cwa = dict(type='mmrobust.PGD', eps=4, num_steps=1, objective='cwa')
+    runner = build(
+        load_from=str(trained),
+        train_dataloader=tiny.loader(root, test=False),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(cwa=cwa)),
+    )
+    metrics = runner.test()
+    counts = []
+    for folder in (root, coco):
+        content = json.loads((folder / 'annotations.json').read_text())
+        labels = [a['category_id'] for a in content['annotations']]
+        counts.append([labels.count(category) for category in (1, 2, 3)])
+    assert counts[0] != counts[1]
+    weights = runner.test_loop.attacks['cwa'].objective.class_weights
+    assert torch.equal(weights, class_weights(counts[0]))
+    report = strict_json(tmp_path / 'work' / 'robustness.json')
+    assert report['checks'] == []
+    assert metrics[f'cwa/{MAP}'] < metrics[MAP]
+
+
+def test_cwa_says_when_it_counted_the_evaluated_set(
+    build: Build, trained: Path, coco: Path, tmp_path: Path
+) -> None:
+    gone = tiny.loader(tmp_path / 'gone', test=False)
+    cwa = dict(type='mmrobust.PGD', eps=4, num_steps=1, objective='cwa')
+    runner = build(
+        load_from=str(trained),
+        train_dataloader=gone,
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(cwa=cwa)),
+    )
+    runner.test()
+    content = json.loads((coco / 'annotations.json').read_text())
+    labels = [a['category_id'] for a in content['annotations']]
+    counts = [labels.count(category) for category in (1, 2, 3)]
+    weights = runner.test_loop.attacks['cwa'].objective.class_weights
+    assert torch.equal(weights, class_weights(counts))
+    (note,) = strict_json(tmp_path / 'work' / 'robustness.json')['checks']
+    assert note.startswith('class weights of cwa are those of the evaluated set')
+
+
+def test_built_attacks_are_taken_as_they_are(build: Build, trained: Path) -> None:
+    runner = build(load_from=str(trained))
+    runner._test_loop = dict(
+        type='mmrobust.AttackTestLoop', attacks=dict(noise=RandomNoise(eps=3))
+    )
+    assert f'noise/{MAP}' in runner.test()
+    assert runner.test_loop.attacks['noise'].threat.eps == 3
+
+
+def test_an_objective_that_the_model_lacks_is_named_before_the_benign_pass(
+    build: Build, trained: Path, tmp_path: Path
+) -> None:
+    """Not after the hours of the passes before it."""
+    runner = build(
+        load_from=str(trained),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(first=NOISE, mask=dict(PGD, objective=['loss_mask'])),
+        ),
+    )
+    predictions: list[int] = []
+    stock = type(runner.model).test_step
+
+    def count(self: Any, data: Any) -> Any:
+        predictions.append(1)
+        return stock(self, data)
+
+    runner.model.test_step = count.__get__(runner.model)
+    with pytest.raises(ConfigError, match="no loss named 'loss_mask'"):
+        runner.test()
+    assert not predictions
+    assert not list(tmp_path.rglob('robustness.json'))
+
+
+# ------------------------------------------------------------- boxes of all passes
+
+
+def test_boxes_of_all_passes_are_analysed(
+    evaluate: Callable, coco: Path, tmp_path: Path
+) -> None:
+    attacks = {
+        'noise': dict(type='mmrobust.RandomNoise', eps=8),
+        'pgd': dict(type='mmrobust.PGD', eps=4, num_steps=3),
+        'vanish': dict(type='mmrobust.PGD', eps=4, num_steps=3, objective='vanish'),
+    }
+    metrics = evaluate(attacks, report=str(tmp_path / 'r.json'))
+    report = json.loads((tmp_path / 'r.json').read_text())
+    benign = report['benign']['boxes']
+    passes = {attack['name']: attack['boxes'] for attack in report['attacks']}
+    # CocoMetric rounds to three digits.
+    assert benign['mAP']['estimate'] == pytest.approx(metrics[MAP], abs=5e-4)
+    annotations = json.loads((coco / 'annotations.json').read_text())['annotations']
+    for name, boxes in passes.items():
+        found = boxes['mAP']['estimate']
+        assert found == pytest.approx(metrics[f'{name}/{MAP}'], abs=5e-4)
+        assert boxes['mAP']['low'] <= found <= boxes['mAP']['high']
+        fall = benign['mAP']['estimate'] - found
+        assert boxes['drop']['estimate'] == pytest.approx(fall, abs=1e-12)
+        errors = boxes['errors']
+        objects = ('objects_found', 'objects_misclassified', 'objects_mislocalised')
+        assert sum(errors[key] for key in (*objects, 'missed')) == len(annotations)
+    # What vanishing is for.
+    assert passes['vanish']['errors']['missed'] > benign['errors']['missed']
+    worst = report['worst_case']
+    lowest = min(boxes['mAP']['estimate'] for boxes in (benign, *passes.values()))
+    assert worst['mAP'] <= worst['per_image_mAP']
+    assert worst['mAP'] <= lowest
+    assert sum(worst['images'].values()) == 6
+    text = (tmp_path / 'r.md').read_text()
+    assert f'**{worst["mAP"]:.3f}**' in text
+    assert f'| pgd | {passes["pgd"]["mAP"]["estimate"]:.3f} [' in text
+
+
+def test_one_attack_has_no_worst_case_and_no_hook_stays(
+    evaluate: Callable, tmp_path: Path
+) -> None:
+    attacks = {'noise': dict(type='mmrobust.RandomNoise', eps=8)}
+    evaluate(attacks, report=str(tmp_path / 'r.json'))
+    report = json.loads((tmp_path / 'r.json').read_text())
+    assert report['worst_case'] is None
+    hooks = [type(hook).__name__ for hook in evaluate.runner.hooks]  # type: ignore[attr-defined]
+    assert 'CollectBoxesHook' not in hooks
+
+
+def test_square_reads_the_detections(evaluate: Callable, tmp_path: Path) -> None:
+    """Without gradients, and only from what the detector gives out."""
+    attacks = {'square': dict(type='mmrobust.Square', eps=16, num_queries=30)}
+    metrics = evaluate(attacks, report=str(tmp_path / 'r.json'))
+    (square,) = json.loads((tmp_path / 'r.json').read_text())['attacks']
+    assert square['cost']['backwards'] == 0
+    assert square['cost']['forwards'] == 6 * 31
+    assert square['objective'] == 'detections'
+    assert metrics[f'square/{MAP}'] < metrics[MAP]
+
+
+def detections(img_id: int, boxes: list[list[float]], scores: list[float]) -> Any:
+    sample = DetDataSample(metainfo=dict(img_id=img_id))
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor(boxes),
+        scores=torch.tensor(scores),
+        labels=torch.zeros(len(boxes), dtype=torch.long),
+    )
+    return sample
+
+
+class OneBox:
+    """Two images, an object in each."""
+
+    metainfo = dict(classes=('thing',))
+
+    def __len__(self) -> int:
+        return 2
+
+    def get_data_info(self, index: int) -> dict:
+        instance = dict(bbox=[10.0, 10, 50, 50], bbox_label=0, ignore_flag=0)
+        return dict(img_id=index, height=64, width=64, instances=[instance])
+
+
+def test_strange_detections_do_not_end_an_evaluation() -> None:
+    """An attack can make a detector give NaN; hours of results must survive it."""
+    analysis = BoxAnalysis(OneBox(), resamples=10)
+    good = [[10.0, 10, 50, 50]]
+
+    def finish(name: str, *outputs: Any) -> dict[str, Any] | None:
+        found = [analysis.read(output) for output in outputs]
+        return analysis.finish(name, [each for each in found if each is not None])
+
+    clean = [detections(0, good, [0.9]), detections(1, good, [0.9])]
+    benign = finish('benign', *clean)
+    assert benign is not None
+    assert benign['mAP']['estimate'] == pytest.approx(1)
+    nan = [*good, [float('nan'), 10, 50, 50]]
+    strange = [detections(0, nan, [0.9, 0.95]), detections(1, good, [float('nan')])]
+    broken = finish('broken', *strange)
+    assert broken is not None
+    # The second image's only detection counts as none.
+    assert broken['errors']['objects_found'] == broken['errors']['missed'] == 1
+    assert broken['errors']['hallucinated'] == 0
+    rotated = [[10.0, 10, 50, 50, 0.3]]
+    assert finish('rotated', detections(0, rotated, [0.9]), clean[1]) is None
+    other = [detections(0, good, [0.9]), detections(1, good, [0.9])]
+    other[1].pred_instances.labels += 7
+    assert finish('labels', *other) is None
+    assert len(analysis.problems) == 3
+    # Scores of trials neither end it: an id that is unknown, a class that is.
+    assert analysis.score(detections(9, good, [0.9])) == 0
+    assert analysis.score(other[1]) == 0
+    assert analysis.score(clean[0]) == pytest.approx(0.9)
+    assert 'not finite' in analysis.problems[0]
+    assert 'label outside 0 to 0' in analysis.problems[2]
+    assert set(analysis.tables) == {'benign', 'broken'}

@@ -1,0 +1,613 @@
+"""Interrupted anywhere, an evaluation ends with the report it would have had."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+import torch
+from mmdet.evaluation import CocoMetric
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from mmrobust.attacks import Attack
+from mmrobust.evaluation import records as records_module
+from mmrobust.evaluation.attack_pass import AttackPass
+from mmrobust.evaluation.attacker import Attacker
+from mmrobust.evaluation.box_analysis import BoxAnalysis
+from mmrobust.evaluation.records import PassRecords, Records
+from mmrobust.evaluation.subset import annotations_digest
+from mmrobust.evaluation.adversarial_images import AdversarialImages
+from mmrobust.errors import ConfigError
+from mmrobust.registry import ATTACKS
+from mmrobust.report import RobustnessReport
+from mmrobust.utils import files
+from torch import Tensor
+
+Evaluate = Callable[..., dict[str, Any]]
+
+PGD = dict(type='mmrobust.PGD', eps=8, num_steps=2)
+ENSEMBLE = dict(
+    type='mmrobust.Ensemble',
+    eps=6,
+    members=dict(
+        total=dict(type='mmrobust.PGD', num_steps=2),
+        cls=dict(type='mmrobust.PGD', num_steps=2, objective='cls'),
+    ),
+)
+ATTACKS_OF_ALL = dict(pgd=PGD, both=ENSEMBLE)
+MAP = 'coco/bbox_mAP'
+
+
+class Interrupted(BaseException):
+    """Not an Exception: nothing may take it for a mishap and go on."""
+
+
+@pytest.fixture
+def evaluate(
+    build_runner: Callable[..., Runner],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Evaluate:
+    """Tests the trained detector with a new runner, as another process would."""
+    # What takes longer than a tiny evaluation.
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))
+    monkeypatch.setattr('gc.collect', lambda: 0)
+
+    def run(
+        attacks: dict[str, Any] | None = None,
+        overrides: dict[str, Any] | None = None,
+        model: dict | None = None,
+        **loop: Any,
+    ) -> dict[str, Any]:
+        loop = {'report': str(tmp_path / 'r.json'), **loop}
+        runner = build_runner(
+            model,
+            **{
+                'load_from': str(trained),
+                'test_cfg': dict(
+                    type='mmrobust.AttackTestLoop',
+                    attacks=attacks or dict(pgd=PGD),
+                    **loop,
+                ),
+                **(overrides or {}),
+            },
+        )
+        runner.test()
+        return timeless(json.loads(Path(loop['report']).read_text()))
+
+    return run
+
+
+def timeless(report: Any) -> Any:
+    """All but times, and texts that name files and runs."""
+    if isinstance(report, dict):
+        skipped = ('seconds', 'date', 'command', 'config_text')
+        return {k: timeless(v) for k, v in report.items() if k not in skipped}
+    return [timeless(v) for v in report] if isinstance(report, list) else report
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many images were attacked and predicted."""
+    counts: Counter[str] = Counter()
+    for name in ('attack', 'predict'):
+        stock = getattr(Attacker, name)
+
+        def counted(*args: Any, stock: Any = stock, name: str = name) -> Any:
+            found = stock(*args)
+            counts[name] += 1
+            return found
+
+        monkeypatch.setattr(Attacker, name, counted)
+    return counts
+
+
+@contextmanager
+def interruption(
+    owner: Any, name: str, call: int, after: bool = False
+) -> Iterator[None]:
+    """The given call of a function does not return, or was not made at all."""
+    stock, calls = getattr(owner, name), 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            raise Interrupted
+        found = stock(*args, **kwargs)
+        if calls == call:
+            raise Interrupted
+        return found
+
+    setattr(owner, name, interrupted)
+    try:
+        yield
+    finally:
+        setattr(owner, name, stock)
+
+
+def images_of(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        str(path.relative_to(folder)): np.load(path)['image']
+        for path in folder.rglob('*.npz')
+    }
+
+
+# Function, calls of it in an undisturbed run, whether it is interrupted after it did
+# its work, and whether the work on an image is lost.
+PLACES: dict[str, tuple[Any, str, int, bool, bool]] = {
+    'before an attack': (Attacker, 'attack', 12, False, True),
+    'in a prediction': (Attacker, 'predict', 18, False, True),
+    'while an image is saved': (AdversarialImages, 'save', 12, False, True),
+    'before a record': (PassRecords, 'write', 18, False, True),
+    'in a record': (os, 'replace', 30, False, True),
+    'after a record': (PassRecords, 'write', 18, True, False),
+    'before the scores': (AttackPass, '_score', 2, False, False),
+    'in the scores': (CocoMetric, 'compute_metrics', 3, False, False),
+    'before a report': (RobustnessReport, 'write', 4, False, False),
+    'in a report': (files.os, 'fsync', 14, True, False),
+    'before the records are removed': (Records, 'remove', 1, False, False),
+    'while they are removed': (shutil, 'rmtree', 2, False, False),
+}
+
+
+@pytest.fixture(scope='module')
+def undisturbed() -> dict[str, Any]:
+    """What the first undisturbed run gave, which is the same for all tests."""
+    return {}
+
+
+@pytest.mark.parametrize('place', list(PLACES))
+def test_interrupted_anywhere(
+    evaluate: Evaluate,
+    work: Counter[str],
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    place: str,
+) -> None:
+    adv = tmp_path / 'adv'
+    if not undisturbed:
+        undisturbed['report'] = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+        undisturbed['work'] = dict(work)
+        undisturbed['images'] = images_of(adv)
+        shutil.rmtree(adv)
+        work.clear()
+    # The detector detects, and the attacks do something.
+    assert undisturbed['report']['benign']['metrics'][MAP] > 0.3
+    assert 12 < undisturbed['work']['attack'] <= 18
+    owner, name, calls, after, lost = PLACES[place]
+    # The second time soon after it went on.
+    for call in (random.Random(place).randint(1, calls), 1):
+        with pytest.raises(Interrupted), interruption(owner, name, call, after):
+            evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+    found = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+    assert found == undisturbed['report']
+    images = images_of(adv)
+    assert images.keys() == undisturbed['images'].keys()
+    for key, image in images.items():
+        assert np.array_equal(image, undisturbed['images'][key]), key
+    if place != 'while they are removed':  # then a finished run begins anew
+        for kind, count in undisturbed['work'].items():
+            # Two members work on an image before its record is written.
+            assert count <= work[kind] <= count + (4 if lost else 0), kind
+    left = {path.name for path in tmp_path.iterdir() if 'records' in path.name}
+    assert not left
+
+
+def test_a_finished_run_starts_fresh(
+    evaluate: Evaluate, work: Counter[str], tmp_path: Path
+) -> None:
+    first = evaluate()
+    assert not (tmp_path / 'r.records').exists()
+    assert work == dict(attack=6, predict=12)
+    assert evaluate() == first
+    assert work == dict(attack=12, predict=24)
+
+
+def test_without_resume_nothing_is_kept(
+    evaluate: Evaluate, work: Counter[str], tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted), interruption(Attacker, 'attack', 5):
+        evaluate(resume=False)
+    assert not list(tmp_path.glob('*records*'))
+    found = evaluate(resume=False)
+    assert work['attack'] == 4 + 6
+    assert evaluate() == found
+
+
+def test_the_same_runner_goes_on(
+    build_runner: Callable[..., Runner],
+    trained: Path,
+    tmp_path: Path,
+    evaluate: Evaluate,
+) -> None:
+    """In a notebook: the metric still holds what the interrupted pass gave it."""
+    runner = build_runner(
+        load_from=str(trained),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(pgd=PGD),
+            report=str(tmp_path / 'r.json'),
+        ),
+    )
+    whole = dict(runner.test())
+    assert whole[MAP] > 0.3
+    with (
+        pytest.raises(Interrupted),
+        interruption(CocoMetric, 'compute_metrics', 2),
+    ):
+        runner.test()
+    assert len(runner.test_evaluator.metrics[0].results) == 6
+    assert dict(runner.test()) == whole
+
+
+# ---------------------------------------------------------------- other kinds of models
+
+
+def interrupted_and_whole(
+    evaluate: Evaluate, tmp_path: Path, *args: Any, **kwargs: Any
+) -> tuple[Any, Any]:
+    whole = evaluate(*args, report=str(tmp_path / 'whole.json'), **kwargs)
+    for owner, name, call in ((Attacker, 'predict', 4), (Attacker, 'attack', 3)):
+        with pytest.raises(Interrupted), interruption(owner, name, call):
+            evaluate(*args, **kwargs)
+    assert list(tmp_path.rglob('*.record'))
+    return evaluate(*args, **kwargs), whole
+
+
+def test_masks(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
+    """Which are kept as run lengths; the metric writes them to a file."""
+    torch.manual_seed(0)
+    model = tiny.mask_rcnn()
+    # A detector that has not learned anything finds something all the same.
+    model['test_cfg']['rcnn'].update(score_thr=0.2, max_per_img=30)
+    evaluator = dict(
+        type='CocoMetric',
+        ann_file=str(coco / 'annotations.json'),
+        metric=['bbox', 'segm'],
+        outfile_prefix=str(tmp_path / 'whole'),
+    )
+    overrides = dict(
+        test_dataloader=tiny.loader(coco, test=True, masks=True),
+        test_evaluator=evaluator,
+        load_from=str(checkpoint_of(model, tmp_path)),
+    )
+    attacks = dict(pgd=dict(PGD, num_steps=1), both=ENSEMBLE)
+    whole = evaluate(attacks, overrides, model, report=str(tmp_path / 'whole.json'))
+    evaluator['outfile_prefix'] = str(tmp_path / 'found')
+    for owner, name, call in ((Attacker, 'predict', 4), (Attacker, 'attack', 3)):
+        with pytest.raises(Interrupted), interruption(owner, name, call):
+            evaluate(attacks, overrides, model)
+    assert len(list(tmp_path.rglob('*.record'))) == 6 + 2
+    assert evaluate(attacks, overrides, model) == whole
+    for end in ('segm', 'pgd.segm', 'both.segm', 'both.bbox'):
+        masks = [
+            json.loads((tmp_path / f'{name}.{end}.json').read_text())
+            for name in ('whole', 'found')
+        ]
+        assert len(masks[0]) > 20
+        assert masks[0] == masks[1]
+
+
+def checkpoint_of(model: dict, folder: Path) -> Path:
+    """Weights that are the same for every runner."""
+    from mmdet.registry import MODELS
+
+    path = folder / 'weights.pth'
+    built = MODELS.build(ConfigDict(model))
+    built.init_weights()
+    torch.save(dict(state_dict=built.state_dict()), path)
+    return path
+
+
+def test_classifiers(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record holds a whole batch; metrics need what heads write beside it."""
+    from engine.test_classifiers import runner_config
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    init_default_scope('mmpretrain')
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        place = tmp_path / 'test' / f'class{label}'
+        place.mkdir(parents=True)
+        for number in range(3):
+            picture = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            cv2.imwrite(str(place / f'{number}.png'), picture)
+    cfg = runner_config(tmp_path, tmp_path / 'cls').to_dict()
+    model = MODELS.build(cfg['model'])
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'cls.pth')
+    cfg.update(
+        train_cfg=None,
+        train_dataloader=None,
+        optim_wrapper=None,
+        custom_hooks=[],
+        load_from=str(tmp_path / 'cls.pth'),
+        test_evaluator=[
+            dict(type='Accuracy', topk=(1,)),
+            dict(type='SingleLabelMetric'),
+        ],
+    )
+    cfg['test_dataloader']['batch_size'] = 2
+    reports = []
+    for name in ('whole', 'r'):
+        cfg['test_cfg'] = dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(pgd=PGD, apgd=dict(type='mmrobust.APGD', num_steps=2)),
+            report=str(tmp_path / f'{name}.json'),
+        )
+        for call in (3, 4, None) if name == 'r' else (None,):
+            cfg['experiment_name'] = f'classifier_{name}_{call}'
+            runner = Runner.from_cfg(Config(cfg))
+            if call is None:
+                runner.test()
+                continue
+            with pytest.raises(Interrupted), interruption(Attacker, 'attack', call):
+                runner.test()
+        reports.append(timeless(json.loads((tmp_path / f'{name}.json').read_text())))
+    assert reports[0] == reports[1]
+    assert reports[0]['attacks'][0]['cost']['images'] == 9
+
+
+def test_images_without_ids(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
+    """Their records are found by the place in the loader, and checked by the image."""
+    loader = tiny.loader(coco, test=True)
+    loader['dataset'] = dict(
+        type='ConcatDataset', datasets=[loader['dataset'], dict(loader['dataset'])]
+    )
+    overrides = dict(
+        test_dataloader=loader,
+        test_evaluator=dict(type='VOCMetric', eval_mode='11points'),
+    )
+    found, whole = interrupted_and_whole(
+        evaluate, tmp_path, dict(pgd=dict(PGD, num_steps=1)), overrides
+    )
+    assert found == whole
+    assert found['attacks'][0]['cost']['backwards'] == 12
+
+
+def test_a_model_may_write_into_the_samples(
+    evaluate: Evaluate, build_runner: Callable[..., Runner], trained: Path
+) -> None:
+    """Its predictions would look as if they had been there before."""
+    whole = evaluate()
+    runner = build_runner(
+        load_from=str(trained),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(pgd=PGD)),
+    )
+    stock = runner.model.test_step
+
+    def into_the_samples(data: dict) -> list:
+        for sample, output in zip(data['data_samples'], stock(data), strict=True):
+            sample.pred_instances = output.pred_instances
+        return data['data_samples']
+
+    runner.model.test_step = into_the_samples
+    metrics = runner.test()
+    assert metrics[MAP] == whole['benign']['metrics'][MAP]
+    assert metrics[f'pgd/{MAP}'] == whole['attacks'][0]['metrics'][MAP]
+
+
+# ------------------------------------------------------------------- what has changed
+
+
+@pytest.fixture
+def broken_off(evaluate: Evaluate, coco: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset on which an evaluation was interrupted."""
+    root = tmp_path / 'data'
+    shutil.copytree(coco, root)
+    with pytest.raises(Interrupted), interruption(Attacker, 'attack', 4):
+        evaluate(None, on(root))
+    return root
+
+
+def on(root: Path, **dataset: Any) -> dict[str, Any]:
+    """Overrides that put the test on another dataset."""
+    evaluator = dict(type='CocoMetric', ann_file=str(root / 'annotations.json'))
+    return dict(
+        test_dataloader=tiny.loader(root, test=True, **dataset),
+        test_evaluator=evaluator,
+    )
+
+
+def edit(root: Path, change: Callable[[dict], None]) -> None:
+    path = root / 'annotations.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_changed_run_is_refused(
+    evaluate: Evaluate,
+    broken_off: Path,
+    trained: Path,
+    work: Counter[str],
+    tmp_path: Path,
+) -> None:
+    """With a sentence that names what has changed; nothing is computed."""
+
+    def refused(wanted: str, *args: Any, **kwargs: Any) -> None:
+        with pytest.raises(ConfigError) as caught:
+            evaluate(*args, **kwargs)
+        assert f'holds results of another run: {wanted}' in str(caught.value)
+        assert str(tmp_path / 'r.records') in str(caught.value)
+
+    same = on(broken_off)
+    state = torch.load(trained, weights_only=False)
+    state['state_dict']['bbox_head.conv_cls.bias'][0] += 1e-6
+    torch.save(state, tmp_path / 'other.pth')
+    other = dict(same, load_from=str(tmp_path / 'other.pth'))
+    refused('weights_sha256 (', None, other)
+    state['state_dict']['bbox_head.conv_cls.bias'][0] -= 1e-6
+    model = tiny.fcos()
+    model['test_cfg']['score_thr'] = 0.02
+    refused('model.test_cfg.score_thr (0.01 before, now 0.02)', None, same, model=model)
+    refused('seed (0 before, now 1)', None, same, seed=1)
+    refused('annotations_sha256 (', None, same, num_images=3)
+    refused("gt_frame ('original' before, now 'input')", None, same, gt_frame='input')
+    refused('fp16 (False before, now True)', None, same, fp16=True)
+    smaller = on(broken_off, scale=(96, 72))
+    refused('dataset.pipeline[1].scale[0] (128 before, now 96)', None, smaller)
+    edit(broken_off, lambda content: content['annotations'][0].update(bbox=[1] * 4))
+    refused('annotations_sha256 (', None, same)
+    assert not work
+
+
+def test_any_change_of_an_annotation_is_noticed(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses of Mask R-CNN read masks."""
+    monkeypatch.setattr('gc.collect', lambda: 0)
+    root = tmp_path / 'data'
+    shutil.copytree(coco, root)
+
+    def digest() -> str | None:
+        return annotations_digest(DATASETS.build(tiny.dataset(root, True, masks=True)))
+
+    seen = [digest()]
+    assert digest() == seen[0]
+    for change in (
+        dict(category_id=lambda old: old % 3 + 1),
+        dict(iscrowd=lambda old: 1),
+        dict(segmentation=lambda old: [[0, 0, 9, 0, 9, 9]]),
+        dict(bbox=lambda old: [old[0] + 1e-3, *old[1:]]),
+    ):
+        ((key, value),) = change.items()
+
+        def one(content: dict, key: str = key, value: Any = value) -> None:
+            content['annotations'][0][key] = value(content['annotations'][0][key])
+
+        edit(root, one)
+        seen.append(digest())
+    edit(root, lambda content: content['images'][0].update(height=95))
+    seen.append(digest())
+    edit(root, lambda content: content['annotations'].pop())
+    seen.append(digest())
+    assert len(set(seen)) == 7
+
+
+def test_a_changed_picture_is_worked_on_anew(
+    evaluate: Evaluate, broken_off: Path, work: Counter[str], tmp_path: Path
+) -> None:
+    """Alone: the others are as they were."""
+    path = broken_off / 'images' / '001.png'
+    picture = cv2.imread(str(path))
+    picture[30:60, 30:60] = 255
+    cv2.imwrite(str(path), picture)
+    found = evaluate(None, on(broken_off))
+    # Three of six images were on record, one of them is another one now.
+    assert work == dict(attack=4, predict=5)
+    assert found == evaluate(None, on(broken_off))
+
+
+@ATTACKS.register_module(force=True)
+class Shift(Attack):
+    """Has a setting that its description does not name."""
+
+    def __init__(self, by: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.by = by
+
+    def perturb(
+        self, oracle: Any, images: Sequence[Tensor], generator: Any
+    ) -> list[Tensor]:
+        """See :meth:`Attack.perturb`."""
+        return [(image + self.by).clamp(0, 255) for image in images]
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        (PGD, dict(PGD, eps=4)),
+        (PGD, dict(PGD, num_steps=3)),
+        (PGD, dict(PGD, objective='cls')),
+        (PGD, dict(PGD, keep_best=False)),
+        (dict(type='mmrobust.Shift', by=2), dict(type='mmrobust.Shift', by=200)),
+        (
+            ENSEMBLE,
+            dict(ENSEMBLE, members=dict(reversed(list(ENSEMBLE['members'].items())))),
+        ),
+    ],
+)
+def test_a_changed_attack_is_computed_anew(
+    evaluate: Evaluate, work: Counter[str], before: dict, after: dict, tmp_path: Path
+) -> None:
+    """And the benign pass is not."""
+    fresh = evaluate(dict(x=after), report=str(tmp_path / 'fresh.json'))
+    whole = dict(work)
+    with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
+        evaluate(dict(x=before))
+    work.clear()
+    assert evaluate(dict(x=after)) == fresh
+    assert work['attack'] == whole['attack']
+    assert work['predict'] == whole['predict'] - 6
+
+
+def test_attacks_may_be_added(evaluate: Evaluate, work: Counter[str]) -> None:
+    with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
+        evaluate(dict(pgd=PGD))
+    work.clear()
+    evaluate(dict(more=dict(PGD, objective='cls'), pgd=PGD))
+    assert work == dict(attack=6, predict=6)
+
+
+# ------------------------------------------------------------------------ saved images
+
+
+def test_saved_images_that_are_gone_are_made_again(
+    evaluate: Evaluate, work: Counter[str], tmp_path: Path
+) -> None:
+    adv = tmp_path / 'adv'
+    with pytest.raises(Interrupted), interruption(AttackPass, '_score', 2):
+        evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+    before = images_of(adv)
+    (adv / 'pgd' / '11.npz').unlink()
+    (adv / 'both' / 'total' / '12.png').unlink()
+    work.clear()
+    evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+    members = sum(f'both/{member}/12.npz' in before for member in ('total', 'cls'))
+    assert work['attack'] == 1 + members
+    assert (adv / 'both' / 'total' / '12.png').exists()
+    after = images_of(adv)
+    # What was chosen from the ensemble comes at its end.
+    assert after.keys() == before.keys() | {f'both/{i}.npz' for i in range(10, 16)}
+    assert not list(adv.rglob('*tmp*'))
+    assert all(np.array_equal(after[key], before[key]) for key in before)
+
+
+def test_images_are_saved_although_the_first_run_did_not(
+    evaluate: Evaluate, work: Counter[str], tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
+        evaluate()
+    evaluate(save_adv=str(tmp_path / 'adv'))
+    assert len(images_of(tmp_path / 'adv')) == 6
+
+
+def test_processes_do_not_write_into_one_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two machines they may have the same number."""
+    written = []
+    monkeypatch.setattr(records_module.os, 'replace', lambda a, b: written.append(a))
+    for rank in (0, 1):
+        monkeypatch.setattr(records_module, 'get_rank', lambda rank=rank: rank)
+        PassRecords(tmp_path, 'x').write([7], {'a': 1})
+    assert len(set(written)) == 2

@@ -1,0 +1,478 @@
+"""A run that goes on from a checkpoint ends as if it had not been interrupted.
+
+Bit for bit, where everything draws: the augmentation, in worker processes and without,
+the samplers of Faster R-CNN, and what is carried from update to update.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.fileio import LocalBackend
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+from mmrobust.training.resuming import newest_checkpoint
+from mmrobust.errors import ConfigError
+from mmrobust.utils.seeding import generator_states, set_generator_states
+
+Build = Callable[..., Runner]
+
+FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
+RUN = dict(FREE, carry='run')
+PGD = dict(type='mmrobust.PGDAdversary', eps=4, num_steps=1)
+NONE = dict(type='mmrobust.NoAdversary')
+
+
+def epochs(count: int, adversary: dict, **kwargs: Any) -> dict:
+    kind = 'mmrobust.AdvEpochBasedTrainLoop'
+    return dict(type=kind, max_epochs=count, adversary=adversary, **kwargs)
+
+
+def iters(count: int, adversary: dict, **kwargs: Any) -> dict:
+    kind = 'mmrobust.AdvIterBasedTrainLoop'
+    return dict(type=kind, max_iters=count, adversary=adversary, **kwargs)
+
+
+def random_loader(root: Path, **kwargs: Any) -> dict:
+    """Flips, scales and colours are drawn from all three global generators."""
+    loader = tiny.loader(root, test=False, batch_size=2)
+    load, annotations, _, pack = loader['dataset']['pipeline']
+    loader['dataset']['pipeline'] = [
+        load,
+        annotations,
+        dict(
+            type='RandomChoiceResize',
+            scales=[(64, 48), (80, 60), (48, 36)],
+            keep_ratio=True,
+        ),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PhotoMetricDistortion'),
+        pack,
+    ]
+    return {**loader, **kwargs}
+
+
+@METRICS.register_module(force=True)
+class Confidence(BaseMetric):
+    """A metric that differs from pass to pass."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        # What validation draws must not change the training.
+        torch.rand(int(torch.randint(1, 9, ())))
+        self.results += [
+            float(s['pred_instances']['scores'].sum()) for s in data_samples
+        ]
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        assert any(results)
+        return {'score': sum(results)}
+
+
+@pytest.fixture
+def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Runners with a model and a pipeline that draw."""
+    # Formatting the config takes longer than the updates.
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+
+    def make(model: dict | None = None, **overrides: Any) -> Runner:
+        by_epoch = 'Epoch' in overrides['train_cfg']['type']
+        settings: dict[str, Any] = dict(
+            train_dataloader=random_loader(coco),
+            val_dataloader=None,
+            val_evaluator=None,
+            val_cfg=None,
+            log_processor=dict(by_epoch=by_epoch),
+        )
+        return build_runner(model or tiny.faster_rcnn(), **{**settings, **overrides})
+
+    return make
+
+
+def saving(interval: int = 1, by_epoch: bool = True, **kwargs: Any) -> dict:
+    kind = 'CheckpointHook'
+    return dict(
+        timer=dict(type='IterTimerHook'),
+        logger=dict(type='LoggerHook', interval=1000),
+        param_scheduler=dict(type='ParamSchedulerHook'),
+        checkpoint=dict(type=kind, interval=interval, by_epoch=by_epoch, **kwargs),
+        sampler_seed=dict(type='DistSamplerSeedHook'),
+    )
+
+
+def outcome(runner: Runner) -> dict[str, torch.Tensor]:
+    """Weights, statistics, the optimizer's and the generators' states."""
+    found = {k: v.clone() for k, v in runner.model.state_dict().items()}
+    for index, state in runner.optim_wrapper.state_dict()['state'].items():
+        for key, value in state.items():
+            found[f'optimizer.{index}.{key}'] = torch.as_tensor(value).clone()
+    for key, value in generator_states().items():
+        if isinstance(value, torch.Tensor):
+            found[f'generators.{key}'] = value
+    return found
+
+
+def assert_resumes(
+    build: Build, tmp_path: Path, names: list[str], **settings: Any
+) -> None:
+    """A run equals the ones that go on from its checkpoints."""
+    runner = build(**settings)
+    runner.train()
+    expected = outcome(runner)
+    kept = tmp_path / 'kept'
+    shutil.copytree(tmp_path / 'work', kept)
+    for name in names:
+        resumed = build(**settings, load_from=str(kept / name), resume=True)
+        # What a new process has drawn until then is another thing.
+        torch.rand(7)
+        resumed.train()
+        assert resumed.iter == runner.iter
+        found = outcome(resumed)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(found[key], value), (name, key)
+
+
+CASES = {
+    'epochs': (
+        dict(train_cfg=epochs(3, FREE), default_hooks=saving()),
+        dict(num_workers=2, persistent_workers=True),
+        ['epoch_1.pth'],
+    ),
+    # In the middle of a batch's replays, and at the end of a pass.
+    'epochs, carried, anywhere': (
+        dict(train_cfg=epochs(2, RUN), default_hooks=saving(1, by_epoch=False)),
+        dict(),
+        ['iter_1.pth', 'iter_6.pth'],
+    ),
+    'epochs, anywhere, workers': (
+        dict(train_cfg=epochs(2, NONE), default_hooks=saving(2, by_epoch=False)),
+        dict(num_workers=1),
+        ['iter_2.pth'],
+    ),
+    'iterations, carried': (
+        dict(train_cfg=iters(9, RUN), default_hooks=saving(1, by_epoch=False)),
+        dict(
+            sampler=dict(type='InfiniteSampler', shuffle=True),
+            num_workers=1,
+            persistent_workers=True,
+        ),
+        ['iter_5.pth'],
+    ),
+    # After more than one pass.
+    'iterations, PGD': (
+        dict(train_cfg=iters(8, PGD), default_hooks=saving(1, by_epoch=False)),
+        dict(batch_sampler=dict(type='AspectRatioBatchSampler')),
+        ['iter_7.pth'],
+    ),
+    'iterations, reset': (
+        dict(train_cfg=iters(9, FREE), default_hooks=saving(7, by_epoch=False)),
+        dict(sampler=dict(type='InfiniteSampler', shuffle=True)),
+        ['iter_7.pth'],
+    ),
+}
+
+
+@pytest.mark.parametrize('name', list(CASES))
+def test_training_resumes_exactly(
+    build: Build, coco: Path, tmp_path: Path, name: str
+) -> None:
+    settings, data, names = CASES[name]
+    assert_resumes(
+        build,
+        tmp_path,
+        names,
+        train_dataloader=random_loader(coco, **data),
+        **settings,
+    )
+
+
+def test_the_run_draws(build: Build, coco: Path) -> None:
+    """The tests above could not tell augmentation and samplers that draw nothing."""
+    shapes, states = set(), []
+    for seed in (0, 1):
+        runner = build(train_cfg=epochs(1, NONE), randomness=dict(seed=0))
+        loader = runner.train_loop.dataloader
+        states.append(torch.get_rng_state())
+        loader.start(seed)
+        for batch in loader:
+            shapes |= {(s.img_shape, s.flip) for s in batch['data_samples']}
+    assert len(shapes) > 4
+
+
+def test_ema_schedules_and_validation(build: Build, coco: Path, tmp_path: Path) -> None:
+    """A checkpoint before a validation, on which the learning rate depends."""
+    hooks = saving(1, save_best='score', rule='greater')
+    assert_resumes(
+        build,
+        tmp_path,
+        ['epoch_1.pth'],
+        model=tiny.faster_rcnn(),
+        train_cfg=epochs(3, RUN),
+        default_hooks=hooks,
+        custom_hooks=[dict(type='EMAHook', momentum=0.1)],
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=5),
+            dict(type='ReduceOnPlateauLR', monitor='score', factor=0.1, patience=0),
+        ],
+        val_cfg=dict(type='ValLoop'),
+        val_evaluator=dict(type='Confidence'),
+        val_dataloader=dict(
+            tiny.loader(coco, test=True), num_workers=1, persistent_workers=True
+        ),
+    )
+
+
+def test_validation_is_made_up(build: Build, coco: Path, tmp_path: Path) -> None:
+    """Where it had not begun before the kill, by iteration and at the very end."""
+    settings: dict[str, Any] = dict(
+        train_cfg=iters(4, NONE, val_interval=2),
+        default_hooks=saving(2, by_epoch=False),
+        val_cfg=dict(type='ValLoop'),
+        val_evaluator=dict(type='Confidence'),
+        val_dataloader=tiny.loader(coco, test=True),
+    )
+    found = []
+    for name in (None, 'iter_2.pth', 'iter_4.pth'):
+        path = str(tmp_path / 'work' / str(name))
+        resumed = dict(load_from=path, resume=True) if name else {}
+        runner = build(**settings, **resumed)
+        made: list[int] = []
+        runner.val_loop.run = lambda r=runner, made=made: made.append(r.iter)
+        runner.train()
+        found.append(made)
+    assert found == [[2, 4], [2, 4], [4]]
+
+
+def test_gradients_that_wait(build: Build, tmp_path: Path) -> None:
+    """Two batches per update of the weights; a checkpoint between the two."""
+    wrapper = dict(
+        type='OptimWrapper',
+        accumulative_counts=2,
+        optimizer=dict(type='SGD', lr=0.01, momentum=0.9),
+    )
+    assert_resumes(
+        build,
+        tmp_path,
+        ['iter_3.pth'],
+        train_cfg=iters(6, PGD),
+        default_hooks=saving(3, by_epoch=False),
+        optim_wrapper=wrapper,
+    )
+    saved = torch.load(tmp_path / 'work' / 'iter_3.pth', weights_only=True)
+    assert saved['mmrobust_training']['ranks'][0]['gradients']
+
+
+def test_sizes_of_batches(build: Build, tmp_path: Path) -> None:
+    """mmdet's multi-scale batches keep a size for some updates."""
+    model = tiny.fcos()
+    resize = dict(
+        type='BatchSyncRandomResize',
+        random_size_range=(32, 96),
+        interval=3,
+        size_divisor=16,
+    )
+    model['data_preprocessor'] = dict(
+        model['data_preprocessor'], batch_augments=[resize]
+    )
+    assert_resumes(
+        build,
+        tmp_path,
+        ['iter_4.pth'],
+        model=model,
+        train_cfg=iters(8, NONE),
+        default_hooks=saving(4, by_epoch=False),
+    )
+
+
+def test_a_pipeline_that_switches(build: Build, coco: Path, tmp_path: Path) -> None:
+    """mmdet's hook restarts workers that persist, once or at each start."""
+    loader = random_loader(coco, num_workers=1, persistent_workers=True)
+    switched = tiny.pipeline(test=False, scale=(64, 48))
+    assert_resumes(
+        build,
+        tmp_path,
+        ['epoch_2.pth'],
+        train_cfg=epochs(3, NONE),
+        train_dataloader=loader,
+        default_hooks=saving(),
+        custom_hooks=[
+            dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=switched)
+        ],
+    )
+
+
+def test_without_a_seed_in_the_config(build: Build, tmp_path: Path) -> None:
+    """mmengine takes over the checkpoint's after it has built the data loader."""
+    assert_resumes(
+        build,
+        tmp_path,
+        ['epoch_1.pth'],
+        train_cfg=epochs(2, NONE),
+        default_hooks=saving(),
+        randomness=dict(seed=None),
+    )
+
+
+def test_another_length_of_a_pass_is_refused(build: Build, coco: Path) -> None:
+    """In the middle of it; what had been used could not be left out."""
+    settings: dict[str, Any] = dict(
+        train_cfg=epochs(1, NONE), default_hooks=saving(1, by_epoch=False)
+    )
+    runner = build(**settings)
+    runner.train()
+    saved = os.path.join(runner.work_dir, 'iter_2.pth')
+    loader = random_loader(coco, batch_size=1)
+    runner = build(**settings, train_dataloader=loader, load_from=saved, resume=True)
+    with pytest.raises(ConfigError, match='a pass of 3 updates, and a pass has 6 now'):
+        runner.train()
+
+
+class Killed(BaseException):
+    """The process is dead."""
+
+
+def killed_while_saving(
+    runner: Runner, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of that number is half on disk when the process is killed."""
+    stock, count = LocalBackend.put, 0
+
+    def put(self: Any, content: bytes, path: str) -> None:
+        nonlocal count
+        count += 1
+        stock(self, content[: len(content) // 2] if count == number else content, path)
+        if count == number:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, 'put', put)
+        with pytest.raises(Killed):
+            runner.train()
+
+
+def test_a_kill_while_saving_loses_nothing(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where mmengine removes the only checkpoint before it writes the next."""
+    settings: dict[str, Any] = dict(
+        train_cfg=epochs(3, RUN), default_hooks=saving(max_keep_ckpts=1)
+    )
+    runner = build(**settings)
+    runner.train()
+    expected, work = outcome(runner), tmp_path / 'work'
+    assert [path.name for path in work.glob('*.pth')] == ['epoch_3.pth']
+    shutil.rmtree(work)
+    killed_while_saving(build(**settings), 3, monkeypatch)
+    assert newest_checkpoint(str(work))[0] == str(work / 'epoch_2.pth')
+    assert not (work / 'epoch_3.pth').exists()
+    resumed = build(**settings, resume=True)
+    resumed.train()
+    for key, value in outcome(resumed).items():
+        assert torch.equal(value, expected[key]), key
+    assert [path.name for path in work.glob('*.pth')] == ['epoch_3.pth']
+    assert not list(work.glob('.*.partial'))
+
+
+def checkpoint(path: Path, content: dict, age: int) -> None:
+    torch.save(content, path)
+    os.utime(path, (1e9 - age, 1e9 - age))
+
+
+def test_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    """Files of stock runs may be cut off, and so may the note of the last one."""
+    folder = str(tmp_path)
+    assert newest_checkpoint(folder) == (None, {})
+    full = dict(meta=dict(seed=3), optimizer={}, state_dict={})
+    checkpoint(tmp_path / 'iter_10.pth', full, age=3)
+    checkpoint(tmp_path / 'iter_20.pth', full, age=2)
+    checkpoint(tmp_path / 'best.pth', dict(meta={}), age=1)
+    note = tmp_path / 'last_checkpoint'
+
+    def found() -> str:
+        return Path(newest_checkpoint(folder)[0]).name
+
+    # Without a note, with an empty one, with one of a file that is gone.
+    assert found() == 'iter_20.pth'
+    note.write_text('')
+    assert found() == 'iter_20.pth'
+    note.write_text(str(tmp_path / 'iter_30.pth'))
+    assert found() == 'iter_20.pth'
+    # It counts, whatever the clock says.
+    note.write_text(str(tmp_path / 'iter_10.pth'))
+    assert found() == 'iter_10.pth'
+    for name in ('iter_10.pth', 'iter_20.pth'):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-100])
+        if name == 'iter_10.pth':
+            assert found() == 'iter_20.pth'
+    with pytest.raises(ConfigError, match=r'iter_20.*: give one with --resume FILE'):
+        newest_checkpoint(folder)
+
+
+def test_generators_continue_after_their_states() -> None:
+    import random
+
+    import numpy as np
+
+    random.gauss(0, 1), np.random.randn()  # each keeps a second number
+    states = generator_states()
+    drawn = []
+    for _ in range(2):
+        drawn.append(
+            (
+                float(torch.rand(())),
+                random.gauss(0, 1),
+                random.random(),
+                np.random.randn(),
+                np.random.rand(),
+                torch.initial_seed(),
+            )
+        )
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        set_generator_states(states)
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize('processes', [0, 2])
+def test_other_states_are_not_taken(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """Stock training, or two processes, were interrupted; one goes on, and says so."""
+    settings: dict[str, Any] = dict(
+        train_cfg=iters(4, RUN), default_hooks=saving(2, by_epoch=False)
+    )
+    build(**settings).train()
+    saved = tmp_path / 'work' / 'iter_2.pth'
+    content = torch.load(saved, weights_only=True)
+    if processes == 0:
+        del content['mmrobust_training']
+    else:
+        content['mmrobust_training']['ranks'] *= processes
+    torch.save(content, saved)
+    said: list[str] = []
+    monkeypatch.setattr(
+        'mmrobust.training.training_state.print_log',
+        lambda text, **kwargs: said.append(text),
+    )
+    runner = build(**settings, load_from=str(saved), resume=True)
+    seen: list[bool] = []
+    stock = runner.train_loop.adversary.train_step
+
+    def train_step(*args: Any) -> Any:
+        seen.append(bool(runner.train_loop.adversary._deltas))
+        return stock(*args)
+
+    runner.train_loop.adversary.train_step = train_step
+    runner.train()
+    assert seen == [False, True]
+    (text,) = said
+    assert f'perturbation of {processes} processes, and 1 resume' in text

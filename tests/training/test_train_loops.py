@@ -1,0 +1,614 @@
+"""Adversarial training inside mmengine's Runner: counting, schedules, resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import METRICS, MODELS
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from mmrobust.cli import as_sentence
+from mmrobust.training import FreeAdversary
+from mmrobust.training.replay import ReplayDataLoader, ReplayIterator
+from mmrobust.errors import ConfigError
+from torch import Tensor
+
+Build = Callable[..., Runner]
+
+NO_VALIDATION = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_quiet_and_repeatable: None) -> None:
+    """Threads wait for each other longer than these tiny detectors compute."""
+    torch.set_num_threads(1)
+
+
+def free(**kwargs: Any) -> dict:
+    return dict(type='mmrobust.FreeAdversary', **kwargs)
+
+
+def pgd(**kwargs: Any) -> dict:
+    return dict(type='mmrobust.PGDAdversary', **kwargs)
+
+
+def epochs(max_epochs: int, adversary: dict | None) -> dict:
+    """train_cfg of a loop by epoch: mmengine's own, or ours with an adversary."""
+    if adversary is None:
+        return dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
+    kind = 'mmrobust.AdvEpochBasedTrainLoop'
+    return dict(type=kind, max_epochs=max_epochs, adversary=adversary)
+
+
+def iters(max_iters: int, adversary: dict | None) -> dict:
+    """train_cfg of a loop by iteration."""
+    if adversary is None:
+        return dict(type='IterBasedTrainLoop', max_iters=max_iters)
+    kind = 'mmrobust.AdvIterBasedTrainLoop'
+    return dict(type=kind, max_iters=max_iters, adversary=adversary)
+
+
+@pytest.fixture
+def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Runners on small images, without validation."""
+    # mmengine formats the config several times per run, which takes longer than the
+    # few updates of a test.
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+
+    def make(model: dict | None = None, **overrides: Any) -> Runner:
+        endless = 'IterBased' in overrides['train_cfg']['type']
+        loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
+        kind = 'InfiniteSampler' if endless else 'DefaultSampler'
+        loader['sampler'] = dict(type=kind, shuffle=True)
+        if endless:
+            overrides.setdefault('log_processor', dict(by_epoch=False))
+        settings = dict(train_dataloader=loader, **NO_VALIDATION)
+        return build_runner(model, **{**settings, **overrides})
+
+    return make
+
+
+class Recorder(Hook):
+    """Notes every update: counters, the learning rate it used, its images."""
+
+    def __init__(self) -> None:
+        self.index: list[int] = []
+        self.iter: list[int] = []
+        self.epoch: list[int] = []
+        self.lr: list[float] = []
+        self.images: list[list[int]] = []
+        self.loss: list[float] = []
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        self.index.append(batch_idx)
+        self.iter.append(runner.iter)
+        self.epoch.append(runner.epoch)
+        self.lr.append(runner.optim_wrapper.get_lr()['lr'][0])
+        self.images.append([s.img_id for s in data_batch['data_samples']])
+        self.loss.append(float(outputs['loss']))
+
+
+def train(runner: Runner) -> Recorder:
+    recorder = Recorder()
+    # Before the scheduler's hook, which sets the next update's learning rate.
+    runner.register_hook(recorder, priority='VERY_HIGH')
+    runner.train()
+    return recorder
+
+
+def state_of(runner: Runner) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in runner.model.state_dict().items()}
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Parameters and buffers, BatchNorm statistics among them, bit by bit."""
+    assert first.keys() == second.keys()
+    assert any('running_mean' in name for name in first)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+SCHEDULE = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=5),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=9, milestones=[1], gamma=0.1),
+]
+
+
+@pytest.mark.parametrize('model', [tiny.fcos, tiny.faster_rcnn])
+@pytest.mark.parametrize('adversary', [free(eps=0, replays=1), pgd(eps=0, num_steps=1)])
+def test_no_perturbation_is_stock_training(
+    build: Build, model: Callable[[], dict], adversary: dict
+) -> None:
+    """Same weights, statistics, losses and learning rates after 6 updates, bit by bit.
+
+    Faster R-CNN's samplers draw from the global generator, so this also shows that
+    FreeAT consumes no randomness of its own (PGD's inner losses do, and only there).
+    """
+    if adversary['type'].endswith('PGDAdversary') and model is tiny.faster_rcnn:
+        adversary = free(eps=0, replays=1, carry='run', objective=['loss_cls'])
+    results = []
+    for train_cfg in (epochs(2, None), epochs(2, adversary)):
+        runner = build(model(), train_cfg=train_cfg, param_scheduler=SCHEDULE)
+        recorder = train(runner)
+        results.append((state_of(runner), recorder))
+    (stock, expected), (ours, found) = results
+    assert len(expected.lr) == 6
+    assert vars(found) == vars(expected)
+    assert len(set(expected.lr)) > 2
+    assert_same(ours, stock)
+
+
+def test_no_perturbation_is_stock_training_by_iteration(build: Build) -> None:
+    results = []
+    for adversary in (None, free(eps=0, replays=1)):
+        runner = build(train_cfg=iters(5, adversary), param_scheduler=SCHEDULE[:1])
+        recorder = train(runner)
+        results.append((state_of(runner), recorder))
+    (stock, expected), (ours, found) = results
+    assert vars(found) == vars(expected)
+    assert_same(ours, stock)
+
+
+def test_a_perturbation_is_not_stock_training(build: Build) -> None:
+    """The tests above could not tell an adversary that is never called."""
+    states = []
+    for adversary in (None, free(eps=4, replays=1, carry='run'), pgd(eps=4)):
+        runner = build(train_cfg=epochs(1, adversary))
+        recorder = train(runner)
+        states.append((state_of(runner)['backbone.conv1.weight'], recorder.loss))
+    stock, free_at, pgd_at = states
+    assert not torch.equal(free_at[0], stock[0])
+    assert not torch.equal(pgd_at[0], stock[0])
+    # FreeAT's first update sees the clean images, PGD's the attacked ones.
+    assert free_at[1][0] == stock[1][0]
+    assert pgd_at[1][0] > stock[1][0]
+
+
+def test_replays_are_iterations(build: Build) -> None:
+    """Three replays of three batches are nine iterations, for everyone who counts."""
+    runner = build(
+        train_cfg=epochs(2, free(eps=4, replays=3)), param_scheduler=SCHEDULE
+    )
+    found = train(runner)
+    assert isinstance(runner.train_dataloader, ReplayDataLoader)
+    assert len(runner.train_dataloader) == 9
+    assert runner.max_iters == runner.iter == 18
+    assert runner.max_epochs == runner.epoch == 2
+    assert found.iter == list(range(18))
+    assert found.index == list(range(9)) * 2
+    assert found.epoch == [0] * 9 + [1] * 9
+    # The same batch three times in a row, and each image once per pass.
+    for first in range(0, 18, 3):
+        assert found.images[first] == found.images[first + 1] == found.images[first + 2]
+    for start in (0, 9):
+        seen = [i for images in found.images[start : start + 9 : 3] for i in images]
+        assert sorted(seen) == [10, 11, 12, 13, 14, 15]
+    # Warm-up over 5 updates (not batches), decay after one pass (not 3 batches).
+    ramp = [0.1, 0.325, 0.55, 0.775, 1.0]
+    factors = ramp + [1.0] * 4 + [0.1] * 9
+    assert found.lr == pytest.approx([0.01 * factor for factor in factors], rel=1e-9)
+
+
+def test_replays_are_iterations_by_iteration(build: Build) -> None:
+    runner = build(
+        train_cfg=iters(7, free(eps=4, replays=3)), param_scheduler=SCHEDULE[:1]
+    )
+    found = train(runner)
+    assert isinstance(runner.train_loop.dataloader_iterator, ReplayIterator)
+    assert runner.max_iters == runner.iter == 7
+    assert found.index == found.iter == list(range(7))
+    assert found.images[0] == found.images[1] == found.images[2]
+    assert found.images[3] == found.images[4] == found.images[5]
+    assert len({tuple(images) for images in found.images}) == 3
+    ramp = [0.1, 0.325, 0.55, 0.775, 1.0, 1.0, 1.0]
+    assert found.lr == pytest.approx([0.01 * factor for factor in ramp], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('train_cfg', 'resets'),
+    [
+        (epochs(2, free(eps=4, replays=2)), [0, 6]),
+        (epochs(2, free(eps=4, replays=2, carry='run')), [0]),
+        # By iteration a pass is the same number of updates: 3 batches, twice each.
+        (iters(12, free(eps=4, replays=2)), [0, 6]),
+        (iters(12, free(eps=4, replays=2, carry='run')), [0]),
+    ],
+)
+def test_the_perturbation_starts_anew_in_each_pass(
+    build: Build, train_cfg: dict, resets: list[int]
+) -> None:
+    runner = build(train_cfg=train_cfg)
+    inputs: list[list[Tensor]] = []
+    runner.model.data_preprocessor.register_forward_pre_hook(
+        lambda module, args: inputs.append([i.detach() for i in args[0]['inputs']])
+    )
+    batches: list[list[Tensor]] = []
+
+    class Clean(Hook):
+        def before_train_iter(
+            self, runner: Runner, batch_idx: int, data_batch: Any = None
+        ) -> None:
+            batches.append(data_batch['inputs'])
+
+    runner.register_hook(Clean())
+    runner.train()
+    largest = [
+        max(
+            float((seen - clean.float()).abs().max())
+            for seen, clean in zip(images, originals, strict=True)
+        )
+        for images, originals in zip(inputs, batches, strict=True)
+    ]
+    assert len(largest) == 12
+    # Hooks see the loader's images; the model sees them attacked, all but the first.
+    assert [i for i, size in enumerate(largest) if size == 0] == resets
+    assert max(largest) == 4
+
+
+def test_accumulation_with_pgd(build: Build) -> None:
+    """Two batches per update of the weights, as in stock training; eps 0 to compare."""
+    wrapper = dict(
+        type='OptimWrapper',
+        accumulative_counts=2,
+        optimizer=dict(type='SGD', lr=0.01, momentum=0.9),
+    )
+    states, counts = [], []
+    for adversary in (None, pgd(eps=0, num_steps=2), pgd(eps=4, num_steps=2)):
+        runner = build(train_cfg=epochs(1, adversary), optim_wrapper=wrapper)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        steps: list[int] = []
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.register_step_post_hook(lambda *args, steps=steps: steps.append(1))
+        train(runner)
+        states.append(state_of(runner))
+        counts.append(len(steps))
+    assert counts == [2, 2, 2]  # 3 batches: after the second and at the end
+    assert_same(states[1], states[0])
+    tracked = [value for n, value in states[2].items() if n.endswith('batches_tracked')]
+    assert {int(count) for count in tracked} == {3}  # inner steps move no statistics
+    name = 'backbone.conv1.weight'
+    assert not torch.equal(states[2][name], states[0][name])
+
+
+def with_checkpoints(by_epoch: bool, interval: int) -> dict:
+    return dict(
+        timer=dict(type='IterTimerHook'),
+        logger=dict(type='LoggerHook', interval=1000),
+        param_scheduler=dict(type='ParamSchedulerHook'),
+        checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=interval),
+        sampler_seed=dict(type='DistSamplerSeedHook'),
+    )
+
+
+RESUMED = [
+    # (train_cfg, checkpoint's name, updates before it, updates in all)
+    pytest.param(
+        epochs(2, free(eps=4, replays=2)), 'epoch_1.pth', 6, 12, id='free-epoch'
+    ),
+    pytest.param(
+        epochs(2, free(eps=4, replays=2, carry='run')),
+        'epoch_1.pth',
+        6,
+        12,
+        id='free-epoch-run',
+    ),
+    pytest.param(epochs(2, pgd(eps=4, num_steps=1)), 'epoch_1.pth', 3, 6, id='pgd'),
+    # After 4 updates the second batch has had one of its three replays.
+    pytest.param(
+        iters(8, free(eps=4, replays=3, carry='run')),
+        'iter_4.pth',
+        4,
+        8,
+        id='free-iter',
+    ),
+    pytest.param(
+        iters(8, free(eps=4, replays=3)), 'iter_4.pth', 4, 8, id='free-iter-epoch'
+    ),
+    # At a batch boundary.
+    pytest.param(
+        iters(8, free(eps=4, replays=2, carry='run')), 'iter_4.pth', 4, 8, id='boundary'
+    ),
+]
+
+
+@pytest.mark.parametrize(('train_cfg', 'name', 'before', 'total'), RESUMED)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    build: Build, train_cfg: dict, name: str, before: int, total: int, tmp_path: Path
+) -> None:
+    by_epoch = 'Epoch' in train_cfg['type']
+    settings: dict[str, Any] = dict(
+        train_cfg=train_cfg,
+        param_scheduler=SCHEDULE[: 2 if by_epoch else 1],
+        default_hooks=with_checkpoints(by_epoch, 1 if by_epoch else 4),
+    )
+    runner = build(**settings)
+    whole = train(runner)
+    uninterrupted = state_of(runner)
+    assert len(whole.lr) == total
+
+    saved = tmp_path / 'work' / name
+    resumed_runner = build(**settings, load_from=str(saved), resume=True)
+    rest = train(resumed_runner)
+    assert rest.iter == list(range(before, total))
+    assert rest.images == whole.images[before:]
+    assert rest.lr == whole.lr[before:]
+    assert rest.loss == whole.loss[before:]
+    assert_same(state_of(resumed_runner), uninterrupted)
+
+
+def test_without_the_saved_perturbation_the_run_would_differ(
+    build: Build, tmp_path: Path
+) -> None:
+    """The test above could not tell a perturbation that does not matter."""
+    settings: dict[str, Any] = dict(
+        train_cfg=iters(5, free(eps=4, replays=3, carry='run')),
+        default_hooks=with_checkpoints(False, 4),
+    )
+    runner = build(**settings)
+    whole = train(runner)
+    saved = tmp_path / 'work' / 'iter_4.pth'
+    checkpoint = torch.load(saved, weights_only=True)
+    (own,) = checkpoint['mmrobust_training']['ranks']
+    assert [d.shape for d in own['adversary'].pop('deltas')]
+    torch.save(checkpoint, saved)
+    rest = train(build(**settings, load_from=str(saved), resume=True))
+    assert rest.loss[0] != whole.loss[4]
+
+
+def test_loading_weights_alone_restores_no_perturbation(
+    build: Build, tmp_path: Path
+) -> None:
+    """load_from without resume is a new training from given weights."""
+    settings: dict[str, Any] = dict(
+        train_cfg=iters(4, free(eps=4, replays=3, carry='run')),
+        default_hooks=with_checkpoints(False, 4),
+    )
+    train(build(**settings))
+    saved = tmp_path / 'work' / 'iter_4.pth'
+    runner = build(**settings, load_from=str(saved))
+    runner.model.data_preprocessor.register_forward_pre_hook(
+        lambda module, args: inputs.append([i.detach() for i in args[0]['inputs']])
+    )
+    inputs: list[list[Tensor]] = []
+    train(runner)
+    # The first image is clean: whole numbers, as the loader's are.
+    first = inputs[0][0]
+    assert torch.equal(first, first.round())
+    assert not torch.equal(inputs[1][0], first)
+
+
+def test_checkpoints_are_plain_mmdet_checkpoints(build: Build, tmp_path: Path) -> None:
+    """No prefix, no extra weight; what the adversary adds lies beside the weights."""
+    adversary = free(eps='4/255', replays=2, carry='run', objective=['loss_cls'])
+    runner = build(train_cfg=epochs(1, adversary))
+    train(runner)
+    saved = tmp_path / 'work' / 'epoch_1.pth'
+    # weights_only: the file holds no class of ours that would have to be trusted.
+    checkpoint = torch.load(saved, weights_only=True)
+    plain = MODELS.build(tiny.fcos())
+    assert list(checkpoint['state_dict']) == list(plain.state_dict())
+    plain.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert checkpoint['meta']['adversary'] == dict(
+        type='FreeAdversary',
+        norm='linf',
+        eps=4.0,
+        objective='loss_cls',
+        replays=2,
+        warmup_iters=0,
+        share=1.0,
+        class_weighting=None,
+        step_size=4.0,
+        carry='run',
+    )
+    (own,) = checkpoint['mmrobust_training']['ranks']
+    shapes = [tuple(d.shape) for d in own['adversary']['deltas']]
+    assert len(shapes) == 2
+    assert all(shape[0] == 3 for shape in shapes)
+    # mmdet's own loading and inference.
+    cfg = Config(dict(model=tiny.fcos(), test_dataloader=runner.cfg.test_dataloader))
+    cfg.default_scope = 'mmdet'
+    detector = init_detector(cfg, str(saved), device='cpu', palette='random')
+    assert_same(detector.state_dict(), runner.model.state_dict())
+    image = next((Path(runner.cfg.test_dataloader.dataset.data_root)).glob('images/*'))
+    assert 'scores' in inference_detector(detector, str(image)).pred_instances
+
+
+def test_epoch_checkpoints_need_no_perturbation(build: Build, tmp_path: Path) -> None:
+    """With carry='epoch', the next pass starts from zero."""
+    train(build(train_cfg=epochs(1, free(eps=4, replays=2))))
+    saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=True)
+    assert saved['mmrobust_training']['ranks'][0]['adversary'] == {}
+
+
+def test_a_best_checkpoint_carries_the_perturbation(
+    build: Build, coco: Path, tmp_path: Path
+) -> None:
+    """save_best saves after validation, where the count of updates is another."""
+    hooks = with_checkpoints(True, 1)
+    hooks['checkpoint'].update(save_best='coco/bbox_mAP', rule='greater')
+    train(
+        build(
+            train_cfg=epochs(1, free(eps=4, replays=2, carry='run')),
+            default_hooks=hooks,
+            val_cfg=dict(type='ValLoop'),
+            val_evaluator=dict(type='AlwaysOne'),
+            val_dataloader=tiny.loader(coco, test=True),
+        )
+    )
+    best = next((tmp_path / 'work').glob('best_*.pth'))
+    last = tmp_path / 'work' / 'epoch_1.pth'
+    states = [torch.load(path, weights_only=True) for path in (best, last)]
+    ranks = [state['mmrobust_training']['ranks'] for state in states]
+    deltas = [own['adversary']['deltas'] for (own,) in ranks]
+    for ours, theirs in zip(*deltas, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [state['meta']['iter'] for state in states] == [6, 6]
+
+
+@METRICS.register_module(force=True)
+class AlwaysOne(BaseMetric):
+    """A metric that finds everything good."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(1)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        return {'coco/bbox_mAP': 1.0}
+
+
+def refused(runner: Runner, sentence: str) -> None:
+    """Training is refused with this sentence, before anything is updated."""
+    before = state_of(runner)
+    with pytest.raises(ConfigError, match=sentence):
+        runner.train()
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize('loop', [epochs, iters])
+def test_accumulation_with_replays_is_refused(build: Build, loop: Callable) -> None:
+    """It would accumulate a batch with itself: no FreeAT any more, without any sign."""
+    runner = build(
+        train_cfg=loop(1, free(eps=4, replays=2)),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            accumulative_counts=2,
+            optimizer=dict(type='SGD', lr=0.01),
+        ),
+    )
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    refused(runner, 'accumulative_counts=2 would accumulate one batch with itself')
+
+
+def test_accumulation_without_replays_is_not_refused(build: Build) -> None:
+    runner = build(
+        train_cfg=epochs(1, free(eps=4, replays=1)),
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            accumulative_counts=3,
+            optimizer=dict(type='SGD', lr=0.01),
+        ),
+    )
+    assert len(train(runner).loss) == 3
+
+
+def test_several_optimizers_are_refused(build: Build) -> None:
+    runner = build(train_cfg=epochs(1, free(eps=4)))
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.01)
+    runner.optim_wrapper = OptimWrapperDict(main=OptimWrapper(optimizer))
+    refused(runner, 'OptimWrapperDict holds several optimizers')
+
+
+@pytest.mark.parametrize('loop', [epochs, iters])
+@pytest.mark.parametrize('adversary', [free(eps=4), pgd(eps=4)])
+def test_a_dataset_without_boxes_is_refused(
+    build: Build, coco: Path, tmp_path: Path, loop: Callable, adversary: dict
+) -> None:
+    """So do class names that are not the file's; mmdet then trains on nothing."""
+    train_cfg = loop(1, adversary)
+    runner = build(train_cfg=train_cfg)
+    loader = runner.cfg.train_dataloader.to_dict()
+    loader['dataset']['metainfo'] = dict(classes=('person', 'car', 'dog'))
+    runner = build(train_cfg=train_cfg, train_dataloader=loader)
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    refused(runner, 'the training has 6 images and no box at all: check ann_file')
+
+
+@pytest.mark.parametrize('loop', [epochs, iters])
+def test_an_empty_dataset_is_refused(
+    build: Build, coco: Path, tmp_path: Path, loop: Callable
+) -> None:
+    """By mmengine, in numpy's words, which the tools turn into ours."""
+    content = json.loads((coco / 'annotations.json').read_text())
+    content.update(images=[], annotations=[])
+    empty = tmp_path / 'empty.json'
+    empty.write_text(json.dumps(content))
+    train_cfg = loop(1, free(eps=4))
+    loader = build(train_cfg=train_cfg).cfg.train_dataloader.to_dict()
+    loader['dataset']['ann_file'] = str(empty)
+    runner = build(train_cfg=train_cfg, train_dataloader=loader)
+    with pytest.raises(ValueError, match=r'empty|at least one array') as caught:
+        runner.train()
+    assert 'dataset is empty: check ann_file' in str(as_sentence(caught.value))
+
+
+def test_a_pass_of_one_update_is_refused(build: Build, coco: Path) -> None:
+    """carry='epoch' would start each update from zero: normal training, unnoticed."""
+    loader = tiny.loader(coco, test=False, batch_size=6, scale=(64, 48))
+    train_cfg = epochs(1, free(eps=4, replays=1))
+    runner = build(train_cfg=train_cfg, train_dataloader=loader)
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    refused(runner, "one update per pass.*set carry='run'")
+
+
+@pytest.mark.parametrize('adversary', [free(warmup_iters=13), pgd(warmup_iters=4)])
+def test_a_warm_up_beyond_the_end_is_refused(build: Build, adversary: dict) -> None:
+    """The adversary would be weaker than its settings say, to the end."""
+    runner = build(train_cfg=epochs(1, adversary))
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    refused(runner, r'more than the (12|3) updates of the training')
+
+
+@pytest.mark.parametrize(
+    ('adversary', 'sentence'),
+    [
+        (free(eps=-4), 'eps=-4 is negative'),
+        (free(eps=4, replays=0), 'replays=0 must be a whole number'),
+        (free(eps=4, carry='batch'), "carry='batch' is unknown"),
+        (pgd(eps=4, objective='cwa'), "'cwa' is an attack for evaluation"),
+    ],
+)
+def test_impossible_adversaries_are_refused(
+    build: Build, adversary: dict, sentence: str
+) -> None:
+    runner = build(train_cfg=epochs(1, adversary))
+    refused(runner, sentence)
+
+
+def test_built_parts_are_taken_as_they_are(build: Build) -> None:
+    """Loop arguments may be objects, as mmengine's may: a loader, an adversary."""
+    runner = build(train_cfg=epochs(1, free(eps=4)))
+    loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
+    runner._train_dataloader = loader
+    runner._train_loop = epochs(1, FreeAdversary(eps=2, replays=2))
+    assert len(train(runner).loss) == 6
+    assert runner.train_dataloader.dataset is loader.dataset
+    assert runner.train_loop.adversary.describe()['eps'] == 2
+    assert len(loader) == 3
+
+
+def test_images_without_objects_train(build: Build, coco: Path) -> None:
+    """They are part of the batches here and give finite losses and perturbations."""
+    runner = build(
+        train_cfg=epochs(1, free(eps=4, replays=2, carry='run')),
+        train_dataloader=tiny.loader(coco, test=False, batch_size=1, scale=(64, 48)),
+    )
+    found = train(runner)
+    assert [15] in found.images  # the last image has no box
+    assert torch.tensor(found.loss).isfinite().all()
+    state = runner.train_loop.adversary.state_dict(12)
+    assert all(delta.isfinite().all() for delta in state['deltas'])
+    content = json.loads((coco / 'annotations.json').read_text())
+    assert 15 not in {a['image_id'] for a in content['annotations']}

@@ -1,0 +1,726 @@
+"""What mmdet's trainings use besides a plain optimizer, with adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook, Hook
+from mmengine.hub import get_config
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from mmrobust.training.optim import BFloat16OptimWrapper
+from mmrobust.training import FreeAdversary, PGDAdversary
+from mmrobust.training import Adversary
+from mmrobust.errors import ConfigError
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from updates import (
+    ScalingOptimWrapper,
+    assert_same_state,
+    make_batch,
+    make_model,
+    sgd,
+    train,
+)
+
+Build = Callable[..., Runner]
+
+EPS = 4
+FREE = dict(type='mmrobust.FreeAdversary', eps=EPS, replays=2, carry='run')
+PGD = dict(type='mmrobust.PGDAdversary', eps=EPS, num_steps=1)
+# Both methods in both loops.
+RUNS = dict(
+    epoch_free=('Epoch', FREE),
+    iter_free=('Iter', FREE),
+    epoch_pgd=('Epoch', PGD),
+    iter_pgd=('Iter', PGD),
+)
+# Each value once with each method and once in each loop.
+TURNS = (0, 1, 1, 0)
+
+
+def runs(*extra: Any) -> Any:
+    """Runs a test as all of them; with values of a third argument, by turns."""
+    if not extra:
+        return pytest.mark.parametrize(('kind', 'adversary'), RUNS.values(), ids=RUNS)
+    name, *values = extra
+    cases = [
+        (*run, values[turn % len(values)])
+        for turn, run in zip(TURNS, RUNS.values(), strict=True)
+    ]
+    return pytest.mark.parametrize(('kind', 'adversary', name), cases, ids=RUNS)
+
+
+@pytest.fixture
+def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Runs of six updates on the tiny dataset, two images in each."""
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+
+    def make(
+        kind: str, adversary: dict, model: dict | None = None, **overrides: Any
+    ) -> Runner:
+        passes = 1 if adversary.get('replays') == 2 else 2
+        by_epoch = kind == 'Epoch'
+        length = dict(max_epochs=passes) if by_epoch else dict(max_iters=6)
+        loop = f'mmrobust.Adv{kind}BasedTrainLoop'
+        loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
+        if not by_epoch:
+            loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
+            overrides['log_processor'] = dict(by_epoch=False)
+        settings: dict[str, Any] = dict(
+            train_cfg=dict(type=loop, adversary=adversary, **length),
+            train_dataloader=loader,
+            default_hooks=dict(
+                param_scheduler=dict(type='ParamSchedulerHook'),
+                sampler_seed=dict(type='DistSamplerSeedHook'),
+                checkpoint=None,
+                logger=None,
+            ),
+            val_dataloader=None,
+            val_evaluator=None,
+            val_cfg=None,
+        )
+        return build_runner(model, **{**settings, **overrides})
+
+    return make
+
+
+class Watch(Hook):
+    """The loader's batches, the images that the network was shown, and the losses.
+
+    The last of the images of an update are those that the weights learn from.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.clean: list[list[Tensor]] = []
+        self.boxes: list[list[Tensor]] = []
+        self.seen: list[list[list[Tensor]]] = []
+        self.logs: list[dict[str, float]] = []
+        self.lr: list[float] = []
+        runner.model.data_preprocessor.register_forward_pre_hook(
+            lambda module, args: self.seen[-1].append(
+                [image.detach().clone() for image in args[0]['inputs']]
+            )
+        )
+        runner.register_hook(self, priority='VERY_HIGH')
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        self.clean.append([image.float() for image in data_batch['inputs']])
+        self.boxes.append(boxes_of(data_batch))
+        self.seen.append([])
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        self.logs.append({key: float(value) for key, value in outputs.items()})
+        self.lr.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+    def check_images(self, updates: int) -> None:
+        """Every update but FreeAT's first was adversarial, and none too much."""
+        assert len(self.seen) == updates
+        for number, (images, clean) in enumerate(
+            zip(self.seen, self.clean, strict=True)
+        ):
+            for image, original in zip(images[-1], clean, strict=True):
+                assert image.shape == original.shape
+                assert image.min() >= 0
+                assert image.max() <= 255
+                distance = float((image - original).abs().max())
+                assert distance <= EPS + 1e-4
+                assert distance > 0 or number == 0
+
+
+def boxes_of(data_batch: dict) -> list[Tensor]:
+    found = []
+    for sample in data_batch['data_samples']:
+        boxes = sample.gt_instances.bboxes
+        found.append(getattr(boxes, 'tensor', boxes).clone())
+    return found
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# ------------------------------------------------------------ averages of weights
+
+
+class Sources(Hook):
+    """The weights after every update."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self.states.append(weights_of(runner.model))
+
+
+@runs('update_buffers', False, True)
+def test_ema_is_the_average_by_hand(
+    build: Build, kind: str, adversary: dict, update_buffers: bool
+) -> None:
+    """Of the weights after every update, replays included; inner steps do not count."""
+    ema = dict(type='EMAHook', momentum=0.25, update_buffers=update_buffers)
+    runner = build(kind, adversary, custom_hooks=[ema])
+    sources, watch = Sources(), Watch(runner)
+    runner.register_hook(sources)
+    runner.train()
+    watch.check_images(6)
+    assert len(sources.states) == 6
+    average = {k: v.double() for k, v in sources.states[0].items()}
+    for state in sources.states[1:]:
+        average = {k: 0.75 * v + 0.25 * state[k].double() for k, v in average.items()}
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    found = weights_of(hook.ema_model.module)
+    parameters = {name for name, _ in runner.model.named_parameters()}
+    last = sources.states[-1]
+    for name, value in found.items():
+        if not value.is_floating_point():
+            # PGD's inner steps see BatchNorm's statistics and do not add to them.
+            assert int(last[name]) == 6
+        elif name in parameters or update_buffers:
+            torch.testing.assert_close(value.double(), average[name])
+        else:
+            assert torch.equal(value, last[name])
+    name = 'backbone.conv1.weight'
+    assert not torch.allclose(found[name], last[name], rtol=1e-4)
+    if update_buffers:
+        return
+    # The average does not reach into the training.
+    alone = build(kind, adversary)
+    alone.train()
+    for name, value in weights_of(alone.model).items():
+        assert torch.equal(value, last[name]), name
+
+
+# ------------------------------------------------------------ gradients
+
+
+@runs()
+def test_clipping_limits_the_update(build: Build, kind: str, adversary: dict) -> None:
+    """The gradients that the optimizer gets; the largest of them is cut."""
+    runner = build(
+        kind,
+        adversary,
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=0.01),
+            clip_grad=dict(max_norm=0.5),
+        ),
+    )
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    norms: list[float] = []
+
+    def note(optimizer: Any, *args: Any) -> None:
+        grads = [w.grad for group in optimizer.param_groups for w in group['params']]
+        norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+
+    runner.optim_wrapper.optimizer.register_step_pre_hook(note)
+    watch = Watch(runner)
+    runner.train()
+    watch.check_images(6)
+    assert norms == pytest.approx([0.5] * 6, rel=1e-4)
+
+
+def test_clipping_does_not_reach_the_perturbation() -> None:
+    """Cut value by value to nearly nothing, its direction in l2 would be another."""
+    batch = make_batch([(64, 96), (80, 64)], 0)
+    results = []
+    for clip in (None, dict(type='value', clip_value=1e-9)):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        adversary = FreeAdversary('l2', 300, replays=1, carry='run')
+        (deltas,) = train(
+            adversary, model, [batch], OptimWrapper(optimizer, clip_grad=clip)
+        )
+        results.append(deltas)
+        torch.manual_seed(0)
+    for plain, clipped in zip(*results, strict=True):
+        assert plain.norm() == pytest.approx(300, rel=1e-5)
+        assert torch.equal(plain, clipped)
+
+
+class Mean(BaseModel):
+    """A loss that is the mean over the images, unlike a detector's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> dict:
+        images = torch.stack([image.float() for image in inputs]) / 255
+        return {'loss': self.conv(images).tanh().square().mean()}
+
+
+class Sample:
+    """What an adversary asks of a sample that its model does not look at."""
+
+    def to(self, device: Any) -> Sample:
+        return self
+
+
+@pytest.mark.parametrize('counts', [2, 4])
+def test_accumulated_batches_are_one_large_batch(counts: int) -> None:
+    """PGD-AT; within float error, for the perturbations are the same bits."""
+    start, images = Mean(), torch.randint(0, 256, (8, 3, 9, 9), dtype=torch.uint8)
+    pieces = []
+    for parts in (1, counts):
+        model = deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=10.0, momentum=0.9)
+        wrapper = OptimWrapper(optimizer, accumulative_counts=parts)
+        adversary = PGDAdversary(eps=8, num_steps=2, random_start=False)
+        size, iteration = len(images) // parts, 0
+        for _ in range(3):
+            for part in images.split(size):
+                batch = dict(inputs=part, data_samples=[Sample()] * size)
+                adversary.train_step(model, wrapper, batch, iteration)
+                iteration += 1
+        pieces.append(model.conv.weight)
+    assert not torch.allclose(pieces[0], start.conv.weight, rtol=1e-2)
+    torch.testing.assert_close(*pieces, rtol=1e-4, atol=1e-6)
+
+
+@runs()
+def test_the_scaled_learning_rate(build: Build, kind: str, adversary: dict) -> None:
+    """By the images of a batch, however often it is replayed."""
+    runner = build(
+        kind,
+        adversary,
+        auto_scale_lr=dict(enable=True, base_batch_size=8),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=2)
+        ],
+    )
+    watch = Watch(runner)
+    runner.train()
+    # 0.01 is for 8 images, a batch has 2.
+    assert watch.lr == pytest.approx([0.00125, *[0.0025] * 5])
+
+
+# ------------------------------------------------------------ mixed precision
+
+
+@pytest.mark.parametrize('objective', ['total', 'cls'])
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_a_loss_scale_leaves_the_perturbation_alone(norm: str, objective: str) -> None:
+    """A power of two: every bit is as without it, and so are the weights."""
+    eps = {'linf': 8, 'l2': 300, 'l1': 3000}[norm]
+    batches = [make_batch([(64, 96), (80, 64)], 0)]
+    results = []
+    for scale in (None, 1024.0):
+        torch.manual_seed(0)
+        model = make_model()
+        wrapper = sgd(model)
+        if scale is not None:
+            wrapper = ScalingOptimWrapper(wrapper.optimizer, scale=scale)
+        adversary = FreeAdversary(norm, eps, objective=objective, carry='run')
+        results.append((model, train(adversary, model, batches, wrapper)))
+    (plain, expected), (scaled, found) = results
+    assert_same_state(scaled, plain)
+    assert len(found) == 4
+    for ours, theirs in zip(found, expected, strict=True):
+        for delta, other in zip(ours, theirs, strict=True):
+            assert torch.equal(delta, other)
+            assert (delta != 0).any()
+
+
+BF16 = dict(
+    type='mmrobust.BFloat16OptimWrapper',
+    optimizer=dict(type='AdamW', lr=3e-3),
+    clip_grad=dict(max_norm=10),
+)
+
+
+@runs('model', tiny.fcos, tiny.faster_rcnn)
+def test_bfloat16_trains(
+    build: Build, kind: str, adversary: dict, model: Callable[[], dict]
+) -> None:
+    runner = build(kind, adversary, model(), optim_wrapper=BF16)
+    kinds: set[tuple[bool, torch.dtype]] = set()
+    runner.model.neck.register_forward_hook(
+        lambda module, args, out: kinds.add(
+            (runner.model.backbone.training, out[0].dtype)
+        )
+    )
+    watch = Watch(runner)
+    runner.train()
+    assert isinstance(runner.optim_wrapper, BFloat16OptimWrapper)
+    watch.check_images(6)
+    # The update computes in bfloat16, the attack before it as it does without.
+    assert (True, torch.bfloat16) in kinds
+    assert kinds <= {(True, torch.bfloat16), (False, torch.float32)}
+    for weight in runner.model.parameters():
+        assert weight.dtype == torch.float32
+        assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    'adversary', [FreeAdversary(eps=8), PGDAdversary(eps=8, num_steps=1)]
+)
+def test_the_loss_falls_in_bfloat16(adversary: Adversary) -> None:
+    """On one batch over and over; about as far as in float32."""
+    batch = make_batch([(64, 96), (80, 64)], 0)
+    falls = []
+    for kind in (OptimWrapper, BFloat16OptimWrapper):
+        torch.manual_seed(0)
+        model = make_model()
+        wrapper = kind(torch.optim.AdamW(model.parameters(), lr=3e-3))
+        losses = [
+            float(adversary.train_step(model, wrapper, batch, update)['loss'])
+            for update in range(12)
+        ]
+        falls.append(losses[0] - losses[-1])
+        adversary.load_state_dict({})
+    assert falls[0] > 0.5
+    assert falls[1] == pytest.approx(falls[0], rel=0.2)
+
+
+# ------------------------------------------------------------ sizes and mixtures
+
+
+@runs()
+def test_images_of_several_sizes(
+    build: Build, coco: Path, kind: str, adversary: dict
+) -> None:
+    """RandomChoiceResize; the perturbation follows the image into every size."""
+    loader = tiny.loader(coco, test=False, batch_size=2)
+    loader['dataset']['pipeline'][2] = dict(
+        type='RandomChoiceResize',
+        scales=[(64, 48), (96, 72), (128, 96)],
+        keep_ratio=True,
+    )
+    loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
+    if kind == 'Epoch':
+        loader['sampler']['type'] = 'DefaultSampler'
+    runner = build(kind, adversary, train_dataloader=loader)
+    watch = Watch(runner)
+    runner.train()
+    watch.check_images(6)
+    shapes = {tuple(image.shape) for images in watch.clean for image in images}
+    assert len(shapes) > 3
+
+
+def with_augment(**augment: Any) -> dict:
+    model = tiny.fcos()
+    model['data_preprocessor'] = dict(
+        model['data_preprocessor'], batch_augments=[augment]
+    )
+    return model
+
+
+RESIZE = dict(type='BatchSyncRandomResize', random_size_range=(32, 128), interval=1)
+PAD = dict(type='BatchFixedSizePad', size=(96, 160))
+
+
+@runs('augment', RESIZE, PAD)
+def test_batch_augments(
+    build: Build, kind: str, adversary: dict, augment: dict
+) -> None:
+    """They change what the network sees, not what the loader handed out."""
+    runner = build(kind, adversary, with_augment(**augment))
+    inner: list[tuple[int, int]] = []
+
+    def note(module: nn.Module, args: tuple) -> None:
+        if module.training:  # not PGD's inner steps
+            inner.append(tuple(args[0].shape[-2:]))
+
+    runner.model.backbone.register_forward_pre_hook(note)
+    watch = Watch(runner)
+    runner.train()
+    watch.check_images(6)
+    assert len(inner) == 6
+    assert len(set(inner)) > 2 if augment is RESIZE else set(inner) == {(96, 160)}
+    if adversary is FREE:
+        for first in range(0, 6, 2):  # the second replay of each batch
+            for before, after in zip(*watch.boxes[first : first + 2], strict=True):
+                assert torch.equal(before, after)
+
+
+def test_a_resized_batch_moves_its_own_pixels() -> None:
+    """The gradient comes back through the resizing, to the image as the loader has it.
+
+    By hand: the image is resized in plain torch, and its gradient taken there.
+    """
+    model = make_model()
+    plain = deepcopy(model)
+    batch = make_batch([(64, 96)], 0)
+
+    def half(inputs: Tensor, samples: list) -> tuple[Tensor, list]:
+        size = (32, 64)
+        inputs = interpolate(inputs, size=size, mode='bilinear')
+        factors = torch.tensor([64 / 96, 0.5, 64 / 96, 0.5])
+        for sample in samples:
+            sample.gt_instances.bboxes[...] = sample.gt_instances.bboxes * factors
+            sample.set_metainfo(dict(img_shape=size, batch_input_shape=size))
+        return inputs, samples
+
+    model.data_preprocessor.batch_augments = [half]
+    adversary = FreeAdversary(eps=8, step_size=3, replays=1, carry='run')
+    (deltas,) = train(adversary, model, [batch])
+
+    leaf = batch['inputs'][0].float().requires_grad_()
+    data = plain.data_preprocessor({**deepcopy(batch), 'inputs': [leaf]}, True)
+    data['inputs'], data['data_samples'] = half(data['inputs'], data['data_samples'])
+    plain.parse_losses(plain(**data, mode='loss'))[0].backward()
+    assert torch.equal(deltas[0], 3 * leaf.grad.sign())
+    assert (deltas[0] != 0).float().mean() > 0.5
+
+
+def mosaic(root: Path, endless: bool) -> dict:
+    """YOLOX's data, 64 x 64."""
+    loader = tiny.loader(root, test=False, batch_size=2)
+    inner = loader['dataset']
+    inner['pipeline'] = inner['pipeline'][:2]
+    loader['dataset'] = dict(
+        type='MultiImageMixDataset',
+        dataset=inner,
+        pipeline=[
+            dict(type='Mosaic', img_scale=(64, 64), pad_val=114.0),
+            dict(type='RandomAffine', border=(-32, -32)),
+            dict(type='MixUp', img_scale=(64, 64), pad_val=114.0),
+            dict(type='YOLOXHSVRandomAug'),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='Resize', scale=(96, 64), keep_ratio=True),
+            dict(type='Pad', pad_to_square=True, pad_val=dict(img=(114.0,) * 3)),
+            dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),
+            dict(type='PackDetInputs'),
+        ],
+    )
+    loader['sampler']['type'] = 'InfiniteSampler' if endless else 'DefaultSampler'
+    return loader
+
+
+def yolox() -> dict:
+    """YOLOX with its batch augmentation."""
+    model = get_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py').model.to_dict()
+    (resize,) = model['data_preprocessor']['batch_augments']
+    resize.update(random_size_range=(32, 96), interval=2)
+    model['backbone'].update(widen_factor=0.125, deepen_factor=0.1)
+    model['neck'].update(in_channels=[32, 64, 128], out_channels=16)
+    model['bbox_head'].update(
+        num_classes=len(tiny.CLASSES), in_channels=16, feat_channels=16
+    )
+    return model
+
+
+@runs()
+def test_mosaic_mixup_and_their_end(
+    build: Build, coco: Path, kind: str, adversary: dict
+) -> None:
+    """YOLOX: all of it in the first pass; the last pass without, and with L1 loss."""
+    by_epoch = kind == 'Epoch'
+    overrides: dict[str, Any] = {}
+    if by_epoch:
+        loop = 'mmrobust.AdvEpochBasedTrainLoop'
+        overrides['train_cfg'] = dict(type=loop, max_epochs=2, adversary=adversary)
+        overrides['custom_hooks'] = [
+            # Its count is one off: 0 is the last pass.
+            dict(type='YOLOXModeSwitchHook', num_last_epochs=0, priority=48),
+            dict(type='SyncNormHook', priority=48),
+            dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1),
+        ]
+    runner = build(
+        kind,
+        adversary,
+        yolox(),
+        train_dataloader=mosaic(coco, not by_epoch),
+        **overrides,
+    )
+    watch = Watch(runner)
+    runner.train()
+    per_pass = 6 if adversary is FREE else 3
+    watch.check_images(2 * per_pass if by_epoch else 6)
+    with_l1 = ['loss_l1' in log for log in watch.logs]
+    if by_epoch:
+        skipped = runner.train_dataloader.dataset._skip_type_keys
+        assert skipped == ('Mosaic', 'RandomAffine', 'MixUp')
+        assert with_l1 == [False] * per_pass + [True] * per_pass
+    else:
+        assert with_l1 == [False] * 6
+    assert all(torch.tensor(log['loss']).isfinite() for log in watch.logs)
+
+
+# ------------------------------------------------------------ parts of the model
+
+
+@runs()
+def test_frozen_stages_stay_and_let_the_gradient_through(
+    build: Build, kind: str, adversary: dict
+) -> None:
+    model = tiny.fcos()
+    model['backbone'].update(frozen_stages=2, norm_eval=True)
+    runner = build(kind, adversary, model)
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
+    before = weights_of(runner.model)
+    watch = Watch(runner)
+    runner.train()
+    watch.check_images(6)
+    frozen = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1', 'backbone.layer2')
+    changed = set()
+    for name, value in weights_of(runner.model).items():
+        if not torch.equal(value, before[name]):
+            changed.add(name)
+            assert not name.startswith(frozen), name
+    assert 'backbone.layer3.0.conv1.weight' in changed
+
+
+def test_sync_bn_on_one_process_is_bn(build: Build) -> None:
+    states = []
+    for norm in ('BN', 'SyncBN'):
+        model = tiny.fcos()
+        model['backbone']['norm_cfg'] = dict(type=norm, requires_grad=True)
+        runner = build('Epoch', PGD, model)
+        runner.train()
+        states.append(weights_of(runner.model))
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+# ------------------------------------------------------------ several images a sample
+
+
+def soft_teacher(root: Path) -> tuple[dict, dict]:
+    """A student with a teacher, and a loader of labelled and unlabelled images."""
+    detector = tiny.faster_rcnn()
+    model = dict(
+        type='SoftTeacher',
+        detector=detector,
+        data_preprocessor=dict(
+            type='MultiBranchDataPreprocessor',
+            data_preprocessor=detector['data_preprocessor'],
+        ),
+        semi_train_cfg=dict(
+            freeze_teacher=True,
+            sup_weight=1.0,
+            unsup_weight=4.0,
+            pseudo_label_initial_score_thr=0.0,
+            rpn_pseudo_thr=0.0,
+            cls_pseudo_thr=0.0,
+            reg_pseudo_thr=1.0,
+            jitter_times=2,
+            jitter_scale=0.06,
+            min_pseudo_bbox_wh=(1e-2, 1e-2),
+        ),
+        semi_test_cfg=dict(predict_on='teacher'),
+    )
+    fields = ['sup', 'unsup_teacher', 'unsup_student']
+    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    keys += ('flip', 'flip_direction', 'homography_matrix')
+    view = [
+        dict(type='Resize', scale=(64, 48), keep_ratio=True),
+        # Nothing is drawn here, which would not be what mmengine's own loop draws.
+        dict(type='PackDetInputs', meta_keys=keys),
+    ]
+    labelled, unlabelled = (tiny.dataset(root, test=False) for _ in range(2))
+    labelled['pipeline'] = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='Resize', scale=(64, 48), keep_ratio=True),
+        dict(type='MultiBranch', branch_field=fields, sup=dict(type='PackDetInputs')),
+    ]
+    unlabelled['pipeline'] = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadEmptyAnnotations'),
+        dict(
+            type='MultiBranch',
+            branch_field=fields,
+            unsup_teacher=view,
+            unsup_student=view,
+        ),
+    ]
+    loader = tiny.loader(root, test=False, batch_size=2)
+    loader['sampler'] = dict(
+        type='GroupMultiSourceSampler', batch_size=2, source_ratio=[1, 1]
+    )
+    loader['dataset'] = dict(type='ConcatDataset', datasets=[labelled, unlabelled])
+    return model, loader
+
+
+@runs()
+def test_teacher_and_student_are_refused(
+    build: Build, coco: Path, kind: str, adversary: dict
+) -> None:
+    """Before anything is computed; also where the batch would be looked at first."""
+    model, loader = soft_teacher(coco)
+    if kind == 'Iter':
+        adversary = dict(adversary, class_weighting='batch')
+    runner = build(kind, adversary, model, train_dataloader=loader)
+    forwards: list[Any] = []
+    runner.model.register_forward_pre_hook(lambda *args: forwards.append(args))
+    with pytest.raises(ConfigError, match=r'SoftTeacher takes several branches of im'):
+        runner.train()
+    assert runner.iter == 0
+    assert not forwards
+
+
+def test_teacher_and_student_train_without_an_adversary(
+    build: Build, coco: Path
+) -> None:
+    """The control of an experiment; as mmengine's own loop, bit for bit."""
+    states = []
+    for loop in ('IterBasedTrainLoop', 'mmrobust.AdvIterBasedTrainLoop'):
+        model, loader = soft_teacher(coco)
+        adversary: dict = dict(type='mmrobust.NoAdversary')
+        train_cfg = dict(type=loop, max_iters=2)
+        if loop.startswith('mmrobust'):
+            train_cfg['adversary'] = adversary
+        runner = build(
+            'Iter',
+            adversary,
+            model,
+            train_dataloader=loader,
+            train_cfg=train_cfg,
+            custom_hooks=[dict(type='MeanTeacherHook', momentum=0.5)],
+        )
+        runner.train()
+        states.append(weights_of(runner.model))
+    name = 'rpn_head.rpn_cls.bias'
+    student, teacher = (states[0][f'{part}.{name}'] for part in ('student', 'teacher'))
+    assert not torch.equal(student, teacher)
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'words'),
+    [
+        (dict(type='TrackDataPreprocessor'), 'several frames of a video'),
+        (dict(type='ReIDDataPreprocessor'), 'several pictures of an object'),
+    ],
+)
+def test_samples_of_several_images_are_refused(
+    build: Build, preprocessor: dict, words: str
+) -> None:
+    model = tiny.fcos()
+    model['data_preprocessor'] = preprocessor
+    with pytest.raises(ConfigError, match=words):
+        build('Epoch', PGD, model).train()
+
+
+def test_a_trackers_detector_is_not_refused(build: Build) -> None:
+    """It is trained with mmdet's tracking preprocessor, one image in a sample."""
+    model = tiny.fcos()
+    model['data_preprocessor'] = {
+        **model['data_preprocessor'],
+        'type': 'TrackDataPreprocessor',
+        'use_det_processor': True,
+    }
+    runner = build('Epoch', FREE, model)
+    watch = Watch(runner)
+    runner.train()
+    watch.check_images(6)
