@@ -65,7 +65,7 @@ WEIGHT_INITIALIZERS = Registry(
     'weight initializer',
     parent=MMENGINE_INITIALIZERS,
     scope='mmrobust',
-    locations=['mmrobust.checkpoints'],
+    locations=['mmrobust.weights'],
 )
 
 

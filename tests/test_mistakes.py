@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmdet.models.detectors.base import BaseDetector
 from mmrobust import cli
 from mmrobust.batch import check_batch, count_boxes_outside
-from mmrobust.checkpoints import read_checkpoint
-from mmrobust.checkpoints.fit import check_resumable
+from mmrobust.weights import read_checkpoint
+from mmrobust.weights.fit import check_resumable
 from mmrobust.config_checks import check_launcher, check_sections
 from mmrobust.errors import ConfigError
 from mmrobust.transfer.metric import as_list

@@ -8,8 +8,8 @@ import os
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import mmpretrain.models  # noqa: F401  (registers the classifiers)
 from mmrobust import cli
-from mmrobust.checkpoints.conversion import Converted, convert, published_as, sha256
-from mmrobust.checkpoints.normalization import NAMED, of_config
+from mmrobust.weights.convert import Converted, convert, published_as, sha256
+from mmrobust.weights.normalization import NAMED, of_config
 from mmrobust.errors import ConfigError
 
 

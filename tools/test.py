@@ -22,8 +22,8 @@ from mmrobust.attacks.presets import takes
 from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble
 from mmrobust.autoattack.package import load_package
 from mmrobust.autoattack.threats import read_balls
-from mmrobust.checkpoints import check_checkpoint, read_checkpoint
-from mmrobust.checkpoints.classes import check_class_count
+from mmrobust.weights import check_checkpoint, read_checkpoint
+from mmrobust.weights.classes import check_class_count
 from mmrobust.errors import ConfigError
 from mmrobust.processes import together
 from mmrobust.registry import ATTACKS

@@ -13,12 +13,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.checkpoints import (
-    check_checkpoint,
-    check_initial_weights,
-    read_checkpoint,
-)
-from mmrobust.checkpoints.fit import check_resumable
+from mmrobust.weights import check_checkpoint, check_initial_weights, read_checkpoint
+from mmrobust.weights.fit import check_resumable
 from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
 from mmrobust.processes import together

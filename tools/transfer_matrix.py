@@ -12,7 +12,7 @@ from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
 from mmrobust.attacks.base import positive_int
 from mmrobust.attacks.presets import takes
-from mmrobust.checkpoints import read_checkpoint
+from mmrobust.weights import read_checkpoint
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 from mmrobust.transfer_matrix import Detector, Plan, parse_detectors, run_matrix

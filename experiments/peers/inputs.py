@@ -30,7 +30,7 @@ from mmrobust.batch import (
     split_batch,
     with_images,
 )
-from mmrobust.checkpoints import check_checkpoint, read_checkpoint
+from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.evaluation.subset import choose_images, restrict_metrics
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode

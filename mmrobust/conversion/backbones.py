@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
-from ..checkpoints.normalization import IMAGENET, UNIT, Normalization
-from ..checkpoints.sources import read_weights
+from ..weights.normalization import IMAGENET, UNIT, Normalization
+from ..weights.sources import read_weights
 from ..errors import ConfigError
 
 _HUB = 'https://huggingface.co/suixin1424/oddefense/resolve/main/'

@@ -17,8 +17,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..batch import attack_samples, image_id
-from ..checkpoints.normalization import note
-from ..checkpoints.sources import converted_normalization
+from ..weights.normalization import note
+from ..weights.sources import converted_normalization
 from ..registry import HOOKS
 from .pictures import attack_picture
 

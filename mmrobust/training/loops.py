@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..batch import check_batch
 from ..blame import models_own
-from ..checkpoints import check_normalization
+from ..weights import check_normalization
 from ..errors import ConfigError
 from ..objective.loss_state import Memory
 from ..processes import together

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..checkpoints import read_checkpoint
+from ..weights import read_checkpoint
 from ..errors import ConfigError
 
 

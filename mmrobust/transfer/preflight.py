@@ -13,7 +13,7 @@ from mmengine.model import initialize
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from ..checkpoints import check_normalization
+from ..weights import check_normalization
 from ..training.freeze import state_digest
 from ..errors import ConfigError
 from ..utils.files import file_sha256

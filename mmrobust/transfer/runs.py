@@ -20,7 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import read_checkpoint
+from ..weights import read_checkpoint
 from ..training.freeze import state_digest
 from ..errors import ConfigError
 from ..utils.files import finite, write_atomically

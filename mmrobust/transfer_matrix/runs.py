@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints import check_checkpoint
+from ..weights import check_checkpoint
 from ..training.adversary import bare_model
 
 

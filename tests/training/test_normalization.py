@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import ClassBalancedDataset, RepeatDataset
 from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100, CustomDataset
-from mmrobust.checkpoints import check_normalization
+from mmrobust.weights import check_normalization
 from mmrobust.checks.dataset import gives_rgb
 from mmrobust.errors import ConfigError
 

@@ -11,7 +11,7 @@ from .fit import misfits, read_checkpoint, state_dict_of
 def check_class_count(path: str, model: nn.Module) -> None:
     """Makes sure that a classifier's checkpoint was made for as many classes.
 
-    Any other misfit is left to :func:`mmrobust.checkpoints.check_checkpoint`.
+    Any other misfit is left to :func:`mmrobust.weights.check_checkpoint`.
 
     Args:
         path: the checkpoint.

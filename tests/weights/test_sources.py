@@ -22,11 +22,11 @@ from mmpretrain.registry import MODELS as CLASSIFICATION
 from torch import Tensor, nn
 
 import published
-from mmrobust.checkpoints import read_weights
-from mmrobust.checkpoints.architectures import recognise
-from mmrobust.checkpoints.config_text import normalization_in
-from mmrobust.checkpoints.conversion import Converted, convert
-from mmrobust.checkpoints.layouts import find_layout, to_mm
+from mmrobust.weights import read_weights
+from mmrobust.weights.architectures import recognise
+from mmrobust.weights.config_text import normalization_in
+from mmrobust.weights.convert import Converted, convert
+from mmrobust.weights.layouts import find_layout, to_mm
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 IMAGENET = (published.MEAN, published.STD)

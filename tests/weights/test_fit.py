@@ -10,11 +10,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
-from mmrobust.checkpoints import (
-    check_checkpoint,
-    check_initial_weights,
-    read_checkpoint,
-)
+from mmrobust.weights import check_checkpoint, check_initial_weights, read_checkpoint
 from mmrobust.errors import ConfigError
 
 

@@ -21,8 +21,8 @@ from mmpretrain.registry import MODELS as CLASSIFICATION
 from torch import Tensor
 
 from mmrobust import robustify
-from mmrobust.checkpoints import check_normalization, read_weights
-from mmrobust.checkpoints.conversion import convert, sha256
+from mmrobust.weights import check_normalization, read_weights
+from mmrobust.weights.convert import convert, sha256
 from mmrobust.errors import ConfigError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_backbone.py'

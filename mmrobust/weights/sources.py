@@ -21,13 +21,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .config_text import normalization_in
 from .fit import read_checkpoint
-from .normalization import (
-    IMAGENET,
-    UNIT,
-    Normalization,
-    as_normalization,
-    from_tensors,
-)
+from .normalization import IMAGENET, UNIT, Normalization, as_normalization, from_tensors
 
 TRUST_SWITCH = (
     'give trust=True to mmrobust.PretrainedBackbone or convert it with '
