@@ -20,7 +20,7 @@ __all__ = ['__version__', 'robustify']
 def __getattr__(name: str) -> Any:
     # On demand: a config that imports the package should not pay for this.
     if name == 'robustify':
-        from .conversion import robustify
+        from .recipe import robustify
 
         return robustify
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.weights import check_checkpoint, check_initial_weights, read_checkpoint
 from mmrobust.weights.fit import check_resumable
-from mmrobust.conversion import BACKBONES, METHODS, PRESETS, robustify
+from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
 from mmrobust.processes import together
 

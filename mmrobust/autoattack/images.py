@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
-from ..conversion.evaluation import innermost
+from ..recipe.evaluation import innermost
 from ..errors import ConfigError
 
 # The part of the resized image that is cropped, as on ImageNet at 224 of 256.

@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from mmrobust import robustify
-from mmrobust.conversion import BACKBONES
+from mmrobust.recipe import BACKBONES
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ADVERSARIES, ATTACKS
 
