@@ -20,7 +20,7 @@ from mmrobust.weights import read_checkpoint
 from mmrobust.weights.fit import check_resumable
 from mmrobust.config_checks import check_launcher, check_sections
 from mmrobust.errors import ConfigError
-from mmrobust.transfer.metric import as_list
+from mmrobust.studies.backbone_transfer.metric import as_list
 
 FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
 ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))

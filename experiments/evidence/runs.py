@@ -19,9 +19,9 @@ from mmengine.runner import Runner
 from mmrobust.attacks import attack_preset
 from mmrobust.report import device_name, package_versions
 from mmrobust.utils.files import write_atomically
-from mmrobust.transfer import Sweep, run_sweep
-from mmrobust.transfer_matrix import Detector, Plan, run_matrix
-from mmrobust.transfer_matrix.runs import run_test
+from mmrobust.studies.backbone_transfer import Sweep, run_sweep
+from mmrobust.studies.attack_transfer import Detector, Plan, run_matrix
+from mmrobust.studies.attack_transfer.runs import run_test
 
 
 @dataclass

@@ -11,9 +11,9 @@ import torch
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 
-from ..evaluation.loops import AttackTestLoop
-from ..evaluation.original_pixels import PicturePipeline
-from ..registry import LOOPS
+from ...evaluation.loops import AttackTestLoop
+from ...evaluation.original_pixels import PicturePipeline
+from ...registry import LOOPS
 
 Pictures = Callable[[Any, BaseDataElement], np.ndarray]
 

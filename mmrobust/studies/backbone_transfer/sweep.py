@@ -9,10 +9,10 @@ from typing import Any
 
 from mmengine.dist import barrier, get_world_size, is_main_process
 
-from ..errors import ConfigError
-from ..processes import together
-from ..utils.files import write_atomically
-from ..utils.run_folder import changes
+from ...errors import ConfigError
+from ...processes import together
+from ...utils.files import write_atomically
+from ...utils.run_folder import changes
 from .plan import Run, Sweep, number
 from .preflight import Findings, check
 from .runs import latest_checkpoint, read_result, run_one

@@ -13,8 +13,8 @@ from typing import Any
 
 from mmengine.dist import get_world_size, is_main_process
 
-from ..report import package_versions
-from ..utils.files import write_atomically
+from ...report import package_versions
+from ...utils.files import write_atomically
 from .plan import Run, Sweep, number
 from .plot import draw
 from .preflight import Findings

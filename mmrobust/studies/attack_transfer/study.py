@@ -7,8 +7,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import ConfigError
-from ..transfer.metric import choose_metric, usual_keys
+from ...errors import ConfigError
+from ..backbone_transfer.metric import choose_metric, usual_keys
 from .loop import Version
 from .matrix import Entry, Matrix
 from .plan import Plan

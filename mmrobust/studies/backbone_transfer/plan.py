@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from mmengine.config import Config
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 # How the target task is learnt. `fixed`: the backbone stays as it is, all else learns.
 # `full`: what the config lets learn, which for detectors usually is not the stem.

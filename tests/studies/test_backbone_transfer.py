@@ -26,12 +26,12 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmrobust.training.freeze import state_digest
 from mmrobust.errors import ConfigError
-from mmrobust.transfer import Sweep, parse_checkpoints, run_sweep, summarize
-from mmrobust.transfer.plan import Run
-from mmrobust.transfer.plot import figure
-from mmrobust.transfer.preflight import Findings
-from mmrobust.transfer.runs import latest_checkpoint, run_config
-from mmrobust.transfer.table import Study
+from mmrobust.studies.backbone_transfer import Sweep, parse_checkpoints, run_sweep, summarize
+from mmrobust.studies.backbone_transfer.plan import Run
+from mmrobust.studies.backbone_transfer.plot import figure
+from mmrobust.studies.backbone_transfer.preflight import Findings
+from mmrobust.studies.backbone_transfer.runs import latest_checkpoint, run_config
+from mmrobust.studies.backbone_transfer.table import Study
 from torch import nn
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'transfer.py'

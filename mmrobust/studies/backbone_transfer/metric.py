@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
-from ..blame import short
-from ..errors import ConfigError
+from ...blame import short
+from ...errors import ConfigError
 
 # Batches that the trial evaluates, with a head that has not learnt anything.
 _BATCHES = 2

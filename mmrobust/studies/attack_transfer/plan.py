@@ -15,10 +15,10 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..errors import ConfigError
-from ..registry import ATTACKS
-from ..utils.files import file_sha256
-from ..transfer.sweep import settings_of
+from ...errors import ConfigError
+from ...registry import ATTACKS
+from ...utils.files import file_sha256
+from ..backbone_transfer.sweep import settings_of
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 _PAIR = re.compile(r'(.+?\.(?:py|json|ya?ml)):(.+)')

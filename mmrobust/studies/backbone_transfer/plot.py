@@ -26,7 +26,7 @@ def figure(
     so that the standard backbone (eps 0) is on it.
 
     Args:
-        rows: see :func:`mmrobust.transfer.summarize`.
+        rows: see :func:`mmrobust.studies.backbone_transfer.summarize`.
         metric: name of the figure.
         norm: norm of the pre-training's eps.
         num_seeds: seeds of the study.

@@ -26,12 +26,12 @@ import tiny
 from mmrobust.attacks import attack_preset
 from mmrobust.datasets.digits import make_digits
 from mmrobust.errors import ConfigError
-from mmrobust.transfer_matrix import Detector, Entry, Matrix, Plan, parse_detectors
-from mmrobust.transfer_matrix import run_matrix
-from mmrobust.transfer_matrix.plan import choose
-from mmrobust.transfer_matrix.plot import figure
-from mmrobust.transfer_matrix.sources import Source
-from mmrobust.transfer_matrix.study import _enter
+from mmrobust.studies.attack_transfer import Detector, Entry, Matrix, Plan, parse_detectors
+from mmrobust.studies.attack_transfer import run_matrix
+from mmrobust.studies.attack_transfer.plan import choose
+from mmrobust.studies.attack_transfer.plot import figure
+from mmrobust.studies.attack_transfer.sources import Source
+from mmrobust.studies.attack_transfer.study import _enter
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'transfer_matrix.py'
 SIDES = {'small': 64, 'large': 96}
