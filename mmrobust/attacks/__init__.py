@@ -9,7 +9,7 @@ from .noise import RandomNoise
 from .pgd import PGD
 from .presets import ATTACK_NAMES, attack_preset
 from .square import Square
-from .transfer import TransferPGD
+from .transferable import TransferPGD
 
 __all__ = [
     'APGD',

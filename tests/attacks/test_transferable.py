@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmrobust.attacks import PGD, TransferPGD
 from mmrobust.attacks.diversity import Placement, following
-from mmrobust.attacks.transfer import _Gradients
+from mmrobust.attacks.transferable import _Gradients
 from mmrobust.batch import attack_samples, float_images
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
