@@ -40,7 +40,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
-from mmrobust import processes
+from mmrobust import distributed as processes
 from mmrobust.autoattack.shards import ShardStore
 from mmrobust.training import FreeAdversary
 from mmrobust.evaluation.attack_pass import AttackPass
@@ -49,7 +49,7 @@ from mmrobust.evaluation.ensemble import EnsemblePass
 from mmrobust.evaluation.loops import AttackTestLoop
 from mmrobust.evaluation.records import PassRecords
 from mmrobust.errors import ConfigError
-from mmrobust.processes import Lifeline, together
+from mmrobust.distributed import Lifeline, together
 from mmrobust.registry import ADVERSARIES
 from mmrobust.utils.run_folder import RunFolder, wait_until
 from torch import Tensor

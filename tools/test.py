@@ -25,7 +25,7 @@ from mmrobust.autoattack.threats import read_balls
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.weights.classes import check_class_count
 from mmrobust.errors import ConfigError
-from mmrobust.processes import together
+from mmrobust.distributed import together
 from mmrobust.registry import ATTACKS
 from mmrobust.threat import to_pixels
 

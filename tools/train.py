@@ -17,7 +17,7 @@ from mmrobust.weights import check_checkpoint, check_initial_weights, read_check
 from mmrobust.weights.fit import check_resumable
 from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
-from mmrobust.processes import together
+from mmrobust.distributed import together
 
 _ROBUST_ONLY = (
     'eps',

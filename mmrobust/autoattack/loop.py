@@ -27,7 +27,7 @@ from ..evaluation.progress import Progress
 from ..evaluation.adversarial_images import AdversarialImages, dumps_renamed
 from ..evaluation.subset import choose_images
 from ..errors import ConfigError
-from ..processes import together
+from ..distributed import together
 from ..registry import LOOPS
 from ..utils.run_folder import wait_until
 from ..utils.seeding import derive_seed, seeded

@@ -22,7 +22,7 @@ from ..checks import comparison_verdicts, figure_of
 from ..objective.classifier import is_classifier
 from ..errors import ConfigError, ModelError
 from .original_pixels import PicturePipeline
-from ..processes import together
+from ..distributed import together
 from ..registry import ATTACKS
 from ..report import RobustnessReport
 from ..utils.acceleration import Acceleration

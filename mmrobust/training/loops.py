@@ -25,7 +25,7 @@ from ..blame import models_own
 from ..weights import check_normalization
 from ..errors import ConfigError
 from ..objective.loss_state import Memory
-from ..processes import together
+from ..distributed import together
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
 from . import Adversary, NoAdversary

@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.records import PassRecords
 from mmrobust.errors import ConfigError
-from mmrobust.processes import together
+from mmrobust.distributed import together
 
 # The first test waits for all processes, on a loaded machine for long.
 pytestmark = pytest.mark.timeout(900)
