@@ -19,12 +19,12 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..objective import loss_mode
-from .attack import attack_sides
-from .subject import Subject
-from .table import Table
-from .timing import Clock, Side, possible
-from .training import STOCK, free_sides, inner_sides
+from mmrobust.objective import loss_mode
+from benchmarks.attack import attack_sides
+from benchmarks.subject import Subject
+from benchmarks.table import Table
+from benchmarks.timing import Clock, Side, possible
+from benchmarks.training import STOCK, free_sides, inner_sides
 
 # Whose updates are worth a row here.
 _INNER = 'update of PGD-AT'

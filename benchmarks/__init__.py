@@ -1,18 +1,18 @@
 """What adversarial training and attacks cost beside what they cannot do without.
 
-``tools/benchmark.py`` is the command line; docs/speed.md says what is measured.
+``benchmarks/cost.py`` is the command line; docs/speed.md says what is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from .attack import attack_sections
-from .memory import memory_sections
-from .subject import Subject
-from .table import Table, as_markdown
-from .timing import Clock
-from .training import inner_sections, training_sections
+from benchmarks.attack import attack_sections
+from benchmarks.memory import memory_sections
+from benchmarks.subject import Subject
+from benchmarks.table import Table, as_markdown
+from benchmarks.timing import Clock
+from benchmarks.training import inner_sections, training_sections
 
 # A section measures the subject with a clock, so many times, and gives its tables.
 Section = Callable[[Subject, Clock, int], list[Table]]

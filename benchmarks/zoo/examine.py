@@ -17,14 +17,14 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..attacks import PGD
-from ..batch import attack_samples, float_images, split_batch, with_images
-from ..training import FreeAdversary
-from ..errors import ConfigError
-from ..objective import LossOracle, Objective, loss_mode
-from ..utils.seeding import attack_generator, seeded
-from .batch import tiny_batch
-from .shrink import tiny_model
+from mmrobust.attacks import PGD
+from mmrobust.batch import attack_samples, float_images, split_batch, with_images
+from mmrobust.training import FreeAdversary
+from mmrobust.errors import ConfigError
+from mmrobust.objective import LossOracle, Objective, loss_mode
+from mmrobust.utils.seeding import attack_generator, seeded
+from benchmarks.zoo.batch import tiny_batch
+from benchmarks.zoo.shrink import tiny_model
 
 OBJECTIVES = ('total', 'cls', 'reg')
 COLUMNS = ('trains', *OBJECTIVES, 'predicts')
@@ -54,7 +54,7 @@ def examine(model: Any, batch: dict[str, Any]) -> Row:
 
     Args:
         model: a detector.
-        batch: as its data loader yields it, see :func:`mmrobust.zoo.tiny_batch`.
+        batch: as its data loader yields it, see :func:`benchmarks.zoo.tiny_batch`.
 
     Returns:
         ``trains``, one entry per objective, and ``predicts``, each ``'yes'``, ``'no'``

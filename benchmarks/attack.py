@@ -6,15 +6,15 @@ from functools import partial
 
 import torch
 
-from ..attacks import APGD, PGD, Attack
-from ..batch import float_images
-from ..objective.classifier import make_oracle
-from ..objective import Objective, loss_mode
-from ..objective.inputs import Inputs
-from .passes import gradient
-from .subject import Subject
-from .table import Table
-from .timing import Clock, Side, compare
+from mmrobust.attacks import APGD, PGD, Attack
+from mmrobust.batch import float_images
+from mmrobust.objective.classifier import make_oracle
+from mmrobust.objective import Objective, loss_mode
+from mmrobust.objective.inputs import Inputs
+from benchmarks.passes import gradient
+from benchmarks.subject import Subject
+from benchmarks.table import Table
+from benchmarks.timing import Clock, Side, compare
 
 BARE = 'forward and input-only backward pass'
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..objective import Objective
-from ..objective.inputs import Inputs
-from .subject import Subject
+from mmrobust.objective import Objective
+from mmrobust.objective.inputs import Inputs
+from benchmarks.subject import Subject
 
 _TOTAL = Objective()
 

@@ -13,8 +13,8 @@ import tiny
 import torch
 from mmengine.config import Config
 from mmrobust.attacks import PGD
-from mmrobust.benchmark import Subject, options, throughput
-from mmrobust.benchmark.options import attack_rows, matrix_peaks, peak_format
+from benchmarks import Subject, options, throughput
+from benchmarks.options import attack_rows, matrix_peaks, peak_format
 from mmrobust.errors import ConfigError
 from torch import Tensor, nn
 

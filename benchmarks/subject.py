@@ -13,12 +13,12 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..batch import attack_samples, float_images, split_batch
-from ..objective.classifier import classifier_samples, is_classifier
-from ..errors import ConfigError
-from ..zoo.batch import synthetic_batch
-from ..zoo.examine import settle
-from ..zoo.shrink import dicts
+from mmrobust.batch import attack_samples, float_images, split_batch
+from mmrobust.objective.classifier import classifier_samples, is_classifier
+from mmrobust.errors import ConfigError
+from benchmarks.zoo.batch import synthetic_batch
+from benchmarks.zoo.examine import settle
+from benchmarks.zoo.shrink import dicts
 
 
 class Subject:

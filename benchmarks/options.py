@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..attacks import PGD
-from ..batch import float_images
-from ..objective.classifier import make_oracle
-from ..utils.acceleration import Acceleration
-from ..training import Adversary, FreeAdversary, PGDAdversary
-from ..errors import ConfigError
-from ..objective import Objective, loss_mode
-from .passes import loss
-from .subject import Subject
+from mmrobust.attacks import PGD
+from mmrobust.batch import float_images
+from mmrobust.objective.classifier import make_oracle
+from mmrobust.utils.acceleration import Acceleration
+from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
+from mmrobust.errors import ConfigError
+from mmrobust.objective import Objective, loss_mode
+from benchmarks.passes import loss
+from benchmarks.subject import Subject
 
 PLAIN = 'none'
 # By name what a loop's ``speed`` takes, and mmengine's own env_cfg.cudnn_benchmark.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .batch import tiny_batch
-from .families import OUT_OF_SCOPE, config_root, families, representative
-from .shrink import tiny_model
+from benchmarks.zoo.batch import tiny_batch
+from benchmarks.zoo.families import OUT_OF_SCOPE, config_root, families, representative
+from benchmarks.zoo.shrink import tiny_model
 
 __all__ = [
     'OUT_OF_SCOPE',

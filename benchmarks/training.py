@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from ..batch import with_images
-from ..training import Adversary, APGDAdversary, CWATAdversary, FreeAdversary, MTDAdversary, PGDAdversary
-from ..objective import Objective, loss_mode
-from .passes import gradient, loss
-from .subject import Subject
-from .table import Table
-from .timing import Clock, Side, compare
+from mmrobust.batch import with_images
+from mmrobust.training import Adversary, APGDAdversary, CWATAdversary, FreeAdversary, MTDAdversary, PGDAdversary
+from mmrobust.objective import Objective, loss_mode
+from benchmarks.passes import gradient, loss
+from benchmarks.subject import Subject
+from benchmarks.table import Table
+from benchmarks.timing import Clock, Side, compare
 
 STOCK = 'stock update'
 WITH_GRADIENT = 'stock update that also computes the input gradient'

@@ -1,6 +1,6 @@
 """Images per second of attacks and adversarial updates, with every option of speed.
 
-    python -m mmrobust.benchmark.throughput --json gpu.json
+    python -m benchmarks.throughput --json gpu.json
 
 measures PGD-20 and adversarial updates on Faster R-CNN, FCOS and DAB-DETR with
 ResNet-50 at 800 x 1333, the matrix peak of the device and the share of it that attacks
@@ -25,19 +25,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from .. import cli
-from ..batch import take
-from ..report import device_name, package_versions
-from ..utils.files import write_atomically
-from .options import (
-    OPTIONS,
-    Row,
-    attack_rows,
-    matrix_peaks,
-    peak_format,
-    update_rows,
-)
-from .subject import Subject
+from mmrobust import cli
+from mmrobust.batch import take
+from mmrobust.report import device_name, package_versions
+from mmrobust.utils.files import write_atomically
+from benchmarks.options import OPTIONS, Row, attack_rows, matrix_peaks, peak_format, update_rows
+from benchmarks.subject import Subject
 
 MODELS = (
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',

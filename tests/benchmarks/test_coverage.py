@@ -1,4 +1,4 @@
-"""tools/coverage.py: working models pass, broken ones are found, the table adds up."""
+"""benchmarks/coverage.py: working models pass, broken ones are found, the table adds up."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from mmrobust import zoo
-from mmrobust.zoo.batch import Drawing
-from mmrobust.zoo.examine import examine, examine_config
+from benchmarks import zoo
+from benchmarks.zoo.batch import Drawing
+from benchmarks.zoo.examine import examine, examine_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def tool() -> ModuleType:
     # Not under its own name, which is that of a well-known package.
     spec = importlib.util.spec_from_file_location(
-        'coverage_tool', ROOT / 'tools/coverage.py'
+        'coverage_tool', ROOT / 'benchmarks/coverage.py'
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -205,7 +205,7 @@ def test_the_table_adds_up(tool):
             reasons=['total: x | y', 'cls: x | y', 'reg: z'],
         ),
     }
-    text = tool.markdown(rows, dict(d='no model'), 'python tools/coverage.py')
+    text = tool.markdown(rows, dict(d='no model'), 'python benchmarks/coverage.py')
     assert '**2 of 3 families work**: 3 train, 2 attacked on total, ' in text
     assert (
         '1 attacked on cls, 1 attacked on reg, 2 predict. Folders out of scope: 1.'
@@ -218,7 +218,7 @@ def test_the_table_adds_up(tool):
         '| c | c.py | yes | no | no | yes | no | 0.0 | total, cls: x \\| y; reg: z |',
     ]
     assert '| d | no model |' in text
-    assert '- command: `python tools/coverage.py`' in text
+    assert '- command: `python benchmarks/coverage.py`' in text
     assert f'torch {torch.__version__.split("+")[0]}' in text
 
 
@@ -259,7 +259,7 @@ def test_results_are_kept_after_each_family_and_resumed(tool, tmp_path, monkeypa
 def test_it_does_not_pass_for_the_package_of_its_name() -> None:
     """Libraries that the other scripts import ask for that one."""
     spec = importlib.util.spec_from_file_location(
-        'coverage', ROOT / 'tools/coverage.py'
+        'coverage', ROOT / 'benchmarks/coverage.py'
     )
     with pytest.raises(ImportError, match='not the package'):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

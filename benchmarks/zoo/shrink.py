@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from .families import config_root
+from benchmarks.zoo.families import config_root
 
 # Upper limits of what is independent of everything else.
 _LIMITS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 if __name__ == 'coverage':
     # The other scripts of this folder have it on their path, where libraries (numba)
     # look whether the package of that name is there.
-    raise ImportError('tools/coverage.py is not the package coverage')
+    raise ImportError('benchmarks/coverage.py is not the package coverage')
 
 import argparse
 import json
@@ -32,19 +32,12 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import mmdet.models  # noqa: F401  (here, so that a forked process has it already)
 import torch
 from mmengine.logging import MMLogger
-from mmrobust import cli, zoo
+from mmrobust import cli
+from benchmarks import zoo
 from mmrobust.errors import ConfigError
 from mmrobust.report import package_versions
 from mmrobust.utils.files import write_atomically
-from mmrobust.zoo.examine import (
-    COLUMNS,
-    NO,
-    OBJECTIVES,
-    YES,
-    Row,
-    examine_config,
-    in_a_few_words,
-)
+from benchmarks.zoo.examine import COLUMNS, NO, OBJECTIVES, YES, Row, examine_config, in_a_few_words
 
 
 def run_alone(
@@ -244,7 +237,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # Without --resume, which would repeat nothing.
     repeated = [word for word in sys.argv[1:] if word != '--resume']
-    command = 'python ' + shlex.join(['tools/coverage.py', *repeated])
+    command = 'python ' + shlex.join(['benchmarks/coverage.py', *repeated])
 
     def run(family: str) -> tuple[str, Row]:
         config = zoo.representative(family)

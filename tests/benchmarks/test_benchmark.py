@@ -1,4 +1,4 @@
-"""tools/benchmark.py: every figure is of the side that it says, and the rules hold."""
+"""benchmarks/cost.py: every figure is of the side that it says, and the rules hold."""
 
 from __future__ import annotations
 
@@ -15,19 +15,12 @@ import pytest
 import tiny
 import torch
 from mmengine.config import Config
-from mmrobust import benchmark
-from mmrobust.benchmark import Clock, Subject, Table
-from mmrobust.benchmark.attack import attack_sides
-from mmrobust.benchmark.memory import peak_bytes
-from mmrobust.benchmark.timing import Side, alternate, compare, judge
-from mmrobust.benchmark.training import (
-    FREE,
-    OFFICIAL,
-    STOCK,
-    WITH_GRADIENT,
-    free_sides,
-    inner_sides,
-)
+import benchmarks as benchmark
+from benchmarks import Clock, Subject, Table
+from benchmarks.attack import attack_sides
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import Side, alternate, compare, judge
+from benchmarks.training import FREE, OFFICIAL, STOCK, WITH_GRADIENT, free_sides, inner_sides
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 from torch import nn
@@ -39,7 +32,7 @@ CLASSIFIER = ROOT / 'configs/demo/robust_classifier.py'
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
-        'benchmark_tool', ROOT / 'tools/benchmark.py'
+        'benchmark_tool', ROOT / 'benchmarks/cost.py'
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
-from .table import Table
+from mmrobust.errors import ConfigError
+from benchmarks.table import Table
 
 
 @dataclass(frozen=True)
