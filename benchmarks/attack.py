@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-
 from mmrobust.attacks import APGD, PGD, Attack
 from mmrobust.batch import float_images
-from mmrobust.objective.classifier import make_oracle
 from mmrobust.objective import Objective, loss_mode
+from mmrobust.objective.classifier import make_oracle
 from mmrobust.objective.inputs import Inputs
+
 from benchmarks.passes import gradient
 from benchmarks.subject import Subject
 from benchmarks.table import Table

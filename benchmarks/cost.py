@@ -19,10 +19,11 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
 from mmengine.logging import MMLogger
 from mmrobust import cli
-from benchmarks import SECTIONS, Clock, Subject, as_markdown
 from mmrobust.errors import ConfigError
-from mmrobust.utils.files import write_atomically
 from mmrobust.report.robustness import package_versions
+from mmrobust.utils.files import write_atomically
+
+from benchmarks import SECTIONS, Clock, Subject, as_markdown
 
 
 def parse_args() -> argparse.Namespace:

@@ -28,16 +28,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import mmdet.models  # noqa: F401  (here, so that a forked process has it already)
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
 from mmengine.logging import MMLogger
 from mmrobust import cli
-from benchmarks import zoo
 from mmrobust.errors import ConfigError
 from mmrobust.report import package_versions
 from mmrobust.utils.files import write_atomically
-from benchmarks.zoo.examine import COLUMNS, NO, OBJECTIVES, YES, Row, examine_config, in_a_few_words
+
+from benchmarks import zoo
+from benchmarks.zoo.examine import (
+    COLUMNS,
+    NO,
+    OBJECTIVES,
+    YES,
+    Row,
+    examine_config,
+    in_a_few_words,
+)
 
 
 def run_alone(

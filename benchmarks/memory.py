@@ -17,9 +17,9 @@ import tempfile
 from collections.abc import Callable
 
 import torch
+from mmrobust.objective import loss_mode
 from torch.profiler import ProfilerActivity, profile
 
-from mmrobust.objective import loss_mode
 from benchmarks.attack import attack_sides
 from benchmarks.subject import Subject
 from benchmarks.table import Table

@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from mmrobust.attacks import PGD
+from mmrobust.batch import float_images
+from mmrobust.errors import ConfigError
+from mmrobust.objective import Objective, loss_mode
+from mmrobust.objective.classifier import make_oracle
+from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
+from mmrobust.utils.acceleration import Acceleration
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrobust.attacks import PGD
-from mmrobust.batch import float_images
-from mmrobust.objective.classifier import make_oracle
-from mmrobust.utils.acceleration import Acceleration
-from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
-from mmrobust.errors import ConfigError
-from mmrobust.objective import Objective, loss_mode
 from benchmarks.passes import loss
 from benchmarks.subject import Subject
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from mmrobust.objective import Objective
 from mmrobust.objective.inputs import Inputs
+from torch import Tensor
+
 from benchmarks.subject import Subject
 
 _TOTAL = Objective()

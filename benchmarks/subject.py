@@ -11,11 +11,11 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from mmrobust.batch import attack_samples, float_images, split_batch
+from mmrobust.errors import ConfigError
+from mmrobust.objective.classifier import classifier_samples, is_classifier
 from torch import Tensor
 
-from mmrobust.batch import attack_samples, float_images, split_batch
-from mmrobust.objective.classifier import classifier_samples, is_classifier
-from mmrobust.errors import ConfigError
 from benchmarks.zoo.batch import synthetic_batch
 from benchmarks.zoo.examine import settle
 from benchmarks.zoo.shrink import dicts

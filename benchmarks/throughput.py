@@ -24,12 +24,19 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-
 from mmrobust import cli
 from mmrobust.batch import take
 from mmrobust.report import device_name, package_versions
 from mmrobust.utils.files import write_atomically
-from benchmarks.options import OPTIONS, Row, attack_rows, matrix_peaks, peak_format, update_rows
+
+from benchmarks.options import (
+    OPTIONS,
+    Row,
+    attack_rows,
+    matrix_peaks,
+    peak_format,
+    update_rows,
+)
 from benchmarks.subject import Subject
 
 MODELS = (

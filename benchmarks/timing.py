@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from mmrobust.errors import ConfigError
+
 from benchmarks.table import Table
 
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-
 from mmrobust.batch import with_images
-from mmrobust.training import Adversary, APGDAdversary, CWATAdversary, FreeAdversary, MTDAdversary, PGDAdversary
 from mmrobust.objective import Objective, loss_mode
+from mmrobust.training import (
+    Adversary,
+    APGDAdversary,
+    CWATAdversary,
+    FreeAdversary,
+    MTDAdversary,
+    PGDAdversary,
+)
+
 from benchmarks.passes import gradient, loss
 from benchmarks.subject import Subject
 from benchmarks.table import Table

@@ -36,7 +36,7 @@ JOBS: dict[str, list[list[str]]] = {
     'lint': [
         ['-m', 'ruff', 'check', '.'],
         ['-m', 'ruff', 'format', '--check', '.'],
-        ['-m', 'mypy', 'mmrobust', 'tools'],
+        ['-m', 'mypy', 'mmrobust', 'benchmarks', 'tools'],
     ],
     # Strict: a package that the service does not know must not count as a good one.
     'audit': [

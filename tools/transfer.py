@@ -9,7 +9,12 @@ from pathlib import Path
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
-from mmrobust.studies.backbone_transfer import MODES, Sweep, parse_checkpoints, run_sweep
+from mmrobust.studies.backbone_transfer import (
+    MODES,
+    Sweep,
+    parse_checkpoints,
+    run_sweep,
+)
 from mmrobust.studies.backbone_transfer.plan import parse_lrs, parse_modes, parse_seeds
 from mmrobust.studies.backbone_transfer.preflight import check_config
 

@@ -15,14 +15,14 @@ from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
-
 from mmrobust.attacks import PGD
 from mmrobust.batch import attack_samples, float_images, split_batch, with_images
-from mmrobust.training import FreeAdversary
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
+from mmrobust.training import FreeAdversary
 from mmrobust.utils.seeding import attack_generator, seeded
+from torch import Tensor, nn
+
 from benchmarks.zoo.batch import tiny_batch
 from benchmarks.zoo.shrink import tiny_model
 

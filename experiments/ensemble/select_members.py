@@ -26,9 +26,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.analysis import Detections
+from mmrobust.errors import ConfigError
 from mmrobust.evaluation.box_analysis import ground_truth
 from mmrobust.evaluation.loops import AttackTestLoop
-from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS, LOOPS
 
 OBJECTIVES = (

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from inputs import CPU, Batch, Setup
 from mmrobust.errors import ConfigError
-from mmrobust.utils.seeding import attack_generator, seeded
 from mmrobust.threat import ThreatModel
+from mmrobust.utils.seeding import attack_generator, seeded
 from torch import Tensor
 
 

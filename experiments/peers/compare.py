@@ -37,8 +37,8 @@ from mmrobust.attacks import PGD
 from mmrobust.attacks.base import positive_int
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
-from mmrobust.utils.files import write_atomically
 from mmrobust.threat import to_pixels
+from mmrobust.utils.files import write_atomically
 from torch import Tensor
 
 PEERS = ('ARES PGD', 'ART PGD')

@@ -30,12 +30,12 @@ from mmrobust.batch import (
     split_batch,
     with_images,
 )
-from mmrobust.weights import check_checkpoint, read_checkpoint
-from mmrobust.evaluation.subset import choose_images, restrict_metrics
 from mmrobust.errors import ConfigError
+from mmrobust.evaluation.subset import choose_images, restrict_metrics
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.objective.truth import count_classes_of
 from mmrobust.utils.seeding import derive_seed, seeded
+from mmrobust.weights import check_checkpoint, read_checkpoint
 from torch import Tensor
 
 CPU = torch.device('cpu')

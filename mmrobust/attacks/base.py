@@ -41,8 +41,8 @@ class Attack(ABC):
     Attributes:
         reads: the oracle that the attack asks for: ``'loss'`` for
             :class:`mmrobust.objective.LossOracle` on ``objective``, ``'detections'``
-            for :class:`mmrobust.objective.detections.DetectionOracle` (a classifier, which
-            has no detections, gets its loss).
+            for :class:`mmrobust.objective.detections.DetectionOracle` (a classifier,
+            which has no detections, gets its loss).
         gradient_free: whether it asks for values only.
 
     Raises:

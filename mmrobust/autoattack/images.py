@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
-from ..recipe.evaluation import innermost
 from ..errors import ConfigError
+from ..recipe.evaluation import innermost
 
 # The part of the resized image that is cropped, as on ImageNet at 224 of 256.
 CROP_RATIO = 0.875

@@ -19,16 +19,16 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from ..attacks.base import positive_int
-from ..objective.classifier import check_labels
-from ..training.adversary import bare_model
-from ..utils.alone import same_buffers
-from ..training.freeze import state_digest
-from ..evaluation.progress import Progress
-from ..evaluation.adversarial_images import AdversarialImages, dumps_renamed
-from ..evaluation.subset import choose_images
-from ..errors import ConfigError
 from ..distributed import together
+from ..errors import ConfigError
+from ..evaluation.adversarial_images import AdversarialImages, dumps_renamed
+from ..evaluation.progress import Progress
+from ..evaluation.subset import choose_images
+from ..objective.classifier import check_labels
 from ..registry import LOOPS
+from ..training.adversary import bare_model
+from ..training.freeze import state_digest
+from ..utils.alone import same_buffers
 from ..utils.run_folder import wait_until
 from ..utils.seeding import derive_seed, seeded
 from . import package

@@ -19,23 +19,23 @@ from ..attacks.base import positive_int
 from ..batch import check_batch, gt_frame_of, image_id
 from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
-from ..objective.classifier import is_classifier
-from ..errors import ConfigError, ModelError
-from .original_pixels import PicturePipeline
+from ..checks.dataset import check_categories, check_has_boxes
 from ..distributed import together
+from ..errors import ConfigError, ModelError
+from ..objective.classifier import is_classifier
+from ..objective.counting import weights_for_evaluation
 from ..registry import ATTACKS
 from ..report import RobustnessReport
-from ..utils.acceleration import Acceleration
 from ..training.adversary import bare_model
+from ..utils.acceleration import Acceleration
 from ..utils.alone import same_buffers
 from .attack_pass import AttackPass
 from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
-from ..objective.counting import weights_for_evaluation
 from .ensemble import check_readable
 from .gallery import Gallery
+from .original_pixels import PicturePipeline
 from .outcome import Outcome
-from ..checks.dataset import check_categories, check_has_boxes
 from .progress import Progress
 from .records import PassRecords, Records
 from .subset import restrict_metrics

@@ -12,12 +12,12 @@ from mmengine.structures import BaseDataElement
 from ..attacks import Attack, Ensemble
 from ..checks import pass_verdicts
 from ..report import AttackResult
+from .adversarial_images import AdversarialImages, dumps_renamed
 from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
 from .outcome import Outcome
 from .progress import Progress
 from .records import PassRecords
-from .adversarial_images import AdversarialImages, dumps_renamed
 
 if TYPE_CHECKING:
     from .attack_evaluation import AttackEvaluation

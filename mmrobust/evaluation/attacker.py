@@ -13,19 +13,46 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..attacks import Attack, RandomNoise
-from ..batch import attack_samples, check_batch, count_boxes_outside, float_images, image_id, split_batch, with_images
+from ..batch import (
+    attack_samples,
+    check_batch,
+    count_boxes_outside,
+    float_images,
+    image_id,
+    split_batch,
+    with_images,
+)
 from ..blame import models_own
 from ..checks import WatchedOracle, examine
-from ..objective.classifier import ClassifierOracle, check_labels, classifier_samples, is_classifier, make_oracle
-from ..objective.detections import DetectionOracle
 from ..errors import ConfigError
-from ..objective import NotStackedError, Objective, Seams, StackedOracle, find_seams, loss_mode
+from ..objective import (
+    NotStackedError,
+    Objective,
+    Seams,
+    StackedOracle,
+    find_seams,
+    loss_mode,
+)
+from ..objective.classifier import (
+    ClassifierOracle,
+    check_labels,
+    classifier_samples,
+    is_classifier,
+    make_oracle,
+)
+from ..objective.detections import DetectionOracle
 from ..objective.inputs import Inputs
-from .original_pixels import PicturePipeline, ResizedOracle, as_picture, radius, through_file
-from ..utils.seeding import attack_generator, derive_seed, seeded
-from ..utils.acceleration import Acceleration
 from ..training.adversary import bare_model
+from ..utils.acceleration import Acceleration
 from ..utils.alone import alone
+from ..utils.seeding import attack_generator, derive_seed, seeded
+from .original_pixels import (
+    PicturePipeline,
+    ResizedOracle,
+    as_picture,
+    radius,
+    through_file,
+)
 from .outcome import Outcome
 
 

@@ -12,10 +12,21 @@ from mmengine.dist import collect_results, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
-from ..analysis import Detections, GroundTruth, MatchTable, bootstrap_difference, bootstrap_map, coco_ap, count_errors, image_score, match_detections, worst_case_map
+from ..analysis import (
+    Detections,
+    GroundTruth,
+    MatchTable,
+    bootstrap_difference,
+    bootstrap_map,
+    coco_ap,
+    count_errors,
+    image_score,
+    match_detections,
+    worst_case_map,
+)
 from ..analysis.error_types import SCORE_THR
-from ..objective.detections import has_boxes
 from ..errors import ConfigError
+from ..objective.detections import has_boxes
 
 BENIGN = 'benign'
 SIZES = ('small', 'medium', 'large')

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import Detections, Interval, MatchTable, bootstrap_map, mean_ap, restrict, worst_case_map
+from ..analysis import (
+    Detections,
+    Interval,
+    MatchTable,
+    bootstrap_map,
+    mean_ap,
+    restrict,
+    worst_case_map,
+)
 from ..attacks import Ensemble
 from ..batch import image_id
 from ..checks import comparison_verdicts, figure_of

@@ -17,9 +17,9 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..batch import attack_samples, image_id
+from ..registry import HOOKS
 from ..weights.normalization import note
 from ..weights.sources import converted_normalization
-from ..registry import HOOKS
 from .pictures import attack_picture
 
 

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from ..attacks import Ensemble, RandomNoise
 from ..checks import trial_verdicts
-from ..objective.classifier import is_classifier
 from ..errors import ConfigError
+from ..objective.classifier import is_classifier
 from ..registry import LOOPS
 from ..report import RobustnessReport, device_name, package_versions
 from ..training.adversary import bare_model
+from ..training.freeze import state_digest
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
-from ..training.freeze import state_digest
 from .gallery import Gallery
 from .records import Records
 from .subset import annotations_digest, choose_images, enough_for_groups
@@ -47,7 +47,7 @@ class AttackValLoop(AttackEvaluation, ValLoop):
         num_images: evaluate on this many images, a fixed choice by ``seed``.
         save_adv: folder for the adversarial images, without loss; none by default.
         fp16: predict under autocast, which attacks do not follow.
-        speed: options of :class:`mmrobust.utils.acceleration.Acceleration`, for attacks alone, for
+        speed: options of :class:`.Acceleration`, for attacks alone, for
             instance ``dict(autocast='bfloat16')``.
         attack_batch_size: how many images of a detector share the network's passes in
             an attack, where their inputs are of one shape and the model allows it.

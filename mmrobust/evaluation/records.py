@@ -41,7 +41,7 @@ class Records:
     Args:
         folder: where they are kept, so that the evaluation can be interrupted; None
             keeps them in memory.
-        run: what all records depend on, see :class:`mmrobust.utils.run_folder.RunFolder`.
+        run: what all records depend on, see :class:`.RunFolder`.
 
     Raises:
         ConfigError: if the folder holds records of another run.

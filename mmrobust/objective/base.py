@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .class_weights import weighted_classification_loss
 from ..errors import ConfigError
+from .class_weights import weighted_classification_loss
 from .scores import log_background, margin, measured, negatives_unmined
 from .truth import (
     count_classes_of,

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..batch import float_images
 from ..errors import ConfigError
-from . import LossOracle, Objective, gradients
 from ..utils.seeding import seeded
+from . import LossOracle, Objective, gradients
 
 
 def is_classifier(model: nn.Module) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..batch import float_images
-from .loss_state import Memory
 from ..utils.seeding import seeded
 from .base import Objective
 from .inputs import Inputs
+from .loss_state import Memory
 from .scores import class_scores, measured
 from .truth import count_classes_of
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .class_weights import classifying_heads
 from ..errors import ConfigError
+from .class_weights import classifying_heads
 
 # Of the logits (M, num_classes [+ 1]) of the predictions that are assigned to objects,
 # their classes (M,), and num_classes: values (M, ...), to be summed over M.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .class_weights import classifying_heads
 from ..errors import ConfigError
+from .class_weights import classifying_heads
 
 
 def without_objects(sample: Any) -> Any:

@@ -11,9 +11,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
+from ..errors import ConfigError
 from ..weights.normalization import IMAGENET, UNIT, Normalization
 from ..weights.sources import read_weights
-from ..errors import ConfigError
 
 _HUB = 'https://huggingface.co/suixin1424/oddefense/resolve/main/'
 _MADRY = 'https://huggingface.co/madrylab/robust-imagenet-models/resolve/main/'

@@ -1,9 +1,9 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
+from ..utils.files import file_sha256, finite, write_atomically
 from .curves import Curve, find_curves
 from .document import Part, Section, Table, number
 from .figures import Bar, Figure
-from ..utils.files import file_sha256, finite, write_atomically
 from .result import AttackResult
 from .robustness import RobustnessReport, device_name, package_versions
 

@@ -20,10 +20,10 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..utils.files import file_sha256, finite, write_atomically
 from .content import figures_table, unit_sentence
 from .document import Part, Section, Table
 from .figures import Bar, bars
-from ..utils.files import file_sha256, finite, write_atomically
 from .html import page
 from .markdown import markdown
 from .result import AttackResult

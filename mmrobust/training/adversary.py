@@ -13,13 +13,18 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from ..objective.class_weights import class_weights, classes_of, count_classes, weighted_classification_loss
-from ..objective.classifier import is_classifier, mixed_first
 from ..errors import ConfigError
 from ..objective import Objective
+from ..objective.class_weights import (
+    class_weights,
+    classes_of,
+    count_classes,
+    weighted_classification_loss,
+)
+from ..objective.classifier import is_classifier, mixed_first
 from ..registry import ADVERSARIES
-from ..utils.seeding import derive_seed
 from ..threat import ThreatModel, to_pixels
+from ..utils.seeding import derive_seed
 
 CLASS_WEIGHTINGS = (None, 'batch', 'dataset')
 

@@ -22,17 +22,17 @@ from torch.utils.data import DataLoader
 from ..attacks.base import positive_int
 from ..batch import check_batch
 from ..blame import models_own
-from ..weights import check_normalization
-from ..errors import ConfigError
-from ..objective.loss_state import Memory
+from ..checks.dataset import check_has_boxes, check_one_image_each, gives_rgb
 from ..distributed import together
+from ..errors import ConfigError
+from ..evaluation.hooks import ConvertedWeightsHook
+from ..objective.loss_state import Memory
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
+from ..weights import check_normalization
 from . import Adversary, NoAdversary
 from .adversary import bare_model, device_of
 from .finite_updates import Guard, finite_updates
-from ..evaluation.hooks import ConvertedWeightsHook
-from ..checks.dataset import check_has_boxes, check_one_image_each, gives_rgb
 from .replay import ReplayDataLoader, ReplayIterator
 from .resuming import settle_checkpoint
 from .training_state import TrainingStateHook
@@ -234,7 +234,7 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
             ``dict(type='mmrobust.FreeAdversary', eps=4, replays=4)``.
         max_skipped: updates whose loss or gradient is not finite are skipped; so many
             in a row end the training.
-        speed: options of :class:`mmrobust.utils.acceleration.Acceleration`, for updates and the
+        speed: options of :class:`.Acceleration`, for updates and the
             attacks in them, for instance ``dict(autocast='bfloat16')``.
         **kwargs: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 

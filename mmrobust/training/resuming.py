@@ -11,8 +11,8 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..weights import read_checkpoint
 from ..errors import ConfigError
+from ..weights import read_checkpoint
 
 
 def save_in_one_piece(runner: Any) -> None:

@@ -12,11 +12,11 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..checks.dataset import keeps_images
 from ..registry import HOOKS
 from ..utils.seeding import generator_states, set_generator_states
 from . import Adversary
 from .adversary import bare_model
-from ..checks.dataset import keeps_images
 from .resuming import save_in_one_piece
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 pyautoattack = pytest.importorskip('pyautoattack')
 base = pytest.importorskip('pyautoattack.autopgd_base')
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'test.py'
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'test.py'
 SIDE, IMAGES, CLASSES = 10, 7, 12
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
 QUICK = ['apgd-ce:n_iter=5,n_restarts=1', 'square:n_queries=5']

@@ -20,12 +20,19 @@ from benchmarks import Clock, Subject, Table
 from benchmarks.attack import attack_sides
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import Side, alternate, compare, judge
-from benchmarks.training import FREE, OFFICIAL, STOCK, WITH_GRADIENT, free_sides, inner_sides
+from benchmarks.training import (
+    FREE,
+    OFFICIAL,
+    STOCK,
+    WITH_GRADIENT,
+    free_sides,
+    inner_sides,
+)
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLASSIFIER = ROOT / 'configs/demo/robust_classifier.py'
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/coverage.py: working models pass, broken ones are found, the table adds up."""
+"""Coverage: working models pass, broken ones are found, the table adds up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks import zoo
 from benchmarks.zoo.batch import Drawing
 from benchmarks.zoo.examine import examine, examine_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')

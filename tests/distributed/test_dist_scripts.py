@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BASH = shutil.which('bash')
 VARIABLES = ('NNODES', 'NODE_RANK', 'PORT', 'MASTER_ADDR')
 

@@ -286,7 +286,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(dict(state_dict=runner.model.state_dict()), folder / 'trained.pth')
     report_of(root, folder, 'one_then_two', stop=8)
     assert records_of(folder, 'one_then_two') == 7
-    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join([*paths, os.environ.get('PYTHONPATH', '')]),

@@ -27,7 +27,7 @@ Found = dict[str, list[dict[str, Any]]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the processes have left what they did."""
     folder = tmp_path_factory.mktemp('processes')
-    paths = [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
+    paths = [str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')]
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(paths),

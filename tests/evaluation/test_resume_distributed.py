@@ -96,7 +96,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp('resumed')
     tiny.make_coco(folder / 'coco', num_images=5)
     here = Path(__file__).parent
-    paths = [str(here.parents[1]), str(here.parent), os.environ.get('PYTHONPATH', '')]
+    paths = [
+        str(here.parents[2]),
+        str(here.parents[1]),
+        os.environ.get('PYTHONPATH', ''),
+    ]
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(paths),

@@ -488,6 +488,8 @@ def test_training_refuses_objectives_for_evaluation(adversary):
 
 
 def test_classifiers_refuse_objectives_of_detectors(monkeypatch):
-    monkeypatch.setattr('mmrobust.objective.classifier.is_classifier', lambda model: True)
+    monkeypatch.setattr(
+        'mmrobust.objective.classifier.is_classifier', lambda model: True
+    )
     with pytest.raises(ConfigError, match="'vanish' is for detectors"):
         make_oracle(SimpleNamespace(), {}, [], Objective('vanish'))

@@ -26,7 +26,13 @@ import tiny
 from mmrobust.attacks import attack_preset
 from mmrobust.datasets.digits import make_digits
 from mmrobust.errors import ConfigError
-from mmrobust.studies.attack_transfer import Detector, Entry, Matrix, Plan, parse_detectors
+from mmrobust.studies.attack_transfer import (
+    Detector,
+    Entry,
+    Matrix,
+    Plan,
+    parse_detectors,
+)
 from mmrobust.studies.attack_transfer import run_matrix
 from mmrobust.studies.attack_transfer.plan import choose
 from mmrobust.studies.attack_transfer.plot import figure

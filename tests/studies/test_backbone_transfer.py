@@ -26,7 +26,12 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmrobust.training.freeze import state_digest
 from mmrobust.errors import ConfigError
-from mmrobust.studies.backbone_transfer import Sweep, parse_checkpoints, run_sweep, summarize
+from mmrobust.studies.backbone_transfer import (
+    Sweep,
+    parse_checkpoints,
+    run_sweep,
+    summarize,
+)
 from mmrobust.studies.backbone_transfer.plan import Run
 from mmrobust.studies.backbone_transfer.plot import figure
 from mmrobust.studies.backbone_transfer.preflight import Findings
@@ -34,7 +39,7 @@ from mmrobust.studies.backbone_transfer.runs import latest_checkpoint, run_confi
 from mmrobust.studies.backbone_transfer.table import Study
 from torch import nn
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'transfer.py'
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'transfer.py'
 TOP1 = 'accuracy/top1'
 SIZE = 32
 

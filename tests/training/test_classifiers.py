@@ -18,8 +18,21 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmrobust.batch import float_images
-from mmrobust.objective.classifier import ClassifierOracle, classifier_samples, is_classifier, make_oracle, mixed_first
-from mmrobust.training import APGDAdversary, CWATAdversary, FreeAdversary, MTDAdversary, NoAdversary, PGDAdversary
+from mmrobust.objective.classifier import (
+    ClassifierOracle,
+    classifier_samples,
+    is_classifier,
+    make_oracle,
+    mixed_first,
+)
+from mmrobust.training import (
+    APGDAdversary,
+    CWATAdversary,
+    FreeAdversary,
+    MTDAdversary,
+    NoAdversary,
+    PGDAdversary,
+)
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.utils.seeding import seeded

@@ -13,7 +13,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images
-from mmrobust.training import CWATAdversary, FreeAdversary, MTDAdversary, NoAdversary, PGDAdversary
+from mmrobust.training import (
+    CWATAdversary,
+    FreeAdversary,
+    MTDAdversary,
+    NoAdversary,
+    PGDAdversary,
+)
 from mmrobust.training import Adversary
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...utils.files import finite, write_atomically
 from ...report import package_versions
+from ...utils.files import finite, write_atomically
 from .plan import Plan
 from .plot import draw
 

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...weights import check_checkpoint
 from ...training.adversary import bare_model
+from ...weights import check_checkpoint
 
 
 def run_test(cfg: Config, prepare: Callable[[Any], None] | None = None) -> Any:

@@ -13,9 +13,9 @@ import numpy as np
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import BaseDataElement
 
-from ...evaluation.subset import choose_images
 from ...errors import ConfigError
 from ...evaluation.original_pixels import PicturePipeline
+from ...evaluation.subset import choose_images
 from ...utils.files import finite, write_atomically
 from ...utils.run_folder import changes
 from .plan import Detector, Plan

@@ -13,10 +13,10 @@ from mmengine.model import initialize
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from ...weights import check_normalization
-from ...training.freeze import state_digest
 from ...errors import ConfigError
+from ...training.freeze import state_digest
 from ...utils.files import file_sha256
+from ...weights import check_normalization
 from .metric import choose_metric, trial_keys, usual_keys, without_attack
 from .plan import Sweep, number
 from .runs import loaded_digest, with_backbone

@@ -20,11 +20,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...weights import read_checkpoint
-from ...training.freeze import state_digest
 from ...errors import ConfigError
-from ...utils.files import finite, write_atomically
 from ...report import package_versions
+from ...training.freeze import state_digest
+from ...utils.files import finite, write_atomically
+from ...weights import read_checkpoint
 from .plan import Run, Sweep
 
 RESULT = 'result.json'

@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.dist import barrier, get_world_size, is_main_process
 
-from ...errors import ConfigError
 from ...distributed import together
+from ...errors import ConfigError
 from ...utils.files import write_atomically
 from ...utils.run_folder import changes
 from .plan import Run, Sweep, number

@@ -18,7 +18,11 @@ import tiny
 from mmrobust.datasets.digits import make_digits
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation.original_pixels import PicturePipeline
-from mmrobust.evaluation.original_pixels.resize import Geometry, Resizer, bilinear_weights
+from mmrobust.evaluation.original_pixels.resize import (
+    Geometry,
+    Resizer,
+    bilinear_weights,
+)
 
 LOAD = dict(type='LoadImageFromFile')
 ANNOTATIONS = dict(type='LoadAnnotations', with_bbox=True)
