@@ -21,6 +21,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import (
     all_gather_object,
+    broadcast,
     broadcast_object_list,
     get_dist_info,
     get_world_size,
@@ -29,6 +30,7 @@ from mmengine.dist import (
 )
 from mmengine.logging import print_log
 from mmengine.utils.dl_utils import set_multi_processing
+from torch import nn
 
 from .errors import ConfigError
 
@@ -299,3 +301,43 @@ def _last_words(peer: socket.socket) -> bytes:
 
 def _is_of_network(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or 'gloo' in str(error)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hides the other processes from the model.
+
+    Heads of mmdet average the number of objects over all processes
+    (``reduce_mean``). In training that is right. In an evaluation it would couple an
+    image's loss to the images of other processes, and all of them would have to ask
+    for as many losses, which attacks that stop early do not.
+    """
+    if not torch.distributed.is_available():
+        yield
+        return
+    is_initialized = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = is_initialized
+
+
+@contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Inside, all processes have the buffers of the first one, which are those saved.
+
+    In training each one has BatchNorm statistics of its own, unless mmengine's
+    SyncBuffersHook is among the hooks, and what they would evaluate is no one model.
+    """
+    if get_world_size() == 1:
+        yield
+        return
+    own = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for buffer, _ in own:
+        broadcast(buffer)
+    try:
+        yield
+    finally:
+        for buffer, value in own:
+            buffer.copy_(value)

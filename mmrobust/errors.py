@@ -1,6 +1,9 @@
-"""The one exception type that reports a user's mistake."""
+"""The exception that reports a user's mistake, and notes on everybody else's."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -13,3 +16,22 @@ class ConfigError(ValueError):
 
 class ModelError(ConfigError):
     """The model fails by itself, with or without an attack."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says of an error from inside what was going on: which pass, image or stage.
+
+    The error keeps its type and traceback. The command-line tools print the notes, the
+    outermost first, before the traceback; Python 3.11 and newer do so after it.
+
+    Args:
+        what: a phrase like ``'attacking image 17 with pgd'``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ConfigError):
+            # add_note() of Python 3.11, in 3.10 too.
+            error.__notes__ = [*getattr(error, '__notes__', []), f'while {what}']  # type: ignore[attr-defined]
+        raise

@@ -47,11 +47,11 @@ from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.ensemble import EnsemblePass
 from mmrobust.evaluation.loops import AttackTestLoop
-from mmrobust.evaluation.records import PassRecords
+from mmrobust.utils.store import StorePart
 from mmrobust.errors import ConfigError
 from mmrobust.distributed import Lifeline, together
 from mmrobust.registry import ADVERSARIES
-from mmrobust.utils.run_folder import RunFolder, wait_until
+from mmrobust.utils.store import RunFolder, wait_until
 from torch import Tensor
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
@@ -173,14 +173,14 @@ def busy_once(job: Job) -> Job:
     """The job, with one call of C that gives no other thread a turn."""
 
     def busy_job() -> Any:
-        stock = PassRecords.write
+        stock = StorePart.write
 
         def write(*args: Any) -> None:
-            PassRecords.write = stock  # type: ignore[method-assign]
+            StorePart.write = stock  # type: ignore[method-assign]
             ctypes.PyDLL(None).usleep(2_000_000)
             stock(*args)
 
-        PassRecords.write = write  # type: ignore[method-assign]
+        StorePart.write = write  # type: ignore[method-assign]
         return job()
 
     return busy_job
@@ -511,7 +511,7 @@ def detectors(folder: Path) -> dict[str, Any]:
     two = tool('test.py', *test_arguments(folder, config, 'two'))
     chain: dict[str, list[Job]] = {
         'description, first killed': [ending((RunFolder, 'open'), two), two],
-        'benign, second killed': [two, ending((PassRecords, 'write'), two, call=2)],
+        'benign, second killed': [two, ending((StorePart, 'write'), two, call=2)],
         'waiting, first killed': [
             ending(
                 (AttackPass, '_outcomes'),

@@ -77,7 +77,7 @@ class ScalingOptimWrapper(OptimWrapper):
 
 
 def watch_inputs(model: nn.Module) -> list[list[Tensor]]:
-    """Records the images of every forward pass, before the data preprocessor."""
+    """Store the images of every forward pass, before the data preprocessor."""
     seen: list[list[Tensor]] = []
 
     def note(module: nn.Module, args: tuple) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.attacks.base import positive_int
+from mmrobust.utils.validation import positive_int
 from mmrobust.config_checks import check_sections
 from mmrobust.utils.files import write_atomically
 

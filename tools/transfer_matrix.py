@@ -10,7 +10,7 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
-from mmrobust.attacks.base import positive_int
+from mmrobust.utils.validation import positive_int
 from mmrobust.attacks.presets import takes
 from mmrobust.weights import read_checkpoint
 from mmrobust.errors import ConfigError

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from tables import (
-    Records,
+    Store,
     benign,
     matrix_cells,
     metric,
@@ -20,7 +20,7 @@ from tables import (
 )
 
 
-def write_plots(records: Records, out: Path) -> None:
+def write_plots(records: Store, out: Path) -> None:
     """Writes a PNG per plot, of what has been run."""
     for name, draw in (
         ('detectors', draw_detectors),
@@ -44,7 +44,7 @@ def legend_above(axes: plt.Axes) -> None:
     axes.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
 
 
-def draw_detectors(records: Records) -> plt.Figure | None:
+def draw_detectors(records: Store) -> plt.Figure | None:
     """Benign and lowest attacked mAP of the detectors of claims 1, 2, 4, 6 and 9."""
     rows = []
     for claim in ('1', '2', '4', '6', '9'):
@@ -73,7 +73,7 @@ def draw_detectors(records: Records) -> plt.Figure | None:
     return figure
 
 
-def draw_cost(records: Records) -> plt.Figure | None:
+def draw_cost(records: Store) -> plt.Figure | None:
     """Lowest attacked mAP over the minutes of training (claim 3)."""
     rows = rows_of(records, '3')
     if not rows:
@@ -97,7 +97,7 @@ def draw_cost(records: Records) -> plt.Figure | None:
     return figure
 
 
-def draw_matrix(records: Records) -> plt.Figure | None:
+def draw_matrix(records: Store) -> plt.Figure | None:
     """The transfer matrix, mean over the seeds (claim 5)."""
     cells = matrix_cells(records)
     if not cells:
@@ -123,7 +123,7 @@ def draw_matrix(records: Records) -> plt.Figure | None:
     return figure
 
 
-def draw_sweep(records: Records) -> plt.Figure | None:
+def draw_sweep(records: Store) -> plt.Figure | None:
     """Accuracy on the second task over the eps of the first (claim 8)."""
     figure, axes = plt.subplots()
     drawn = False

@@ -93,9 +93,9 @@ def main() -> None:
     say(f'{len(grid)} runs, {len(grid) - len(todo)} are done.')
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     failed = work_off(todo, study, args.jobs, deadline)
-    from tables import Records, write_results
+    from tables import Store, write_results
 
-    write_results(Records.read(work_dir), work_dir)
+    write_results(Store.read(work_dir), work_dir)
     say(f'Tables: {work_dir / "evidence.md"}')
     if failed:
         raise ConfigError(

@@ -26,7 +26,7 @@ WHITE_BOX = ('total', 'cls', 'reg', 'cwa')
 Record = dict[str, Any]
 
 
-class Records:
+class Store:
     """The records of a study, by title and seed.
 
     Args:
@@ -41,7 +41,7 @@ class Records:
             self.by_title.setdefault(title, {})[record['seed']] = record
 
     @classmethod
-    def read(cls, folder: Path) -> Records:
+    def read(cls, folder: Path) -> Store:
         """Reads ``records.json``, or the records of the runs below a work dir.
 
         Raises:
@@ -193,7 +193,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def rows_of(records: Records, claim: str) -> list[tuple[str, str]]:
+def rows_of(records: Store, claim: str) -> list[tuple[str, str]]:
     """Labels and titles of a claim, with the numbers of passes of this study."""
     passes = {
         title.split('/')[1]: next(iter(found.values()))['settings']['passes']
@@ -234,7 +234,7 @@ def own(
 
 
 def detectors(
-    records: Records,
+    records: Store,
     rows: Sequence[tuple[str, str]],
     columns: Sequence[Column] = COLUMNS,
     extra: Callable[[str], list[tuple[str, str]]] = lambda title: [],
@@ -259,7 +259,7 @@ def detectors(
 
 
 def evaluated(
-    records: Records, what: str, names: Sequence[str]
+    records: Store, what: str, names: Sequence[str]
 ) -> Callable[[str], list[tuple[str, str]]]:
     """Cells of a further evaluation, for :func:`detectors`."""
 
@@ -271,7 +271,7 @@ def evaluated(
 
 
 def cost(
-    records: Records, names: Sequence[str] = ('updates', 'passes', 'minutes')
+    records: Store, names: Sequence[str] = ('updates', 'passes', 'minutes')
 ) -> Callable[[str], list[tuple[str, str]]]:
     """Cells of what a training took, for :func:`detectors`."""
 
@@ -294,7 +294,7 @@ def joined(
     return lambda title: [cell for part in parts for cell in part(title)]
 
 
-def matrix_cells(records: Records) -> dict[str, dict[str, list[float]]]:
+def matrix_cells(records: Store) -> dict[str, dict[str, list[float]]]:
     """Box mAP in percent of all seeds, by source of the images and tested detector."""
     found = records.by_title.get('matrix/pgd', {})
     entries = [record['matrix'] for _, record in sorted(found.items())]
@@ -307,7 +307,7 @@ def matrix_cells(records: Records) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def matrix(records: Records) -> str:
+def matrix(records: Store) -> str:
     """Box mAP of every detector on the images made with every detector."""
     cells = matrix_cells(records)
     if not cells:
@@ -319,7 +319,7 @@ def matrix(records: Records) -> str:
     return table(['images of \\ tested on', *cells['clean']], rows)
 
 
-def autoattacked(records: Records, claim: str) -> str:
+def autoattacked(records: Store, claim: str) -> str:
     """A table of a claim's classifiers: clean and under AutoAttack's APGD."""
     rows = [
         (label, name)
@@ -386,7 +386,7 @@ CLASSIFIERS = {
 }
 
 
-def sweep(records: Records) -> str:
+def sweep(records: Store) -> str:
     """Accuracy on the other classes by the eps of the pre-training."""
     rows = []
     for mode in ('fixed', 'full'):
@@ -405,7 +405,7 @@ def sweep(records: Records) -> str:
     return table(['', *(f'eps {eps}' for eps in radii)], rows)
 
 
-def sections(records: Records) -> list[tuple[str, str]]:
+def sections(records: Store) -> list[tuple[str, str]]:
     """All tables, each with its heading."""
     found = [
         (
@@ -466,7 +466,7 @@ def sections(records: Records) -> list[tuple[str, str]]:
     return found
 
 
-def write_results(records: Records, out: Path) -> None:
+def write_results(records: Store, out: Path) -> None:
     """Writes ``records.json``, ``evidence.md`` and the plots."""
     from plots import write_plots
 
@@ -488,7 +488,7 @@ def main() -> None:
     parser.add_argument('folder', type=Path, help='work dir, or folder of results')
     parser.add_argument('--out', type=Path, help='where to write (default: there)')
     args = parser.parse_args()
-    write_results(Records.read(args.folder), args.out or args.folder)
+    write_results(Store.read(args.folder), args.out or args.folder)
 
 
 if __name__ == '__main__':

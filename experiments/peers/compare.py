@@ -34,11 +34,11 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.attacks import PGD
-from mmrobust.attacks.base import positive_int
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 from mmrobust.threat import to_pixels
 from mmrobust.utils.files import write_atomically
+from mmrobust.utils.validation import positive_int
 from torch import Tensor
 
 PEERS = ('ARES PGD', 'ART PGD')

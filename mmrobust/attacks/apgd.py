@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
-from .base import Attack, Oracle, one_each, positive_int
+from ..utils.validation import positive_int
+from .base import Attack, Oracle, one_each
 from .search import Search, SparseSearch, choose, finite
 
 # (multiple of eps, share of the steps): the larger radii of arXiv 2103.01208.

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..objective import Objective
 from ..threat import ThreatModel, to_pixels
 
@@ -100,18 +99,3 @@ def one_each(
     if isinstance(generator, torch.Generator):
         return [generator] * len(images)
     return generator
-
-
-def positive_int(value: Any, name: str) -> int:
-    """Reads a count of at least 1.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    try:
-        valid = not isinstance(value, bool) and value == int(value) and value >= 1
-    except (TypeError, ValueError, OverflowError):
-        valid = False
-    if not valid:
-        raise ConfigError(f'{name}={value!r} must be a whole number of at least 1.')
-    return int(value)

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import to_pixels
-from .base import Attack, Oracle, one_each, positive_int
+from ..utils.validation import positive_int
+from .base import Attack, Oracle, one_each
 
 
 @ATTACKS.register_module()

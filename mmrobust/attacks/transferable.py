@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
-from .base import Oracle, one_each, positive_int
+from ..utils.validation import positive_int
+from .base import Oracle, one_each
 from .diversity import Placement, following
 from .pgd import PGD
 

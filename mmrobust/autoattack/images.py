@@ -15,9 +15,9 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..attacks.base import positive_int
 from ..errors import ConfigError
 from ..recipe.evaluation import innermost
+from ..utils.validation import positive_int
 
 # The part of the resized image that is cropped, as on ImageNet at 224 of 256.
 CROP_RATIO = 0.875

@@ -18,19 +18,17 @@ from mmengine.runner import Runner, TestLoop
 from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
-from ..attacks.base import positive_int
-from ..distributed import together
+from ..distributed import same_buffers, together
 from ..errors import ConfigError
 from ..evaluation.adversarial_images import AdversarialImages, dumps_renamed
 from ..evaluation.progress import Progress
 from ..evaluation.subset import choose_images
 from ..objective.classifier import check_labels
 from ..registry import LOOPS
-from ..training.adversary import bare_model
-from ..training.freeze import state_digest
-from ..utils.alone import same_buffers
-from ..utils.run_folder import wait_until
+from ..utils.models import bare_model, state_digest
 from ..utils.seeding import derive_seed, seeded
+from ..utils.store import wait_until
+from ..utils.validation import positive_int
 from . import package
 from .classifier import Logits, frozen
 from .images import ImageList, as_batch, at_resolution, choose_by_file

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..attacks.base import positive_int
 from ..errors import ConfigError
+from ..utils.validation import positive_int
 
 # As pyautoattack 0.2.0 composes them (arXiv 2003.01690, section 6).
 VERSIONS: dict[str, tuple[str, ...]] = {

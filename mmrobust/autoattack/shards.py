@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import write_atomically
-from ..utils.run_folder import RunFolder, read_json
+from ..utils.store import RunFolder, read_json
 
 
 class ShardStore(RunFolder):

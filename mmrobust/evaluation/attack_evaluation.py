@@ -15,20 +15,20 @@ from mmengine.structures import BaseDataElement
 
 from ..analysis import Detections
 from ..attacks import Attack, Ensemble
-from ..attacks.base import positive_int
 from ..batch import check_batch, gt_frame_of, image_id
 from ..blame import models_own
 from ..checks import comparison_verdicts, figure_of
 from ..checks.dataset import check_categories, check_has_boxes
-from ..distributed import together
+from ..distributed import same_buffers, together
 from ..errors import ConfigError, ModelError
 from ..objective.classifier import is_classifier
 from ..objective.counting import weights_for_evaluation
 from ..registry import ATTACKS
 from ..report import RobustnessReport
-from ..training.adversary import bare_model
 from ..utils.acceleration import Acceleration
-from ..utils.alone import same_buffers
+from ..utils.models import bare_model
+from ..utils.store import Store, StorePart
+from ..utils.validation import positive_int
 from .attack_pass import AttackPass
 from .attacker import Attacker, ids_of
 from .box_analysis import BENIGN, BoxAnalysis
@@ -37,7 +37,6 @@ from .gallery import Gallery
 from .original_pixels import PicturePipeline
 from .outcome import Outcome
 from .progress import Progress
-from .records import PassRecords, Records
 from .subset import restrict_metrics
 
 
@@ -227,9 +226,9 @@ class AttackEvaluation:
             )
         return BoxAnalysis(dataset, self.seed)
 
-    def _open_records(self) -> Records:
-        """Records that are lost when the process ends."""
-        return Records(None, {})
+    def _open_records(self) -> Store:
+        """Store that are lost when the process ends."""
+        return Store(None, {})
 
     def _gallery(self) -> Gallery | None:
         """Pictures are for the report."""
@@ -246,7 +245,7 @@ class AttackEvaluation:
 
     def _benign_pass(self, report: RobustnessReport) -> dict[str, float]:
         """The evaluation without attack."""
-        self.benign_records: PassRecords = self.records.of(BENIGN, {})
+        self.benign_records: StorePart = self.records.part(BENIGN, {})
         self.benign_boxes: dict[Any, Detections | None] = {}
         for index, data_batch in enumerate(self.dataloader):
             self.run_iter(index, data_batch)

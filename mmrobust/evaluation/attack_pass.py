@@ -12,12 +12,12 @@ from mmengine.structures import BaseDataElement
 from ..attacks import Attack, Ensemble
 from ..checks import pass_verdicts
 from ..report import AttackResult
+from ..utils.store import StorePart
 from .adversarial_images import AdversarialImages, dumps_renamed
 from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
 from .outcome import Outcome
 from .progress import Progress
-from .records import PassRecords
 
 if TYPE_CHECKING:
     from .attack_evaluation import AttackEvaluation
@@ -53,7 +53,7 @@ class AttackPass:
         else:
             self.members = {name: attack}
         settings = [[key, _settings(member)] for key, member in self.members.items()]
-        self.records: PassRecords = evaluation.records.of(
+        self.records: StorePart = evaluation.records.part(
             name,
             [settings, evaluation.attack_configs.get(name), evaluation.save_adv],
         )

@@ -24,6 +24,7 @@ from ..batch import (
 )
 from ..blame import models_own
 from ..checks import WatchedOracle, examine
+from ..distributed import alone
 from ..errors import ConfigError
 from ..objective import (
     NotStackedError,
@@ -42,9 +43,8 @@ from ..objective.classifier import (
 )
 from ..objective.detections import DetectionOracle
 from ..objective.inputs import Inputs
-from ..training.adversary import bare_model
 from ..utils.acceleration import Acceleration
-from ..utils.alone import alone
+from ..utils.models import bare_model
 from ..utils.seeding import attack_generator, derive_seed, seeded
 from .original_pixels import (
     PicturePipeline,

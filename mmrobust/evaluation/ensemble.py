@@ -23,9 +23,9 @@ from ..batch import image_id
 from ..checks import comparison_verdicts, figure_of
 from ..errors import ConfigError
 from ..report import AttackResult
+from ..utils.store import StorePart
 from .box_analysis import BENIGN, BoxAnalysis
 from .outcome import Outcome
-from .records import PassRecords
 
 
 class WorstOf:
@@ -113,7 +113,7 @@ class EnsemblePass:
         self,
         result: AttackResult,
         costs: dict[str, dict[str, Any]],
-        records: PassRecords,
+        records: StorePart,
     ) -> Callable[[Any], str]:
         """Searches the combination with the lowest mAP, over all processes' images.
 

@@ -18,12 +18,11 @@ from ..errors import ConfigError
 from ..objective.classifier import is_classifier
 from ..registry import LOOPS
 from ..report import RobustnessReport, device_name, package_versions
-from ..training.adversary import bare_model
-from ..training.freeze import state_digest
+from ..utils.models import bare_model, state_digest
+from ..utils.store import Store
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
 from .gallery import Gallery
-from .records import Records
 from .subset import annotations_digest, choose_images, enough_for_groups
 
 
@@ -177,9 +176,9 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             return super()._analysis()
         return BoxAnalysis.maybe(self.dataloader.dataset, self.seed)
 
-    def _open_records(self) -> Records:
+    def _open_records(self) -> Store:
         if not self.resume or not self.attacks:
-            return Records(None, {})
+            return Store(None, {})
         cfg, dataset = self.runner.cfg, self.dataloader.dataset
         loader = cfg.get('test_dataloader') or {}
         run = {
@@ -200,7 +199,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             'versions': package_versions(),
             'device': device_name(self.attacker.device),
         }
-        return Records(Path(self.report).with_suffix('.records'), run)
+        return Store(Path(self.report).with_suffix('.records'), run)
 
     def _gallery(self) -> Gallery | None:
         if not self.attacks or not self.gallery_images:
@@ -219,7 +218,7 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         # Of a curve the largest ball, where an attack has to show that it is one.
         balls = [a.threat for a in searches if a.threat.norm == searches[0].threat.norm]
         threat, loader = max(balls, key=lambda ball: ball.eps), self.dataloader
-        records = self.records.of('trials', [threat.norm, threat.eps])
+        records = self.records.part('trials', [threat.norm, threat.eps])
         trials = []
         for index in self.analysis.with_objects(self.check_images):
             (part,) = self.attacker.parts(loader.collate_fn([loader.dataset[index]]))

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .records import pack, unpack
+from ..utils.packing import pack, unpack
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Outcome:
         return {name: getattr(self, name) for name in _FIGURES}
 
     def pack(self, part: dict) -> dict[str, Any]:
-        """The record of the outcome, see :func:`mmrobust.evaluation.records.pack`."""
+        """The record of the outcome, see :func:`mmrobust.utils.packing.pack`."""
         record = self.cost()
         for name in ('outputs', 'quantized'):
             predicted = getattr(self, name)

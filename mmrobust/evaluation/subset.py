@@ -10,8 +10,8 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import DataLoader
 
-from ..attacks.base import positive_int
 from ..errors import ConfigError
+from ..utils.validation import positive_int
 
 # Images of a batch for every one of a group.
 _BATCHES = 4

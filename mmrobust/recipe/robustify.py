@@ -7,10 +7,10 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..attacks.base import positive_int
 from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
+from ..utils.validation import positive_int
 from .backbones import set_normalization, swap_backbone, weights_init
 from .evaluation import box_heads, innermost, loads_annotations, set_evaluation
 from .paper import follow_paper

@@ -1,6 +1,5 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
-from ..utils.files import file_sha256, finite, write_atomically
 from .curves import Curve, find_curves
 from .document import Part, Section, Table, number
 from .figures import Bar, Figure
@@ -17,10 +16,7 @@ __all__ = [
     'Section',
     'Table',
     'device_name',
-    'file_sha256',
     'find_curves',
-    'finite',
     'number',
     'package_versions',
-    'write_atomically',
 ]

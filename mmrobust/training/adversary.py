@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from ..objective.class_weights import (
 from ..objective.classifier import is_classifier, mixed_first
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
+from ..utils.models import bare_model
 from ..utils.seeding import derive_seed
 
 CLASS_WEIGHTINGS = (None, 'batch', 'dataset')
@@ -226,13 +226,3 @@ class NoAdversary(Adversary):
         iteration: int,
     ) -> dict[str, Tensor]:
         return model.train_step(data_batch, optim_wrapper=optim_wrapper)
-
-
-def bare_model(model: nn.Module) -> Any:
-    """The detector inside its distributed wrapper, if there is one."""
-    return model.module if is_model_wrapper(model) else model
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
-    return next(bare_model(model).parameters()).device

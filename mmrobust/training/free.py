@@ -11,14 +11,15 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from ..attacks import PGD
-from ..attacks.base import positive_int
 from ..batch import float_images, resize_delta, with_images
 from ..compat.checkpointing import checkpoints_give_input_gradients
 from ..errors import ConfigError
 from ..objective import Objective
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
-from .adversary import Adversary, bare_model, device_of
+from ..utils.models import bare_model, device_of
+from ..utils.validation import positive_int
+from .adversary import Adversary
 
 
 @ADVERSARIES.register_module()

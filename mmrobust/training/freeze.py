@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +12,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ConfigError
 from ..registry import HOOKS
+from ..utils.models import state_digest
 from ..utils.seeding import derive_seed
 
 
@@ -125,22 +123,3 @@ class SeedUpdatesHook(Hook):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-
-
-def state_digest(module: nn.Module, without: Sequence[str] = ()) -> str:
-    """SHA-256 of all parameters and buffers, bit by bit, with their names.
-
-    Args:
-        module: the module.
-        without: regular expressions of names that are left out.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if any(re.match(pattern, name) for pattern in without):
-            continue
-        if not isinstance(value, Tensor):  # a module's extra state
-            continue
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..attacks import APGD, PGD, Attack
 from ..batch import float_images, take, with_images
+from ..distributed import alone
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, loss_mode
 from ..objective.classifier import is_classifier, make_oracle
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
-from ..utils.alone import alone
+from ..utils.models import bare_model, device_of
 from ..utils.seeding import derive_seed
-from .adversary import Adversary, bare_model, device_of
+from .adversary import Adversary
 
 
 @ADVERSARIES.register_module()

@@ -19,7 +19,6 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..attacks.base import positive_int
 from ..batch import check_batch
 from ..blame import models_own
 from ..checks.dataset import check_has_boxes, check_one_image_each, gives_rgb
@@ -29,9 +28,10 @@ from ..evaluation.hooks import ConvertedWeightsHook
 from ..objective.loss_state import Memory
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
+from ..utils.models import bare_model, device_of
+from ..utils.validation import positive_int
 from ..weights import check_normalization
 from . import Adversary, NoAdversary
-from .adversary import bare_model, device_of
 from .finite_updates import Guard, finite_updates
 from .replay import ReplayDataLoader, ReplayIterator
 from .resuming import settle_checkpoint

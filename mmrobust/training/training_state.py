@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 
 from ..checks.dataset import keeps_images
 from ..registry import HOOKS
+from ..utils.models import bare_model
 from ..utils.seeding import generator_states, set_generator_states
 from . import Adversary
-from .adversary import bare_model
 from .resuming import save_in_one_piece
 
 

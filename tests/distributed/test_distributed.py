@@ -27,7 +27,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmrobust.evaluation.box_analysis import BoxAnalysis
-from mmrobust.evaluation.records import PassRecords
+from mmrobust.utils.store import StorePart
 from mmrobust.errors import ConfigError
 from mmrobust.distributed import together
 
@@ -107,7 +107,7 @@ class Interrupted(BaseException):
 @contextmanager
 def interruption(call: int) -> Iterator[None]:
     """This process's record of that number is not written any more."""
-    stock, calls = PassRecords.write, 0
+    stock, calls = StorePart.write, 0
 
     def interrupted(*args: Any) -> None:
         nonlocal calls
@@ -116,7 +116,7 @@ def interruption(call: int) -> Iterator[None]:
             raise Interrupted
         stock(*args)
 
-    PassRecords.write = interrupted  # type: ignore[method-assign]
+    StorePart.write = interrupted  # type: ignore[method-assign]
     try:
         yield
     except Interrupted:
@@ -124,7 +124,7 @@ def interruption(call: int) -> Iterator[None]:
     else:
         raise AssertionError('not interrupted')
     finally:
-        PassRecords.write = stock  # type: ignore[method-assign]
+        StorePart.write = stock  # type: ignore[method-assign]
 
 
 def report_of(root: Path, folder: Path, name: str, stop: int | None = None) -> Any:

@@ -22,11 +22,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmrobust.attacks import Attack
-from mmrobust.evaluation import records as records_module
+from mmrobust.utils import store as records_module
 from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.attacker import Attacker
 from mmrobust.evaluation.box_analysis import BoxAnalysis
-from mmrobust.evaluation.records import PassRecords, Records
+from mmrobust.utils.store import StorePart, Store
 from mmrobust.evaluation.subset import annotations_digest
 from mmrobust.evaluation.adversarial_images import AdversarialImages
 from mmrobust.errors import ConfigError
@@ -153,14 +153,14 @@ PLACES: dict[str, tuple[Any, str, int, bool, bool]] = {
     'before an attack': (Attacker, 'attack', 12, False, True),
     'in a prediction': (Attacker, 'predict', 18, False, True),
     'while an image is saved': (AdversarialImages, 'save', 12, False, True),
-    'before a record': (PassRecords, 'write', 18, False, True),
+    'before a record': (StorePart, 'write', 18, False, True),
     'in a record': (os, 'replace', 30, False, True),
-    'after a record': (PassRecords, 'write', 18, True, False),
+    'after a record': (StorePart, 'write', 18, True, False),
     'before the scores': (AttackPass, '_score', 2, False, False),
     'in the scores': (CocoMetric, 'compute_metrics', 3, False, False),
     'before a report': (RobustnessReport, 'write', 4, False, False),
     'in a report': (files.os, 'fsync', 14, True, False),
-    'before the records are removed': (Records, 'remove', 1, False, False),
+    'before the records are removed': (Store, 'remove', 1, False, False),
     'while they are removed': (shutil, 'rmtree', 2, False, False),
 }
 
@@ -609,5 +609,5 @@ def test_processes_do_not_write_into_one_temporary_file(
     monkeypatch.setattr(records_module.os, 'replace', lambda a, b: written.append(a))
     for rank in (0, 1):
         monkeypatch.setattr(records_module, 'get_rank', lambda rank=rank: rank)
-        PassRecords(tmp_path, 'x').write([7], {'a': 1})
+        StorePart(tmp_path, 'x').write([7], {'a': 1})
     assert len(set(written)) == 2

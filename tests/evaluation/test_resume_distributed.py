@@ -22,7 +22,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmrobust.training.freeze import state_digest
+from mmrobust.utils.models import state_digest
 
 RUN = dict(type='mmrobust.FreeAdversary', eps=4, replays=2, carry='run')
 LOOPS = {

@@ -269,7 +269,7 @@ class TestRuns:
         grid.runs[name].settings['lr'] = 1
         with pytest.raises(ConfigError, match='made with other settings'):
             study['run'].is_done(grid.runs[name], tiny_study)
-        found = study['tables'].Records.read(tiny_study.work_dir)
+        found = study['tables'].Store.read(tiny_study.work_dir)
         assert found.values('detector/faster-rcnn-robust-free', study['tables'].worst)
         study['tables'].write_results(found, tiny_study.work_dir)
         text = (tiny_study.work_dir / 'evidence.md').read_text()
@@ -303,7 +303,7 @@ class TestTables:
 
     def test_a_row_comes_from_its_records(self, study: dict) -> None:
         tables = study['tables']
-        records = tables.Records([row(0, 0.5, 0.25), row(1, 0.7, 0.05), row(2, 0.6, 0)])
+        records = tables.Store([row(0, 0.5, 0.25), row(1, 0.7, 0.05), row(2, 0.6, 0)])
         text = tables.detectors(records, tables.rows_of(records, '1'))
         line = next(each for each in text.splitlines() if 'robust backbone' in each)
         cells = [cell.strip() for cell in line.split('|')[1:-1]]
@@ -313,7 +313,7 @@ class TestTables:
     def test_what_other_claims_have_trained_makes_no_table(self, study: dict) -> None:
         tables = study['tables']
         shared = [row(0, 0.5, 0.2), row(0, 0.6, 0.2, 'faster-rcnn-standard-free')]
-        records = tables.Records(shared)
+        records = tables.Store(shared)
         assert len(tables.rows_of(records, '1')) == 2
         for claim in ('2', '3', '4', '9'):
             assert tables.rows_of(records, claim) == []
@@ -323,7 +323,7 @@ class TestTables:
             ('4', 'fcos-robust-free-1600'),
             ('9', 'faster-rcnn-swin-free'),
         ):
-            records = tables.Records([*shared, row(0, 0.4, 0.1, title)])
+            records = tables.Store([*shared, row(0, 0.4, 0.1, title)])
             found = [each for _, each in tables.rows_of(records, claim)]
             assert f'detector/{title}' in found
             assert 'detector/faster-rcnn-robust-free' in found
@@ -354,7 +354,7 @@ class TestTables:
             }
             for norm, metrics in figures.items()
         ]
-        text = tables.autoattacked(tables.Records([training, *attacks]), '6')
+        text = tables.autoattacked(tables.Store([training, *attacks]), '6')
         head, _, line = (
             [cell.strip() for cell in line.split('|')[1:-1]]
             for line in text.splitlines()
@@ -382,9 +382,9 @@ class TestTables:
             }
 
         shared = attacked('resnet18-eps4')
-        assert '20.0' in tables.autoattacked(tables.Records([shared]), '1')
-        assert tables.autoattacked(tables.Records([shared]), '7') == '(not run)\n'
-        both = tables.Records([shared, attacked('resnet18-eps4-heavy')])
+        assert '20.0' in tables.autoattacked(tables.Store([shared]), '1')
+        assert tables.autoattacked(tables.Store([shared]), '7') == '(not run)\n'
+        both = tables.Store([shared, attacked('resnet18-eps4-heavy')])
         text = tables.autoattacked(both, '7')
         assert 'random start, light' in text
         assert 'random start, heavy' in text
@@ -397,17 +397,17 @@ class TestTables:
             'b': {'a': 0.2, 'b': 0.0},
         }
         found = {'sources': ['a', 'b'], 'targets': ['a', 'b'], 'matrix': cells}
-        records = tables.Records(
+        records = tables.Store(
             [{'name': 'matrix/pgd/seed0', 'seed': 0, 'matrix': found}]
         )
         lines = tables.matrix(records).splitlines()
         assert lines[0].split(' | ')[1:] == ['a', 'b |']
         assert lines[3] == '| a | 10.0 (n = 1) | 30.0 (n = 1) |'
-        assert tables.matrix(tables.Records([])) == '(not run)\n'
+        assert tables.matrix(tables.Store([])) == '(not run)\n'
 
     def test_records_that_are_not_there(self, study: dict, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r'neither runs nor records\.json'):
-            study['tables'].Records.read(tmp_path)
+            study['tables'].Store.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +419,6 @@ def test_published_tables_are_those_of_the_records(study: dict, folder: Path) ->
     """What docs/evidence.md shows is what the records give."""
     tables = study['tables']
     docs = (ROOT / 'docs' / 'evidence.md').read_text()
-    records = tables.Records.read(folder)
+    records = tables.Store.read(folder)
     for heading, body in tables.sections(records):
         assert '(not run)' in body or body.strip() in docs, heading

@@ -24,7 +24,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
-from mmrobust.training.freeze import state_digest
+from mmrobust.utils.models import state_digest
 from mmrobust.errors import ConfigError
 from mmrobust.studies.backbone_transfer import (
     Sweep,

@@ -101,7 +101,7 @@ def sgd(model: nn.Module, lr: float = 0.05) -> OptimWrapper:
 
 
 def watch(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
-    """Records images and targets that reach the backbone, and whether in training."""
+    """Store images and targets that reach the backbone, and whether in training."""
     seen: list[Any] = []
 
     def note(module: nn.Module, args: tuple) -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...training.adversary import bare_model
+from ...utils.models import bare_model
 from ...weights import check_checkpoint
 
 

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ...evaluation.original_pixels import PicturePipeline
 from ...evaluation.subset import choose_images
 from ...utils.files import finite, write_atomically
-from ...utils.run_folder import changes
+from ...utils.store import changes
 from .plan import Detector, Plan
 from .runs import run_test
 

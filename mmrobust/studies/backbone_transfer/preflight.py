@@ -14,8 +14,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from ...errors import ConfigError
-from ...training.freeze import state_digest
 from ...utils.files import file_sha256
+from ...utils.models import state_digest
 from ...weights import check_normalization
 from .metric import choose_metric, trial_keys, usual_keys, without_attack
 from .plan import Sweep, number

@@ -22,8 +22,8 @@ from mmengine.runner import Runner
 
 from ...errors import ConfigError
 from ...report import package_versions
-from ...training.freeze import state_digest
 from ...utils.files import finite, write_atomically
+from ...utils.models import state_digest
 from ...weights import read_checkpoint
 from .plan import Run, Sweep
 

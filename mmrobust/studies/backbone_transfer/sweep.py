@@ -12,7 +12,7 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 from ...distributed import together
 from ...errors import ConfigError
 from ...utils.files import write_atomically
-from ...utils.run_folder import changes
+from ...utils.store import changes
 from .plan import Run, Sweep, number
 from .preflight import Findings, check
 from .runs import latest_checkpoint, read_result, run_one

@@ -1,4 +1,4 @@
-"""Records: what was predicted comes back, and nothing else is taken for it."""
+"""Store: what was predicted comes back, and nothing else is taken for it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmpretrain.structures import DataSample
-from mmrobust.evaluation import records as module
-from mmrobust.evaluation.records import PassRecords, Records, pack, unpack
+from mmrobust.utils import store as module
+from mmrobust.utils.store import StorePart, Store
+from mmrobust.utils.packing import pack, unpack
 from mmrobust.errors import ConfigError
-from mmrobust.utils.run_folder import RunFolder, digest_of
+from mmrobust.utils.store import RunFolder, digest_of
 
 
 class Strange:
@@ -139,8 +140,8 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def store(folder: Path, **run: Any) -> PassRecords:
-    return Records(folder / 'r.records', run).of('pgd', {'eps': 4})
+def store(folder: Path, **run: Any) -> StorePart:
+    return Store(folder / 'r.records', run).of('pgd', {'eps': 4})
 
 
 @pytest.mark.parametrize('kind', list(KINDS))
@@ -212,11 +213,11 @@ def test_what_cannot_be_kept_on_disk_is_kept_in_memory(
 
 
 def test_without_a_folder_records_last_as_long_as_the_pass(tmp_path: Path) -> None:
-    records = Records(None, {})
-    kept = records.of('pgd', {})
+    records = Store(None, {})
+    kept = records.part('pgd', {})
     kept.write([1], {'a': 1})
     assert kept.read([1]) == {'a': 1}
-    assert records.of('pgd', {}).read([1]) is None
+    assert records.part('pgd', {}).read([1]) is None
     kept.wait_for_others()
     records.remove()
     assert not list(tmp_path.iterdir())
@@ -289,20 +290,20 @@ def test_a_record_runs_no_foreign_code(tmp_path: Path) -> None:
 
 
 def test_records_of_other_settings_are_not_used(tmp_path: Path) -> None:
-    records = Records(tmp_path / 'r.records', {'seed': 0})
-    first = records.of('pgd', {'eps': 4})
+    records = Store(tmp_path / 'r.records', {'seed': 0})
+    first = records.part('pgd', {'eps': 4})
     first.write([7], {'a': 1})
-    assert records.of('pgd', {'eps': 4}).read([7]) == {'a': 1}
-    for other in (records.of('pgd', {'eps': 8}), records.of('cls', {'eps': 4})):
+    assert records.part('pgd', {'eps': 4}).read([7]) == {'a': 1}
+    for other in (records.part('pgd', {'eps': 8}), records.part('cls', {'eps': 4})):
         assert other.read([7]) is None
         # Not even if the file were put into the place.
         (path,) = first.folder.glob('*.record')  # type: ignore[union-attr]
         (other.folder / path.name).write_bytes(path.read_bytes())  # type: ignore[operator]
         assert other.read([7]) is None
     # The order of an ensemble's members is a setting, too.
-    ab = records.of('e', [['a', {}], ['b', {}]])
+    ab = records.part('e', [['a', {}], ['b', {}]])
     ab.write([7], {'a': 1})
-    assert records.of('e', [['b', {}], ['a', {}]]).read([7]) is None
+    assert records.part('e', [['b', {}], ['a', {}]]).read([7]) is None
 
 
 def test_a_record_is_of_these_ids_and_these_images(tmp_path: Path) -> None:
@@ -340,11 +341,11 @@ def test_ids_may_be_any_text(tmp_path: Path) -> None:
 
 
 def test_names_of_attacks_may_be_any_text(tmp_path: Path) -> None:
-    records = Records(tmp_path / 'r.records', {})
+    records = Store(tmp_path / 'r.records', {})
     for name in ('a/b', '..', 'pgd-eps4_255', 'ü'):
-        records.of(name, {}).write([1], {'name': name})
+        records.part(name, {}).write([1], {'name': name})
     for name in ('a/b', '..', 'pgd-eps4_255', 'ü'):
-        assert records.of(name, {}).read([1]) == {'name': name}
+        assert records.part(name, {}).read([1]) == {'name': name}
     assert list(tmp_path.iterdir()) == [tmp_path / 'r.records']
 
 
@@ -353,18 +354,18 @@ def test_names_of_attacks_may_be_any_text(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run = {'seed': 0, 'model': {'layers': [1, 2], 'type': 'FCOS'}, 'eps': 0.1}
-    Records(tmp_path / 'r.records', run)
-    Records(tmp_path / 'r.records', run)
+    Store(tmp_path / 'r.records', run)
+    Store(tmp_path / 'r.records', run)
     other = {**run, 'seed': 1, 'model': {'layers': [1, 3], 'type': 'FCOS'}}
     with pytest.raises(ConfigError) as caught:
-        Records(tmp_path / 'r.records', other)
+        Store(tmp_path / 'r.records', other)
     text = str(caught.value)
     assert 'model.layers[1] (2 before, now 3), seed (0 before, now 1)' in text
     assert 'eps' not in text
     assert 'remove the folder' in text
     (tmp_path / 'r.records' / 'run.json').write_text('{"seed"')
     with pytest.raises(ConfigError, match=r'its run\.json cannot be read'):
-        Records(tmp_path / 'r.records', run)
+        Store(tmp_path / 'r.records', run)
 
 
 def test_removing_leaves_nothing_and_keeps_what_others_made(tmp_path: Path) -> None:
@@ -372,9 +373,9 @@ def test_removing_leaves_nothing_and_keeps_what_others_made(tmp_path: Path) -> N
     kept.mkdir()
     leftover = tmp_path / '.r.records.removed'  # killed while it was removed
     (leftover / 'pgd').mkdir(parents=True)
-    records = Records(tmp_path / 'r.records', {})
+    records = Store(tmp_path / 'r.records', {})
     assert not leftover.exists()
-    records.of('pgd', {}).write([1], {'a': 1})
+    records.part('pgd', {}).write([1], {'a': 1})
     records.remove()
     assert list(tmp_path.iterdir()) == [kept]
 
@@ -405,7 +406,7 @@ def test_what_one_process_found_reaches_the_others(
 ) -> None:
     """Also with numpy's numbers as ids, which cannot be read back from disk."""
     found = [(np.int64(7), 'apgd'), ('a/b.png', 'benign')]
-    records = Records(tmp_path / 'r.records', {}).of('ensemble', {})
+    records = Store(tmp_path / 'r.records', {}).of('ensemble', {})
     monkeypatch.setattr(module, 'get_dist_info', lambda: (0, 2))
     assert records.shared(found) == found
     monkeypatch.setattr(module, 'is_main_process', lambda: False)

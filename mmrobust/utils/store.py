@@ -1,20 +1,26 @@
-"""What an evaluation has found out so far, image by image, on disk or in memory."""
+"""A folder of results that belong to one run, so that the run can go on later.
+
+``run.json`` says what the results depend on. Each part of a run has records by name,
+which are written whole or not at all and carry a hash of their content.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+import math
 import os
+import re
 import shutil
+import time
 import uuid
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import torch
 from mmengine.dist import (
     broadcast_object_list,
@@ -23,19 +29,62 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.logging import print_log
-from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..utils.run_folder import RunFolder, digest_of, wait_until
+from ..errors import ConfigError
+from .files import write_atomically
+from .packing import is_plain, pack_value, unpack_value
 
-_ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData, LabelData)}
-_PLAIN = (str, int, float, bool, type(None))
-# Whole numbers from this many on are compressed: maps of classes, a number per pixel.
-_MANY = 10_000
+# How long a process waits for the first one to write the run's description.
+_PATIENCE = 60.0
 
 
-class Records:
+class RunFolder:
+    """A folder whose ``run.json`` says what its results depend on.
+
+    Args:
+        folder: where ``run.json`` and the results are.
+        run: everything that the results depend on; JSON, or turned into text.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        self.folder = folder
+        # As it will be read back: tuples become lists, numbers stay.
+        self.run = json.loads(json.dumps(_plain(run), sort_keys=True))
+        self.digest = digest_of(self.run)
+
+    def open(self) -> None:
+        """Makes the folder, or checks that it belongs to this run.
+
+        Raises:
+            ConfigError: if its results are of another run, naming what differs.
+        """
+        path = self.folder / 'run.json'
+        if is_main_process():
+            if not path.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, json.dumps(self.run, indent=2))
+        else:
+            wait_until(path.is_file, _PATIENCE)
+            if not path.is_file():
+                raise ConfigError(
+                    f'{str(self.folder)!r} is not the same folder for all processes: '
+                    'put the report on a disk that all machines share.'
+                )
+        before = read_json(path)
+        if before != self.run:
+            what = (
+                _difference(before, self.run)
+                if isinstance(before, dict)
+                else 'its run.json cannot be read'
+            )
+            raise ConfigError(
+                f'{str(self.folder)!r} holds results of another run: {what}; remove '
+                'the folder to start anew, or give another --report.'
+            )
+
+
+class Store:
     """The records of all passes of one evaluation.
 
     Args:
@@ -62,13 +111,13 @@ class Records:
             opened.open()
             self._digest = opened.digest
 
-    def of(self, name: str, settings: Any) -> PassRecords:
+    def part(self, name: str, settings: Any) -> StorePart:
         """The records of a pass, which belong to these settings of it."""
         digest = digest_of([self._digest, name, settings])
         if self.folder is None:
-            return PassRecords(None, digest)
+            return StorePart(None, digest)
         # Other settings under the same name are another pass.
-        return PassRecords(
+        return StorePart(
             self.folder / f'{quote(name, safe="")}-{digest[:10]}', digest, self._start
         )
 
@@ -91,7 +140,7 @@ class Records:
         return self.folder.with_name(f'.{self.folder.name}.removed')
 
 
-class PassRecords:
+class StorePart:
     """One record for every image of a pass (for a classifier, of every batch).
 
     Args:
@@ -151,7 +200,7 @@ class PassRecords:
         if self.folder is None:
             self._kept[key] = content
             return
-        if not _is_plain(content):
+        if not is_plain(content):
             if not self._kept:
                 print_log(
                     'the model predicts something that cannot be kept on disk: an '
@@ -203,16 +252,93 @@ class PassRecords:
         ids = ['found by the main process', self._start]
         if is_main_process():
             # Packed, since ids may be numpy's numbers.
-            self.write(ids, {'found': _pack(found)})
+            self.write(ids, {'found': pack_value(found)})
             return found
         wait_until(lambda: self.read(ids) is not None)
-        return _unpack((self.read(ids) or {})['found'])
+        return unpack_value((self.read(ids) or {})['found'])
 
     @staticmethod
     def _key(ids: Sequence[Any]) -> str:
         text = quote('|'.join(_as_text(ids)), safe='')
         # File names have at most 255 characters, and an id may be a path.
         return text if len(text) <= 100 else hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of something that JSON can hold, or that is turned into text."""
+    text = json.dumps(_plain(content), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def wait_until(done: Callable[[], bool], patience: float = float('inf')) -> None:
+    """Waits for what other processes write, for at most ``patience`` seconds.
+
+    By looking at the disk: a collective would time out after minutes, and the others
+    may need hours.
+    """
+    started, pause = time.monotonic(), 0.1
+    while not done() and time.monotonic() - started < patience:
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content, or None if it is absent, half written, or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, the same in every process: configs hold classes and more."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if hasattr(value, '__qualname__'):
+        return f'{value.__module__}.{value.__qualname__}'
+    return re.sub(r' at 0x[0-9a-f]+', '', str(value))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What has changed between two flat descriptions, a sentence for each name."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        if name not in new:
+            found.append(f'{name} was {old[name]!r} and is not set')
+        elif name not in old:
+            found.append(f'{name} was not set and is {new[name]!r}')
+        elif old[name] != new[name]:
+            found.append(f'{name} was {old[name]!r} and is {new[name]!r}')
+    return found
+
+
+def _difference(before: Any, now: Any) -> str:
+    """Names the first few settings that differ, like ``seed (0 before, now 1)``."""
+    found: list[str] = []
+
+    def compare(old: Any, new: Any, where: str) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted({*old, *new}):
+                compare(old.get(key), new.get(key), f'{where}.{key}' if where else key)
+        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            for index, pair in enumerate(zip(old, new, strict=True)):
+                compare(*pair, f'{where}[{index}]')
+        elif old != new:
+            found.append(f'{where} ({_short(old)} before, now {_short(new)})')
+
+    compare(before, now, '')
+    return ', '.join(found[:3]) + (', ...' if len(found) > 3 else '')
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + '...'
 
 
 def digest_of_images(images: Sequence[Tensor]) -> str:
@@ -227,123 +353,3 @@ def digest_of_images(images: Sequence[Tensor]) -> str:
 
 def _as_text(ids: Sequence[Any]) -> list[str]:
     return [str(each) for each in ids]
-
-
-def pack(output: BaseDataElement, sample: BaseDataElement) -> dict[str, Any]:
-    """What the model added to a sample, as tensors, numbers and text if possible."""
-    fields = set(output.keys()) - set(sample.keys())
-    about = set(output.metainfo_keys()) - set(sample.metainfo_keys())
-    return {
-        'fields': {name: _pack(output.get(name)) for name in sorted(fields)},
-        'metainfo': {name: _pack(output.get(name)) for name in sorted(about)},
-    }
-
-
-def unpack(packed: dict[str, Any], sample: BaseDataElement) -> BaseDataElement:
-    """The sample with what the model had added to it; the given one stays."""
-    output = sample.clone()
-    for name, value in packed['fields'].items():
-        setattr(output, name, _unpack(value))
-    output.set_metainfo({k: _unpack(v) for k, v in packed['metainfo'].items()})
-    return output
-
-
-def _pack(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in 'biuf':
-            return {'raw': value}
-        return {'array': _pack(torch.from_numpy(np.ascontiguousarray(value)))}
-    if isinstance(value, Tensor):
-        return _pack_tensor(value.detach())
-    if type(value) in _ELEMENTS.values():
-        fields = {key: _pack(inner) for key, inner in value.items()}
-        return {'element': type(value).__name__, 'fields': fields}
-    if type(value) in (list, tuple):
-        return type(value)(map(_pack, value))
-    if type(value) in _PLAIN:
-        return value
-    return _pack_boxes(value)
-
-
-def _pack_tensor(value: Tensor) -> Any:
-    if value.dtype == torch.bool and value.dim() == 3:
-        return {'masks': _encode(value), 'shape': list(value.shape)}
-    # A copy: part of a larger tensor would keep all of it, on disk too.
-    value = value.cpu().clone()
-    if value.is_floating_point() or value.numel() < _MANY:
-        return value
-    content = zlib.compress(value.numpy().tobytes(), level=1)
-    return {
-        'zlib': torch.frombuffer(bytearray(content), dtype=torch.uint8),
-        'empty': value.new_empty(0),
-        'shape': list(value.shape),
-    }
-
-
-def _pack_boxes(value: Any) -> dict[str, Any]:
-    # Not at the top: mmdet may be missing where there are classifiers only.
-    try:
-        from mmdet.structures.bbox import BaseBoxes, get_box_type
-    except ImportError:
-        return {'raw': value}
-    if not isinstance(value, BaseBoxes):
-        return {'raw': value}
-    try:
-        name, _ = get_box_type(type(value))
-    except (KeyError, AssertionError):  # a class that is not registered
-        return {'raw': value}
-    return {'boxes': value.tensor.detach().cpu().clone(), 'type': name}
-
-
-def _unpack_boxes(packed: dict[str, Any]) -> Any:
-    from mmdet.structures.bbox import get_box_type
-
-    _, kind = get_box_type(packed['type'])
-    return kind(packed['boxes'], clone=False)
-
-
-def _unpack(packed: Any) -> Any:
-    if isinstance(packed, (list, tuple)):
-        return type(packed)(map(_unpack, packed))
-    if not isinstance(packed, dict):
-        return packed
-    if 'masks' in packed:
-        return _decode(packed['masks'], packed['shape'])
-    if 'zlib' in packed:
-        content = bytearray(zlib.decompress(packed['zlib'].numpy().tobytes()))
-        flat = torch.frombuffer(content, dtype=packed['empty'].dtype)
-        return flat.reshape(packed['shape'])
-    if 'array' in packed:
-        return _unpack(packed['array']).numpy()
-    if 'boxes' in packed:
-        return _unpack_boxes(packed)
-    if 'raw' in packed:
-        return packed['raw']
-    fields = {key: _unpack(inner) for key, inner in packed['fields'].items()}
-    return _ELEMENTS[packed['element']](**fields)
-
-
-def _is_plain(content: Any) -> bool:
-    """Whether a record can be read from disk without running foreign code."""
-    if isinstance(content, dict):
-        return 'raw' not in content and all(map(_is_plain, content.values()))
-    return not isinstance(content, (list, tuple)) or all(map(_is_plain, content))
-
-
-def _encode(masks: Tensor) -> list[dict[str, Any]]:
-    """Run lengths, since 100 masks of a picture take 30 MB and more."""
-    arrays = masks.detach().cpu().numpy().astype(np.uint8)
-    found = [coco_mask.encode(np.asfortranarray(array)) for array in arrays]
-    return [
-        {'size': list(each['size']), 'counts': each['counts'].decode()}
-        for each in found
-    ]
-
-
-def _decode(encoded: list[dict[str, Any]], shape: list[int]) -> Tensor:
-    if not encoded:
-        return torch.zeros(shape, dtype=torch.bool)
-    stacked = np.stack([coco_mask.decode(each) for each in encoded])
-    return torch.from_numpy(stacked.astype(bool))
