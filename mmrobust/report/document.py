@@ -7,7 +7,7 @@ A part of a section is a paragraph (text), a list of points (a list of texts) or
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -30,11 +30,7 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        rule = ['---'] * self.texts + ['---:'] * (len(self.head) - self.texts)
-        lines = [self.head, rule, *self.rows]
-        return '\n'.join(
-            '| ' + ' | '.join(_cell(cell) for cell in line) + ' |' for line in lines
-        )
+        return markdown_table(self.head, self.rows, 'l' * self.texts + 'r')
 
 
 Part: TypeAlias = 'str | list[str] | Table'
@@ -58,6 +54,24 @@ class Section:
     def markdown(self) -> str:
         """The section in Markdown."""
         return f'## {self.title}\n\n' + '\n\n'.join(map(part_markdown, self.parts))
+
+
+def markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], align: str = 'lr'
+) -> str:
+    """Formats a table in Markdown, without a newline at its end.
+
+    Args:
+        head: titles of the columns.
+        rows: as many cells each; bars and newlines in them are escaped.
+        align: ``'l'`` or ``'r'`` for each column; the last letter holds for the
+            columns that are left, so that ``'lr'`` is text and then numbers.
+    """
+    sides = align.ljust(len(head), align[-1])[: len(head)]
+    rule = ['---:' if side == 'r' else '---' for side in sides]
+    lines = [list(map(_cell, head)), rule]
+    lines += [list(map(_cell, row)) for row in rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def part_markdown(part: Part) -> str:
@@ -86,5 +100,5 @@ def interval(values: Mapping[str, Any] | None) -> str:
     return f'{values["estimate"]:.3f} [{low}, {high}]'
 
 
-def _cell(text: str) -> str:
-    return text.replace('|', r'\|').replace('\n', ' ')
+def _cell(content: object) -> str:
+    return str(content).replace('|', r'\|').replace('\n', ' ')

@@ -29,6 +29,12 @@ class AttackResult:
             ``images`` (on how many it ran), ``chosen`` (on how many it is the worst),
             ``mAP`` (after this member), ``forwards``, ``backwards``, ``seconds``.
         watched: statistics of the gradients, as far as the attack was watched.
+        asks: what the attack asks the model for: ``'gradients'``, ``'values'`` or
+            ``'nothing'``.
+        baseline: whether it is no search but what every attack has to beat (noise).
+        transferable: whether its gradients are bent so that its images fool other
+            models too.
+        base: the attack that points of a curve, like ``pgd-eps2``, have in common.
     """
 
     name: str
@@ -44,6 +50,10 @@ class AttackResult:
     quantized: dict[str, Any] | None = None
     members: list[dict[str, Any]] | None = None
     watched: dict[str, Any] | None = None
+    asks: str = 'gradients'
+    baseline: bool = False
+    transferable: bool = False
+    base: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The attack's entry in the report."""
@@ -56,6 +66,7 @@ class AttackResult:
         return {
             'name': self.name,
             **self.settings,
+            **({'base': self.base} if self.base else {}),
             'metrics': self.metrics,
             **{key: value for key, value in extra.items() if value},
             'checks': self.checks,
