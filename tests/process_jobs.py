@@ -47,11 +47,10 @@ from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.ensemble import EnsemblePass
 from mmrobust.evaluation.loops import AttackTestLoop
-from mmrobust.utils.store import StorePart
+from mmrobust.utils.store import Store, StorePart, wait_until
 from mmrobust.errors import ConfigError
 from mmrobust.distributed import Lifeline, together
 from mmrobust.registry import ADVERSARIES
-from mmrobust.utils.store import RunFolder, wait_until
 from torch import Tensor
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
@@ -510,7 +509,7 @@ def detectors(folder: Path) -> dict[str, Any]:
     found['one'] = start(folder, 'test_one', [one])
     two = tool('test.py', *test_arguments(folder, config, 'two'))
     chain: dict[str, list[Job]] = {
-        'description, first killed': [ending((RunFolder, 'open'), two), two],
+        'description, first killed': [ending((Store, '_open'), two), two],
         'benign, second killed': [two, ending((StorePart, 'write'), two, call=2)],
         'waiting, first killed': [
             ending(

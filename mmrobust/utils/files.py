@@ -1,4 +1,4 @@
-"""Writing reports so that nothing is lost."""
+"""Files that are there whole or not at all, and hashes of files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import hashlib
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def file_sha256(path: str | None) -> str | None:
+def file_sha256(path: str | os.PathLike | None) -> str | None:
     """Hash of a local file, or None for a URL or nothing."""
     if not path or not os.path.isfile(path):
         return None
@@ -21,20 +23,34 @@ def file_sha256(path: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file so that it is there whole or not at all."""
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives the name of a temporary file that takes the place of ``path`` at the end.
+
+    For libraries that write files by themselves. The temporary file lies in the same
+    folder and has the same ending; it is removed if an error is raised.
+    """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
+    handle, name = tempfile.mkstemp(
+        dir=target.parent, prefix=f'.{target.name[:100]}.', suffix=target.suffix
+    )
+    os.close(handle)
     try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, target)
+        yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, target)
     except BaseException:
-        os.unlink(temporary)
+        Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file so that it is there whole or not at all, after a power cut, too."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def finite(value: Any) -> Any:

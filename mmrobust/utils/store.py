@@ -1,7 +1,16 @@
-"""A folder of results that belong to one run, so that the run can go on later.
+"""Results of a run on disk, so that the run can go on after an interruption.
 
-``run.json`` says what the results depend on. Each part of a run has records by name,
-which are written whole or not at all and carry a hash of their content.
+::
+
+    store = Store(folder, {'seed': 0, 'model': cfg.model})  # refuses another run's
+    part = store.part('pgd', attack.describe())
+    for ids, images in loader:
+        result = part.read(ids, images)
+        if result is None:
+            result = compute(images)
+            part.write(ids, result, images)
+    part.wait_for_others()
+    store.remove()  # once the report is complete
 """
 
 from __future__ import annotations
@@ -22,110 +31,77 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
-from mmengine.dist import (
-    broadcast_object_list,
-    get_dist_info,
-    get_rank,
-    is_main_process,
-)
+from mmengine.dist import broadcast_object_list, get_dist_info, is_main_process
 from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import ConfigError
-from .files import write_atomically
+from .files import replacing, write_atomically
 from .packing import is_plain, pack_value, unpack_value
 
-# How long a process waits for the first one to write the run's description.
+# Seconds that a process waits for the first one to write the run's description.
 _PATIENCE = 60.0
 
 
-class RunFolder:
-    """A folder whose ``run.json`` says what its results depend on.
-
-    Args:
-        folder: where ``run.json`` and the results are.
-        run: everything that the results depend on; JSON, or turned into text.
-    """
-
-    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
-        self.folder = folder
-        # As it will be read back: tuples become lists, numbers stay.
-        self.run = json.loads(json.dumps(_plain(run), sort_keys=True))
-        self.digest = digest_of(self.run)
-
-    def open(self) -> None:
-        """Makes the folder, or checks that it belongs to this run.
-
-        Raises:
-            ConfigError: if its results are of another run, naming what differs.
-        """
-        path = self.folder / 'run.json'
-        if is_main_process():
-            if not path.is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, json.dumps(self.run, indent=2))
-        else:
-            wait_until(path.is_file, _PATIENCE)
-            if not path.is_file():
-                raise ConfigError(
-                    f'{str(self.folder)!r} is not the same folder for all processes: '
-                    'put the report on a disk that all machines share.'
-                )
-        before = read_json(path)
-        if before != self.run:
-            what = (
-                _difference(before, self.run)
-                if isinstance(before, dict)
-                else 'its run.json cannot be read'
-            )
-            raise ConfigError(
-                f'{str(self.folder)!r} holds results of another run: {what}; remove '
-                'the folder to start anew, or give another --report.'
-            )
-
-
 class Store:
-    """The records of all passes of one evaluation.
+    """The results of one run in one folder, in parts.
+
+    ``run.json`` in the folder says what the results depend on. Every process of a run
+    has to make a store at the same time.
 
     Args:
-        folder: where they are kept, so that the evaluation can be interrupted; None
-            keeps them in memory.
-        run: what all records depend on, see :class:`.RunFolder`.
+        folder: where results are kept; None keeps them in memory.
+        run: everything that all results depend on; JSON, or turned into text.
+        growing: names in ``run`` of dicts to which a later run may add entries, say the
+            checkpoints of a study. Entries that both runs have must agree.
+        file: name of the description.
+        option: of the command line that names the folder, for the messages.
+
+    Attributes:
+        digest: SHA-256 of ``run`` without what may grow.
 
     Raises:
-        ConfigError: if the folder holds records of another run.
+        ConfigError: if the folder holds results of another run, naming what differs.
     """
 
-    def __init__(self, folder: Path | None, run: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        run: Mapping[str, Any],
+        growing: Sequence[str] = (),
+        file: str = 'run.json',
+        option: str = '--report',
+    ) -> None:
         self.folder = folder
-        self._digest = self._start = ''
-        if folder is not None:
-            # Tells this start from earlier ones, and keeps the others from looking at
-            # the folder while the main process still removes that of the run before.
-            start = [uuid.uuid4().hex]
-            broadcast_object_list(start)
-            self._start = start[0]
-            if is_main_process():
-                shutil.rmtree(self._outdated, ignore_errors=True)
-            opened = RunFolder(folder, run)
-            opened.open()
-            self._digest = opened.digest
+        # As it will be read back: tuples become lists, numbers stay.
+        self._run = json.loads(json.dumps(_plain(run), sort_keys=True))
+        self.digest = digest_of({k: v for k, v in run.items() if k not in growing})
+        self._start = ''
+        if folder is None:
+            return
+        # Tells this start from earlier ones, and keeps the others from looking at the
+        # folder while the main process still removes that of the run before.
+        start = [uuid.uuid4().hex]
+        broadcast_object_list(start)
+        self._start = start[0]
+        if is_main_process():
+            shutil.rmtree(self._outdated, ignore_errors=True)
+        self._open(folder / file, growing, option)
 
     def part(self, name: str, settings: Any) -> StorePart:
-        """The records of a pass, which belong to these settings of it."""
-        digest = digest_of([self._digest, name, settings])
+        """The results of a part of the run, which belong to these settings of it."""
+        digest = digest_of([self.digest, name, settings])
         if self.folder is None:
             return StorePart(None, digest)
-        # Other settings under the same name are another pass.
-        return StorePart(
-            self.folder / f'{quote(name, safe="")}-{digest[:10]}', digest, self._start
-        )
+        # Other settings under the same name are another part.
+        place = self.folder / f'{quote(name, safe="")}-{digest[:10]}'
+        return StorePart(place, digest, self._start)
 
     def remove(self) -> None:
         """Removes the folder, once the report is complete and every process is done."""
         if self.folder is not None and is_main_process():
-            # At one go: a folder of half the records would look like an evaluation
-            # that was interrupted.
+            # At one go: a folder of half the results would look like a run that was
+            # interrupted.
             try:
                 os.replace(self.folder, self._outdated)
                 shutil.rmtree(self._outdated)
@@ -139,14 +115,46 @@ class Store:
         # Not a name that somebody would give to a folder to keep.
         return self.folder.with_name(f'.{self.folder.name}.removed')
 
+    def _open(self, path: Path, growing: Sequence[str], option: str) -> None:
+        """Writes the description, or checks the one that is there."""
+        if is_main_process():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            wait_until(path.is_file, _PATIENCE)
+            if not path.is_file():
+                raise ConfigError(
+                    f'{str(self.folder)!r} is not the same folder for all processes: '
+                    f'let {option} name one on a disk that all machines share.'
+                )
+        before = read_json(path) if path.is_file() else self._run
+        if isinstance(before, dict):
+            old, new = dict(before), dict(self._run)
+            for name in growing:
+                old_entries, new_entries = old.get(name, {}), new[name]
+                old[name] = {**new_entries, **old_entries}
+                new[name] = {**old_entries, **new_entries}
+            found = differences(old, new)
+            what = '; '.join(found[:3]) + ('; ...' if len(found) > 3 else '')
+        else:
+            what = f'its {path.name} cannot be read'
+        if what:
+            raise ConfigError(
+                f'{str(self.folder)!r} holds results of another run: {what}; remove '
+                f'the folder to start anew, or give another {option}.'
+            )
+        if is_main_process() and (new != before or not path.is_file()):
+            write_atomically(path, json.dumps(new, indent=2) + '\n')
+
 
 class StorePart:
-    """One record for every image of a pass (for a classifier, of every batch).
+    """One record for every image of a part of a run (for a classifier, every batch).
+
+    A record is written whole or not at all, and carries a hash of its content.
 
     Args:
         folder: where files are written; None keeps the records in memory.
-        digest: what records must carry to be of this pass.
-        start: tells this start of the evaluation from others.
+        digest: what records must carry to be of this part.
+        start: tells this start of the run from others.
     """
 
     def __init__(self, folder: Path | None, digest: str, start: str = '') -> None:
@@ -168,63 +176,55 @@ class StorePart:
                 replaced since, does not count. None takes any.
 
         Returns:
-            None if there is none, or none that is whole and of this pass.
+            None if there is none, or none that is whole and of this part.
         """
         key = self._key(ids)
         if self.folder is None or key in self._kept:
             return self._kept.get(key)
         try:
             data = (self.folder / f'{key}.record').read_bytes()
-            # torch would take over changed numbers without a word.
-            if data[:32] != hashlib.sha256(data[32:]).digest():
-                return None
-            record = torch.load(io.BytesIO(data[32:]), 'cpu', weights_only=True)
-            wanted = [self._digest, _as_text(ids)]
-            if [record['digest'], record['ids']] != wanted:
-                return None
-            if inputs is not None and record['inputs'] != digest_of_images(inputs):
-                return None
-            content: dict[str, Any] = record['content']
-            return content
-        except Exception:
-            return None  # absent, damaged or foreign, and there are many ways to be
+        except FileNotFoundError:
+            return None
+        # torch would take over changed numbers without a word.
+        if data[:32] != hashlib.sha256(data[32:]).digest():
+            return None
+        record = torch.load(io.BytesIO(data[32:]), 'cpu', weights_only=True)
+        if [record['digest'], record['ids']] != [self._digest, _as_text(ids)]:
+            return None
+        if inputs is not None and record['inputs'] != _digest_of_images(inputs):
+            return None
+        content: dict[str, Any] = record['content']
+        return content
 
     def write(
-        self,
-        ids: Sequence[Any],
-        content: dict[str, Any],
-        inputs: Sequence[Tensor] = (),
+        self, ids: Sequence[Any], content: dict[str, Any], inputs: Sequence[Tensor] = ()
     ) -> None:
-        """Writes a record, whole or not at all."""
+        """Writes a record: tensors, numbers and text, in dicts, lists and tuples.
+
+        Content that holds something else is kept in memory, and said so once.
+        """
         key = self._key(ids)
-        if self.folder is None:
-            self._kept[key] = content
-            return
-        if not is_plain(content):
-            if not self._kept:
-                print_log(
+        if self.folder is None or not is_plain(content):
+            if self.folder is not None and not self._kept:
+                text = (
                     'the model predicts something that cannot be kept on disk: an '
-                    'interrupted evaluation will have to start anew',
-                    logger='current',
-                    level=logging.WARNING,
+                    'interrupted evaluation will have to start anew'
                 )
+                print_log(text, logger='current', level=logging.WARNING)
             self._kept[key] = content
             return
-        path = self.folder / f'{key}.record'
-        # Two processes may have a padded image in common, and on two machines the
-        # same number.
-        temporary = path.with_suffix(f'.{get_rank()}-{os.getpid()}.tmp')
         record = {
             'digest': self._digest,
             'ids': _as_text(ids),
-            'inputs': digest_of_images(inputs),
+            'inputs': _digest_of_images(inputs),
             'content': content,
         }
         data = io.BytesIO()
         torch.save(record, data)
         digest = hashlib.sha256(data.getbuffer()).digest()
-        temporary.write_bytes(digest + data.getbuffer())
-        os.replace(temporary, path)
+        # Not write_atomically: a power cut that damages a record costs one image.
+        with replacing(self.folder / f'{key}.record') as temporary:
+            temporary.write_bytes(digest + data.getbuffer())
 
     def wait_for_others(self) -> None:
         """Ends this process's share and waits for the other processes."""
@@ -270,6 +270,31 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def differences(old: Any, new: Any, name: str = '') -> list[str]:
+    """Says what has changed between two descriptions, a clause for each setting.
+
+    Like ``'model.layers[1] was 2 and is 3'``, or ``'norm was not set and is "l2"'``.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in dict.fromkeys([*old, *new]):
+            inner = f'{name}.{key}' if name else str(key)
+            if key not in new:
+                found.append(f'{inner} was {_short(old[key])} and is not set')
+            elif key not in old:
+                found.append(f'{inner} was not set and is {_short(new[key])}')
+            else:
+                found += differences(old[key], new[key], inner)
+        return found
+    lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
+    if lists and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [
+            text for i, pair in pairs for text in differences(*pair, f'{name}[{i}]')
+        ]
+    return [] if old == new else [f'{name} was {_short(old)} and is {_short(new)}']
+
+
 def wait_until(done: Callable[[], bool], patience: float = float('inf')) -> None:
     """Waits for what other processes write, for at most ``patience`` seconds.
 
@@ -292,7 +317,7 @@ def read_json(path: Path) -> Any:
 
 def _plain(value: Any) -> Any:
     """What JSON can hold, the same in every process: configs hold classes and more."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
@@ -305,44 +330,12 @@ def _plain(value: Any) -> Any:
     return re.sub(r' at 0x[0-9a-f]+', '', str(value))
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What has changed between two flat descriptions, a sentence for each name."""
-    found = []
-    for name in dict.fromkeys([*old, *new]):
-        if name not in new:
-            found.append(f'{name} was {old[name]!r} and is not set')
-        elif name not in old:
-            found.append(f'{name} was not set and is {new[name]!r}')
-        elif old[name] != new[name]:
-            found.append(f'{name} was {old[name]!r} and is {new[name]!r}')
-    return found
-
-
-def _difference(before: Any, now: Any) -> str:
-    """Names the first few settings that differ, like ``seed (0 before, now 1)``."""
-    found: list[str] = []
-
-    def compare(old: Any, new: Any, where: str) -> None:
-        if isinstance(old, dict) and isinstance(new, dict):
-            for key in sorted({*old, *new}):
-                compare(old.get(key), new.get(key), f'{where}.{key}' if where else key)
-        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            for index, pair in enumerate(zip(old, new, strict=True)):
-                compare(*pair, f'{where}[{index}]')
-        elif old != new:
-            found.append(f'{where} ({_short(old)} before, now {_short(new)})')
-
-    compare(before, now, '')
-    return ', '.join(found[:3]) + (', ...' if len(found) > 3 else '')
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + '...'
 
 
-def digest_of_images(images: Sequence[Tensor]) -> str:
-    """SHA-256 of images as the data loader gives them."""
+def _digest_of_images(images: Sequence[Tensor]) -> str:
     digest = hashlib.sha256()
     for image in images:
         digest.update(f'{image.dtype} {tuple(image.shape)}'.encode())
@@ -353,3 +346,19 @@ def digest_of_images(images: Sequence[Tensor]) -> str:
 
 def _as_text(ids: Sequence[Any]) -> list[str]:
     return [str(each) for each in ids]
+
+
+changes = differences
+
+
+class RunFolder(Store):
+    """A store that is opened by :meth:`open`."""
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self.folder: Any = folder
+        self._given = run
+        self.digest = digest_of(run)
+
+    def open(self) -> None:
+        """Makes the folder, or checks that it belongs to this run."""
+        super().__init__(self.folder, self._given)

@@ -500,14 +500,14 @@ def test_adversarial_images_are_made_up_for(
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        (dict(seed=1), 'seed (0 before, now 1)'),
-        (dict(shard_size=2), 'shard_size (3 before, now 2)'),
+        (dict(seed=1), 'seed was 0 and is 1'),
+        (dict(shard_size=2), 'shard_size was 3 and is 2'),
         (dict(attacks=QUICK[:1]), 'members ('),
-        (dict(attacks=None, version='rand'), "version ('custom' before, now 'rand')"),
-        (dict(num_images=4), 'num_images (7 before, now 4)'),
+        (dict(attacks=None, version='rand'), "version was 'custom' and is 'rand'"),
+        (dict(num_images=4), 'num_images was 7 and is 4'),
         ('weights', 'weights_sha256 ('),
         ('labels', 'images_sha256 ('),
-        ('config', 'model.data_preprocessor.mean[0] (120.0 before, now 0.0)'),
+        ('config', 'model.data_preprocessor.mean[0] was 120.0 and is 0.0'),
     ],
 )
 def test_a_changed_run_is_refused(

@@ -454,19 +454,19 @@ def test_a_changed_run_is_refused(
     state['state_dict']['bbox_head.conv_cls.bias'][0] += 1e-6
     torch.save(state, tmp_path / 'other.pth')
     other = dict(same, load_from=str(tmp_path / 'other.pth'))
-    refused('weights_sha256 (', None, other)
+    refused('weights_sha256 was', None, other)
     state['state_dict']['bbox_head.conv_cls.bias'][0] -= 1e-6
     model = tiny.fcos()
     model['test_cfg']['score_thr'] = 0.02
-    refused('model.test_cfg.score_thr (0.01 before, now 0.02)', None, same, model=model)
-    refused('seed (0 before, now 1)', None, same, seed=1)
-    refused('annotations_sha256 (', None, same, num_images=3)
-    refused("gt_frame ('original' before, now 'input')", None, same, gt_frame='input')
-    refused('fp16 (False before, now True)', None, same, fp16=True)
+    refused('model.test_cfg.score_thr was 0.01 and is 0.02', None, same, model=model)
+    refused('seed was 0 and is 1', None, same, seed=1)
+    refused('annotations_sha256 was', None, same, num_images=3)
+    refused("gt_frame was 'original' and is 'input'", None, same, gt_frame='input')
+    refused('fp16 was False and is True', None, same, fp16=True)
     smaller = on(broken_off, scale=(96, 72))
-    refused('dataset.pipeline[1].scale[0] (128 before, now 96)', None, smaller)
+    refused('dataset.pipeline[1].scale[0] was 128 and is 96', None, smaller)
     edit(broken_off, lambda content: content['annotations'][0].update(bbox=[1] * 4))
-    refused('annotations_sha256 (', None, same)
+    refused('annotations_sha256 was', None, same)
     assert not work
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,10 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmrobust.utils import store as module
-from mmrobust.utils.store import StorePart, Store
-from mmrobust.utils.packing import pack, unpack
 from mmrobust.errors import ConfigError
-from mmrobust.utils.store import RunFolder, digest_of
+from mmrobust.utils.files import replacing, write_atomically
+from mmrobust.utils.packing import pack, unpack
+from mmrobust.utils.store import Store, StorePart, digest_of
 
 
 class Strange:
@@ -141,7 +143,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def store(folder: Path, **run: Any) -> StorePart:
-    return Store(folder / 'r.records', run).of('pgd', {'eps': 4})
+    return Store(folder / 'r.records', run).part('pgd', {'eps': 4})
 
 
 @pytest.mark.parametrize('kind', list(KINDS))
@@ -247,27 +249,6 @@ def test_a_damaged_record_is_none_at_all(tmp_path: Path) -> None:
     assert kept.read([7]) is not None
 
 
-@pytest.mark.parametrize(
-    'foreign',
-    [
-        'hello',
-        [1, 2],
-        torch.zeros(3),
-        {'ids': ['7'], 'content': {}},
-        {'digest': 'x', 'ids': ['7'], 'inputs': '', 'content': {}},
-        None,
-    ],
-)
-def test_foreign_files_are_no_records(tmp_path: Path, foreign: Any) -> None:
-    kept = store(tmp_path)
-    kept.write([7], {'a': 1})
-    (path,) = tmp_path.rglob('*.record')
-    torch.save(foreign, path)
-    assert kept.read([7]) is None
-    write(path, foreign)
-    assert kept.read([7]) is None
-
-
 def write(path: Path, content: Any) -> None:
     """A file that is whole."""
     data = io.BytesIO()
@@ -283,7 +264,8 @@ def test_a_record_runs_no_foreign_code(tmp_path: Path) -> None:
     write(path, {**record, 'content': {'a': 2}})
     assert kept.read([7]) == {'a': 2}
     write(path, {**record, 'content': {'a': Strange()}})
-    assert kept.read([7]) is None
+    with pytest.raises(pickle.UnpicklingError):
+        kept.read([7])
 
 
 # -------------------------------------------------------------- which record is whose
@@ -360,12 +342,33 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Store(tmp_path / 'r.records', other)
     text = str(caught.value)
-    assert 'model.layers[1] (2 before, now 3), seed (0 before, now 1)' in text
+    assert 'model.layers[1] was 2 and is 3; seed was 0 and is 1; remove' in text
     assert 'eps' not in text
     assert 'remove the folder' in text
     (tmp_path / 'r.records' / 'run.json').write_text('{"seed"')
     with pytest.raises(ConfigError, match=r'its run\.json cannot be read'):
         Store(tmp_path / 'r.records', run)
+
+
+def test_a_run_may_grow(tmp_path: Path) -> None:
+    """By entries of what is named, and by nothing else."""
+
+    def opened(**run: Any) -> Store:
+        return Store(tmp_path / 'r', run, ['files'], 'sweep.json', '--work-dir')
+
+    first = opened(files={'a': '1'}, seed=0)
+    second = opened(files={'b': '2'}, seed=0)
+    assert first.digest == second.digest
+    known = json.loads((tmp_path / 'r' / 'sweep.json').read_text())
+    assert known == {'files': {'a': '1', 'b': '2'}, 'seed': 0}
+    for run, words in (
+        (dict(files={'b': '3', 'c': '1'}, seed=0), "files.b was '2' and is '3'"),
+        (dict(files={'b': '2'}, seed=1), 'seed was 0 and is 1'),
+        (dict(files={'b': '2'}), 'seed was 0 and is not set'),
+    ):
+        with pytest.raises(ConfigError, match=f'{words}; .* another --work-dir'):
+            opened(**run)
+    assert json.loads((tmp_path / 'r' / 'sweep.json').read_text()) == known
 
 
 def test_removing_leaves_nothing_and_keeps_what_others_made(tmp_path: Path) -> None:
@@ -392,13 +395,13 @@ def test_a_run_is_the_same_in_every_process(tmp_path: Path) -> None:
             'names': {0: 'disc', 'a': 'b', None: (1, 2)},
         }
 
-    RunFolder(tmp_path / 'r', run()).open()
-    RunFolder(tmp_path / 'r', run()).open()
+    Store(tmp_path / 'r', run())
+    Store(tmp_path / 'r', run())
     assert digest_of(run()) == digest_of(run())
     other = run()
     other['function'] = masks
-    with pytest.raises(ConfigError, match=r'function \(.*boxes.* before, now'):
-        RunFolder(tmp_path / 'r', other).open()
+    with pytest.raises(ConfigError, match=r'function was .*boxes.* and is .*masks'):
+        Store(tmp_path / 'r', other)
 
 
 def test_what_one_process_found_reaches_the_others(
@@ -406,8 +409,32 @@ def test_what_one_process_found_reaches_the_others(
 ) -> None:
     """Also with numpy's numbers as ids, which cannot be read back from disk."""
     found = [(np.int64(7), 'apgd'), ('a/b.png', 'benign')]
-    records = Store(tmp_path / 'r.records', {}).of('ensemble', {})
+    records = Store(tmp_path / 'r.records', {}).part('ensemble', {})
     monkeypatch.setattr(module, 'get_dist_info', lambda: (0, 2))
     assert records.shared(found) == found
     monkeypatch.setattr(module, 'is_main_process', lambda: False)
     assert records.shared(None) == [(7, 'apgd'), ('a/b.png', 'benign')]
+
+
+# -------------------------------------------------------------------------- files
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / 'a.npz'
+    write_atomically(path, 'text ü')
+    assert path.read_text(encoding='utf-8') == 'text ü'
+    write_atomically(path, b'\0bytes')
+
+    def interrupted() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text('half')
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b'\0bytes'
+    with replacing(path) as temporary:
+        np.savez(temporary, a=np.ones(3))
+    assert np.load(path)['a'].tolist() == [1, 1, 1]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
