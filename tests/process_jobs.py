@@ -1,13 +1,12 @@
 """What the processes of test_processes.py do, and how they are started.
 
-As a script: forks them from one process that has imported everything, and starts no
-agent, so that nobody ends the others when one dies (as with srun, or a bare mpirun).
+As a script: forks them from one process that has imported everything, and ends the
+others when one of them fails, as launchers do.
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import os
 import runpy
@@ -36,20 +35,18 @@ from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import TASK_UTILS
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
-from mmrobust import distributed as processes
 from mmrobust.autoattack.shards import ShardStore
-from mmrobust.training import FreeAdversary
 from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.ensemble import EnsemblePass
 from mmrobust.evaluation.loops import AttackTestLoop
-from mmrobust.utils.store import Store, StorePart, wait_until
+from mmrobust.utils.store import Store, StorePart
 from mmrobust.errors import ConfigError
-from mmrobust.distributed import Lifeline, together
+from mmrobust.distributed import start_processes
 from mmrobust.registry import ADVERSARIES
 from torch import Tensor
 
@@ -80,24 +77,24 @@ def start(
         if pid == 0:
             _run(folder, f'{name}.{rank}', job, rank, len(jobs), port)
         running[pid] = rank
-    began, ends = time.monotonic(), {}
+    began, ends = time.monotonic(), dict[int, Any]()
     while running and time.monotonic() - began < limit:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
-            how = os.waitstatus_to_exitcode(status), time.monotonic() - began
-            ends[running.pop(pid)] = how
+            ends[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+        if any(ends.values()):
+            break
         time.sleep(0.02)
     for pid, rank in running.items():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        ends[rank] = 'hung', limit
+        ends[rank] = 'ended' if any(ends.values()) else 'hung'
     found = []
     for rank in range(len(jobs)):
         result = folder / f'{name}.{rank}.json'
         found.append(
             {
-                'status': ends[rank][0],
-                'seconds': ends[rank][1],
+                'status': ends[rank],
                 'errors': (folder / f'{name}.{rank}.err').read_text(),
                 'result': json.loads(result.read_text()) if result.exists() else None,
             }
@@ -168,23 +165,6 @@ def ending(
     return job_that_ends
 
 
-def busy_once(job: Job) -> Job:
-    """The job, with one call of C that gives no other thread a turn."""
-
-    def busy_job() -> Any:
-        stock = StorePart.write
-
-        def write(*args: Any) -> None:
-            StorePart.write = stock  # type: ignore[method-assign]
-            ctypes.PyDLL(None).usleep(2_000_000)
-            stock(*args)
-
-        StorePart.write = write  # type: ignore[method-assign]
-        return job()
-
-    return busy_job
-
-
 def wait_for(folder: Path, pattern: str) -> None:
     while not list(folder.rglob(pattern)):
         time.sleep(0.02)
@@ -204,7 +184,7 @@ def tool(name: str, *arguments: Any) -> Job:
     return job
 
 
-# ------------------------------------------------------------------- the bare lifeline
+# ---------------------------------------------------------------------- the launchers
 
 
 def launched(launcher: str) -> Any:
@@ -219,55 +199,8 @@ def launched(launcher: str) -> Any:
     os.environ.update(zip(names, (place, size, place), strict=True))
     os.environ['SLURM_NODELIST'] = 'localhost'
     cfg = Config(dict(launcher=launcher))
-    with together(cfg):
-        return [*get_dist_info(), cfg.model_wrapper_cfg.to_dict()]
-
-
-def with_worker() -> None:
-    """The second process forks a worker that lives on, and dies; there is a stranger,
-    too, who connects to the first process.
-    """
-    stock = Lifeline._reach
-
-    def reach(self: Any, names: list[str], port: int, token: str) -> Any:
-        with socket.create_connection((names[0], port)) as stranger:
-            stranger.sendall(b'GET / HTTP/1.1' * 5)
-            return stock(self, names, port, token)
-
-    Lifeline._reach = reach  # type: ignore[method-assign]
-    join()
-    with together():
-        if rank() == 1:
-            if os.fork() == 0:
-                time.sleep(40)
-                os._exit(0)
-            os.kill(os.getpid(), signal.SIGKILL)
-        wait_until(lambda: False)
-
-
-def unreachable() -> Any:
-    """Processes that cannot connect go on without."""
-
-    def reach(*args: Any) -> Any:
-        raise OSError('No route to host')
-
-    processes._PATIENCE = 1.0
-    Lifeline._reach = reach  # type: ignore[method-assign]
-    join()
-    with together():
-        return processes._lifeline._peers == {}
-
-
-def leaving() -> Any:
-    """Three processes end one after the other, the last one in an error."""
-    join()
-    with together():
-        with together():  # does nothing more
-            pass
-        time.sleep(rank())
-        if rank() == 2:
-            raise ConfigError('too late.')
-    return 'left'
+    start_processes(cfg)
+    return [*get_dist_info(), cfg.model_wrapper_cfg.to_dict()]
 
 
 def bare(folder: Path) -> dict[str, Any]:
@@ -276,9 +209,6 @@ def bare(folder: Path) -> dict[str, Any]:
         name: start(folder, name, [partial(launched, name)] * 2)
         for name in ('slurm', 'mpi')
     }
-    found['worker'] = start(folder, 'worker', [with_worker] * 2, limit=30)
-    found['unreachable'] = start(folder, 'unreachable', [unreachable] * 2)
-    found['leaving'] = start(folder, 'leaving', [leaving] * 3)
     alone = tool('train.py', detector_config(folder), '--launcher', 'pytorch')
     found['launcher, alone'] = start(folder, 'alone', [alone])
     return found
@@ -489,22 +419,10 @@ def test_arguments(folder: Path, config: Path, work: str) -> list[Any]:
 
 
 def detectors(folder: Path) -> dict[str, Any]:
-    """Trainings and evaluations, most of them with an end before the end."""
+    """A training, and evaluations, most of them with an end before the end."""
     config = detector_config(folder)
     training = tool('train.py', config)
     found = {'training': start(folder, 'training', [training] * 2)}
-    other = ['--work-dir', folder / 'other', '--cfg-options', 'train_cfg.max_epochs=2']
-    dying = tool('train.py', config, *other)
-    step = (FreeAdversary, '_train_step')
-    found['training, second killed'] = start(
-        folder, 'training2', [dying, ending(step, dying, call=3)]
-    )
-    full = OSError(28, 'No space left on device', 'epoch_1.pth')
-    save = (CheckpointHook, '_save_checkpoint')
-    saving = tool('train.py', config, *other, 'default_hooks.checkpoint.interval=1')
-    found['training, first fails'] = start(
-        folder, 'training3', [ending(save, saving, error=full), saving]
-    )
     one = tool('test.py', *test_arguments(folder, config, 'one'))
     found['one'] = start(folder, 'test_one', [one])
     two = tool('test.py', *test_arguments(folder, config, 'two'))
@@ -527,7 +445,7 @@ def detectors(folder: Path) -> dict[str, Any]:
     }
     for index, (name, jobs) in enumerate(chain.items()):
         found[name] = start(folder, f'test{index}', jobs)
-    found['two'] = start(folder, 'test_two', [two, busy_once(two)])
+    found['two'] = start(folder, 'test_two', [two] * 2)
     return found
 
 
@@ -607,7 +525,8 @@ def classifier_config(folder: Path, work: str, **overrides: Any) -> Config:
 def classify(folder: Path, work: str) -> Any:
     """A training, and an evaluation of the first weights."""
     cfg = classifier_config(folder, work)
-    with DefaultScope.overwrite_default_scope('mmpretrain'), together(cfg):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        start_processes(cfg)
         runner = Runner.from_cfg(cfg)
         metrics = runner.test()
         runner.train()
@@ -627,7 +546,8 @@ def uneven(folder: Path) -> str:
     """The message for a sampler that gives the processes different numbers."""
     cfg = classifier_config(folder, 'uneven')
     cfg.train_dataloader.sampler.round_up = False
-    with DefaultScope.overwrite_default_scope('mmpretrain'), together(cfg):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        start_processes(cfg)
         try:
             Runner.from_cfg(cfg).train()
         except ConfigError as error:
@@ -690,5 +610,4 @@ def main(folder: Path) -> None:
 
 if __name__ == '__main__':
     quick.shorten(pytest.MonkeyPatch())
-    processes._GRACE = 1.0  # where the main thread waits, this is how long it takes
     main(Path(sys.argv[1]))

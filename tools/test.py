@@ -25,7 +25,7 @@ from mmrobust.autoattack.threats import read_balls
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.weights.classes import check_class_count
 from mmrobust.errors import ConfigError
-from mmrobust.distributed import together
+from mmrobust.distributed import start_processes
 from mmrobust.registry import ATTACKS
 from mmrobust.threat import to_pixels
 
@@ -190,8 +190,8 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
-    with together(cfg):
-        test(cfg, args)
+    start_processes(cfg)
+    test(cfg, args)
 
 
 def test(cfg: Config, args: argparse.Namespace) -> None:

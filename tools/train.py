@@ -17,7 +17,7 @@ from mmrobust.weights import check_checkpoint, check_initial_weights, read_check
 from mmrobust.weights.fit import check_resumable
 from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError
-from mmrobust.distributed import together
+from mmrobust.distributed import start_processes
 
 _ROBUST_ONLY = (
     'eps',
@@ -162,8 +162,8 @@ def main() -> None:
     if args.dump is not None:
         return dump(accelerate(cli.configure(args, convert), args), args.dump)
     cfg = accelerate(cli.load_config(args, convert), args)
-    with together(cfg):
-        train(cfg, args)
+    start_processes(cfg)
+    train(cfg, args)
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:

@@ -1,10 +1,12 @@
-"""tools/dist_train.sh and tools/dist_test.sh: the command that they build."""
+"""tools/dist_train.sh and tools/dist_test.sh, and what launchers do about errors."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,41 @@ def test_from_an_installed_package(tmp_path: Path) -> None:
     result = call(tmp_path, script.relative_to(tmp_path), 'c.py', '1')
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[5] == str(tools / 'train.py')
+
+
+BROKEN = """
+import sys, torch
+from mmengine.config import Config
+from mmrobust import cli
+from mmrobust.distributed import start_processes
+from mmrobust.errors import doing
+
+def main():
+    start_processes(Config(dict(launcher='pytorch')))
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 1:
+        with doing('attacking image 17 with pgd'):
+            raise ZeroDivisionError('out of luck')
+    torch.distributed.barrier()  # waits for the other one
+
+cli.run(main)
+"""
+
+
+def test_an_error_in_one_process_ends_the_run(tmp_path: Path) -> None:
+    """With its traceback and a status, long before the others' patience ends."""
+    script = tmp_path / 'broken.py'
+    script.write_text(BROKEN)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
+    environment['CUDA_VISIBLE_DEVICES'] = ''
+    command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run']
+    command += ['--standalone', '--nproc_per_node=2', str(script)]
+    began = time.monotonic()
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert time.monotonic() - began < 120  # the patience is half an hour
+    assert 'while attacking image 17 with pgd' in done.stderr
+    assert 'ZeroDivisionError: out of luck' in done.stderr

@@ -29,7 +29,6 @@ from mmengine.runner import Runner
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.utils.store import StorePart
 from mmrobust.errors import ConfigError
-from mmrobust.distributed import together
 
 # The first test waits for all processes, on a loaded machine for long.
 pytestmark = pytest.mark.timeout(900)
@@ -241,8 +240,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=120))
     init_default_scope('mmdet')
-    with together():  # interruptions inside are not the end
-        work(folder)
+    work(folder)
     torch.distributed.destroy_process_group()
 
 
