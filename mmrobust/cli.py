@@ -11,43 +11,50 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.config import DictAction as MMEngineDictAction
-from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 
-from .blame import blame, reason_of, short
 from .compat.checkpoints import refuse_code
-from .config_checks import check_launcher, check_sections
-from .errors import ConfigError
-from .places import place_of
+from .errors import ConfigError, short
+from .utils.configs import check_sections, merge_options, read_config
 
 _MIN_FREE_BYTES = 64 * 2**20
 
 # Shows where an error comes from that would be a sentence otherwise.
 TRACEBACK = 'MMROBUST_TRACEBACK'
 
+_LAUNCHED = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR'),
+}
+_STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun', 'mpi': 'mpirun'}
+
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a tool; a user's mistake ends with one sentence and exit status 2.
+    """Runs a tool.
 
-    The traceback of what is no :class:`ConfigError` goes to the log file, if there is
-    one yet, and with ``MMROBUST_TRACEBACK=1`` in the environment to stderr.
+    A user's mistake ends with one sentence and exit status 2. Any other error keeps its
+    traceback and ends with status 1; what was going on (:func:`mmrobust.errors.doing`)
+    is printed before it, a line for each note. Tracebacks also go to the log file, and
+    those of mistakes to stderr with ``MMROBUST_TRACEBACK=1`` in the environment.
     """
     refuse_code()
     try:
         main()
     except Exception as error:
-        sentence = as_sentence(error)
-        if sentence is None or os.environ.get(TRACEBACK, '0') not in ('', '0'):
-            raise
         if not isinstance(error, ConfigError) or error.__cause__ is not None:
             _log_traceback()
+        sentence = as_sentence(error)
+        if sentence is None or os.environ.get(TRACEBACK, '0') not in ('', '0'):
+            for note in reversed(getattr(error, '__notes__', [])):
+                print(f'error {note}:', file=sys.stderr)
+            raise
         print(f'error: {sentence}', file=sys.stderr)
         sys.exit(2)
 
@@ -64,7 +71,7 @@ def _log_traceback() -> None:
 
 
 def as_sentence(error: BaseException) -> str | None:
-    """Says in one sentence what the user can change, or None for a defect of ours."""
+    """Says in one sentence what the user can change, or None for any other error."""
     text = ' '.join(str(error).split())
     if isinstance(error, ConfigError):
         # Of what somebody gave, which may be anything.
@@ -80,13 +87,10 @@ def as_sentence(error: BaseException) -> str | None:
             f'no space left on the device while writing {error.filename or "a file"}.'
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
-        where = f'{place}: ' if (place := place_of(error)) else ''
         name = text.split('. Please check', 1)[0].strip('\'"')
-        return f'{where}{name}: check the name.'
+        return f'{name}: check the name.'
     if isinstance(error, json.JSONDecodeError):
-        return blame(error) or (
-            f'an annotation file is no valid JSON ({text}): is it complete?'
-        )
+        return f'an annotation file is no valid JSON ({text}): is it complete?'
     if isinstance(error, ValueError) and 'need at least one array to conc' in text:
         # numpy's words, when mmengine serialises an empty list of images.
         return 'a dataset is empty: check ann_file, data_prefix and filter_cfg.'
@@ -105,13 +109,10 @@ def as_sentence(error: BaseException) -> str | None:
         isinstance(error, RuntimeError) and "can't allocate memory" in text
     ):
         return (
-            f'the memory is not enough ({reason_of(error)}): take smaller images, '
+            f'the memory is not enough ({short(text)}): take smaller images, '
             'batches or models.'
         )
-    try:
-        return blame(error)
-    except Exception:  # the error itself is what is to be seen
-        return None
+    return None
 
 
 class Parser(argparse.ArgumentParser):
@@ -195,6 +196,12 @@ def speed_of(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value}
 
 
+def given(args: argparse.Namespace, options: Iterable[str]) -> dict[str, Any]:
+    """Returns those of the options that stand on the command line."""
+    found = {name: getattr(args, name) for name in options}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def load_config(
     args: argparse.Namespace, convert: Callable[[Config], Config] | None = None
 ) -> Config:
@@ -240,98 +247,18 @@ def configure(
     return cfg
 
 
-def read_config(path: str) -> Config:
-    """Reads a config.
-
-    Args:
-        path: a file, or the name of a config inside a package, as ``_base_`` takes it:
-            ``'mmdet::fcos/...'``.
+def check_launcher(launcher: str) -> None:
+    """Makes sure that a process was started by what ``--launcher`` names.
 
     Raises:
-        ConfigError: if it does not exist, cannot be parsed or has no model.
+        ConfigError: if its variables are not in the environment.
     """
-    in_package = '::' in path
-    package = path.split('::')[0]
-    if in_package and (not package.isidentifier() or find_spec(package) is None):
-        # mmengine would install the package.
-        raise ConfigError(f'config {path!r} is in a package that is not installed.')
-    if not in_package and not os.path.isfile(path):
-        raise ConfigError(f'config {path!r} does not exist: check the path.')
-    try:
-        cfg = get_config(path) if in_package else Config.fromfile(path)
-        _resolve(cfg)
-    except FileNotFoundError as error:
+    missing = [name for name in _LAUNCHED.get(launcher, ()) if name not in os.environ]
+    if missing:
         raise ConfigError(
-            f'config {path!r} needs a file that is missing: {error}.'
-        ) from error
-    except (Exception, SystemExit) as error:  # a program, which fails like one
-        reason = short(str(error)) or type(error).__name__
-        raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
-    if 'model' not in cfg:
-        raise ConfigError(f'config {path!r} has no model.')
-    return cfg
-
-
-def _resolve(node: Any) -> None:
-    """Imports what a config of the lazy style names, which fails here or later."""
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            _resolve(value)
-    elif isinstance(node, (dict, ConfigDict, Config)):
-        for value in node.values():
-            _resolve(value)
-
-
-def merge_options(cfg: Config, options: dict[str, Any]) -> None:
-    """Merges ``--cfg-options``; a new ``data_root`` reaches datasets and evaluators.
-
-    Config files put ``data_root`` into paths while they are read, so that overriding
-    the variable alone would change nothing.
-
-    Raises:
-        ConfigError: for keys that cannot be set, and for a ``data_root`` that the
-            config does not have.
-    """
-    old_root = cfg.get('data_root')
-    try:
-        cfg.merge_from_dict(options)
-    except Exception as error:
-        keys = ', '.join(options)
-        raise ConfigError(
-            f'--cfg-options cannot set {keys!r} ({reason_of(error)}): does the config '
-            'have it?'
-        ) from error
-    new_root = options.get('data_root')
-    if new_root is None:
-        return
-    if not old_root:
-        raise ConfigError(
-            'data_root is no setting of this config, so changing it has no effect: set '
-            'the paths of the dataloaders and evaluators themselves.'
+            f'--launcher {launcher} needs {missing[0]} in the environment: start the '
+            f'tool by {_STARTERS[launcher]}, or leave --launcher out.'
         )
-    # Paths are joined by + in configs: keep the slash that they rely on.
-    if old_root.endswith('/') and not new_root.endswith('/'):
-        new_root += '/'
-        cfg.data_root = new_root
-    for key, value in cfg.items():
-        if key.endswith(('dataloader', 'evaluator')):
-            _replace_root(value, old_root, new_root)
-
-
-def _replace_root(node: Any, old: str, new: str) -> None:
-    items = (
-        node.items()
-        if isinstance(node, (dict, ConfigDict))
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
-    inside = old if old.endswith('/') else old + '/'
-    for key, value in list(items):
-        if isinstance(value, str) and (value == old or value.startswith(inside)):
-            node[key] = new + value[len(old) :]
-        else:
-            _replace_root(value, old, new)
 
 
 def check_work_dir(

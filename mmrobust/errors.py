@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_LONGEST = 240
 
 
 class ConfigError(ValueError):
@@ -15,7 +18,7 @@ class ConfigError(ValueError):
 
 
 class ModelError(ConfigError):
-    """The model fails by itself, with or without an attack."""
+    """Nobody raises it any more; it goes with its last use."""
 
 
 @contextmanager
@@ -35,3 +38,11 @@ def doing(what: str) -> Iterator[None]:
             # add_note() of Python 3.11, in 3.10 too.
             error.__notes__ = [*getattr(error, '__notes__', []), f'while {what}']  # type: ignore[attr-defined]
         raise
+
+
+def short(text: str) -> str:
+    """Puts a text on one line, without addresses in memory, and cuts a long one."""
+    text = re.sub(r'\x1b\[[0-9;]*m', '', text)  # colours
+    text = re.sub(r' (object )?at 0x[0-9a-f]+', '', ' '.join(text.split()))
+    text = text if len(text) <= _LONGEST else text[:_LONGEST].rstrip() + ' ...'
+    return text.rstrip('.!?: ')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmrobust import cli
 from mmrobust.compat.checkpoints import NO_TRUST, TRUST, reads_safely
-from mmrobust.errors import ConfigError
+from mmrobust.errors import ConfigError, doing, short
 
 # --------------------------------------------------------------- run, as_sentence
 
@@ -40,12 +42,54 @@ def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture) -> No
     assert out == ''
 
 
-def test_a_defect_keeps_its_traceback() -> None:
-    """What the user cannot change must not be hidden behind a sentence."""
-    for error in (RuntimeError('CUDA'), ValueError('x'), KeyError('y'), TypeError('z')):
-        assert cli.as_sentence(error) is None
-        with pytest.raises(type(error)):
-            cli.run(fails_with(error))
+@pytest.mark.parametrize('kind', [RuntimeError, ValueError, KeyError, TypeError])
+def test_any_other_error_keeps_its_traceback(
+    kind: type, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Behind what was going on, the outermost first; the log file has it, too."""
+    log = tmp_path / 'log.txt'
+    name = f'cli-{tmp_path.name}'
+    MMLogger.get_instance(name, log_file=str(log))
+
+    def main() -> None:
+        with doing('testing'), doing('attacking image 17 with pgd'):
+            raise kind('x')
+
+    with pytest.raises(kind, match='x'):
+        cli.run(main)
+    assert capsys.readouterr().err == (
+        'error while testing:\nerror while attacking image 17 with pgd:\n'
+    )
+    logging.shutdown()
+    assert 'Traceback (most recent call last)' in log.read_text()
+    del MMLogger._instance_dict[name]
+
+
+def test_a_mistake_has_a_traceback_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    main = fails_with(MemoryError('too large'))
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert capsys.readouterr().err.startswith('error: the memory is not enough (too')
+    monkeypatch.setenv(cli.TRACEBACK, '1')
+    with pytest.raises(MemoryError):
+        cli.run(main)
+
+
+def test_a_mistake_needs_no_notes(capsys: pytest.CaptureFixture) -> None:
+    def main() -> None:
+        with doing('testing'):
+            raise ConfigError('eps=-1 is negative.')
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert capsys.readouterr().err == 'error: eps=-1 is negative.\n'
+
+
+def test_a_short_text_has_one_line_and_no_addresses() -> None:
+    assert short(f'{object()}\n  is wrong.') == '<object> is wrong'
+    assert len(short('x ' * 500)) < 300
 
 
 def test_success_and_exits_pass_through() -> None:

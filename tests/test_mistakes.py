@@ -18,7 +18,6 @@ from mmrobust import cli
 from mmrobust.batch import check_batch, count_boxes_outside
 from mmrobust.weights import read_checkpoint
 from mmrobust.weights.fit import check_resumable
-from mmrobust.config_checks import check_launcher, check_sections
 from mmrobust.errors import ConfigError
 from mmrobust.studies.backbone_transfer.metric import as_list
 
@@ -39,11 +38,11 @@ ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
 )
 def test_a_section_of_another_kind(key: str, value: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        check_sections(Config({'model': {}, key: value}))
+        cli.check_sections(Config({'model': {}, key: value}))
 
 
 def test_sections_may_be_absent_or_none() -> None:
-    check_sections(Config({'model': {}, 'val_cfg': None, 'test_evaluator': [{}]}))
+    cli.check_sections(Config({'model': {}, 'val_cfg': None, 'test_evaluator': [{}]}))
 
 
 def test_a_launcher_that_did_not_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,11 +50,11 @@ def test_a_launcher_that_did_not_launch(monkeypatch: pytest.MonkeyPatch) -> None
     for name in names:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r'RANK in the environment: .* by torchrun'):
-        check_launcher('pytorch')
+        cli.check_launcher('pytorch')
     for name in names:
         monkeypatch.setenv(name, '0')
-    check_launcher('pytorch')
-    check_launcher('none')
+    cli.check_launcher('pytorch')
+    cli.check_launcher('none')
 
 
 def test_options_that_argparse_and_mmengine_cannot_read() -> None:

@@ -20,7 +20,6 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.utils.validation import positive_int
-from mmrobust.config_checks import check_sections
 from mmrobust.utils.files import write_atomically
 
 ROWS = ('standard', 'robust')
@@ -80,7 +79,7 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
     folder = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
     cfg = Config.fromfile(folder / f'{row}_fcos.py')
     cli.merge_options(cfg, options or {})
-    check_sections(cfg)
+    cli.check_sections(cfg)
     positive_int((cfg.train_cfg or {}).get('max_iters'), 'train_cfg.max_iters')
     cfg.work_dir, cfg.resume = str(work_dir), True
     trained = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'

@@ -13,8 +13,6 @@ from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
 from mmrobust.attacks.ensemble import VERSIONS as ENSEMBLES
@@ -24,7 +22,9 @@ from mmrobust.autoattack.package import load_package
 from mmrobust.autoattack.threats import read_balls
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.weights.classes import check_class_count
-from mmrobust.errors import ConfigError
+from mmrobust.errors import ConfigError, doing
+from mmrobust.utils.models import bare_model
+from mmrobust.utils.runner import build_runner
 from mmrobust.distributed import start_processes
 from mmrobust.registry import ATTACKS
 from mmrobust.threat import to_pixels
@@ -219,16 +219,17 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
         _set_visualization(cfg, args, classifier)
     if args.tta:
         _set_tta(cfg, classifier)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if not args.tta:
-        model = getattr(runner.model, 'module', runner.model)
+        model = bare_model(runner.model)
         if classifier:
             check_class_count(args.checkpoint, model)
         check_checkpoint(args.checkpoint, model)
     if args.out is not None:
         dump = DumpResults if classifier else DumpDetResults
         runner.test_evaluator.metrics.append(dump(out_file_path=args.out))
-    runner.test()
+    with doing('testing'):
+        runner.test()
 
 
 def _is_classifier(cfg: Config) -> bool:

@@ -10,13 +10,13 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.weights import check_checkpoint, check_initial_weights, read_checkpoint
 from mmrobust.weights.fit import check_resumable
 from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
-from mmrobust.errors import ConfigError
+from mmrobust.errors import ConfigError, doing
+from mmrobust.utils.models import bare_model
+from mmrobust.utils.runner import build_runner
 from mmrobust.distributed import start_processes
 
 _ROBUST_ONLY = (
@@ -97,8 +97,7 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     Raises:
         ConfigError: for one of the options without ``--robust``.
     """
-    given = {key: getattr(args, key) for key in _ROBUST_ONLY}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = cli.given(args, _ROBUST_ONLY)
     if args.dump is not None and not args.dump.endswith('.py'):
         raise ConfigError(f'--dump {args.dump!r} must be a .py file.')
     if args.dump is not None and os.path.realpath(args.dump) == os.path.realpath(
@@ -189,11 +188,11 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         if cfg.get('resume'):
             check_resumable(cfg.load_from, checkpoint)
     check_initial_weights(cfg.model)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if cfg.get('load_from') and cfg.get('resume'):
-        model = getattr(runner.model, 'module', runner.model)
-        check_checkpoint(cfg.load_from, model)
-    runner.train()
+        check_checkpoint(cfg.load_from, bare_model(runner.model))
+    with doing('training'):
+        runner.train()
 
 
 if __name__ == '__main__':

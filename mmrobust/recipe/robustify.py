@@ -101,7 +101,7 @@ def robustify(
 
 def _copy(cfg: Config | str) -> Config:
     if isinstance(cfg, str):
-        from ..cli import read_config
+        from ..utils.configs import read_config
 
         return read_config(cfg)
     return Config(deepcopy(cfg.to_dict()), filename=cfg.filename)

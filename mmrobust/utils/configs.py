@@ -1,0 +1,133 @@
+"""Reads configs of mmengine and overrides settings, with mistakes as sentences."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+
+from ..errors import ConfigError, short
+
+# What sections of a config have to be, by key or by the end of the key.
+_SECTIONS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(('model', 'dataloader', 'preprocessor'), (dict,)),
+    **dict.fromkeys(('train_cfg', 'val_cfg', 'test_cfg', 'env_cfg'), (dict,)),
+    **dict.fromkeys(('optim_wrapper', 'default_hooks', 'custom_imports'), (dict,)),
+    **dict.fromkeys(('auto_scale_lr', 'visualizer', 'randomness'), (dict,)),
+    **dict.fromkeys(('evaluator', 'param_scheduler'), (dict, list)),
+    **dict.fromkeys(('work_dir', 'load_from', 'data_root'), (str,)),
+    **dict.fromkeys(('default_scope', 'experiment_name', 'runner_type'), (str,)),
+    'custom_hooks': (list,),
+    'resume': (bool,),
+}
+_IN_WORDS = {dict: 'a dict', list: 'a list', str: 'a text', bool: 'True or False'}
+
+
+def read_config(path: str) -> Config:
+    """Reads a config.
+
+    Args:
+        path: a file, or the name of a config inside a package, as ``_base_`` takes it:
+            ``'mmdet::fcos/...'``.
+
+    Raises:
+        ConfigError: if it does not exist, cannot be parsed or has no model.
+    """
+    in_package = '::' in path
+    package = path.split('::')[0]
+    if in_package and (not package.isidentifier() or find_spec(package) is None):
+        # mmengine would install the package.
+        raise ConfigError(f'config {path!r} is in a package that is not installed.')
+    if not in_package and not os.path.isfile(path):
+        raise ConfigError(f'config {path!r} does not exist: check the path.')
+    try:
+        cfg = get_config(path) if in_package else Config.fromfile(path)
+        _resolve(cfg)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'config {path!r} needs a file that is missing: {error}.'
+        ) from error
+    except (Exception, SystemExit) as error:  # a program, which fails like one
+        reason = short(str(error)) or type(error).__name__
+        raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
+    if 'model' not in cfg:
+        raise ConfigError(f'config {path!r} has no model.')
+    return cfg
+
+
+def _resolve(node: Any) -> None:
+    """Imports what a config of the lazy style names, which fails here or later."""
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _resolve(value)
+    elif isinstance(node, (dict, ConfigDict, Config)):
+        for value in node.values():
+            _resolve(value)
+
+
+def check_sections(cfg: Config) -> None:
+    """Makes sure that a config's sections are what the frameworks take them for.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for key, value in cfg.items():
+        kinds = _SECTIONS.get(key) or _SECTIONS.get(key.rsplit('_', 1)[-1])
+        if kinds is None or isinstance(value, kinds):
+            continue
+        if value is None and key != 'model':
+            continue
+        wanted = ' or '.join(_IN_WORDS[kind] for kind in kinds)
+        raise ConfigError(f'{key}={short(repr(value))} of the config must be {wanted}.')
+
+
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Merges ``--cfg-options``; a new ``data_root`` reaches datasets and evaluators.
+
+    Config files put ``data_root`` into paths while they are read, so that overriding
+    the variable alone would change nothing.
+
+    Raises:
+        ConfigError: for keys that cannot be set, and for a ``data_root`` that the
+            config does not have.
+    """
+    old_root = cfg.get('data_root')
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:
+        keys, reason = ', '.join(options), short(f'{type(error).__name__}: {error}')
+        raise ConfigError(
+            f'--cfg-options cannot set {keys!r} ({reason}): does the config have it?'
+        ) from error
+    new_root = options.get('data_root')
+    if new_root is None:
+        return
+    if not old_root:
+        raise ConfigError(
+            'data_root is no setting of this config, so changing it has no effect: set '
+            'the paths of the dataloaders and evaluators themselves.'
+        )
+    # Paths are joined by + in configs: keep the slash that they rely on.
+    if old_root.endswith('/') and not new_root.endswith('/'):
+        new_root += '/'
+        cfg.data_root = new_root
+    for key, value in cfg.items():
+        if key.endswith(('dataloader', 'evaluator')):
+            _replace_root(value, old_root, new_root)
+
+
+def _replace_root(node: Any, old: str, new: str) -> None:
+    items: Any = ()
+    if isinstance(node, (dict, ConfigDict)):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+    inside = old if old.endswith('/') else old + '/'
+    for key, value in list(items):
+        if isinstance(value, str) and (value == old or value.startswith(inside)):
+            node[key] = new + value[len(old) :]
+        else:
+            _replace_root(value, old, new)
