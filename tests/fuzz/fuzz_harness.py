@@ -66,12 +66,14 @@ class Outcome:
         err: what it wrote to stderr.
         passes: through the model.
         details: the traceback.
+        ours: whether it ends in this package's own code.
     """
 
     status: Any
     err: str
     passes: int
     details: str = ''
+    ours: bool = False
 
 
 def run(case: Case, project: Path, here: Path) -> Outcome:
@@ -95,16 +97,18 @@ def run(case: Case, project: Path, here: Path) -> Outcome:
         stack.enter_context(redirect_stderr(err))
         os.chdir(here)
         status: Any = 0
-        details = ''
+        details, ours = '', False
         try:
             runpy.run_path(str(TOOLS / case.tool), run_name='__main__')
         except SystemExit as error:
             status = error.code or 0
         except Enough:
             status = 'enough'
-        except Exception:
+        except Exception as error:
             status, details = 'traceback', traceback.format_exc()
-    return Outcome(status, err.getvalue(), counted[0], details)
+            last = traceback.extract_tb(error.__traceback__)[-1].filename
+            ours = str(TOOLS.parent / 'mmrobust') in last or str(TOOLS) in last
+    return Outcome(status, err.getvalue(), counted[0], details, ours)
 
 
 @contextmanager
@@ -180,14 +184,15 @@ def ending(outcome: Outcome) -> str:
     """How a case ended, in words."""
     if outcome.status == 2:
         return 'refused after some passes' if outcome.passes else 'refused at once'
-    return {0: 'done', 'enough': 'computing'}.get(outcome.status, 'wrong')
+    return {0: 'done', 'enough': 'computing', 'traceback': 'foreign error'}.get(outcome.status, 'wrong')
 
 
 def complaints(case: Case, outcome: Outcome, project: Path, here: Path) -> list[str]:
     """What is wrong with how a case ended; nothing if all is well."""
     found = []
     if outcome.status == 'traceback':
-        found.append(f'ended with a traceback:\n{outcome.details}')
+        if not outcome.err.startswith('error while ') or outcome.ours:
+            found.append(f'ended with a traceback:\n{outcome.details}')
     elif outcome.status == 2:
         known = [fill(each, project, here) for each in case.culprits]
         found += _of_message(outcome.err, known)
