@@ -184,7 +184,8 @@ def ending(outcome: Outcome) -> str:
     """How a case ended, in words."""
     if outcome.status == 2:
         return 'refused after some passes' if outcome.passes else 'refused at once'
-    return {0: 'done', 'enough': 'computing', 'traceback': 'foreign error'}.get(outcome.status, 'wrong')
+    ends = {0: 'done', 'enough': 'computing', 'traceback': 'foreign error'}
+    return ends.get(outcome.status, 'wrong')
 
 
 def complaints(case: Case, outcome: Outcome, project: Path, here: Path) -> list[str]:
