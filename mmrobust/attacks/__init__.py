@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from .apgd import APGD, LARGER_RADII
-from .base import Attack, Oracle
+from .base import Attack, Option, Oracle, Preset
 from .ensemble import Ensemble
 from .noise import RandomNoise
 from .pgd import PGD
-from .presets import ATTACK_NAMES, attack_preset
+from .presets import (
+    ATTACK_NAMES,
+    OPTIONS,
+    attack_preset,
+    attack_table,
+    help_text,
+    takes,
+)
 from .square import Square
 from .transferable import TransferPGD
 
@@ -15,12 +22,18 @@ __all__ = [
     'APGD',
     'ATTACK_NAMES',
     'LARGER_RADII',
+    'OPTIONS',
     'PGD',
     'Attack',
     'Ensemble',
+    'Option',
     'Oracle',
+    'Preset',
     'RandomNoise',
     'Square',
     'TransferPGD',
     'attack_preset',
+    'attack_table',
+    'help_text',
+    'takes',
 ]

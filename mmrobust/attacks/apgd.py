@@ -14,7 +14,8 @@ from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
 from ..utils.validation import positive_int
-from .base import Attack, Oracle, one_each
+from .base import Attack, Oracle, Preset, one_each
+from .pgd import PGD
 from .search import Search, SparseSearch, choose, finite
 
 # (multiple of eps, share of the steps): the larger radii of arXiv 2103.01208.
@@ -90,6 +91,11 @@ class APGD(Attack):
     Raises:
         ConfigError: if a setting is unknown or out of range.
     """
+
+    search = 'APGD'
+    options = {key: each for key, each in PGD.options.items() if key != 'step_size'}
+    presets = {'apgd': Preset('all losses', '2003.01690', {'num_steps': 20})}
+    customary = {'l1': {'radius_schedule': LARGER_RADII}}
 
     def __init__(
         self,

@@ -1,16 +1,22 @@
-"""What an attack is, and what it may ask."""
+"""The common basis of all attacks: what each tells about itself, and what it may ask.
+
+To add an attack, write a class in a file of its own and list it in ``presets.py``; the
+command line, ``--help``, the table in docs/attacks.md, the checks and the report read
+the class. What it finds is tested by a row in tests/attacks/test_closed_form.py.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ..objective import Objective
-from ..threat import ThreatModel, to_pixels
+from ..threat import NORMS, ThreatModel, to_pixels
 
 
 class Oracle(Protocol):
@@ -29,6 +35,56 @@ class Oracle(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line, which sets a parameter of attacks.
+
+    Attributes:
+        parameter: the constructor's argument that it sets. ``'objective.target'`` sets
+            the ``target`` in the mapping that is the ``objective``.
+        help: text for ``--help``. It ends before the default values, which
+            :func:`mmrobust.attacks.presets.help_text` adds if they differ by attack.
+        type: turns the text of the command line into a value.
+        choices: the possible values, None if there are others.
+        metavar: what ``--help`` calls the value, None for argparse's own choice.
+        curve: several values make one attack each.
+    """
+
+    parameter: str
+    help: str
+    type: Callable[[str], Any] = str
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+    curve: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name under which the command line and configs know an attack.
+
+    Attributes:
+        maximises: what the attack makes large, one line of Markdown for the docs.
+        source: arXiv number of the paper, or Markdown that says where it comes from.
+        settings: arguments of the constructor that differ from its defaults.
+        options: options beside those of the class.
+        without: options of the class that the preset does not have.
+        aimed: the attack differs from others by its objective only, which every search
+            can have; such names stand last in lists.
+    """
+
+    maximises: str
+    source: str = ''
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    aimed: bool = False
+
+
+EPS = Option('eps', 'radius of the perturbation (default 4)', curve=True)
+NORM = Option('norm', 'linf (default), l2 or l1', choices=NORMS)
+RESTARTS = Option('restarts', 'runs per image (default 1)', int)
+
+
 class Attack(ABC):
     """Finds an image in the threat model that makes the objective large.
 
@@ -38,27 +94,49 @@ class Attack(ABC):
         objective: see :class:`mmrobust.objective.Objective`.
 
     Attributes:
-        reads: the oracle that the attack asks for: ``'loss'`` for
+        search: what the docs call the search.
+        asks: what it asks the oracle for: ``'gradients'`` (and values), ``'values'``
+            or ``'nothing'``.
+        baseline: every attack is expected to find more than this one.
+        transferable: its images are made to work on other models, too, and may be
+            weaker on this one than those of other attacks.
+        reads: the oracle that it needs: ``'loss'`` for
             :class:`mmrobust.objective.LossOracle` on ``objective``, ``'detections'``
             for :class:`mmrobust.objective.detections.DetectionOracle` (a classifier,
             which has no detections, gets its loss).
-        gradient_free: whether it asks for values only.
+        members: attacks by name that run in its place, of which the worst counts; None
+            for an attack that runs itself.
+        presets: its names on the command line.
+        options: its options on the command line.
+        customary: arguments by norm that its presets have there.
 
     Raises:
-        ConfigError: if one of them is unknown or out of range.
+        ConfigError: if an argument is unknown or out of range.
     """
 
-    reads: str = 'loss'
-    gradient_free = False
+    search: ClassVar[str] = ''
+    asks: ClassVar[Literal['gradients', 'values', 'nothing']] = 'gradients'
+    baseline: ClassVar[bool] = False
+    transferable: ClassVar[bool] = False
+    reads: Literal['loss', 'detections'] = 'loss'
+    members: dict[str, Attack] | None = None
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    options: ClassVar[Mapping[str, Option]] = {'norm': NORM, 'eps': EPS}
+    customary: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
         self,
         norm: str = 'linf',
         eps: float | str = 4,
-        objective: str | Sequence[str] = 'total',
+        objective: str | Sequence[str] | Mapping[str, Any] = 'total',
     ) -> None:
         self.threat = ThreatModel(norm=norm, eps=to_pixels(eps, norm=norm))
         self.objective = Objective(objective)
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether it asks for values only."""
+        return self.asks == 'values'
 
     @abstractmethod
     def perturb(
@@ -80,7 +158,7 @@ class Attack(ABC):
         """
 
     def describe(self) -> dict[str, Any]:
-        """The settings that define the attack, for the report."""
+        """Returns the settings that define the attack, for the report."""
         return {
             'norm': self.threat.norm,
             'eps': self.threat.eps,
@@ -88,14 +166,14 @@ class Attack(ABC):
             'num_steps': 0,
             'objective': None,
             'restarts': 1,
-            'gradient_free': self.gradient_free,
+            'gradient_free': self.asks == 'values',
         }
 
 
 def one_each(
     generator: torch.Generator | Sequence[torch.Generator], images: Sequence[Tensor]
 ) -> Sequence[torch.Generator]:
-    """A generator for every image, the same one if there is only one."""
+    """Returns a generator for every image, the same one if there is only one."""
     if isinstance(generator, torch.Generator):
         return [generator] * len(images)
     return generator

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
-from ..threat import ThreatModel, to_pixels
-from .apgd import LARGER_RADII
-from .base import Attack
+from .base import Attack, Option, Oracle, Preset
 
 _APGD = 'mmrobust.APGD'
 
@@ -42,7 +43,7 @@ VERSIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @ATTACKS.register_module()
-class Ensemble:
+class Ensemble(Attack):
     """What AutoAttack (arXiv 2003.01690) is for classifiers, for detectors.
 
     Members run in their order on every image, until nothing of it is detected any
@@ -72,6 +73,20 @@ class Ensemble:
         ConfigError: for an unknown version, or members that are none.
     """
 
+    search = 'several attacks, of which the worst counts'
+    options = {
+        **Attack.options,
+        'version': Option('version', 'of ensemble', choices=tuple(VERSIONS)),
+    }
+    presets = {
+        'ensemble': Preset(
+            'every member its own objective, and the worst mAP over all images counts',
+            'after AutoAttack, [2003.01690](https://arxiv.org/abs/2003.01690)',
+        )
+    }
+
+    members: dict[str, Attack]
+
     def __init__(
         self,
         norm: str = 'linf',
@@ -79,7 +94,7 @@ class Ensemble:
         version: str = 'standard',
         members: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.threat = ThreatModel(norm=norm, eps=to_pixels(eps, norm=norm))
+        super().__init__(norm, eps)
         if members is None and version not in VERSIONS:
             raise ConfigError(
                 f'version {version!r} of the ensemble is unknown: choose from '
@@ -89,12 +104,26 @@ class Ensemble:
         chosen = VERSIONS[version] if members is None else members
         if not chosen:
             raise ConfigError('the ensemble has no members: give at least one.')
-        self.members: dict[str, Attack] = {}
-        for name, member in chosen.items():
-            config = {**member, 'norm': norm, 'eps': eps}
-            if norm == 'l1' and config.get('type') == _APGD:
-                config.setdefault('radius_schedule', LARGER_RADII)
-            self.members[name] = _build(name, config)
+        self.members = {
+            name: _build(name, {**member, 'norm': norm, 'eps': eps})
+            for name, member in chosen.items()
+        }
+
+    def perturb(
+        self,
+        oracle: Oracle,
+        images: Sequence[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> list[Tensor]:
+        """Refuses, since an ensemble is no attack on one loss: its members are.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "an ensemble is an attack of a test loop, AttackTestLoop's for instance, "
+            'and of nothing else: take one of its members.'
+        )
 
     def leave_out(self, name: str, reason: str) -> None:
         """Goes without a member that the model has no losses for.
@@ -109,13 +138,9 @@ class Ensemble:
     def describe(self) -> dict[str, Any]:
         """The settings that define the ensemble, for the report."""
         return {
-            'norm': self.threat.norm,
-            'eps': self.threat.eps,
-            'step_size': None,
+            **super().describe(),
             'num_steps': sum(m.describe()['num_steps'] for m in self.members.values()),
             'objective': self.version,
-            'restarts': 1,
-            'gradient_free': False,
             'version': self.version,
             'members': list(self.members),
         }
@@ -124,8 +149,12 @@ class Ensemble:
 def _build(name: str, config: dict[str, Any]) -> Attack:
     if name == 'benign':
         raise ConfigError("no member of an ensemble can be called 'benign': rename it.")
-    member = ATTACKS.build(config) if 'type' in config else None
-    if not isinstance(member, Attack):
+    customary: Mapping[str, Any] = {}
+    kind = ATTACKS.get(str(config.get('type')))
+    if isinstance(kind, type) and issubclass(kind, Attack):
+        customary = kind.customary.get(config['norm'], {})
+    member = ATTACKS.build({**customary, **config}) if 'type' in config else None
+    if not isinstance(member, Attack) or member.members is not None:
         raise ConfigError(
             f'the member {name!r} of the ensemble is no attack: give it the type of '
             "one, like 'mmrobust.APGD'."

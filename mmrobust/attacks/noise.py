@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registry import ATTACKS
-from .base import Attack, Oracle, one_each
+from .base import Attack, Oracle, Preset, one_each
 
 
 @ATTACKS.register_module()
@@ -23,6 +23,11 @@ class RandomNoise(Attack):
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255.
     """
+
+    search = 'one random draw'
+    asks = 'nothing'
+    baseline = True
+    presets = {'noise': Preset('nothing: the baseline that every attack has to beat')}
 
     def __init__(self, norm: str = 'linf', eps: float | str = 4) -> None:
         super().__init__(norm=norm, eps=eps)

@@ -9,10 +9,97 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..objective import TARGETS
 from ..registry import ATTACKS
 from ..threat import to_pixels
 from ..utils.validation import positive_int
-from .base import Attack, Oracle, one_each
+from .base import RESTARTS, Attack, Option, Oracle, Preset, one_each
+
+TARGET = Option(
+    'objective.target',
+    'which other class mislabel and dag aim at (default most-likely)',
+    choices=TARGETS,
+)
+TARGET_CLASS = Option(
+    'objective.target_class',
+    'the class that targeted aims at, by name or number',
+    metavar='NAME',
+)
+
+# Steps and start of cls, reg and cwa are those of the COCO evaluation in the code of
+# arXiv 2305.17438: eps 4, step 1, 10 steps, from the clean image.
+_PAPER = '2305.17438'
+_TOG = '[2004.04320](https://arxiv.org/abs/2004.04320)'
+
+
+def _aimed(
+    objective: str, maximises: str, source: str = '', **options: Option
+) -> dict[str, Preset]:
+    settings = {'num_steps': 20, 'objective': objective}
+    return {objective: Preset(maximises, source, settings, options, aimed=True)}
+
+
+_PRESETS = {
+    'fgsm': Preset(
+        'all losses',
+        '1412.6572',
+        {'num_steps': 1, 'random_start': False},
+        without=('num_steps', 'restarts'),
+    ),
+    'pgd': Preset('all losses', '1706.06083', {'num_steps': 20}),
+    'cls': Preset(
+        "the head's classification loss",
+        _PAPER,
+        {'objective': 'cls', 'random_start': False},
+    ),
+    'reg': Preset(
+        "the head's box loss", _PAPER, {'objective': 'reg', 'random_start': False}
+    ),
+    'cwa': Preset(
+        "the head's classification and box loss, classes weighted by rarity",
+        _PAPER,
+        {'objective': 'cwa', 'random_start': False},
+    ),
+    **_aimed(
+        'vanish',
+        'minus all losses on empty ground truth: nothing is to be detected',
+        f'TOG-vanishing, {_TOG}',
+    ),
+    **_aimed(
+        'fabricate',
+        'all losses on empty ground truth: more is to be detected',
+        f'TOG-fabrication, {_TOG}',
+    ),
+    **_aimed(
+        'mislabel',
+        'minus the classification loss on other labels in the same boxes',
+        f'TOG-mislabeling, {_TOG}, of which only the classification term is used',
+        target=TARGET,
+    ),
+    **_aimed(
+        'targeted',
+        'minus the classification loss with every label set to one class',
+        f'TOG-mislabeling, {_TOG}, with a chosen class',
+        target_class=TARGET_CLASS,
+    ),
+    **_aimed(
+        'background',
+        'the log-probability that predictions assigned to objects are background',
+    ),
+    **_aimed(
+        'dag',
+        'adversarial minus true logit, summed over the predictions assigned to objects '
+        'that are still right',
+        'after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',
+        target=TARGET,
+    ),
+    **_aimed('rpn', 'the losses of the region proposal network alone'),
+    **_aimed(
+        'objectness',
+        'what says "here is something" whatever its class: the RPN\'s classification, '
+        "YOLO's objectness, the centerness",
+    ),
+}
 
 
 @ATTACKS.register_module()
@@ -46,6 +133,17 @@ class PGD(Attack):
     Raises:
         ConfigError: if a setting is unknown or out of range.
     """
+
+    search = 'PGD'
+    options = {
+        **Attack.options,
+        'step_size': Option(
+            'step_size', 'size of a step (default 2.5 * eps / steps, at most eps)'
+        ),
+        'num_steps': Option('num_steps', 'steps of a run', int, curve=True),
+        'restarts': RESTARTS,
+    }
+    presets = _PRESETS
 
     def __init__(
         self,

@@ -1,105 +1,111 @@
-"""Attacks by name, as ``tools/test.py --attack NAME`` knows them."""
+"""Finds attacks by the names that the command line and configs know them by."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ConfigError
-from .apgd import LARGER_RADII
+from ..registry import ATTACKS
+from .apgd import APGD
+from .base import Attack, Option, Preset
+from .ensemble import Ensemble
+from .noise import RandomNoise
+from .pgd import PGD
+from .square import Square
+from .transferable import TransferPGD
 
-# Steps and start of cls, reg and cwa are those of the COCO evaluation in the code of
-# arXiv 2305.17438: eps 4, step 1, 10 steps, from the clean image.
-_PRESETS: dict[str, dict[str, Any]] = {
-    'noise': {'type': 'mmrobust.RandomNoise'},
-    'fgsm': {'type': 'mmrobust.PGD', 'num_steps': 1, 'random_start': False},
-    'pgd': {'type': 'mmrobust.PGD', 'num_steps': 20},
-    'cls': {'type': 'mmrobust.PGD', 'objective': 'cls', 'random_start': False},
-    'reg': {'type': 'mmrobust.PGD', 'objective': 'reg', 'random_start': False},
-    'cwa': {'type': 'mmrobust.PGD', 'objective': 'cwa', 'random_start': False},
-    'apgd': {'type': 'mmrobust.APGD', 'num_steps': 20},
-    'mim': {'type': 'mmrobust.TransferPGD'},
-    'dim': {'type': 'mmrobust.TransferPGD', 'diversity_prob': 0.5},
-    'tim': {'type': 'mmrobust.TransferPGD', 'kernel_size': 15},
-    'square': {'type': 'mmrobust.Square', 'num_queries': 1000},
-    'ensemble': {'type': 'mmrobust.Ensemble'},
-    **{
-        name: {'type': 'mmrobust.PGD', 'num_steps': 20, 'objective': name}
-        for name in (
-            'vanish',
-            'fabricate',
-            'mislabel',
-            'targeted',
-            'background',
-            'dag',
-            'rpn',
-            'objectness',
-        )
-    },
-}
-
-ATTACK_NAMES = tuple(_PRESETS)
-
-# Attacks that have nothing to choose but norm, radius and version; and FGSM, which has
-# no number of steps.
-_FIXED = ('noise', 'ensemble')
+_CLASSES: tuple[type[Attack], ...] = (
+    *(RandomNoise, PGD, APGD, TransferPGD, Square, Ensemble),
+)
 
 # Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
 
 
-def takes(name: str, setting: str) -> bool:
-    """Whether a named attack has a setting of :func:`attack_preset`."""
-    if setting == 'version':
-        return name == 'ensemble'
-    if setting in ('norm', 'eps'):
-        return True
-    if setting == 'num_steps' and name == 'fgsm':
-        return False
-    return name not in _FIXED
+def _presets() -> dict[str, tuple[type[Attack], Preset]]:
+    found = [(n, (c, p)) for c in _CLASSES for n, p in c.presets.items()]
+    return dict(sorted(found, key=lambda pair: pair[1][1].aimed))
+
+
+_PRESETS = _presets()
+
+ATTACK_NAMES = tuple(_PRESETS)
+
+
+def options_of(name: str) -> dict[str, Option]:
+    """Returns the options of a named attack by their names.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(
+            f'attack {name!r} is unknown: choose from {", ".join(ATTACK_NAMES)}.'
+        )
+    attack, preset = _PRESETS[name]
+    options = {**attack.options, **preset.options}
+    return {key: each for key, each in options.items() if key not in preset.without}
+
+
+#: All options of all named attacks. A name stands for its flag: ``step_size`` for
+#: ``--step-size``. An option with ``curve`` may be given several values.
+OPTIONS: dict[str, Option] = {}
+for _name in ATTACK_NAMES:
+    for _key, _option in options_of(_name).items():
+        OPTIONS.setdefault(_key, _option)
+
+
+def takes(name: str, option: str) -> bool:
+    """Returns whether a named attack has an option of :data:`OPTIONS`."""
+    return option in options_of(name)
+
+
+def help_text(option: str) -> str:
+    """Returns the text for ``--help``, with the defaults if they differ by attack."""
+    defaults: dict[Any, list[str]] = {}
+    for name, (attack, preset) in _PRESETS.items():
+        own = options_of(name).get(option)
+        if own is not None and '.' not in own.parameter:
+            value = inspect.signature(attack).parameters[own.parameter].default
+            value = preset.settings.get(own.parameter, value)
+            defaults.setdefault(value, []).append(name)
+    text = OPTIONS[option].help
+    if len(defaults) < 2:
+        return text
+    *rare, (most, _) = sorted(defaults.items(), key=lambda pair: len(pair[1]))
+    parts = [f'{value} for {", ".join(names)}' for value, names in rare]
+    return f'{text} (default: {"; ".join(parts)}; else {most})'
 
 
 def attack_preset(
-    name: str,
-    norm: str = 'linf',
-    eps: float | str | None = None,
-    step_size: float | str | None = None,
-    num_steps: int | None = None,
-    restarts: int | None = None,
-    target: str | None = None,
-    target_class: int | str | None = None,
-    version: str | None = None,
+    name: str, norm: str = 'linf', eps: float | str | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Builds the config of a named attack.
+    """Returns the config of a named attack.
 
     Args:
         name: one of ``ATTACK_NAMES``.
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units; 4 by default for linf. l2 and l1 have no customary
             radius in pixel units, so it must be given there.
-        step_size: step in pixel units, by default derived from eps and num_steps;
-            ``apgd`` and ``square`` find their own whatever is given.
-        num_steps: by default 10 for ``cls``, ``reg``, ``cwa``, ``mim``, ``dim`` and
-            ``tim``, 1000 (queries) for ``square``, else 20 (a detector's passes are
-            costly: papers on classifiers run APGD for 100); ``fgsm`` has one step
-            whatever is given. ``apgd`` in l1 starts with larger radii and takes at
-            least 3.
-        restarts: number of runs, by default 1.
-        target: of ``mislabel`` and ``dag``, see :class:`mmrobust.objective.Objective`.
-            Other attacks leave it out, so that one setting serves several attacks.
-        target_class: of ``targeted``, which needs it, by name or number; of no other.
-        version: of ``ensemble``, see :class:`Ensemble`; of no other.
+        **options: other options of :data:`OPTIONS`. One that is None, or that the
+            attack does not have, is left out, so that one set of them serves several
+            attacks. (A detector's passes are costly, so the number of steps is small by
+            default: papers on classifiers run APGD for 100.)
 
     Returns:
         A config dict for the ``ATTACKS`` registry.
 
     Raises:
-        ConfigError: for an unknown name or target, l2 or l1 without a radius, or
-            ``targeted`` without a class.
+        ConfigError: for an unknown name or option, or for l2 or l1 without a radius.
     """
-    if name not in _PRESETS:
-        raise ConfigError(
-            f'attack {name!r} is unknown: choose from {", ".join(ATTACK_NAMES)}.'
-        )
+    known = options_of(name)
+    for option in options:
+        if option not in OPTIONS:
+            raise ConfigError(
+                f'{option!r} is no option of attacks: choose from {", ".join(OPTIONS)}.'
+            )
     if eps is None:
         if norm in _CUSTOMARY:
             unit, pixels = _CUSTOMARY[norm]
@@ -109,26 +115,68 @@ def attack_preset(
                 'images.'
             )
         eps = 4
-    config = {**_PRESETS[name], 'norm': norm, 'eps': eps}
-    given = {'step_size': step_size, 'num_steps': num_steps, 'restarts': restarts}
-    if name == 'fgsm':
-        given = {'step_size': step_size}
-    if name in _FIXED:
-        given = {'version': version} if name == 'ensemble' else {}
-    if name in ('mislabel', 'dag') and target is not None:
-        config['objective'] = {'name': name, 'target': target}
-    if name == 'targeted':
-        if target_class is None:
-            raise ConfigError(
-                "the attack 'targeted' needs the class that objects are to be taken "
-                "for: give target_class, for instance 'person' or 0."
-            )
-        config['objective'] = {'name': name, 'target_class': target_class}
-    if name == 'square':
-        given = {'num_queries': num_steps, 'restarts': restarts}
-    if name == 'apgd':
-        given['step_size'] = None
-        if norm == 'l1':
-            config['radius_schedule'] = LARGER_RADII
-    config.update({key: value for key, value in given.items() if value is not None})
+    attack, preset = _PRESETS[name]
+    config = {
+        'type': f'mmrobust.{attack.__name__}',
+        **preset.settings,
+        'norm': norm,
+        'eps': eps,
+        **attack.customary.get(norm, {}),
+    }
+    for option, value in options.items():
+        if option in known and value is not None:
+            parameter, _, key = known[option].parameter.partition('.')
+            given = {'name': config[parameter], key: value} if key else value
+            config[parameter] = given
     return config
+
+
+@ATTACKS.register_module(name='attack_preset')
+def build_preset(name: str, **options: Any) -> Attack:
+    """Builds a named attack.
+
+    In configs: ``dict(type='mmrobust.attack_preset', name='cls', eps=4)``.
+
+    Args:
+        name: one of ``ATTACK_NAMES``.
+        **options: see :func:`attack_preset`.
+    """
+    attack: Attack = ATTACKS.build(attack_preset(name, **options))
+    return attack
+
+
+def attack_table() -> str:
+    """Returns the table of all named attacks in docs/attacks.md, as Markdown."""
+    return '\n'.join(_rows())
+
+
+def _rows() -> Iterator[str]:
+    yield '| name | search | what it maximises | source |'
+    yield '| --- | --- | --- | --- |'
+    for name, (attack, preset) in _PRESETS.items():
+        settings = dict(preset.settings)
+        if settings.get('objective') == 'targeted':
+            settings['objective'] = {'name': 'targeted', 'target_class': 0}
+        search = _search(attack(**settings))
+        source = preset.source
+        if source and '[' not in source:
+            source = ', '.join(
+                f'[{each}](https://arxiv.org/abs/{each})' for each in source.split()
+            )
+        yield f'| `{name}` | {search} | {preset.maximises} | {source} |'
+
+
+def _search(attack: Attack) -> str:
+    settings = attack.describe()
+    steps, unit = settings['num_steps'], 'step'
+    if attack.asks == 'values':
+        unit = 'query'
+    text = attack.search
+    if steps and attack.members is None:
+        plural = {'step': 'steps', 'query': 'queries'}[unit]
+        text += f', {steps} {unit if steps == 1 else plural}'
+    if settings.get('random_start') is False:
+        text += ' from the image'
+    if settings.get('keep_best') is False:
+        text += ', last iterate'
+    return text

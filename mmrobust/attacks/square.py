@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
 from ..utils.validation import positive_int
-from .base import Attack, Oracle, one_each
+from .base import Attack, Oracle, Preset, one_each
+from .pgd import PGD
 from .search import finite
 
 DETECTIONS = 'detections'
@@ -74,7 +76,21 @@ class Square(Attack):
         ConfigError: if a setting is unknown or out of range.
     """
 
-    gradient_free = True
+    search = 'random search'
+    asks = 'values'
+    options = {
+        key: replace(each, parameter='num_queries') if key == 'num_steps' else each
+        for key, each in PGD.options.items()
+        if key != 'step_size'
+    }
+    presets = {
+        'square': Preset(
+            'what is lost of the final detections: score times IoU of each object, and '
+            'confident false boxes; no gradients',
+            '1912.00049',
+            {'num_queries': 1000},
+        )
+    }
 
     def __init__(
         self,

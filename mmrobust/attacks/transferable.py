@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..utils.validation import positive_int
-from .base import Oracle, one_each
+from .base import Oracle, Preset, one_each
 from .diversity import Placement, following
 from .pgd import PGD
 
@@ -68,6 +68,24 @@ class TransferPGD(PGD):
     Raises:
         ConfigError: if a setting is unknown or out of range.
     """
+
+    transferable = True
+    presets = {
+        'mim': Preset(
+            'all losses, by gradients with momentum, which transfer to other detectors',
+            '1710.06081',
+        ),
+        'dim': Preset(
+            'the same with diverse inputs, too',
+            '1803.06978',
+            {'diversity_prob': 0.5},
+        ),
+        'tim': Preset(
+            'the same as `mim` with a smoothed gradient',
+            '1904.02884',
+            {'kernel_size': 15},
+        ),
+    }
 
     def __init__(
         self,

@@ -345,7 +345,7 @@ class AttackEvaluation:
     def _check_objectives(self) -> list[str]:
         """Refuses attacks that the model has no losses for; ensembles go without."""
         loader, notes = self.dataloader, []
-        plain = [a for a in self.attacks.values() if isinstance(a, Attack)]
+        plain = [a for a in self.attacks.values() if a.members is None]
         notes += self.attacker.check(plain, loader.dataset, loader.collate_fn)
         for ensemble in self.attacks.values():
             if not isinstance(ensemble, Ensemble):

@@ -7,7 +7,7 @@ An :class:`Objective` says which loss terms, on which ground truth, with which s
 
 from __future__ import annotations
 
-from .base import NAMED, Objective
+from .base import NAMED, TARGETS, Objective
 from .mode import loss_mode
 from .oracle import LossOracle, gradients
 from .seams import NotStackedError, Seams
@@ -15,6 +15,7 @@ from .stacked import StackedOracle, find_seams
 
 __all__ = [
     'NAMED',
+    'TARGETS',
     'LossOracle',
     'NotStackedError',
     'Objective',

@@ -166,7 +166,8 @@ class Objective:
             raise ConfigError('target and target_class exclude each other.')
         if default == 'given' and target_class is None:
             raise ConfigError(
-                "the objective 'targeted' needs a target_class, by name or number."
+                "the objective 'targeted' needs the class that objects are to be taken "
+                "for: give target_class, for instance 'person' or 0."
             )
         if target is not None and target not in TARGETS:
             raise ConfigError(

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmrobust.attacks import APGD, LARGER_RADII, PGD, attack_preset
+from mmrobust.attacks import APGD, LARGER_RADII, PGD
 from mmrobust.attacks.search import Search, SparseSearch
-from mmrobust.errors import ConfigError
-from mmrobust.registry import ATTACKS
 from mmrobust.threat import ThreatModel
 
 RADII = {'linf': 8.0, 'l2': 128.0, 'l1': 1530.0}
@@ -541,51 +539,3 @@ def test_larger_radii_are_searched_first():
     sizes = [(point - clean).abs().max().item() for point in oracle.points[1:]]
     # Per radius the start and one point per step; each starts at the best before.
     assert sizes == [0] + [16] * 3 + [12] * 4 + [8] * 5
-
-
-@pytest.mark.parametrize(
-    'settings',
-    [
-        dict(num_steps=0),
-        dict(restarts=0),
-        dict(eps=0.016),
-        dict(norm='l3'),
-        dict(rho=0),
-        dict(rho=True),
-        dict(topk_share=1.5),
-        dict(topk_share='some'),
-        dict(radius_schedule=[]),
-        dict(radius_schedule=[3, 2, 1]),
-        dict(radius_schedule=[(3, 0.5), (2, 0.5)]),
-        dict(radius_schedule=[(3, 0.5), (1, 0.6)]),
-        dict(radius_schedule=[(0.5, 0.5), (1, 0.5)]),
-        dict(radius_schedule=[(3, 0), (1, 1)]),
-        dict(radius_schedule='large'),
-        dict(radius_schedule=LARGER_RADII, num_steps=2),
-    ],
-)
-def test_impossible_settings(settings):
-    with pytest.raises(ConfigError):
-        APGD(**settings)
-
-
-def test_the_preset():
-    settings = ATTACKS.build(attack_preset('apgd', step_size=1)).describe()
-    assert settings == {
-        'norm': 'linf',
-        'eps': 4,
-        'step_size': 8,
-        'num_steps': 20,
-        'objective': 'total',
-        'restarts': 1,
-        'random_start': True,
-        'keep_best': True,
-        'gradient_free': False,
-        'rho': 0.75,
-        'radius_schedule': [(1, 20)],
-    }
-    settings = ATTACKS.build(
-        attack_preset('apgd', norm='l1', eps=19125, num_steps=100, restarts=5)
-    ).describe()
-    assert settings['radius_schedule'] == [(3, 30), (2, 30), (1, 40)]
-    assert settings['restarts'] == 5

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmrobust.attacks import ATTACK_NAMES, PGD, RandomNoise, attack_preset
-from mmrobust.errors import ConfigError
-from mmrobust.registry import ATTACKS
+from mmrobust.attacks import PGD, RandomNoise
 
 
 class Function:
@@ -184,67 +182,6 @@ def test_results_stay_in_the_ball(norm, eps):
     (best,) = attack.perturb(oracle, [clean], _generator())
     assert attack.threat.distance(clean, best) <= eps * (1 + 1e-5)
     assert 0 <= best.min() <= best.max() <= 255
-
-
-@pytest.mark.parametrize(
-    'settings',
-    [
-        dict(num_steps=0),
-        dict(num_steps=1.5),
-        dict(num_steps=True),
-        dict(num_steps='many'),
-        dict(restarts=0),
-        dict(step_size=-1),
-        dict(step_size=float('nan')),
-        dict(eps=4, step_size=0.0078),  # 2/255 on the [0, 1] scale
-        dict(eps=-1),
-        dict(eps=0.016),
-        dict(norm='l3'),
-        dict(objective='everything'),
-        dict(objective=[]),
-    ],
-)
-def test_impossible_settings(settings):
-    with pytest.raises(ConfigError):
-        PGD(**settings)
-
-
-@pytest.mark.parametrize('name', ATTACK_NAMES)
-def test_every_preset_builds(name):
-    attack = ATTACKS.build(
-        attack_preset(name, eps='8/255', num_steps=3, target_class=0)
-    )
-    assert attack.describe()['eps'] == 8
-    # The ensemble's are its own: six times 20, and 200 queries.
-    steps = {'noise': 0, 'fgsm': 1, 'ensemble': 320}.get(name, 3)
-    assert attack.describe()['num_steps'] == steps
-
-
-@pytest.mark.parametrize('name', ['cls', 'reg', 'cwa'])
-def test_the_papers_attacks_have_the_papers_settings(name):
-    settings = ATTACKS.build(attack_preset(name)).describe()
-    assert settings == {
-        'norm': 'linf',
-        'eps': 4,
-        'step_size': 1,
-        'num_steps': 10,
-        'objective': name,
-        'restarts': 1,
-        'random_start': False,
-        'keep_best': True,
-        'gradient_free': False,
-    }
-
-
-def test_unknown_attack_names_the_known_ones():
-    with pytest.raises(ConfigError, match='noise, fgsm, pgd, cls, reg, cwa, apgd'):
-        attack_preset('pdg')
-
-
-@pytest.mark.parametrize(('norm', 'hint'), [('l2', '510 for'), ('l1', '19125 for')])
-def test_l2_and_l1_need_a_radius(norm, hint):
-    with pytest.raises(ConfigError, match=f'the {norm} norm needs a radius.*{hint}'):
-        attack_preset('pgd', norm=norm)
 
 
 def test_noise_asks_nothing_and_reaches_the_boundary():

@@ -14,7 +14,6 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from mmrobust.attacks import attack_preset
 from mmrobust.objective.classifier import make_oracle
 from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.errors import ConfigError
@@ -26,7 +25,6 @@ from mmrobust.objective.scores import (
     measured,
 )
 from mmrobust.objective.truth import likely_classes, relabelled, without_objects
-from mmrobust.registry import ATTACKS
 from torch import Tensor, nn
 
 CLASSES = 3
@@ -432,7 +430,7 @@ def test_heads_that_cannot_be_read_are_refused():
         ({'name': 'vanish', 'target': 'next'}, "'vanish' has no target"),
         ({'name': 'mislabel', 'target': 'worst'}, 'most-likely, least-likely, next'),
         ({'name': 'mislabel', 'target_class': 1}, 'use targeted'),
-        ({'name': 'targeted'}, 'needs a target_class'),
+        ({'name': 'targeted'}, 'needs the class'),
         ({'name': 'dag', 'target': 'next', 'target_class': 1}, 'exclude each other'),
         ({'name': 'vanish', 'eps': 4}, "unknown setting 'eps'"),
         ({'name': 'vansh'}, 'vanish, fabricate, mislabel, targeted, background, dag'),
@@ -465,19 +463,6 @@ def test_one_class_cannot_be_mislabelled():
     model.bbox_head.num_classes = 1
     with pytest.raises(ConfigError, match='one only: use vanish or background'):
         Objective('mislabel').targets(model)
-
-
-def test_presets_carry_targets():
-    for name in ('vanish', 'fabricate', 'background', 'rpn', 'objectness', 'dag'):
-        settings = ATTACKS.build(attack_preset(name)).describe()
-        assert (settings['objective'], settings['num_steps']) == (name, 20)
-        assert settings['random_start']
-    built = ATTACKS.build(attack_preset('targeted', target_class='cat'))
-    assert built.describe()['objective'] == 'targeted(cat)'
-    built = ATTACKS.build(attack_preset('dag', target='next', target_class='cat'))
-    assert built.describe()['objective'] == 'dag(next)'
-    with pytest.raises(ConfigError, match="'targeted' needs the class"):
-        attack_preset('targeted')
 
 
 @pytest.mark.parametrize('adversary', [FreeAdversary, PGDAdversary])
