@@ -11,13 +11,13 @@ accuracy, outputs that differ between calls).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from ..report import AttackResult
+from ..report import AttackResult, Figure, agreed_settings, figure_of
 
 # Passes are compared on the same images, so AP below this is mere reordering of
 # detections; AutoAttack takes the same for accuracy.
@@ -45,103 +45,75 @@ UNBOUNDED_LINF = 128.0
 # leave the classes right), so that a larger ball need not help them for ever.
 _WHOLE = ('total', 'detections')
 
-# Figures in percent, by the end of their keys.
-_PERCENT = ('PQ', 'top1')
-_MAIN = ('bbox_mAP', 'mAP', 'AP50', 'segm_mAP', *_PERCENT)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """The figure of a pass that is compared.
-
-    Attributes:
-        value: in [0, 1].
-        margin: half the width of its bootstrap interval over images.
-    """
-
-    value: float
-    margin: float = UNKNOWN_MARGIN
-
-
-def figure_of(
-    metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None = None
-) -> Figure | None:
-    """The figure by which a pass is compared.
-
-    Args:
-        metrics: as the evaluator gives them.
-        boxes: as in :class:`mmrobust.report.AttackResult`; its mAP comes first,
-            because it has an interval.
-
-    Returns:
-        The figure, with percent as shares; None if there is no finite one.
-    """
-    interval = (boxes or {}).get('mAP')
-    if interval and _is_number(interval.get('estimate')):
-        known = _is_number(interval.get('low')) and _is_number(interval.get('high'))
-        margin = UNKNOWN_MARGIN
-        if known:
-            margin = (float(interval['high']) - float(interval['low'])) / 2
-        return Figure(float(interval['estimate']), margin)
-    for end in _MAIN:
-        for key, value in metrics.items():
-            if key.split('/')[-1] == end and _is_number(value):
-                return Figure(value / 100 if end in _PERCENT else float(value))
-    return None
-
 
 @dataclass(frozen=True)
 class _Pass:
-    name: str
-    settings: Mapping[str, Any]
-    figure: Figure
-    drop: Mapping[str, Any] | None
+    """A pass with its figure as a share of 1, and half the width of the interval."""
+
+    result: AttackResult
+    value: float
+    margin: float
 
     @property
-    def value(self) -> float:
-        return self.figure.value
+    def name(self) -> str:
+        return self.result.name
 
     @property
     def eps(self) -> float:
-        return float(self.settings.get('eps') or 0)
+        return float(self.result.settings.get('eps') or 0)
 
     @property
     def steps(self) -> int:
-        return int(self.settings.get('num_steps') or 0)
+        return int(self.result.settings.get('num_steps') or 0)
+
+    @property
+    def objective(self) -> str | None:
+        return self.result.settings.get('objective')
 
     @property
     def searches(self) -> bool:
-        return self.steps > 0
-
-    @property
-    def gradient_free(self) -> bool:
-        return bool(self.settings.get('gradient_free'))
-
-    @property
-    def ensemble(self) -> bool:
-        return bool(self.settings.get('members'))
-
-    @property
-    def transferred(self) -> bool:
-        return bool(self.settings.get('source'))
-
-    @property
-    def bent(self) -> bool:
-        # TransferPGD: gradients of this model, bent to suit others.
-        return not self.transferred and 'decay' in self.settings
+        return self.result.asks != 'nothing'
 
     @property
     def white_box(self) -> bool:
-        other = self.gradient_free or self.transferred or self.bent
-        return self.searches and not other
+        return self.result.asks == 'gradients' and not self.result.transferable
 
     @property
     def ball(self) -> tuple[Any, float]:
-        return self.settings.get('norm'), self.eps
+        return self.result.settings.get('norm'), self.eps
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """All passes, and the figure without attack as a share, if it is known."""
+
+    benign: float | None
+    all: Sequence[_Pass]
+
+    @property
+    def searches(self) -> list[_Pass]:
+        return [each for each in self.all if each.searches]
+
+    @property
+    def ruin(self) -> float:
+        """What is left of AP when an attack has broken everything."""
+        return BROKEN * (1.0 if self.benign is None else self.benign)
+
+    def alike(self, axis: str, *free: str) -> list[list[_Pass]]:
+        """Groups the searches that agree in all but the axis and what is free."""
+        groups: dict[str, list[_Pass]] = {}
+        for each in self.searches:
+            settings = agreed_settings(each.result, axis, *free)
+            key = json.dumps(settings, sort_keys=True, default=str)
+            groups.setdefault(key, []).append(each)
+        return list(groups.values())
+
+
+_Found = Iterator[tuple[str, str]]
 
 
 def comparison_verdicts(
-    benign: float | None, attacks: Sequence[AttackResult]
+    benign: Figure | None, attacks: Sequence[AttackResult]
 ) -> dict[str, list[str]]:
     """Judges the passes of an evaluation by each other.
 
@@ -153,211 +125,178 @@ def comparison_verdicts(
     ``2 s**2 (1 - r)``).
 
     Args:
-        benign: AP without attack, in [0, 1] (see :func:`figure_of`); None if unknown.
-        attacks: the passes. Of their settings these matter: ``norm``, ``eps``,
-            ``num_steps`` (0 for noise), ``objective``, ``gradient_free`` (missing
-            means False) and ``source`` (the images come from another model); passes
-            that are compared along eps or steps must agree in all others, but for the
-            step size, which follows from both.
+        benign: the figure without attack (see :func:`mmrobust.report.figure_of`); None
+            if it is unknown.
+        attacks: the passes. Passes that are compared along eps or steps must agree in
+            all other settings, but for the step size, which follows from both.
 
     Returns:
         Sentences by the name of the attack; names without any are left out.
     """
-    passes = []
+    found = []
     for result in attacks:
         figure = figure_of(result.metrics, result.boxes)
         if figure is not None:
-            drop = (result.boxes or {}).get('drop')
-            passes.append(_Pass(result.name, result.settings, figure, drop))
-    found: dict[str, list[str]] = {}
-    for check in (_above_benign, _noise, _along_eps, _along_steps, _without_gradient):
-        for name, sentence in check(benign, passes):
-            found.setdefault(name, []).append(sentence)
-    for name, sentence in _unbounded(benign, passes):
-        found.setdefault(name, []).append(sentence)
-    return found
+            found.append(_Pass(result, figure.share, _margin(figure)))
+    passes = _Passes(None if benign is None else benign.share, found)
+    sentences: dict[str, list[str]] = {}
+    for check in _CHECKS:
+        told: set[str] = set()  # a pass that is weaker than several others: once
+        for name, sentence in check(passes):
+            if name not in told:
+                sentences.setdefault(name, []).append(sentence)
+            told.add(name)
+    return sentences
 
 
-_Found = list[tuple[str, str]]
-
-
-def _above_benign(benign: float | None, passes: Sequence[_Pass]) -> _Found:
-    found = []
-    for each in passes:
-        if benign is None or not each.searches:
-            continue
+def _above_benign(passes: _Passes) -> _Found:
+    benign = passes.benign
+    for each in passes.searches:
+        if benign is None:
+            return
         gain = each.value - benign
         # The interval of the difference on the same draws, if there is one.
-        high: Any = (each.drop or {}).get('high')
-        sure = high < 0 if _is_number(high) else gain > each.figure.margin
+        drop = Figure.resampled((each.result.boxes or {}).get('drop'))
+        if drop is None or drop.high is None:
+            sure = gain > each.margin
+        else:
+            sure = drop.high < 0
         if gain > SAME and sure:
-            found.append(
-                (
-                    each.name,
-                    f'AP under attack is {each.value:.3f}, above the benign '
-                    f'{benign:.3f}: the attack helps the detector; the sign of the '
-                    'objective or the frame of the ground truth is wrong.',
-                )
+            yield (
+                each.name,
+                f'AP under attack is {each.value:.3f}, above the benign '
+                f'{benign:.3f}: the attack helps the detector; the sign of the '
+                'objective or the frame of the ground truth is wrong.',
             )
-    return found
 
 
-def _noise(benign: float | None, passes: Sequence[_Pass]) -> _Found:
-    found = []
-    for each in passes:
-        # Images of another model may well do no harm; that is a finding, no fault.
-        if not each.searches or each.settings.get('source') or each.eps == 0:
+def _noise(passes: _Passes) -> _Found:
+    noises = {each.ball: each for each in reversed(passes.all) if not each.searches}
+    for each in passes.searches:
+        noise = noises.get(each.ball)
+        if noise is None or each.eps == 0 or noise.value <= passes.ruin:
             continue
-        noises = [p for p in passes if not p.searches and p.ball == each.ball]
-        for noise in noises[:1]:
-            margin = _margin(each, noise)
-            # In a coarse figure a tie means nothing, and after the ruin neither.
-            allowed = -max(SAME, DRAWS * margin) if margin <= COARSE else margin
-            # Noise may also help, which makes no good attack of one without effect.
-            level = noise.value if benign is None else min(noise.value, benign)
-            if noise.value > _ruin(benign) and each.value - level >= allowed:
-                found.append(
-                    (
-                        each.name,
-                        f'AP is {each.value:.3f}, no lower than under random noise of '
-                        f'the same norm and eps ({noise.name}: {noise.value:.3f}) or '
-                        'than without attack: '
-                        'the attack finds nothing, because its gradient is masked, its '
-                        'objective does not concern the detections, or its steps are '
-                        'too few.',
-                    )
-                )
-    return found
+        margin = _mean_margin(each, noise)
+        # In a coarse figure a tie means nothing, and after the ruin neither.
+        allowed = -max(SAME, DRAWS * margin) if margin <= COARSE else margin
+        # Noise may also help, which makes no good attack of one without effect.
+        benign = noise.value if passes.benign is None else passes.benign
+        level = min(noise.value, benign)
+        if each.value - level >= allowed:
+            yield (
+                each.name,
+                f'AP is {each.value:.3f}, no lower than under random noise of '
+                f'the same norm and eps ({noise.name}: {noise.value:.3f}) or '
+                'than without attack: '
+                'the attack finds nothing, because its gradient is masked, its '
+                'objective does not concern the detections, or its steps are '
+                'too few.',
+            )
 
 
-def _along_eps(benign: float | None, passes: Sequence[_Pass]) -> _Found:
-    found: dict[str, str] = {}
-    for group in _alike(passes, ('eps', 'step_size')):
-        group = sorted((p for p in group if p.eps > 0), key=lambda p: p.eps)
-        for small, large in combinations(group, 2):
-            if small.eps == large.eps or large.name in found:
-                continue
-            if not _stalls(benign, small, large):
-                continue
-            found[large.name] = (
+def _along_eps(passes: _Passes) -> _Found:
+    for small, large in _pairs(passes.alike('eps'), lambda each: each.eps):
+        if small.eps > 0 and _stalls(passes, small, large):
+            yield (
+                large.name,
                 f'AP is {large.value:.3f} at eps {large.eps:g} and {small.value:.3f} '
                 f'at eps {small.eps:g} ({small.name}): it should fall as the ball '
                 'grows; gradients are masked beyond the smaller ball, or the steps '
-                'are too short or too few to cross the larger one.'
+                'are too short or too few to cross the larger one.',
             )
-    return list(found.items())
 
 
-def _stalls(benign: float | None, small: _Pass, large: _Pass) -> bool:
-    """Whether a larger ball did not help although it should have.
+def _stalls(passes: _Passes, small: _Pass, large: _Pass) -> bool:
+    """Returns whether a larger ball did not help although it should have.
 
     Losing AP grows at least in proportion to eps at first and slows down towards the
     ruin. With what the smaller ball took, and what is left, a third of the proportional
     growth is the least to be expected; noticeable is what exceeds the margin.
     """
-    margin = _margin(small, large)
+    margin = _mean_margin(small, large)
     fall = small.value - large.value
-    if fall < -max(margin, SAME) and large.value > _ruin(benign):
+    if fall < -max(margin, SAME) and large.value > passes.ruin:
         return True
-    left = small.value - _ruin(benign)
-    if benign is None or small.settings.get('objective') not in _WHOLE:
+    if passes.benign is None or small.objective not in _WHOLE:
         return False
-    growth = max(benign - small.value, 0) * (large.eps / small.eps - 1)
+    left = small.value - passes.ruin
+    growth = max(passes.benign - small.value, 0) * (large.eps / small.eps - 1)
     return fall + margin < min(growth, left) / 3
 
 
-def _along_steps(benign: float | None, passes: Sequence[_Pass]) -> _Found:
-    found: dict[str, str] = {}
-    for group in _alike(passes, ('num_steps', 'step_size', 'random_start')):
-        group = sorted(group, key=lambda p: p.steps)
-        for few, many in combinations(group, 2):
-            if few.steps == many.steps or many.name in found:
-                continue
-            # Attacks converge, so that more steps need not help; but never harm.
-            rise = many.value - few.value
-            harm = rise > max(_margin(few, many), SAME)
-            if harm and many.value > _ruin(benign):
-                found[many.name] = (
-                    f'AP is {many.value:.3f} after {many.steps} steps and '
-                    f'{few.value:.3f} after {few.steps} ({few.name}): more steps '
-                    'should not be weaker; gradients are masked or noisy, the steps '
-                    'too short, or what the attack maximises is not what lowers AP.'
-                )
-    return list(found.items())
+def _along_steps(passes: _Passes) -> _Found:
+    groups = passes.alike('num_steps', 'random_start')
+    for few, many in _pairs(groups, lambda each: each.steps):
+        # Attacks converge, so that more steps need not help; but never harm.
+        rise = many.value - few.value
+        if rise > max(_mean_margin(few, many), SAME) and many.value > passes.ruin:
+            yield (
+                many.name,
+                f'AP is {many.value:.3f} after {many.steps} steps and '
+                f'{few.value:.3f} after {few.steps} ({few.name}): more steps '
+                'should not be weaker; gradients are masked or noisy, the steps '
+                'too short, or what the attack maximises is not what lowers AP.',
+            )
 
 
-def _without_gradient(benign: float | None, passes: Sequence[_Pass]) -> _Found:
-    found = []
-    for each in passes:
-        # Of an ensemble, which may have members without gradients, the members count.
-        rivals = [p for p in passes if p.white_box and not p.ensemble]
-        rivals = [p for p in rivals if p.ball == each.ball]
-        if each.bent:
+def _without_gradient(passes: _Passes) -> _Found:
+    # Of an ensemble, which may have members without gradients, the members count.
+    direct = [p for p in passes.searches if p.white_box and not p.result.members]
+    for each in passes.searches:
+        rivals = [p for p in direct if p.ball == each.ball]
+        if each.result.transferable:
             # Of one objective, and at no lower cost, the true gradient is better.
-            objective = each.settings.get('objective')
-            rivals = [p for p in rivals if p.settings.get('objective') == objective]
+            rivals = [p for p in rivals if p.objective == each.objective]
             rivals = [p for p in rivals if p.steps >= each.steps]
-        if not each.searches or each.white_box or not rivals:
+        if each.white_box or not rivals:
             continue
         best = min(rivals, key=lambda p: p.value)
-        weaker = best.value - each.value > max(_margin(best, each), SAME)
-        if weaker and best.value > _ruin(benign):
-            kind = 'gradient-free' if each.gradient_free else 'transfer'
-            found.append(
-                (
-                    each.name,
-                    f'AP is {each.value:.3f}, below the {best.value:.3f} of the best '
-                    f'white-box attack at the same norm and eps ({best.name}), '
-                    f'although this is a {kind} attack: the white-box attacks are too '
-                    'weak (masked gradients, too few steps, another objective), and '
-                    'AP under them is no estimate of robustness.',
-                )
+        weaker = best.value - each.value > max(_mean_margin(best, each), SAME)
+        if weaker and best.value > passes.ruin:
+            kind = 'transfer' if each.result.transferable else 'gradient-free'
+            yield (
+                each.name,
+                f'AP is {each.value:.3f}, below the {best.value:.3f} of the best '
+                f'white-box attack at the same norm and eps ({best.name}), '
+                f'although this is a {kind} attack: the white-box attacks are too '
+                'weak (masked gradients, too few steps, another objective), and '
+                'AP under them is no estimate of robustness.',
             )
-    return found
 
 
-def _unbounded(benign: float | None, passes: Sequence[_Pass]) -> _Found:
-    return [
-        (
-            each.name,
-            f'AP is {each.value:.3f} at eps {each.eps:g}, where every image can be '
-            'made plain grey, and should be near 0: the attack does not find what is '
-            'there, or the detections do not depend on the image.',
-        )
-        for each in passes
-        if each.white_box
-        and each.settings.get('norm') == 'linf'
-        and each.eps >= UNBOUNDED_LINF
-        and each.value - each.figure.margin > _ruin(benign)
-    ]
+def _unbounded(passes: _Passes) -> _Found:
+    for each in passes.searches:
+        norm, eps = each.ball
+        whole = each.white_box and norm == 'linf' and eps >= UNBOUNDED_LINF
+        if whole and each.value - each.margin > passes.ruin:
+            yield (
+                each.name,
+                f'AP is {each.value:.3f} at eps {each.eps:g}, where every image can be '
+                'made plain grey, and should be near 0: the attack does not find what '
+                'is there, or the detections do not depend on the image.',
+            )
 
 
-def _alike(passes: Sequence[_Pass], free: Sequence[str]) -> list[list[_Pass]]:
-    """Searches whose settings agree in all but the free ones."""
-    groups: dict[str, list[_Pass]] = {}
-    for each in passes:
-        if not each.searches:
-            continue
-        settings = {k: v for k, v in each.settings.items() if k not in free}
-        # Pairs (multiple of eps, steps): the steps are those of num_steps.
-        radii = settings.get('radius_schedule')
-        if radii is not None:
-            settings['radius_schedule'] = [multiple for multiple, _ in radii]
-        if 'num_queries' in settings and 'num_steps' in free:
-            del settings['num_queries']
-        groups.setdefault(repr(sorted(settings.items())), []).append(each)
-    return [group for group in groups.values() if len(group) > 1]
+_CHECKS: tuple[Callable[[_Passes], _Found], ...] = (
+    *(_above_benign, _noise, _along_eps, _along_steps, _without_gradient, _unbounded),
+)
 
 
-def _ruin(benign: float | None) -> float:
-    return BROKEN * (benign if benign is not None else 1.0)
+def _pairs(
+    groups: Sequence[Sequence[_Pass]], size: Callable[[_Pass], float]
+) -> Iterator[tuple[_Pass, _Pass]]:
+    """Yields the pairs in each group whose second one is larger."""
+    for group in groups:
+        for small, large in combinations(sorted(group, key=size), 2):
+            if size(small) < size(large):
+                yield small, large
 
 
-def _margin(first: _Pass, second: _Pass) -> float:
-    return (first.figure.margin + second.figure.margin) / 2
+def _margin(figure: Figure) -> float:
+    if figure.low is None or figure.high is None:
+        return UNKNOWN_MARGIN
+    return (figure.high - figure.low) / 2
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not hasattr(value, '__float__'):
-        return False
-    return math.isfinite(float(value))
+def _mean_margin(first: _Pass, second: _Pass) -> float:
+    return (first.margin + second.margin) / 2

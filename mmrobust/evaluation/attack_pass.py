@@ -41,7 +41,7 @@ class AttackPass:
     ) -> None:
         self.evaluation = evaluation
         self.name = name
-        self.result = AttackResult(name, {**attack.describe(), **_on_curve(name)})
+        self.result = AttackResult.of(name, attack, **_on_curve(name))
         self.members: dict[str, Attack] = {}
         self.ensemble: EnsemblePass | None = None
         if isinstance(attack, Ensemble):

@@ -20,9 +20,9 @@ from ..analysis import (
 )
 from ..attacks import Ensemble
 from ..batch import image_id
-from ..checks import comparison_verdicts, figure_of
+from ..checks import comparison_verdicts
 from ..errors import ConfigError
-from ..report import AttackResult
+from ..report import AttackResult, figure_of
 from ..utils.store import StorePart
 from .box_analysis import BENIGN, BoxAnalysis
 from .outcome import Outcome
@@ -197,14 +197,11 @@ class EnsemblePass:
             key: {'mAP': asdict(self._interval(restrict(table, ran)))}
             for key, table in tables.items()
         }
-        benign = figure_of({}, boxes[BENIGN])
-        found = comparison_verdicts(
-            None if benign is None else benign.value,
-            [
-                AttackResult(key, member.describe(), boxes=boxes[key])
-                for key, member in members.items()
-            ],
-        )
+        results = [
+            AttackResult.of(key, member, boxes=boxes[key])
+            for key, member in members.items()
+        ]
+        found = comparison_verdicts(figure_of({}, boxes[BENIGN]), results)
         where = f'on the {int(ran.sum())} images that every member attacked'
         for key, sentences in found.items():
             result.checks += [f'{key}: {where}, {text}' for text in sentences]

@@ -1,22 +1,21 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
-from .curves import Curve, find_curves
-from .document import Part, Section, Table, markdown_table, number
-from .figures import Bar, Figure
-from .result import AttackResult
+from .document import Bar, Figure, Part, Section, Table, number
+from .markdown import markdown_table
+from .results import AttackResult, agreed_settings, figure_of
 from .robustness import RobustnessReport, device_name, package_versions
 
 __all__ = [
     'AttackResult',
     'Bar',
-    'Curve',
     'Figure',
     'Part',
     'RobustnessReport',
     'Section',
     'Table',
+    'agreed_settings',
     'device_name',
-    'find_curves',
+    'figure_of',
     'markdown_table',
     'number',
     'package_versions',

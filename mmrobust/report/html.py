@@ -1,4 +1,4 @@
-"""The page of the report: one file that needs nothing else.
+"""Writes a report as a page: one file that needs nothing else.
 
 No script, no font, no picture is fetched: what is drawn is in the file, so that it can
 be mailed, kept beside the checkpoint and printed.
@@ -6,142 +6,215 @@ be mailed, kept beside the checkpoint and printed.
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .boxes import Passes, classes_section
-from .charts import bar_chart, error_chart
-from .content import all_passes, checks_section, dataset_text, sections
-from .curves import find_curves
-from .document import Section
-from .elements import Raw, join, part, tag, void
-from .elements import table as table_element
-from .figures import Bar, Headline
+from PIL import Image
+
+from .document import Bar, Document, Lines, Part, Section, Shares, Table
 from .markdown import NOT_COMPLETE
-from .pictures import embedded
-from .style import STYLE
 
-if TYPE_CHECKING:
-    from .robustness import RobustnessReport
-
-# A longer table is folded up at first.
+# A longer table of what only the page has is folded up at first.
 _LONG = 30
 
+# Wider pictures are larger than any screen shows them, and a page of larger files
+# cannot be mailed.
+_MAX_WIDTH = 1800
+_MAX_BYTES = 600_000
 
-def page(
-    report: RobustnessReport,
-    complete: bool = True,
-    gallery: Sequence[tuple[str, Path]] = (),
-) -> str:
-    """The whole page.
+_VOID = ('img', 'meta')
+
+
+def page(document: Document, gallery: Sequence[tuple[str, Path]] = ()) -> str:
+    """Returns the whole page.
 
     Args:
-        report: what it shows.
-        complete: whether all attacks have been run.
+        document: what it shows.
         gallery: pictures with their titles; those that cannot be read are named.
     """
-    passes = all_passes(report)
-    by_key = {section.key: section for section in sections(report)}
-    repeat = by_key.pop('repeat')
-    by_key.pop('checks')
-    bodies = [_head(report), *([] if complete else [_note(NOT_COMPLETE)])]
-    bodies += [_tiles(report), _checks(report), _figures(report)]
-    for key, section in by_key.items():
-        extra: list[Raw] = []
-        if key == 'boxes':
-            extra.append(error_chart(passes))
-        if key == 'curves':
-            extra.append(_curves(report))
-        bodies.append(_section(section, *extra))
-        if key == 'sizes':
-            bodies += _classes(passes)
-    if 'sizes' not in by_key:
-        bodies += _classes(passes)
+    by_key = {section.key: section for section in document.sections}
+    checks, repeat = by_key.pop('checks'), by_key.pop('repeat')
+    facts = [
+        each for k, v in document.facts.items() for each in (tag('dt', k), tag('dd', v))
+    ]
+    bodies = [tag('h1', document.title) + tag('dl', *facts, class_='facts')]
+    if not document.complete:
+        note = tag('p', tag('strong', NOT_COMPLETE))
+        bodies.append(tag('div', note, class_='note warning'))
+    kind = 'note warning' if document.warnings else 'note'
+    bodies += [_tiles(document), _section(checks, class_=kind), _figures(document)]
+    bodies += map(_section, by_key.values())
     bodies += [_gallery(gallery)] if gallery else []
     bodies.append(_section(repeat))
-    if report.config_text:
-        config = tag('pre', tag('code', report.config_text))
-        bodies.append(tag('details', join(tag('summary', 'Full config'), config)))
-    head = join(
-        void('meta', charset='utf-8'),
-        void('meta', name='viewport', content='width=device-width, initial-scale=1'),
-        tag('title', f'Robustness of {_model(report)}'),
-        tag('style', Raw(STYLE)),
+    if document.config_text:
+        config = tag('pre', tag('code', document.config_text))
+        bodies.append(tag('details', tag('summary', 'Full config'), config))
+    style = Path(__file__).with_name('style.css').read_text(encoding='utf-8')
+    head = tag(
+        'head',
+        tag('meta', charset='utf-8'),
+        tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
+        tag('title', document.title),
+        tag('style', _Raw('\n' + style)),
     )
-    body = Raw('\n'.join(bodies))
-    return (
-        '<!doctype html>\n<html lang="en">\n'
-        f'{tag("head", head)}\n{tag("body", tag("main", body))}\n</html>\n'
+    body = tag('body', tag('main', _Raw('\n'.join(bodies))))
+    return f'<!doctype html>\n<html lang="en">\n{head}\n{body}\n</html>\n'
+
+
+# -------------------------------------------------------------------------- elements
+
+
+class _Raw(str):
+    """Text that is HTML already."""
+
+
+def tag(name: str, /, *contents: str, **attributes: str) -> _Raw:
+    """Returns an element; contents that are no elements are escaped.
+
+    An underscore at the end of an attribute is dropped, for ``class_``.
+    """
+    given = ''.join(
+        f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items()
     )
+    inner = ''.join(c if isinstance(c, _Raw) else escape(c) for c in contents)
+    return _Raw(f'<{name}{given}>{inner}' + ('' if name in _VOID else f'</{name}>'))
 
 
-def _model(report: RobustnessReport) -> str:
-    return Path(report.config).stem if report.config else 'a model'
+def _part(part: Part) -> _Raw:
+    if isinstance(part, Table):
+        return _table(part)
+    if isinstance(part, list):
+        return tag('ul', *(tag('li', text) for text in part))
+    text = re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', escape(part))
+    return tag('p', _Raw(re.sub(r'`([^`]+)`', r'<code>\1</code>', text)))
 
 
-def _head(report: RobustnessReport) -> Raw:
-    sha256 = report.checkpoint_sha256
-    facts = {
-        'checkpoint': report.checkpoint or 'none',
-        'sha256': sha256 or 'unknown',
-        'dataset': dataset_text(report.dataset),
-        'seed': str(report.seed),
-        'date': str(report.environment.get('date', 'unknown')),
-    }
-    entries = [join(tag('dt', key), tag('dd', text)) for key, text in facts.items()]
-    return join(
-        tag('h1', f'Robustness of {_model(report)}'),
-        tag('dl', join(*entries), class_='facts'),
+def _table(table: Table) -> _Raw:
+    """Returns a table that scrolls by itself where the screen is narrow."""
+
+    def cell(name: str, index: int, text: str) -> _Raw:
+        if index >= table.texts:
+            return tag(name, text, class_='number')
+        if index == 0 and name == 'td':
+            return tag('th', text, scope='row')
+        return tag(name, text)
+
+    def row(name: str, texts: Sequence[str]) -> _Raw:
+        return tag('tr', *(cell(name, i, text) for i, text in enumerate(texts)))
+
+    head = tag('thead', row('th', table.head))
+    body = tag('tbody', *(row('td', texts) for texts in table.rows))
+    return tag('div', tag('table', head, body), class_='wide')
+
+
+def _section(section: Section, **attributes: str) -> _Raw:
+    contents = [tag('h2', section.title)]
+    contents += [_shares(d) for d in section.drawings if isinstance(d, Shares)]
+    lines = [d for d in section.drawings if isinstance(d, Lines)]
+    if lines:
+        contents.append(_pictures(lines))
+    for part in section.parts:
+        content = _part(part)
+        if section.page_only and isinstance(part, Table) and len(part.rows) > _LONG:
+            summary = tag('summary', f'All {len(part.rows)} rows')
+            content = tag('details', summary, content)
+        contents.append(content)
+    return tag('section', *contents, **attributes, id=section.key)
+
+
+# --------------------------------------------------------------------------- figures
+
+
+def _tiles(document: Document) -> _Raw:
+    """Returns the figures that people look for first."""
+    bars, name, digits = document.bars, document.figure, _digits(document.bars)
+    shown = []
+    benign, attacks, worst = (
+        [bar for bar in bars if bar.kind == kind]
+        for kind in ('benign', 'attack', 'worst')
     )
-
-
-def _tiles(report: RobustnessReport) -> Raw:
-    """The figures that people look for first."""
-    bars, name = report.bars(), Headline.of(report).name
-    digits = _digits(bars)
-    tiles = []
-    benign = [bar for bar in bars if bar.kind == 'benign']
-    attacks = [bar for bar in bars if bar.kind == 'attack']
-    worst = [bar for bar in bars if bar.kind == 'worst']
     if len(benign) == 1:
-        tiles.append((_value(benign[0], digits), f'{name}, no attack'))
+        shown.append((benign[0], f'{name}, no attack'))
     if attacks:
         lowest = min(attacks, key=lambda bar: bar.figure.value)
-        tiles.append((_value(lowest, digits), f'{name} under {lowest.label}, lowest'))
+        shown.append((lowest, f'{name} under {lowest.label}, lowest'))
     if len(worst) == 1:
-        tiles.append((_value(worst[0], digits), f'{name}, {worst[0].label}'))
-    warnings = len(_warnings(report))
+        shown.append((worst[0], f'{name}, {worst[0].label}'))
+    tiles = [(f'{bar.figure.value:.{digits}f}', text) for bar, text in shown]
+    warnings = len(document.warnings)
     tiles.append((str(warnings), 'warning' if warnings == 1 else 'warnings'))
-    boxes = [
-        tag('div', join(tag('b', value), tag('small', text)), class_='tile')
+    boxes = (
+        tag('div', tag('b', value), tag('small', text), class_='tile')
         for value, text in tiles
-    ]
-    return tag('div', join(*boxes), class_='tiles')
+    )
+    return tag('div', *boxes, class_='tiles')
 
 
-def _warnings(report: RobustnessReport) -> list[str]:
-    (warnings,) = checks_section(report).parts
-    return warnings if isinstance(warnings, list) else []
-
-
-def _checks(report: RobustnessReport) -> Raw:
-    section = checks_section(report)
-    content = join(tag('h2', section.title), *map(part, section.parts))
-    kind = 'note warning' if _warnings(report) else 'note'
-    return tag('section', content, class_=kind, id='checks')
-
-
-def _figures(report: RobustnessReport) -> Raw:
-    bars, name = report.bars(), Headline.of(report).name
-    parts = []
+def _figures(document: Document) -> _Raw:
+    bars, parts = document.bars, list(map(_part, document.parts))
     if bars:
-        title = f'{name}, with 95 % bootstrap intervals over images'
-        if all(bar.figure.low is None for bar in bars):
-            title = name
-        parts.append(bar_chart(bars, _digits(bars), title))
-    parts += [table_element(report.figures()), *map(part, report.about())]
-    return tag('section', join(tag('h2', 'Figures'), *parts), id='figures')
+        title = document.figure
+        if any(bar.figure.low is not None for bar in bars):
+            title += ', with 95 % bootstrap intervals over images'
+        parts.insert(0, _bars(bars, title))
+    return tag('section', tag('h2', 'Figures'), *parts, id='figures')
+
+
+def _bars(bars: Sequence[Bar], title: str) -> _Raw:
+    """Draws bars with their intervals; they print, scale and need no picture."""
+    figures, digits = [bar.figure for bar in bars], _digits(bars)
+    ends = [each.value for each in figures] + [each.high or 0.0 for each in figures]
+    scale = max(ends) or 1.0
+    rows = []
+    for bar in bars:
+        value, low, high = bar.figure.value, bar.figure.low, bar.figure.high
+        track = [tag('span', class_=f'bar {bar.kind}', style=_width(value / scale))]
+        if low is not None and high is not None:
+            style = f'left:{100 * low / scale:.2f}%;{_width((high - low) / scale)}'
+            track.append(tag('span', class_='whisker', style=style))
+        text = tag('span', bar.figure.text(digits), class_='value')
+        content = tag('dd', tag('span', *track, class_='track'), text)
+        rows += [tag('dt', bar.label), content]
+    return tag('figure', tag('figcaption', title), tag('dl', *rows, class_='bars'))
+
+
+def _shares(drawing: Shares) -> _Raw:
+    rows = []
+    for label, counts in drawing.rows:
+        total = sum(counts.values()) or 1
+        parts = [
+            tag(
+                'span',
+                class_=f'part part{index}',
+                style=_width(count / total),
+                title=f'{name}: {count}',
+            )
+            for index, (name, count) in enumerate(counts.items())
+            if count
+        ]
+        track = tag('span', *parts, class_='track parts')
+        rows += [tag('dt', label), tag('dd', track)]
+    keys: list[str] = []
+    for index, name in enumerate(drawing.rows[0][1]):
+        swatch = tag('span', class_=f'swatch part{index}')
+        keys += [' ', tag('span', swatch, ' ', name, class_='key')]
+    caption = tag('figcaption', drawing.title, *keys)
+    return tag('figure', caption, tag('dl', *rows, class_='bars'))
+
+
+def _pictures(lines: Sequence[Lines]) -> _Raw:
+    # Loading matplotlib takes longer than a report without curves.
+    from .plots import draw
+
+    figures = [
+        tag('figure', tag('figcaption', each.title), _Raw(draw(each, f'p{place}')))
+        for place, each in enumerate(lines)
+    ]
+    return tag('div', *figures, class_='pictures')
 
 
 def _digits(bars: Sequence[Bar]) -> int:
@@ -149,60 +222,46 @@ def _digits(bars: Sequence[Bar]) -> int:
     return 2 if any(bar.figure.value > 1 for bar in bars) else 3
 
 
-def _value(bar: Bar, digits: int) -> str:
-    return f'{bar.figure.value:.{digits}f}'
+def _width(share: float) -> str:
+    return f'width:{100 * min(max(share, 0.0), 1.0):.2f}%'
 
 
-def _curves(report: RobustnessReport) -> Raw:
-    # Loading matplotlib takes longer than a report without curves.
-    from .plots import curve_pictures
-
-    headline = Headline.of(report)
-    benign = headline.read(report.benign, report.benign_boxes)
-    drawn = curve_pictures(find_curves(report.attacks), headline, benign)
-    figures = []
-    for title, svg in drawn:
-        figures.append(tag('figure', join(tag('figcaption', title), Raw(svg))))
-    return tag('div', join(*figures), class_='pictures')
+# -------------------------------------------------------------------------- pictures
 
 
-def _classes(passes: Passes) -> list[Raw]:
-    section = classes_section(passes)
-    if not section:
-        return []
-    introduction, table = map(part, section.parts)
-    rows = str(table).count('<tr>') - 1
-    if rows > _LONG:
-        table = tag('details', join(tag('summary', f'All {rows} classes'), table))
-    content = join(tag('h2', section.title), introduction, table)
-    return [tag('section', content, id=section.key)]
-
-
-def _section(section: Section, *extra: Raw) -> Raw:
-    """A section; what only the page shows stands after its introduction."""
-    parts = [part(each) for each in section.parts]
-    content = join(tag('h2', section.title), *extra, *parts)
-    return tag('section', content, id=section.key)
-
-
-def _gallery(gallery: Sequence[tuple[str, Path]]) -> Raw:
+def _gallery(gallery: Sequence[tuple[str, Path]]) -> _Raw:
     figures = []
     for title, path in gallery:
-        source = embedded(path)
-        caption = tag('figcaption', title)
-        if source is None:
-            text = f'The picture {Path(path).name} cannot be read.'
-            figures.append(tag('figure', join(caption, tag('p', text))))
-            continue
-        picture = void('img', alt=title, src=source)
-        figures.append(tag('figure', join(caption, picture)))
-    content = join(
+        source = _embedded(path)
+        content = tag('p', f'The picture {Path(path).name} cannot be read.')
+        if source:
+            content = tag('img', alt=title, src=source)
+        figures.append(tag('figure', tag('figcaption', title), content))
+    return tag(
+        'section',
         tag('h2', 'Gallery'),
         tag('p', 'Clean, attacked, and the difference, amplified.'),
-        tag('div', join(*figures), class_='gallery'),
+        tag('div', *figures, class_='gallery'),
+        id='gallery',
     )
-    return tag('section', content, id='gallery')
 
 
-def _note(text: str) -> Raw:
-    return tag('div', tag('p', tag('strong', text)), class_='note warning')
+def _embedded(path: str | Path) -> str | None:
+    """Returns a picture as the address of itself, or None if it cannot be read.
+
+    Large files are scaled down and stored with loss.
+    """
+    try:
+        content = Path(path).read_bytes()
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except (OSError, SyntaxError):  # what PIL raises for broken PNG files
+        return None
+    kind = str(picture.format).lower()
+    if len(content) > _MAX_BYTES or picture.width > _MAX_WIDTH:
+        kind = 'jpeg'
+        picture.thumbnail((_MAX_WIDTH, 10 * _MAX_WIDTH))
+        stream = io.BytesIO()
+        picture.convert('RGB').save(stream, 'JPEG', quality=88)
+        content = stream.getvalue()
+    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'

@@ -1,4 +1,4 @@
-"""Pictures of curves, drawn by matplotlib as SVG for the page.
+"""Draws curves by matplotlib as SVG elements for the page.
 
 Text stays text and takes the page's colour, so that the pictures can be read in light
 and dark and printed; lines differ in markers, too.
@@ -17,16 +17,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .curves import Curve, by_axis
-from .figures import Figure, Headline
+from .document import Figure, Lines
 
 # Okabe and Ito's colours, which are told apart with any kind of colour vision; those
-# that neither white nor black paper swallows.
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
-_MARKERS = ('o', 's', '^', 'D', 'v', 'P')
-_STYLES = ('-', '--', '-.', ':', '-', '--')
-# More lines on one picture cannot be told apart.
-MOST = len(_COLOURS)
+# that neither white nor black paper swallows. As many as lines in a picture.
+_LOOKS = (
+    *(('#0072b2', 'o', '-'), ('#d55e00', 's', '--'), ('#009e73', '^', '-.')),
+    *(('#cc79a7', 'D', ':'), ('#e69f00', 'v', '-'), ('#56b4e9', 'P', '--')),
+)
 
 # Stands for the page's own colour of text until the picture is there.
 _INK = '#010203'
@@ -47,67 +45,34 @@ _SETTINGS: Any = {
 }
 
 
-def curve_pictures(
-    curves: Sequence[Curve], headline: Headline, benign: Figure | None
-) -> list[tuple[str, str]]:
-    """Draws curves of one axis together.
+def draw(picture: Lines, prefix: str) -> str:
+    """Returns an ``<svg>`` element.
 
     Args:
-        curves: see :func:`mmrobust.report.curves.find_curves`.
-        headline: which figure is drawn.
-        benign: the figure without attack, the point at eps 0.
-
-    Returns:
-        A description and an ``<svg>`` element for each picture.
+        picture: what is drawn.
+        prefix: of the ids in the element, which have to be unique in the page.
     """
-    pictures: list[tuple[str, str]] = []
-    for group in by_axis(curves):
-        axis, norm = group[0].axis, group[0].norm
-        for start in range(0, len(group), MOST):
-            part = group[start : start + MOST]
-            unit = f'eps ({norm}, pixel units of 0-255)' if axis == 'eps' else axis
-            labels = '; '.join(curve.label for curve in part)
-            svg = _draw(part, headline, benign, unit, f'p{len(pictures)}')
-            pictures.append((f'{headline.name} against {axis}: {labels}', svg))
-    return pictures
-
-
-def _draw(
-    curves: Sequence[Curve],
-    headline: Headline,
-    benign: Figure | None,
-    unit: str,
-    prefix: str,
-) -> str:
     with rc_context(_SETTINGS):
         canvas = Canvas(figsize=(5.6, 3.6), layout='constrained')
         FigureCanvasSVG(canvas)
         axes = canvas.add_subplot()
-        values: set[float] = set()
-        along_eps = curves[0].axis == 'eps'
-        for index, curve in enumerate(curves):
-            points = [
-                (value, headline.read(attack.metrics, attack.boxes))
-                for value, attack in curve.points
-            ]
-            if along_eps:
-                points.insert(0, (0.0, benign))
-            found = [(value, figure) for value, figure in points if figure]
-            values.update(value for value, _ in found)
-            _line(axes, index, curve.label, found)
-        if benign and not along_eps:
-            axes.axhline(benign.value, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
+        for look, (label, points) in zip(_LOOKS, picture.lines, strict=False):
+            _line(axes, look, label, points)
+        if picture.level:
+            height = picture.level.value
+            axes.axhline(height, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(
                 'benign',
-                (1, benign.value),
+                (1, height),
                 xycoords=('axes fraction', 'data'),
                 xytext=(0, 3),
                 textcoords='offset points',
                 ha='right',
             )
-        _axis(axes, sorted(values), along_eps)
-        axes.set_xlabel(unit)
-        axes.set_ylabel(headline.name)
+        values = {value for _, points in picture.lines for value, _ in points}
+        _axis(axes, sorted(values), picture.factors)
+        axes.set_xlabel(picture.unit)
+        axes.set_ylabel(picture.name)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.18)
         axes.legend(frameon=False)
@@ -117,17 +82,20 @@ def _draw(
 
 
 def _line(
-    axes: Axes, index: int, label: str, points: Sequence[tuple[float, Figure]]
+    axes: Axes,
+    look: tuple[str, str, str],
+    label: str,
+    points: Sequence[tuple[float, Figure]],
 ) -> None:
-    colour = _COLOURS[index]
+    colour, marker, style = look
     places = [value for value, _ in points]
     axes.plot(
         places,
         [figure.value for _, figure in points],
         color=colour,
-        marker=_MARKERS[index],
+        marker=marker,
         markersize=5,
-        linestyle=_STYLES[index],
+        linestyle=style,
         label=label.replace('$', r'\$'),  # not mathematics
     )
     if all(figure.low is not None for _, figure in points):
@@ -136,10 +104,9 @@ def _line(
         axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _axis(axes: Axes, values: Sequence[float], along_eps: bool) -> None:
-    # Steps and queries grow by factors.
+def _axis(axes: Axes, values: Sequence[float], factors: bool) -> None:
     positive = [value for value in values if value > 0]
-    if not along_eps and positive and positive[-1] > 8 * positive[0]:
+    if factors and positive and positive[-1] > 8 * positive[0]:
         axes.set_xscale('log')
     if len(values) <= 9:
         axes.xaxis.set_major_locator(FixedLocator(values))
@@ -148,7 +115,7 @@ def _axis(axes: Axes, values: Sequence[float], along_eps: bool) -> None:
 
 
 def _inline(svg: str, prefix: str) -> str:
-    """An element that can stand in a page beside others of its kind."""
+    """Makes an element that can stand in a page beside others of its kind."""
     svg = svg[svg.index('<svg') :]
     # Its styles would be those of the whole page, and so are its ids.
     for name in ('metadata', 'style'):

@@ -1,4 +1,7 @@
-"""The robustness report: one JSON file, and a Markdown twin and a page for people."""
+"""The robustness report: what an evaluation has to tell, and its three files.
+
+The JSON file holds everything; a Markdown twin and a page say the same to people.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import json
 import logging
 import os
 import platform
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,24 +25,22 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..utils.files import file_sha256, finite, write_atomically
-from .content import figures_table, unit_sentence
-from .document import Part, Section, Table
-from .figures import Bar, bars
+from . import sections
+from .document import Bar, Document, Part, Section, Table
 from .html import page
-from .markdown import markdown
-from .result import AttackResult
+from .markdown import markdown, part_markdown
+from .results import AttackResult, Headline
 
+_SPACES = {
+    'input': 'on the network input',
+    'original': "on the pixels of the dataset's pictures, before they are resized",
+}
+
+# The stack; some parts come from either of two distributions.
 _PACKAGES = (
-    ('mmrobust', 'mmrobust'),
-    ('mmdet', 'onedl-mmdetection'),
-    ('mmengine', 'onedl-mmengine'),
-    ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
-    ('mmpretrain', 'onedl-mmpretrain'),
-    ('torch',),
-    ('torchvision',),
-    ('numpy',),
-    ('timm',),
-    ('pyautoattack',),
+    *(('mmrobust',), ('mmdet', 'onedl-mmdetection'), ('mmengine', 'onedl-mmengine')),
+    *(('mmcv', 'mmcv-lite', 'onedl-mmcv'), ('mmpretrain', 'onedl-mmpretrain')),
+    *(('torch',), ('torchvision',), ('numpy',), ('timm',), ('pyautoattack',)),
 )
 
 
@@ -53,6 +55,9 @@ class RobustnessReport:
         seed: seed of the attacks.
         versions: package versions.
         dataset: ``ann_file`` and ``num_images``.
+        checks: sentences about what makes all figures doubtful.
+        environment: command, date, device and the like.
+        config_text: the full config.
         benign: metrics without attack.
         attacks: one result per attack.
         benign_boxes: as ``AttackResult.boxes``, without attack.
@@ -109,17 +114,7 @@ class RobustnessReport:
             config_text=runner.cfg.pretty_text,
         )
 
-    def as_dict(self, complete: bool = True) -> dict[str, Any]:
-        """The report as the JSON file holds it."""
-        content = asdict(self)
-        boxes = content.pop('benign_boxes')
-        content['benign'] = {
-            'metrics': self.benign,
-            **({'boxes': boxes} if boxes else {}),
-        }
-        content['attacks'] = [attack.as_dict() for attack in self.attacks]
-        config_text = content.pop('config_text')
-        return {**content, 'complete': complete, 'config_text': config_text}
+    # ------------------------------------------------------------------------- writing
 
     def write(
         self,
@@ -153,48 +148,122 @@ class RobustnessReport:
         else:
             write_atomically(target.with_suffix('.html'), html)
 
+    def as_dict(self, complete: bool = True) -> dict[str, Any]:
+        """Returns the report as the JSON file holds it."""
+        content = asdict(self)
+        boxes = content.pop('benign_boxes')
+        content['benign'] = {
+            'metrics': self.benign,
+            **({'boxes': boxes} if boxes else {}),
+        }
+        content['attacks'] = [attack.as_dict() for attack in self.attacks]
+        config_text = content.pop('config_text')
+        return {**content, 'complete': complete, 'config_text': config_text}
+
     def table(self) -> str:
-        """The figures as a Markdown table."""
-        return self.figures().markdown()
+        """Returns the figures as a Markdown table."""
+        return part_markdown(self.figures())
 
     def markdown(self, complete: bool = True) -> str:
-        """The Markdown twin."""
-        return markdown(self, complete)
+        """Returns the Markdown twin."""
+        return markdown(self.document(complete))
 
     def html(
         self, complete: bool = True, gallery: Sequence[tuple[str, Path]] = ()
     ) -> str:
-        """The page; see :meth:`write`."""
-        return page(self, complete, gallery)
+        """Returns the page; see :meth:`write`."""
+        return page(self.document(complete), gallery)
+
+    def document(self, complete: bool = True) -> Document:
+        """Returns the report for people, in tables and sentences."""
+        headline = Headline(self.benign, self.benign_boxes)
+        passes = [(sections.BENIGN_LABEL, self.benign_boxes)]
+        passes += [(attack.name, attack.boxes) for attack in self.attacks]
+        warnings = list(self.checks)
+        warnings += [f'{a.name}: {text}' for a in self.attacks for text in a.checks]
+        found = [
+            sections.curves_section(headline, self.attacks),
+            *sections.members_sections(self.attacks),
+            sections.boxes_section(passes, self.worst_case),
+            sections.sizes_section(passes),
+            sections.classes_section(passes),
+            sections.pictures_section(headline, self.attacks),
+            *self.more(),
+            Section('checks', 'Checks', [warnings or 'No warnings.']),
+            sections.gradients_section(self.attacks),
+            sections.cost_section(self.attacks),
+            self._how_to_repeat(),
+        ]
+        name = Path(self.config).stem if self.config else 'a model'
+        return Document(
+            title=f'Robustness of {name}',
+            facts={
+                'checkpoint': self.checkpoint or 'none',
+                'sha256': self.checkpoint_sha256 or 'unknown',
+                'dataset': _dataset_text(self.dataset),
+                'seed': str(self.seed),
+                'date': str(self.environment.get('date', 'unknown')),
+            },
+            figure=headline.name,
+            bars=self.bars(),
+            parts=[self.figures(), *self.about()],
+            sections=[section for section in found if section],
+            warnings=warnings,
+            config_text=self.config_text,
+            complete=complete,
+        )
+
+    def _how_to_repeat(self) -> Section:
+        facts = {
+            'config': self.config,
+            'checkpoint': self.checkpoint,
+            'sha256': self.checkpoint_sha256,
+            'seed': self.seed,
+            'dataset': _dataset_text(self.dataset),
+            'versions': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
+            **self.environment,
+        }
+        facts['command'] = shlex.join(self.environment.get('command', ()))
+        texts = [f'{key}: {value}' for key, value in facts.items()]
+        return Section('repeat', 'How to repeat it', [texts])
 
     # What other kinds of reports say in their own way.
 
     def figures(self) -> Table:
-        """The figures, one row per attack."""
-        return figures_table(self)
+        """Returns the figures, one row per attack."""
+        return sections.figures_table(self.benign, self.attacks)
 
     def about(self) -> list[Part]:
-        """What there is to say about the table of figures."""
-        return [unit_sentence(self.space)]
+        """Returns what there is to say about the table of figures."""
+        space = _SPACES.get(self.space, self.space)
+        return [f'eps in pixel units of 0-255, {space}.']
 
     def bars(self) -> list[Bar]:
-        """The figures that the page draws."""
-        return bars(self)
+        """Returns the figures that the page draws."""
+        headline = Headline(self.benign, self.benign_boxes)
+        return sections.figure_bars(headline, self.attacks, self.worst_case)
 
     def more(self) -> list[Section]:
-        """Sections that only this kind of report has."""
+        """Returns sections that only this kind of report has."""
         return []
 
 
+def _dataset_text(dataset: Mapping[str, Any]) -> str:
+    """Names a dataset by what it has: a folder of classes has no annotation file."""
+    keys = ('ann_file', 'data_root', 'type')
+    name = next((dataset[key] for key in keys if dataset.get(key)), '')
+    return f'{name}, {dataset["num_images"]} images'
+
+
 def device_name(device: torch.device) -> str:
-    """The device in words: a GPU by its name."""
+    """Returns the device in words: a GPU by its name."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return str(device)
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the stack, whichever distribution brings it."""
+    """Returns the versions of the stack, whichever distribution brings it."""
     found = {}
     for names in _PACKAGES:
         for name in names:

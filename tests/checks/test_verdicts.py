@@ -8,8 +8,8 @@ import torch
 from defective import with_defect
 
 from mmrobust.attacks import PGD, RandomNoise, Square
-from mmrobust.checks import Figure, comparison_verdicts, figure_of, pass_verdicts
-from mmrobust.report import AttackResult
+from mmrobust.checks import comparison_verdicts, pass_verdicts
+from mmrobust.report import AttackResult, Figure, figure_of
 
 
 def _row(**changes):
@@ -72,34 +72,45 @@ def test_flat_images_without_objects_do_not_dilute_the_share():
 def test_the_figure_of_a_pass():
     boxes = {'mAP': {'estimate': 0.4, 'low': 0.35, 'high': 0.47}}
     metrics = {'coco/bbox_mAP_50': 0.7, 'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.3}
-    assert figure_of(metrics, boxes) == Figure(0.4, pytest.approx(0.06))
-    assert figure_of(metrics).value == 0.5
-    assert figure_of({'accuracy/top1': 71.0}).value == pytest.approx(0.71)
+    assert figure_of(metrics, boxes) == Figure(0.4, 0.35, 0.47)
+    assert figure_of(metrics) == Figure(0.5)
+    assert figure_of({'accuracy/top1': 71.0}).share == pytest.approx(0.71)
     assert figure_of({'coco/bbox_mAP': float('nan')}) is None
     assert figure_of({}, {'mAP': {'estimate': None}}) is None
 
 
-def _pgd(ap, eps=8.0, steps=10, margin=0.03, name=None, drop=None, **settings):
-    boxes = {'mAP': {'estimate': ap, 'low': ap - margin, 'high': ap + margin}}
+def _boxes(ap, margin):
+    return {'mAP': {'estimate': ap, 'low': ap - margin, 'high': ap + margin}}
+
+
+def _pgd(
+    ap, eps=8.0, steps=10, margin=0.03, name=None, drop=None, fields=(), **settings
+):
+    boxes = _boxes(ap, margin)
     if drop:
-        boxes['drop'] = dict(zip(('low', 'high'), drop, strict=True))
+        boxes['drop'] = {'estimate': sum(drop) / 2, 'low': drop[0], 'high': drop[1]}
     settings = {
         'norm': 'linf', 'eps': eps, 'step_size': 2.5 * eps / max(steps, 1),
         'num_steps': steps, 'objective': 'total', 'restarts': 1,
         'random_start': True, **settings,
     }  # fmt: skip
-    return AttackResult(name or f'pgd_{eps:g}_{steps}', settings, boxes=boxes)
+    name = name or f'pgd_{eps:g}_{steps}'
+    return AttackResult(name, settings, boxes=boxes, **dict(fields))
 
 
 def _noise(ap, eps=8.0, margin=0.03):
     settings = {'norm': 'linf', 'eps': eps, 'num_steps': 0, 'objective': None}
-    boxes = {'mAP': {'estimate': ap, 'low': ap - margin, 'high': ap + margin}}
-    return AttackResult(f'noise_{eps:g}', settings, boxes=boxes)
+    boxes = _boxes(ap, margin)
+    return AttackResult(f'noise_{eps:g}', settings, boxes=boxes, asks='nothing')
 
 
-def _square(ap, eps=8.0, **settings):
-    free = {'gradient_free': True, 'objective': 'detections', 'num_queries': 100}
-    return _pgd(ap, eps, 100, name='square', **{**free, **settings})
+def _square(ap):
+    settings = {'objective': 'detections', 'num_queries': 100}
+    return _pgd(ap, 8.0, 100, name='square', fields={'asks': 'values'}, **settings)
+
+
+def _mim(ap):
+    return _pgd(ap, name='mim', fields={'transferable': True}, decay=1.0)
 
 
 def test_the_tables_of_two_healthy_detectors_are_silent():
@@ -112,7 +123,7 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         passes = [_pgd(ap, eps, 10, margin) for eps, ap in zip(radii, aps, strict=True)]
         passes += [_noise(benign + 0.002, eps, margin) for eps in radii[:5]]
         passes += [_pgd(aps[3] - 0.01, 8.0, 20, margin), _square(0.69)]
-        assert comparison_verdicts(benign, passes) == {}
+        assert comparison_verdicts(Figure(benign), passes) == {}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +173,7 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         (
             [
                 _pgd(0.4),
-                _pgd(0.33, name='e', members=['apgd', 'square']),
+                _pgd(0.33, name='e', fields={'members': [{'name': 'square'}]}),
                 _square(0.34),
             ],
             'square',
@@ -170,9 +181,8 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         ),
         ([_pgd(0.4, 16), _square(0.34)], None, ''),
         ([_pgd(0.06), _square(0.01)], None, ''),
-        ([_pgd(0.4), _pgd(0.3, name='other', source='x.pth')], 'other', 'transfer'),
-        ([_pgd(0.4), _pgd(0.3, name='mim', decay=1.0)], 'mim', 'transfer'),
-        ([_pgd(0.4, steps=1), _pgd(0.3, name='mim', decay=1.0)], None, ''),
+        ([_pgd(0.4), _mim(0.3)], 'mim', 'transfer'),
+        ([_pgd(0.4, steps=1), _mim(0.3)], None, ''),
         # noise
         ([_noise(0.6), _pgd(0.6)], 'pgd_8_10', 'no lower than under random noise'),
         ([_noise(0.6), _pgd(0.598)], 'pgd_8_10', 'no lower than under random noise'),
@@ -181,7 +191,6 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         ([_noise(0.6, margin=0.2), _pgd(0.65, margin=0.2)], None, ''),
         ([_noise(0.6, 4), _pgd(0.6, 8)], None, ''),
         ([_noise(0.05), _pgd(0.05)], None, ''),
-        ([_noise(0.6), _pgd(0.6, source='x.pth')], None, ''),
         # above benign
         ([_pgd(0.74)], 'pgd_8_10', 'above the benign 0.700'),
         ([_pgd(0.72)], None, ''),
@@ -195,7 +204,7 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
     ],
 )
 def test_comparisons(passes, name, expected):
-    found = comparison_verdicts(0.7, passes)
+    found = comparison_verdicts(Figure(0.7), passes)
     assert list(found) == ([name] if name else []), found
     if name:
         assert len(found[name]) == 1
@@ -234,11 +243,9 @@ def _evaluate(trained, defect, attacks):
 
     results = []
     for name, attack in attacks.items():
-        settings = attack.describe()
-        settings['gradient_free'] = isinstance(attack, Square)
         metrics = {'coco/bbox_mAP': ap(attack)}
-        results.append(AttackResult(name, settings, metrics=metrics))
-    return comparison_verdicts(ap(None), results)
+        results.append(AttackResult.of(name, attack, metrics=metrics))
+    return comparison_verdicts(Figure(ap(None)), results)
 
 
 def _pgds(*radii, **settings):

@@ -70,12 +70,13 @@ def report() -> RobustnessReport:
     made.benign_boxes = boxes(0.6, 8)
     del made.benign_boxes['drop']
     made.attacks = [
-        attack('pgd-eps2', 0.5, {'eps': 2.0, 'step_size': 0.5, 'base': 'pgd'}),
-        attack('pgd-eps4', 0.25, {'base': 'pgd'}, forwards=97, backwards=80),
+        attack('pgd-eps2', 0.5, {'eps': 2.0, 'step_size': 0.5}, base='pgd'),
+        attack('pgd-eps4', 0.25, base='pgd', forwards=97, backwards=80),
         attack(
             f'square {NASTY}',
             0.55,
             {'num_steps': 500, 'step_size': None, 'gradient_free': True},
+            asks='values',
             queries=4000,
             seconds=12.5,
             checks=['second doubt'],

@@ -16,16 +16,15 @@ from page_reader import PageReader
 import mmrobust.attacks  # noqa: F401  (registers them)
 from mmrobust.attacks.presets import attack_preset
 from mmrobust.registry import ATTACKS
-from mmrobust.report import AttackResult, find_curves
+from mmrobust.report import AttackResult
+from mmrobust.report.results import find_curves
 
 
 def build(name: str, attack: str, **settings: Any) -> AttackResult:
     """A result with the settings of a real attack."""
-    extra = {key: settings.pop(key) for key in ('base',) if key in settings}
-    found = ATTACKS.build(attack_preset(attack, **settings)).describe()
-    if attack == 'square':
-        extra['gradient_free'] = True
-    return AttackResult(name, {**found, **extra})
+    base = settings.pop('base', None)
+    built = ATTACKS.build(attack_preset(attack, **settings))
+    return AttackResult.of(name, built, base=base)
 
 
 def summary(attacks: list[AttackResult]) -> list[tuple[str, str, list[float]]]:
@@ -42,7 +41,7 @@ def test_eps_makes_a_curve_of_every_attack(name: str) -> None:
     ((_, axis, values),) = summary(attacks)
     assert (axis, values) == ('eps', [2, 4, 8])
     for each in attacks:
-        each.settings['base'] = name
+        each.base = name
     ((label, axis, values),) = summary(attacks)
     assert label.split(',')[0] == name
     assert (axis, values) == ('eps', [2, 4, 8])
@@ -118,12 +117,8 @@ def test_an_ensemble_is_a_curve_whatever_its_members_derive() -> None:
         attack(
             f'ensemble-eps{eps}',
             0.5,
-            {
-                'eps': eps,
-                'base': 'ensemble',
-                'num_steps': 0,
-                'members': [{'step_size': eps / 4}],
-            },
+            {'eps': eps, 'num_steps': 0, 'members': [{'step_size': eps / 4}]},
+            base='ensemble',
         )
         for eps in (2, 4)
     ]
@@ -162,11 +157,11 @@ def test_the_table_begins_with_the_benign_figure() -> None:
 def test_norms_and_axes_are_not_drawn_together() -> None:
     made = report()
     made.attacks += [
-        attack(f'l2-{eps}', 0.5, {'eps': eps, 'norm': 'l2', 'base': 'l2'})
+        attack(f'l2-{eps}', 0.5, {'eps': eps, 'norm': 'l2'}, base='l2')
         for eps in (100, 300)
     ]
     made.attacks += [
-        attack(f'cls-{n}', 0.5, {'num_steps': n, 'base': 'cls'}) for n in (1, 100)
+        attack(f'cls-{n}', 0.5, {'num_steps': n}, base='cls') for n in (1, 100)
     ]
     page = PageReader(made.html())
     assert page.names.count('svg') == 3
@@ -177,7 +172,7 @@ def test_norms_and_axes_are_not_drawn_together() -> None:
     ]
     # Eleven lines are two pictures: more than six cannot be told apart.
     made.attacks = [
-        attack(f'a{i}-{eps}', 0.5, {'eps': eps, 'base': f'a{i}'})
+        attack(f'a{i}-{eps}', 0.5, {'eps': eps}, base=f'a{i}')
         for i in range(11)
         for eps in (1, 2)
     ]

@@ -1,0 +1,290 @@
+"""What attacks found: their results, the figure that compares them, and curves.
+
+A curve is what attacks that differ in one number only have in common: AP against eps,
+steps or queries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .document import Figure, is_number
+
+# The metrics that people look at first; passes are compared by the first one there is.
+_USUAL = (
+    *('bbox_mAP', 'mAP', 'segm_mAP', 'PQ', 'AP50', 'bbox_mAP_50', 'bbox_mAP_75'),
+    *('top1', 'top5'),
+)
+_PERCENT = ('PQ', 'top1', 'top5')
+_COUNTS = ('forwards', 'backwards', 'queries', 'seconds')
+
+
+@dataclass
+class AttackResult:
+    """Metrics of one attack and what they cost.
+
+    Attributes:
+        name: the attack's name.
+        settings: norm, eps, step_size, num_steps, objective, restarts.
+        metrics: as the evaluator gives them, without prefix.
+        checks: sentences about anything that makes the figures doubtful.
+        forwards: images that went forwards through the network for the attack.
+        backwards: images that went backwards through it.
+        seconds: of attacks and predictions, added up over images.
+        boxes: mAP with its interval, and counts of errors, if the model detects boxes.
+        images: images that were attacked.
+        queries: forward passes that only asked for the output, of attacks without
+            gradients.
+        quantized: the same attacked images rounded to 8 bits, stored as pictures and
+            scored through the unchanged pipeline: ``metrics``, ``boxes`` (or None)
+            and ``radius``, the largest perturbation after rounding.
+        members: of an ensemble only, in their order: ``name``, ``settings``,
+            ``images`` (on how many it ran), ``chosen`` (on how many it is the worst),
+            ``mAP`` (after this member), ``forwards``, ``backwards``, ``seconds``.
+        watched: statistics of the gradients, as far as the attack was watched.
+        asks: what the attack asks the model for: ``'gradients'``, ``'values'`` or
+            ``'nothing'``.
+        baseline: it is no search but what every attack has to beat (noise).
+        transferable: its gradients are bent so that its images fool other models too.
+        base: the attack that points of a curve, like ``pgd-eps2``, have in common.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    checks: list[str] = field(default_factory=list)
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    boxes: dict[str, Any] | None = None
+    images: int = 0
+    queries: int = 0
+    quantized: dict[str, Any] | None = None
+    members: list[dict[str, Any]] | None = None
+    watched: dict[str, Any] | None = None
+    asks: str = 'gradients'
+    baseline: bool = False
+    transferable: bool = False
+    base: str | None = None
+
+    @classmethod
+    def of(cls, name: str, attack: Any, **fields: Any) -> AttackResult:
+        """Starts the result of a :class:`mmrobust.attacks.Attack`."""
+        settings = attack.describe()
+        asks = 'values' if attack.gradient_free else 'gradients'
+        asks = asks if settings['num_steps'] else 'nothing'
+        return cls(
+            name,
+            settings,
+            asks=getattr(attack, 'asks', asks),
+            baseline=getattr(attack, 'baseline', False),
+            transferable=getattr(attack, 'transferable', 'decay' in settings),
+            **fields,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the attack's entry in the JSON file."""
+        extra = ('boxes', 'quantized', 'members', 'watched')
+        costs = {key: getattr(self, key) for key in _COUNTS}
+        costs['seconds'] = round(self.seconds, 2)
+        return {
+            'name': self.name,
+            **self.settings,
+            **({'base': self.base} if self.base else {}),
+            'metrics': self.metrics,
+            **{key: value for key in extra if (value := getattr(self, key))},
+            'checks': self.checks,
+            'cost': {'images': self.images, **costs, 'per_image': self.per_image()},
+        }
+
+    def per_image(self) -> dict[str, float] | None:
+        """Returns the costs of one image, or None if images were not counted."""
+        if not self.images:
+            return None
+        return {key: round(getattr(self, key) / self.images, 4) for key in _COUNTS}
+
+
+# -------------------------------------------------------------- the compared figure
+
+
+def shown_metrics(benign: Mapping[str, Any]) -> list[str]:
+    """Returns the keys that tables show: all, if none of the usual is there."""
+    return [key for key in benign if _end(key) in _USUAL] or list(benign)
+
+
+def figure_of(
+    metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None = None, key: str = ''
+) -> Figure | None:
+    """Returns the figure by which a pass is compared, or None if it has none.
+
+    Args:
+        metrics: as the evaluator gives them.
+        boxes: see :class:`AttackResult`; its mAP comes first, since it has an interval.
+        key: the metric to read, by default the first of the usual ones.
+    """
+    found = Figure.resampled((boxes or {}).get('mAP'))
+    if found:
+        return found
+    key = key or _main_metric(metrics)
+    found = Figure.of(metrics.get(key))
+    return found and replace(found, percent=_end(key) in _PERCENT)
+
+
+class Headline:
+    """The figure by which the passes of one report are compared.
+
+    Args:
+        metrics: of the benign pass, which decide what the figure is.
+        boxes: analysis of the boxes of the benign pass.
+
+    Attributes:
+        name: says what the figure is, like ``'mAP'``.
+        benign: the figure without attack.
+    """
+
+    def __init__(
+        self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
+    ) -> None:
+        self._key = _main_metric(metrics) or next(iter(metrics), '')
+        self.name = 'mAP' if boxes else _end(self._key)
+        self.benign = self.read(metrics, boxes)
+
+    def read(
+        self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
+    ) -> Figure | None:
+        """Returns the figure of a pass, or None if it has none."""
+        return figure_of(metrics, boxes, self._key)
+
+
+def _main_metric(metrics: Mapping[str, Any]) -> str:
+    usual = [key for key in metrics if _end(key) in _USUAL and is_number(metrics[key])]
+    return min(usual, key=lambda key: _USUAL.index(_end(key)), default='')
+
+
+def _end(key: str) -> str:
+    return key.split('/')[-1]
+
+
+# -------------------------------------------------------------------------- curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Attacks along an axis.
+
+    Attributes:
+        label: what they have in common, like ``'pgd, 10 steps'``.
+        axis: ``'eps'``, ``'steps'`` or ``'queries'``.
+        norm: of the perturbations, for the unit of eps.
+        points: value on the axis and attack, by rising value.
+    """
+
+    label: str
+    axis: str
+    norm: str
+    points: tuple[tuple[float, AttackResult], ...]
+
+
+def agreed_settings(attack: AttackResult, axis: str, *free: str) -> dict[str, Any]:
+    """Returns the settings in which attacks on one curve have to agree.
+
+    The step size is left out, since it mostly derives from eps and the steps, and so is
+    what only says the number on the axis once more.
+
+    Args:
+        attack: the attack.
+        axis: ``'eps'`` or ``'num_steps'``.
+        free: names of further settings that may differ.
+    """
+    left_out = {axis, *free, 'step_size', 'eps_unit', 'num_queries'}
+    kept = {key: each for key, each in attack.settings.items() if key not in left_out}
+    if attack.base:
+        # One command varied eps or the steps, and nested settings derive from these.
+        nested = (dict, list, tuple)
+        kept = {key: each for key, each in kept.items() if not isinstance(each, nested)}
+        kept['base'] = attack.base
+    if kept.get('radius_schedule'):
+        # Pairs of a radius and its share of the steps.
+        kept['radius_schedule'] = [radius for radius, _ in kept['radius_schedule']]
+    return kept
+
+
+def find_curves(attacks: Sequence[AttackResult]) -> list[Curve]:
+    """Groups the attacks that differ in eps alone, or in their steps alone.
+
+    Without a common ``base`` the step sizes have to agree too, or to derive from the
+    axis by the same rule.
+
+    Returns:
+        Curves of at least two different values, those against eps first; an attack may
+        be on several.
+    """
+    return [
+        *_along('eps', attacks),
+        *_along('num_steps', [a for a in attacks if a.settings.get('num_steps')]),
+    ]
+
+
+def by_axis(curves: Sequence[Curve]) -> list[list[Curve]]:
+    """Groups the curves that can be drawn together: eps of different norms cannot."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        norm = curve.norm if curve.axis == 'eps' else ''
+        groups.setdefault((curve.axis, norm), []).append(curve)
+    return list(groups.values())
+
+
+def _along(axis: str, attacks: Sequence[AttackResult]) -> list[Curve]:
+    groups: dict[str, dict[float, AttackResult]] = {}
+    for attack in attacks:
+        value: Any = attack.settings.get(axis)
+        if not is_number(value):
+            continue
+        settings = agreed_settings(attack, axis)
+        for rule in [None] if attack.base else _step_rules(attack.settings, axis):
+            key = json.dumps([settings, rule], sort_keys=True, default=str)
+            groups.setdefault(key, {}).setdefault(float(value), attack)
+    found = [group for group in groups.values() if len(group) > 1]
+    kept: dict[int, set[str]] = {}  # names by place
+    # A step size may fit two rules by chance; the longer curve tells more.
+    for place in sorted(range(len(found)), key=lambda place: -len(found[place])):
+        names = {attack.name for attack in found[place].values()}
+        if not any(names <= other for other in kept.values()):
+            kept[place] = names
+    return [_curve(axis, found[place]) for place in sorted(kept)]
+
+
+def _step_rules(settings: Mapping[str, Any], axis: str) -> list[Any]:
+    """Returns the rules that may have given the step size."""
+    step, eps, steps = (settings.get(k) for k in ('step_size', 'eps', 'num_steps'))
+    rules: list[Any] = [step]
+    if step and eps and axis == 'eps':
+        rules.append(['of eps', f'{step / eps:.6g}'])
+    elif step and eps and steps and math.isclose(step, min(eps, 2.5 * eps / steps)):
+        rules.append('derived')  # as PGD does
+    return rules
+
+
+def _curve(axis: str, group: Mapping[float, AttackResult]) -> Curve:
+    points = tuple(sorted(group.items()))
+    first = points[0][1]
+    count, unit = first.settings.get('num_steps'), 'steps'
+    if first.asks == 'values':
+        unit = 'queries'
+    fixed = f'eps {first.settings.get("eps", 0):g}'
+    if axis == 'eps':
+        fixed = f'{count} {unit}' if count else ''
+    names = [attack.base or _without_number(attack.name) for _, attack in points]
+    label = ', '.join(filter(None, [' / '.join(dict.fromkeys(names)), fixed]))
+    norm = str(first.settings.get('norm'))
+    return Curve(label, 'eps' if axis == 'eps' else unit, norm, points)
+
+
+def _without_number(name: str) -> str:
+    """Shortens a label like ``pgd-eps2``, which somebody may have given in a config."""
+    return re.sub(r'[-_. ]*(eps|steps|queries)?[-_. ]*[\d.]+$', '', name) or name

@@ -1,0 +1,304 @@
+"""Says what the passes of an evaluation found, in sections of tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from .document import (
+    MISSING,
+    Bar,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Shares,
+    Table,
+    is_number,
+    number,
+)
+from .results import AttackResult, Curve, Headline, by_axis, find_curves, shown_metrics
+
+BENIGN_LABEL = 'none (benign)'
+
+# Name and analysis of each pass, the benign one first: see
+# :class:`mmrobust.evaluation.box_analysis.BoxAnalysis`.
+Passes: TypeAlias = Sequence[tuple[str, 'dict[str, Any] | None']]
+
+# What became of objects, and false detections.
+_OBJECTS = ('objects_found', 'objects_misclassified', 'objects_mislocalised', 'missed')
+_COUNTED = (*_OBJECTS, 'hallucinated', 'duplicate')
+_SIZES = ('small', 'medium', 'large')
+# Of attacks, in the table of classes, which nobody could read with many of them.
+_MOST_COLUMNS = 8
+# More lines in one picture cannot be told apart.
+MOST_LINES = 6
+
+
+def figures_table(benign: Mapping[str, Any], attacks: Sequence[AttackResult]) -> Table:
+    """Tabulates the metrics, one row per attack."""
+    shown = shown_metrics(benign)
+    rows = [[BENIGN_LABEL, '', '', '', '', *(number(benign.get(k)) for k in shown)]]
+    for attack in attacks:
+        settings = attack.settings
+        steps = str(settings.get('num_steps', ''))
+        if settings.get('restarts', 1) > 1:
+            steps += f' x {settings["restarts"]}'
+        ball = [str(settings.get('norm')), f'{settings.get("eps", 0):g}']
+        metrics = [number(attack.metrics.get(key)) for key in shown]
+        objective = str(settings.get('objective') or 'none')
+        rows.append([attack.name, *ball, steps, objective, *metrics])
+    names = [key.split('/')[-1] for key in shown]
+    return Table(['attack', 'norm', 'eps', 'steps', 'objective', *names], rows, texts=5)
+
+
+def figure_bars(
+    headline: Headline,
+    attacks: Sequence[AttackResult],
+    worst_case: Mapping[str, Any] | None,
+) -> list[Bar]:
+    """Returns the benign figure, one of each attack, and the worst case."""
+    worst = worst_case and Figure.of(worst_case['mAP'])
+    found = [
+        (BENIGN_LABEL, headline.benign, 'benign'),
+        *((a.name, headline.read(a.metrics, a.boxes), 'attack') for a in attacks),
+        ('worst case', worst, 'worst'),
+    ]
+    return [Bar(label, each, kind) for label, each, kind in found if each]
+
+
+def curves_section(
+    headline: Headline, attacks: Sequence[AttackResult]
+) -> Section | None:
+    """Tabulates each axis, with a column for each curve, and draws the curves."""
+    groups = by_axis(find_curves(attacks))
+    if not groups:
+        return None
+    text = f'{headline.name} of the attacks that differ in one number only.'
+    drawings = [
+        _lines(headline, group[start : start + MOST_LINES])
+        for group in groups
+        for start in range(0, len(group), MOST_LINES)
+    ]
+    tables = [_curves_table(headline, group) for group in groups]
+    return Section('curves', 'Curves', [text, *tables], drawings)
+
+
+def _curves_table(headline: Headline, curves: Sequence[Curve]) -> Table:
+    """Tabulates curves; without an attack there is no eps and no step."""
+    columns = [
+        {x: _text(headline.read(a.metrics, a.boxes)) for x, a in curve.points}
+        for curve in curves
+    ]
+    rows = [['0 (benign)'] + [_text(headline.benign)] * len(curves)]
+    for value in sorted({value for column in columns for value in column}):
+        rows.append([f'{value:g}', *(column.get(value, '') for column in columns)])
+    first = curves[0]
+    axis = f'eps ({first.norm})' if first.axis == 'eps' else first.axis
+    return Table([axis, *(curve.label for curve in curves)], rows)
+
+
+def _lines(headline: Headline, curves: Sequence[Curve]) -> Lines:
+    axis, along_eps = curves[0].axis, curves[0].axis == 'eps'
+    lines = []
+    for curve in curves:
+        found = [(x, headline.read(a.metrics, a.boxes)) for x, a in curve.points]
+        if along_eps:
+            found.insert(0, (0.0, headline.benign))
+        lines.append((curve.label, [(x, each) for x, each in found if each]))
+    return Lines(
+        f'{headline.name} against {axis}: {"; ".join(c.label for c in curves)}',
+        f'eps ({curves[0].norm}, pixel units of 0-255)' if along_eps else axis,
+        headline.name,
+        lines,
+        level=None if along_eps else headline.benign,
+        factors=not along_eps,
+    )
+
+
+def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
+    """Tabulates the members of each ensemble."""
+    text = (
+        'In their order: on how many images each ran, on how many its example is '
+        'the one that counts, and the lowest mAP found so far (by a short search: '
+        'the last one may find less).'
+    )
+    head = ['member', 'steps', 'images', 'chosen on', 'mAP after it']
+    head += ['forwards', 'backwards', 'seconds']
+    found = []
+    for attack in attacks:
+        rows = []
+        for each in attack.members or ():
+            steps = (each.get('settings') or {}).get('num_steps', '')
+            counts = [each['name'], steps, each['images'], each['chosen']]
+            passes = [each['forwards'], each['backwards']]
+            cells = [*counts, number(each['mAP']), *passes, number(each['seconds'], 1)]
+            rows.append(list(map(str, cells)))
+        if rows:
+            title = f'Members of {attack.name}'
+            parts: list[Part] = [text, Table(head, rows)]
+            found.append(Section(f'members-{attack.name}', title, parts))
+    return found
+
+
+def boxes_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | None:
+    """Tabulates mAP with intervals and counts of errors; states the worst case."""
+    analysed = [(name, boxes) for name, boxes in passes if boxes]
+    if not analysed:
+        return None
+    thr = analysed[0][1]['errors']['score_thr']
+    labels = [key.removeprefix('objects_') for key in _COUNTED]
+    rows, shares = [], []
+    for name, boxes in analysed:
+        counts = [boxes['errors'][key] for key in _COUNTED]
+        intervals = [_interval(boxes.get(key)) for key in ('mAP', 'drop')]
+        rows.append([name, *intervals, *map(str, counts)])
+        objects = dict(zip(labels, map(int, counts), strict=True))
+        shares.append((name, {key: objects[key] for key in labels[: len(_OBJECTS)]}))
+    parts: list[Part] = [
+        'COCO box mAP and its fall, with 95 % bootstrap intervals over images; '
+        f'objects and false detections at scores from {thr:g}.',
+        Table(['attack', 'mAP', 'fall', *labels], rows),
+    ]
+    if worst:
+        parts.append(_worst_sentence(worst))
+    drawing = Shares('What became of the objects:', shares)
+    return Section('boxes', 'Boxes', parts, [drawing])
+
+
+def _worst_sentence(worst: Mapping[str, Any]) -> str:
+    counts = worst['images'].items()
+    chosen = ', '.join(f'{name} {count}' for name, count in counts if count)
+    return (
+        'Worst case, the lowest mAP found by choosing a pass for every image: '
+        f'**{worst["mAP"]:.3f}** ({chosen} images). It falls with every pass '
+        'that takes part: compare models under the same attacks.'
+    )
+
+
+def sizes_section(passes: Passes) -> Section | None:
+    """Tabulates the mAP of small, medium and large objects."""
+    text = (
+        'mAP of objects of an area below 32 x 32 pixels, up to 96 x 96, and '
+        'above, as COCO divides them.'
+    )
+    rows = [
+        [name, *(number(boxes['sizes'].get(size)) for size in _SIZES)]
+        for name, boxes in passes
+        if boxes and boxes.get('sizes')
+    ]
+    head = ['attack', *_SIZES]
+    return _table_section('sizes', 'By size of the objects', head, rows, text)
+
+
+def classes_section(passes: Passes) -> Section | None:
+    """Tabulates the mAP of each class, those that fall most first."""
+    given = [(boxes or {}).get('classes') for _, boxes in passes]
+    if not any(given):
+        return None
+    benign: dict[str, Any] = given[0] or {}
+    attacks = [
+        (boxes['mAP']['estimate'], name, classes)
+        for (name, boxes), classes in zip(passes[1:], given[1:], strict=True)
+        if boxes and classes
+    ]
+
+    def order(place: int) -> float:
+        estimate = attacks[place][0]
+        return estimate if math.isfinite(estimate) else math.inf
+
+    lowest = sorted(range(len(attacks)), key=order)[:_MOST_COLUMNS]
+    shown = [attacks[place] for place in sorted(lowest)]
+    rows = []
+    for name in next(filter(None, given)):
+        values = [classes.get(name) for _, _, classes in attacks]
+        known = [value for value in values if value is not None]
+        before = benign.get(name)
+        fall = before - min(known) if known and before is not None else -math.inf
+        figures = [classes.get(name) for _, _, classes in shown]
+        rows.append((fall, [name, *map(number, [before, fall, *figures])]))
+    rows.sort(key=lambda row: -row[0])  # stable: ties stay in the dataset's order
+    text = 'mAP of each class, those that fall most under any attack first'
+    if len(shown) < len(attacks):
+        text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
+    head = ['class', passes[0][0], 'largest fall', *(name for _, name, _ in shown)]
+    parts: list[Part] = [f'{text}.', Table(head, [row for _, row in rows])]
+    return Section('classes', 'By class', parts, page_only=True)
+
+
+def pictures_section(
+    headline: Headline, attacks: Sequence[AttackResult]
+) -> Section | None:
+    """Compares attacked images with themselves as pictures of 8 bits."""
+    rows = []
+    for attack in attacks:
+        stored = attack.quantized
+        if not stored:
+            continue
+        # Like with like: the evaluator's mAP is not quite the analysis's.
+        both = attack.boxes and stored.get('boxes')
+        before = headline.read(attack.metrics, attack.boxes if both else None)
+        after = headline.read(stored['metrics'], stored['boxes'] if both else None)
+        values = [each and each.value for each in (before, after)]
+        gap = before.value - after.value if before and after else None
+        cells = [*map(number, values), number(gap, signed=True)]
+        rows.append([attack.name, *cells, number(stored.get('radius'), 2)])
+    text = (
+        'The attacked images rounded to 8 bits, stored as pictures and scored '
+        'through the unchanged pipeline. A gap far from 0 means that the attack '
+        'does not survive being a picture; below 0 it is weaker as one.'
+    )
+    head = ['attack', f'{headline.name} as computed', f'{headline.name} as a picture']
+    head += ['gap', 'largest perturbation']
+    return _table_section('pictures', 'As pictures', head, rows, text)
+
+
+def gradients_section(attacks: Sequence[AttackResult]) -> Section | None:
+    """Tabulates what was seen of the gradients, as far as it is numbers."""
+    watched = [(attack.name, attack.watched) for attack in attacks if attack.watched]
+    numbers = (key for _, seen in watched for key in seen if is_number(seen[key]))
+    names = list(dict.fromkeys(numbers))
+    if not names:
+        return None
+    rows = [[name, *(_short(seen.get(key)) for key in names)] for name, seen in watched]
+    head = ['attack', *(name.replace('_', ' ') for name in names)]
+    return _table_section('gradients', 'Gradients', head, rows)
+
+
+def cost_section(attacks: Sequence[AttackResult]) -> Section:
+    """Tabulates what the attacks cost."""
+    counts = ['forwards', 'backwards']
+    if any(attack.queries for attack in attacks):
+        counts.append('queries')
+    rows = []
+    for attack in attacks:
+        each = attack.per_image() or {}
+        totals = [attack.images or MISSING, *(getattr(attack, key) for key in counts)]
+        shares = [_short(each.get(key)) for key in (*counts, 'seconds')]
+        seconds = f'{attack.seconds:.1f}'
+        rows.append([attack.name, *map(str, totals), seconds, *shares])
+    head = ['attack', 'images', *counts, 'seconds']
+    head += [f'{count} per image' for count in (*counts, 'seconds')]
+    return Section('cost', 'Cost', [Table(head, rows)])
+
+
+def _table_section(
+    key: str, title: str, head: Sequence[str], rows: list[list[str]], text: str = ''
+) -> Section | None:
+    """Returns a section with one table, unless that is empty."""
+    if not rows:
+        return None
+    return Section(key, title, [*([text] if text else []), Table(head, rows)])
+
+
+def _text(figure: Figure | None) -> str:
+    return figure.text() if figure else MISSING
+
+
+def _interval(values: Mapping[str, Any] | None) -> str:
+    return _text(Figure.resampled(values))
+
+
+def _short(value: Any) -> str:
+    return f'{value:.4g}' if is_number(value) else MISSING
