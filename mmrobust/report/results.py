@@ -21,6 +21,8 @@ _USUAL = (
     *('top1', 'top5'),
 )
 _PERCENT = ('PQ', 'top1', 'top5')
+# Attributes of a result that are those of its attack.
+_TOLD = ('asks', 'baseline', 'transferable')
 _COUNTS = ('forwards', 'backwards', 'queries', 'seconds')
 
 
@@ -75,17 +77,8 @@ class AttackResult:
     @classmethod
     def of(cls, name: str, attack: Any, **fields: Any) -> AttackResult:
         """Starts the result of a :class:`mmrobust.attacks.Attack`."""
-        settings = attack.describe()
-        asks = 'values' if attack.gradient_free else 'gradients'
-        asks = asks if settings['num_steps'] else 'nothing'
-        return cls(
-            name,
-            settings,
-            asks=getattr(attack, 'asks', asks),
-            baseline=getattr(attack, 'baseline', False),
-            transferable=getattr(attack, 'transferable', 'decay' in settings),
-            **fields,
-        )
+        flags = {key: getattr(attack, key) for key in _TOLD}
+        return cls(name, attack.describe(), **flags, **fields)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
