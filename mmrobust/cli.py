@@ -10,8 +10,9 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -161,6 +162,53 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch passes --local-rank since torch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_attack_options(
+    parser: Any, curves: bool = True, more: Mapping[str, str] | None = None
+) -> None:
+    """Adds the options of all attacks, as their classes describe them.
+
+    Args:
+        parser: a parser, or a group of one.
+        curves: whether several sizes or numbers of steps make a curve.
+        more: by option, what is to be added to its help; it takes several values if
+            that begins with ``'; several'``.
+    """
+    from .attacks import OPTIONS, help_text
+
+    for name, option in OPTIONS.items():
+        text, added = help_text(name), (more or {}).get(name, '')
+        curve = curves and option.curve
+        # Choices are not argparse's to check: the attacks say more.
+        choices = f'{{{",".join(option.choices)}}}' if option.choices else None
+        parser.add_argument(
+            '--' + name.replace('_', '-'),
+            help=text + '; several give a curve' * curve + added,
+            type=option.type,
+            metavar=option.metavar or choices,
+            nargs='+' if curve or added.startswith('; several') else None,
+        )
+
+
+def attack_list(**more: str) -> str:
+    """Returns a line for each named attack, for the end of ``--help``."""
+    from .attacks import ATTACK_NAMES
+    from .registry import ATTACKS
+
+    presets = {
+        name: preset.maximises.replace('`', '')
+        for kind in ATTACKS.module_dict.values()
+        for name, preset in getattr(kind, 'presets', {}).items()
+    }
+    texts = {**{name: presets[name] for name in ATTACK_NAMES}, **more}
+    lines = [
+        textwrap.fill(
+            text, 79, initial_indent=f'  {name:12}', subsequent_indent=' ' * 14
+        )
+        for name, text in texts.items()
+    ]
+    return '\n'.join(['attacks, and what each makes large:', *lines])
 
 
 def add_speed_options(parser: Any) -> None:
