@@ -335,7 +335,7 @@ def train_some(folder: Path) -> Any:
         wrapper, counts = updates.sgd(model), []
         for number in range(4):
             batch = updates.make_batch([(64, 96)] * 2, 10 * number + rank())
-            counts.append(sum(adversary.chosen(number, 2)))
+            counts.append(len(adversary.chosen(number, 2)))
             adversary.train_step(wrapped, wrapper, batch, number)
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
         found[kind] = [counts, float(weights.double().norm())]

@@ -1,24 +1,21 @@
-"""Checks of the data before hours of computing."""
+"""Checks of a dataset and its model before hours of computing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..blame import short
 from ..errors import ConfigError
-
-# In pixels; float32 has no room for the area of a larger box.
-_FAR = 1e15
 
 
 def check_has_boxes(dataset: Any, purpose: str) -> None:
-    """Makes sure that at least one image of a dataset has an object.
+    """Makes sure that a dataset has an object at all, and that its boxes are boxes.
 
-    Also that every box is one: boxes without end or with their corners exchanged make
-    losses NaN without any error. Reads annotations only.
+    Boxes that are not finite or have their corners exchanged make losses NaN without
+    any error. Reads annotations only.
 
     Args:
         dataset: an mmdet dataset or a wrapper of it. Datasets that give no
@@ -26,8 +23,7 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         purpose: ``'training'`` or ``'attack'``, for the message.
 
     Raises:
-        ConfigError: if the dataset is empty or has no object at all, or if a box is
-            none.
+        ConfigError: if the dataset is empty or has no object, or for such a box.
     """
     if len(dataset) == 0:
         raise ConfigError(
@@ -36,12 +32,12 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         )
     if not hasattr(dataset, 'get_data_info'):
         return
-    empty = True
+    objects = 0
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         if 'instances' not in info:
             return
-        empty = empty and not info['instances']
+        objects += len(info['instances'])
         for instance in info['instances']:
             if not _is_box(instance.get('bbox')):
                 raise ConfigError(
@@ -49,12 +45,20 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
                     f'{instance["bbox"]} (x1, y1, x2, y2), which is none: repair or '
                     'remove its annotation.'
                 )
-    if not empty:
-        return
-    raise ConfigError(
-        f'the dataset for the {purpose} has {len(dataset)} images and no box at all: '
-        'check ann_file and that metainfo names the classes of the annotation file.'
-    )
+    if objects == 0:
+        raise ConfigError(
+            f'the dataset for the {purpose} has {len(dataset)} images and no box at '
+            'all: check ann_file and that metainfo names the classes of the annotation '
+            'file.'
+        )
+
+
+def _is_box(box: Any) -> bool:
+    if not isinstance(box, (list, tuple)) or len(box) != 4:
+        return True  # of another kind
+    x1, y1, x2, y2 = box
+    # False for NaN.
+    return -inf < x1 <= x2 < inf and -inf < y1 <= y2 < inf
 
 
 # What comes in one sample, by the data preprocessor; subclasses are meant too.
@@ -106,26 +110,17 @@ def check_categories(metrics: Sequence[Any], dataset: Any) -> None:
         if not isinstance(categories, dict):
             continue
         known = [str(each.get('name')) for each in categories.values()]
-        missing = [name for name in classes if name not in known]
-        if missing:
+        for name in [each for each in classes if each not in known][:1]:
+            some = ', '.join(known[:10]) + (', ...' if known[10:] else '')
             raise ConfigError(
                 f'the annotation file of {type(metric).__name__} has no category '
-                f'{missing[0]!r}, a class of the dataset: it has {short(str(known))}; '
-                'is it the ann_file of the dataset?'
+                f'{name!r}, a class of the dataset: it has {some}; is it the ann_file '
+                'of the dataset?'
             )
 
 
-def _is_box(box: Any) -> bool:
-    """Whether corners of an upright box are finite and in order."""
-    if not isinstance(box, (list, tuple)) or len(box) != 4:
-        return True  # of another kind
-    x1, y1, x2, y2 = box
-    # False for NaN.
-    return -_FAR < x1 <= x2 < _FAR and -_FAR < y1 <= y2 < _FAR
-
-
 def gives_rgb(dataset: Any) -> bool:
-    """Whether images of a dataset are RGB instead of BGR, as mmpretrain's CIFAR's are.
+    """Tells whether images are RGB instead of BGR, as those of mmpretrain's CIFAR.
 
     Args:
         dataset: a dataset or a wrapper of it.
@@ -139,7 +134,7 @@ def gives_rgb(dataset: Any) -> bool:
 
 
 def keeps_images(dataset: Any) -> bool:
-    """Whether a transform keeps images of before, as mmdet's CachedMosaic does.
+    """Tells whether a transform keeps earlier images, as mmdet's CachedMosaic does.
 
     Args:
         dataset: a dataset, a wrapper of some, or a pipeline or transform of one.

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 from .adversary import Adversary, NoAdversary
 from .free import FreeAdversary
-from .freeze import FreezeBackboneHook, SeedUpdatesHook
-from .inner import APGDAdversary, CWATAdversary, MTDAdversary, PGDAdversary
+from .freeze import FreezeBackboneHook
+from .inner_attack import (
+    APGDAdversary,
+    AttackAdversary,
+    CWATAdversary,
+    MTDAdversary,
+    PGDAdversary,
+)
 from .loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
 from .optim import BackboneLrOptimWrapperConstructor, BFloat16OptimWrapper
-from .training_state import TrainingStateHook
+from .resume import SeedUpdatesHook, TrainingStateHook
 
 __all__ = [
     'APGDAdversary',
     'AdvEpochBasedTrainLoop',
     'AdvIterBasedTrainLoop',
     'Adversary',
+    'AttackAdversary',
     'BFloat16OptimWrapper',
     'BackboneLrOptimWrapperConstructor',
     'CWATAdversary',

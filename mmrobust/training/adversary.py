@@ -1,9 +1,9 @@
-"""What every training method is, and the one that leaves images as they are."""
+"""The base class of all training methods, and the method that attacks nothing."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,22 +22,29 @@ from ..objective.class_weights import (
 )
 from ..objective.classifier import is_classifier, mixed_first
 from ..registry import ADVERSARIES
-from ..threat import ThreatModel, to_pixels
+from ..threat import ThreatModel
 from ..utils.models import bare_model
 from ..utils.seeding import derive_seed
-
-CLASS_WEIGHTINGS = (None, 'batch', 'dataset')
 
 
 class Adversary(ABC):
     """Makes a batch adversarial and lets the stock ``model.train_step`` learn from it.
 
+    To add a training method, subclass this class, implement :meth:`update` and register
+    the class in ``ADVERSARIES``, so that ``train_cfg.adversary.type`` can name it.
+    Inside :meth:`update` the method has :meth:`threat_at` (the ball of this update),
+    :meth:`chosen` (the images to attack) and :attr:`objective` (the loss to raise). A
+    method that carries something from update to update saves it in :meth:`state_dict`,
+    a method with settings of its own adds them to :meth:`describe`. If the method is
+    "attack the batch, then update on it", subclass :class:`.AttackAdversary` instead
+    and hand over the attack.
+
     Args:
-        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
-        objective: what the perturbation maximises; ``'total'``, ``'cls'``, ``'reg'``,
-            ``'cls+reg'`` or names of loss terms.
-        warmup_iters: iterations over which eps grows linearly to its full size.
+        threat: norm and full radius of the perturbations, in pixel units of 0-255.
+        objective: the loss terms that the perturbation raises; of
+            :class:`.Objective` ``'total'``, ``'cls'``, ``'reg'``, ``'cls+reg'`` or a
+            list of loss names.
+        warmup_iters: updates over which eps grows linearly to its full size.
         share: probability in (0, 1] that an image of a batch is adversarial; the
             others are learnt from as they are. Drawn anew for every batch, from the
             run's seed.
@@ -46,47 +53,45 @@ class Adversary(ABC):
             in the batch (of all processes), ``'dataset'`` of that in the training
             set; None does not.
 
-    Raises:
-        ConfigError: for a setting that is unknown or out of range.
-
     Attributes:
         replays: how often the loop hands over each batch.
+        updates_per_epoch: updates in a pass over the data; the loop sets it.
+        pass_begun: number of the first update of the current pass; the loop sets it.
+
+    Raises:
+        ConfigError: for a setting that is unknown or out of range.
     """
 
     replays = 1
-    # Whether a classifier's MixUp and CutMix come before the attack.
+    updates_per_epoch = 0
+    pass_begun = 0
+    # A classifier's MixUp and CutMix come before the attack.
     _mixes_first = True
 
     def __init__(
         self,
-        norm: str = 'linf',
-        eps: float | str = 4,
-        objective: str | Sequence[str] = 'total',
+        threat: ThreatModel,
+        objective: Objective,
         warmup_iters: int = 0,
         share: float = 1.0,
         class_weighting: str | None = None,
     ) -> None:
-        self.norm = norm
-        self.eps = ThreatModel(norm, to_pixels(eps, norm=norm)).eps
-        self.objective = Objective(objective)
-        if self.objective.needs_class_weights:
+        self.norm, self.eps = threat.norm, threat.eps
+        self.objective = objective
+        if objective.changes_losses:
             raise ConfigError(
-                "the objective 'cwa' is an attack for evaluation; train with "
-                "class_weighting='dataset' and the objective 'cls+reg' instead."
-            )
-        if self.objective.changes_losses:
-            raise ConfigError(
-                f'the objective {self.objective.name!r} is an attack for evaluation: '
-                "train with 'total' or names of loss terms."
+                f'the objective {objective.name!r} is an attack for evaluation: train '
+                "with 'total' or names of loss terms (for 'cwa' with 'cls+reg' and "
+                "class_weighting='dataset')."
             )
         if warmup_iters < 0:
             raise ConfigError(f'warmup_iters={warmup_iters} must not be negative.')
-        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if not 0 < share <= 1:
             raise ConfigError(
                 f'share={share!r} must be above 0 and at most 1: it is the part of the '
                 'images that are adversarial (NoAdversary trains without).'
             )
-        if class_weighting not in CLASS_WEIGHTINGS:
+        if class_weighting not in (None, 'batch', 'dataset'):
             raise ConfigError(
                 f"class_weighting={class_weighting!r} is unknown: choose 'batch', "
                 "'dataset' or None."
@@ -98,61 +103,63 @@ class Adversary(ABC):
         self._dataset_weights: Tensor | None = None
 
     def prepare(self, dataset: Any) -> None:
-        """Shows the training set, before the first update."""
+        """Takes the training set, before the first update.
+
+        Raises:
+            ConfigError: for a training in which the method would do nothing.
+        """
         self._dataset = dataset
 
     def threat_at(self, iteration: int) -> ThreatModel:
-        """The threat model of an iteration, smaller while eps warms up."""
+        """Returns the threat model of an update, smaller while eps warms up."""
         share = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
         return ThreatModel(self.norm, self.eps * share)
 
-    def chosen(self, iteration: int, count: int) -> list[bool]:
-        """Which images of a batch are adversarial; the same for all its replays."""
+    def chosen(self, iteration: int, count: int) -> list[int]:
+        """Returns which of ``count`` images to attack; the same for all replays."""
         if self.share == 1:
-            return [True] * count
-        seed = derive_seed(
-            'share', torch.initial_seed(), get_rank(), iteration // self.replays
-        )
-        draws = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-        return (draws < self.share).tolist()
+            return list(range(count))
+        generator = torch.Generator().manual_seed(self._seed('share', iteration))
+        draws = torch.rand(count, generator=generator)
+        return (draws < self.share).nonzero().flatten().tolist()
+
+    def _seed(self, purpose: str, iteration: int) -> int:
+        batch = iteration // self.replays
+        return derive_seed(purpose, torch.initial_seed(), get_rank(), batch)
 
     def train_step(
-        self,
-        model: Any,
-        optim_wrapper: OptimWrapper,
-        data_batch: dict,
-        iteration: int,
+        self, model: Any, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
     ) -> dict[str, Tensor]:
-        """Perturbs the batch and updates the weights once.
+        """Runs :meth:`update` under class weights and on mixed images, where asked for.
+
+        Loops call this; arguments and result are those of :meth:`update`.
+        """
+        bare = bare_model(model)
+        with self._weighted(bare, data_batch):
+            if not self._mixes_first:
+                return self.update(model, optim_wrapper, data_batch, iteration)
+            with mixed_first(bare, data_batch, self._seed('mix', iteration)) as mixed:
+                return self.update(model, optim_wrapper, mixed, iteration)
+
+    @abstractmethod
+    def update(
+        self, model: Any, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
+    ) -> dict[str, Tensor]:
+        """Perturbs the images of a batch and updates the weights once.
 
         Args:
-            model: the detector or its distributed wrapper, in training mode.
+            model: the model or its distributed wrapper, in training mode; it has to be
+                in it at the end, too.
             optim_wrapper: updates the weights.
-            data_batch: what the loader yields; it is not changed.
+            data_batch: the loader's batch: ``inputs``, images (C, H, W) in pixel units
+                of 0-255, and ``data_samples``. It must not be changed, as replays and
+                hooks see it again: :func:`.float_images` copies its images and
+                :func:`.with_images` puts others in their place.
             iteration: number of updates made so far.
 
         Returns:
-            The log variables of ``model.train_step``.
+            The log variables that ``model.train_step`` returned.
         """
-        bare = bare_model(model)
-        seed = derive_seed(
-            'mix', torch.initial_seed(), get_rank(), iteration // self.replays
-        )
-        with self._weighted(bare, data_batch):
-            if not self._mixes_first:
-                return self._train_step(model, optim_wrapper, data_batch, iteration)
-            with mixed_first(bare, data_batch, seed) as mixed:
-                return self._train_step(model, optim_wrapper, mixed, iteration)
-
-    @abstractmethod
-    def _train_step(
-        self,
-        model: Any,
-        optim_wrapper: OptimWrapper,
-        data_batch: dict,
-        iteration: int,
-    ) -> dict[str, Tensor]:
-        """See :meth:`train_step`; class weights are in force."""
 
     @contextmanager
     def _weighted(self, model: nn.Module, data_batch: dict) -> Iterator[None]:
@@ -174,11 +181,6 @@ class Adversary(ABC):
             weights = class_weights(counts.tolist())
         else:
             if self._dataset_weights is None:
-                if self._dataset is None:
-                    raise ConfigError(
-                        "class_weighting='dataset' needs the training set: call "
-                        'prepare(dataset) first.'
-                    )
                 counted = count_classes([self._dataset], num_classes)
                 self._dataset_weights = class_weights(counted)
             weights = self._dataset_weights
@@ -186,14 +188,18 @@ class Adversary(ABC):
             yield
 
     def state_dict(self, iteration: int) -> dict[str, Any]:
-        """What has to be saved to continue exactly after ``iteration`` updates."""
+        """Returns what has to be saved to go on exactly after ``iteration`` updates.
+
+        Tensors, numbers, strings, lists and dicts, so that checkpoints load without
+        pickled code.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Restores what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` returned."""
 
     def describe(self) -> dict[str, Any]:
-        """The settings that define the adversary, kept in every checkpoint's meta."""
+        """Returns the settings that define the method, for every checkpoint's meta."""
         return {
             'type': type(self).__name__,
             'norm': self.norm,
@@ -216,13 +222,10 @@ class NoAdversary(Adversary):
     _mixes_first = False
 
     def __init__(self) -> None:
-        super().__init__(eps=0)
+        super().__init__(ThreatModel('linf', 0.0), Objective())
 
-    def _train_step(
-        self,
-        model: Any,
-        optim_wrapper: OptimWrapper,
-        data_batch: dict,
-        iteration: int,
+    def update(
+        self, model: Any, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
     ) -> dict[str, Tensor]:
+        """See :meth:`Adversary.update`."""
         return model.train_step(data_batch, optim_wrapper=optim_wrapper)

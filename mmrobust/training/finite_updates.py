@@ -1,4 +1,4 @@
-"""Updates with a loss or a gradient that is not finite are skipped, all ranks alike."""
+"""Skipping updates with a loss or a gradient that is not finite, all ranks alike."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..objective.loss_state import Memory
+from ..utils.models import replaced
 
 
 @contextmanager
@@ -41,23 +42,22 @@ def finite_updates(
         max_skipped: training stops at so many skipped updates in a row.
 
     Yields:
-        What does it, to be told when others than updates change buffers.
+        The guard; its :meth:`~Guard.remember` has to be called when something other
+        than an update (a validation, say) has changed buffers.
 
     Raises:
-        ConfigError: then, with advice.
+        ConfigError: at ``max_skipped``, with advice.
     """
     guard = Guard(model, optim_wrapper, max_skipped)
-    wrapper: Any = optim_wrapper
-    wrapper.step, wrapper.update_params = guard.step, guard.update_params
-    try:
+    with (
+        replaced(optim_wrapper, 'step', guard.step),
+        replaced(optim_wrapper, 'update_params', guard.update_params),
+    ):
         yield guard
-    finally:
-        # The class's own are in force again.
-        del wrapper.step, wrapper.update_params
 
 
 class Guard:
-    """What stands in place of an optimizer wrapper's step."""
+    """Stands in place of an optimizer wrapper's ``step`` and ``update_params``."""
 
     def __init__(
         self, model: nn.Module, optim_wrapper: OptimWrapper, max_skipped: int
@@ -88,16 +88,14 @@ class Guard:
             return
         self.remember()
         if self.skipped:
-            print_log(
+            _warn(
                 'Losses and gradients are finite again; updates skipped: '
-                f'{self.skipped}.',
-                logger='current',
-                level=logging.WARNING,
+                f'{self.skipped}.'
             )
         self.skipped = 0
 
     def remember(self) -> None:
-        """Takes buffers as they are now, which hooks may have changed, for good."""
+        """Takes the buffers as they are now for those that a skip restores."""
         self._memory.refresh()
 
     def _restore(self) -> None:
@@ -122,9 +120,11 @@ class Guard:
                 'warmup_iters, or bfloat16 in place of float16.'
             )
         if self.skipped == 1:
-            print_log(
+            _warn(
                 'The loss or its gradients are not finite: the weights stay as they '
-                f'are; training stops after {self.max_skipped} such updates in a row.',
-                logger='current',
-                level=logging.WARNING,
+                f'are; training stops after {self.max_skipped} such updates in a row.'
             )
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)

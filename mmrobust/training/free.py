@@ -45,11 +45,10 @@ class FreeAdversary(Adversary):
         carry: ``'epoch'`` starts every pass over the data from a zero perturbation,
             which epoch checkpoints need not save; ``'run'`` carries it through the
             whole training, as the papers do, and saves it in checkpoints.
-        warmup_iters: updates over which eps grows linearly to its full size.
-        share: see :class:`Adversary`. An image that stays clean leaves the
-            perturbation of its slot as it is.
-        class_weighting: see :class:`Adversary`; the code of arXiv 2305.17438 calls
-            ``'dataset'`` with the total loss its training type ``cwa``.
+        **common: ``warmup_iters``, ``share`` (an image that stays clean leaves the
+            perturbation of its slot as it is) and ``class_weighting`` of
+            :class:`Adversary`; the code of arXiv 2305.17438 calls
+            ``class_weighting='dataset'`` with the total loss its training type ``cwa``.
     """
 
     def __init__(
@@ -60,36 +59,38 @@ class FreeAdversary(Adversary):
         replays: int = 4,
         objective: str | Sequence[str] = 'total',
         carry: str = 'epoch',
-        warmup_iters: int = 0,
-        share: float = 1.0,
-        class_weighting: str | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(norm, eps, objective, warmup_iters, share, class_weighting)
+        # PGD's rules for a step size are the rules here too.
+        step = PGD(norm, eps, step_size, num_steps=1, objective=objective)
+        super().__init__(step.threat, step.objective, **common)
         self.replays = positive_int(replays, 'replays')
         if carry not in ('epoch', 'run'):
             raise ConfigError(f"carry={carry!r} is unknown: choose 'epoch' or 'run'.")
-        # PGD's rules for a step size are the rules here too.
-        size = self.eps if step_size is None else step_size
-        size = PGD(norm, f'{self.eps}/255', size, num_steps=1).step_size
-        self._step_share = size / self.eps if self.eps else 0.0
         self.carry = carry
-        self.updates_per_epoch = 0
-        self.pass_begun = 0  # number of the first update of a pass
+        self._step_share = step.step_size / self.eps if self.eps else 0.0
         self._deltas: list[Tensor] = []
 
-    def _train_step(
-        self,
-        model: Any,
-        optim_wrapper: OptimWrapper,
-        data_batch: dict,
-        iteration: int,
+    def prepare(self, dataset: Any) -> None:
+        """See :meth:`Adversary.prepare`."""
+        super().prepare(dataset)
+        if self.carry == 'epoch' and self.eps > 0 and self.updates_per_epoch == 1:
+            raise ConfigError(
+                'there is one update per pass over the data, and each pass starts '
+                'from a zero perturbation, so no update would be adversarial: set '
+                "carry='run' or more replays."
+            )
+
+    def update(
+        self, model: Any, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
     ) -> dict[str, Tensor]:
+        """See :meth:`Adversary.update`."""
         threat = self.threat_at(iteration)
         if self._resets_at(iteration):
             self._deltas = []
         images = float_images(data_batch, device_of(model))
         deltas = self._fit(images, threat)
-        attacked = [i for i, c in enumerate(self.chosen(iteration, len(images))) if c]
+        attacked = self.chosen(iteration, len(images))
         for i in attacked:
             perturbed = images[i].add_(deltas[i]).clamp_(threat.lo, threat.hi)
             images[i] = perturbed.requires_grad_()

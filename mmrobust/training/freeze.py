@@ -1,13 +1,9 @@
-"""Hooks for fine-tuning: a backbone that stays as it is, updates that repeat."""
+"""A hook for fine-tuning that keeps the backbone exactly as it was initialised."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -16,8 +12,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..registry import HOOKS
-from ..utils.models import state_digest
-from ..utils.seeding import derive_seed
+from ..utils.models import bare_model, state_digest
 
 
 @HOOKS.register_module()
@@ -62,7 +57,6 @@ class FreezeBackboneHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Remembers the part; its weights are those to keep by now."""
         model, part = self._find(runner)
-        part.requires_grad_(False)
         if not any(p.requires_grad for p in model.parameters()):
             raise ConfigError(
                 f'nothing is left to learn: the model has no weights besides '
@@ -73,7 +67,7 @@ class FreezeBackboneHook(Hook):
         print_log(f'{self.module} is frozen: {count} parameters.', logger='current')
 
     def after_train(self, runner: Runner) -> None:
-        """Makes sure of it."""
+        """Refuses a training in which the part has changed nevertheless."""
         if state_digest(self._find(runner)[1]) != self.digest:
             raise ConfigError(
                 f'{self.module!r} was frozen and has changed in training: something '
@@ -81,8 +75,7 @@ class FreezeBackboneHook(Hook):
             )
 
     def _find(self, runner: Runner) -> tuple[nn.Module, nn.Module]:
-        model: Any = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = bare_model(runner.model)
         part = dict(model.named_modules()).get(self.module)
         if part is None or not any(True for _ in part.parameters()):
             raise ConfigError(
@@ -93,33 +86,3 @@ class FreezeBackboneHook(Hook):
 
 def _to_eval(module: nn.Module, args: Any) -> None:
     module.eval()
-
-
-@HOOKS.register_module()
-class SeedUpdatesHook(Hook):
-    """Starts the random numbers of every epoch and update from the run's seed.
-
-    mmengine does not save the state of the generators. With this hook a resumed run of
-    a stock loop draws what an uninterrupted one draws (mixing, dropout, random samplers
-    and starts, and with ``num_workers=0`` augmentation), for loops by epoch; loops by
-    iteration leave out the augmentation of one batch. The adversarial train loops
-    resume exactly without it.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Before the loader's iterator exists."""
-        self._seed(runner, 'epoch', runner.epoch)
-
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        """Before the update."""
-        self._seed(runner, 'update', runner.iter)
-
-    def _seed(self, runner: Runner, what: str, number: int) -> None:
-        seed = derive_seed(runner.seed, get_rank(), what, number) % 2**32
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)

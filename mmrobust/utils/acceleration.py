@@ -1,7 +1,7 @@
-"""Faster losses and gradients: bfloat16, another memory layout, compiled parts.
+"""Options that make losses and gradients faster: bfloat16, memory layout, compiling.
 
-Only what attacks and updates compute is accelerated, and only while they compute it:
-what is scored is the model's stock prediction.
+Attacks and updates are accelerated, and only while they compute; what is scored is the
+model's stock prediction.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, doing
+from .models import replaced
 
 OPTIONS = ('autocast', 'channels_last', 'compile')
 
@@ -57,25 +58,16 @@ class Acceleration:
                 f"speed.autocast={autocast!r} is unknown: choose 'bfloat16' or None "
                 "(in 'float16' gradients of images become 0)."
             )
-        if not isinstance(channels_last, bool):
-            raise ConfigError(
-                f'speed.channels_last={channels_last!r} must be True or False.'
-            )
-        if not isinstance(compile, (bool, Mapping)):
-            raise ConfigError(
-                f'speed.compile={compile!r} must be True, False or a dict of arguments '
-                'of torch.compile.'
-            )
         self.autocast = autocast
         self.channels_last = channels_last
-        self.compile: dict[str, Any] | None = None
-        if compile is not False:
-            self.compile = {} if compile is True else dict(compile)
+        self.compile = (
+            None if compile is False else dict({} if compile is True else compile)
+        )
         self._compiled: list[tuple[nn.Module, Callable[..., Any]]] = []
 
     @classmethod
     def read(cls, settings: Mapping[str, Any] | None) -> Acceleration:
-        """The options that a config's ``speed`` names; None stands for no option.
+        """Reads a config's ``speed``; None stands for no option.
 
         Raises:
             ConfigError: for an unknown option.
@@ -89,7 +81,7 @@ class Acceleration:
         return cls(**settings)
 
     def describe(self) -> dict[str, Any]:
-        """The options that are on."""
+        """Returns the options that are on."""
         found = {
             'autocast': self.autocast,
             'channels_last': self.channels_last,
@@ -98,7 +90,7 @@ class Acceleration:
         return {key: value for key, value in found.items() if value}
 
     def notes(self) -> list[str]:
-        """What a reader of attacked figures has to know, as sentences."""
+        """Returns sentences that a reader of attacked figures has to know."""
         if not self.autocast:
             return []
         return [
@@ -120,7 +112,8 @@ class Acceleration:
             ConfigError: if device, model or torch cannot do what was asked for.
         """
         device = next(model.parameters()).device
-        if self.autocast and device.type == 'cuda' and not _knows_bfloat16():
+        on_gpu = device.type == 'cuda'
+        if self.autocast and on_gpu and not torch.cuda.is_bf16_supported():
             raise ConfigError(
                 f'{torch.cuda.get_device_name(device)} does not compute in bfloat16: '
                 'leave speed.autocast out.'
@@ -168,44 +161,20 @@ class Acceleration:
                 if dtype is not None:
                     stack.enter_context(torch.autocast(device, dtype))
                 for part, compiled in self._compiled:
-                    stack.enter_context(_replaced_forward(part, compiled))
+                    stack.enter_context(replaced(part, 'forward', compiled))
                 return plain(inputs, *args, **kwargs)
 
-        with _replaced_forward(model, forward):
+        with replaced(model, 'forward', forward):
             yield
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Has a module called by another name, without a new module in between.
-
-    That would change the names of its weights.
-    """
-    own = vars(module)
-    before = own.get('forward')
-    own['forward'] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del own['forward']
-        else:
-            own['forward'] = before
 
 
 def _compile(
     name: str, part: nn.Module, settings: dict[str, Any]
 ) -> Callable[..., Any]:
-    """The part's forward pass, compiled when it is called."""
-    try:
+    """Returns the part's forward pass, which is compiled when it is first called."""
+    with doing(f'compiling the {name} (speed.compile)'):
         compiled = torch.compile(part.forward, **settings)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f'torch.compile does not take {settings} here ({_reason(error)}): '
-            'change speed.compile or leave it out.'
-        ) from error
     from torch._dynamo import maybe_mark_dynamic
-    from torch._dynamo.exc import TorchDynamoException
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if 'dynamic' not in settings:
@@ -213,20 +182,15 @@ def _compile(
                 for maps in each if isinstance(each, (list, tuple)) else [each]:
                     if isinstance(maps, Tensor) and maps.dim() == 4:
                         maybe_mark_dynamic(maps, [2, 3])
-        try:
+        with doing(f'running the compiled {name} (speed.compile)'):
             return compiled(*args, **kwargs)
-        except TorchDynamoException as error:
-            raise ConfigError(
-                f'torch.compile fails on the {name} ({_reason(error)}): leave '
-                'speed.compile out, or give it another backend.'
-            ) from error
 
     return forward
 
 
 @contextmanager
 def _channels_last(model: nn.Module) -> Iterator[None]:
-    """Lays out weights for convolutions; as they were before when done."""
+    """Lays out weights pixel by pixel, and as before at the end."""
     changed = [
         tensor
         for tensor in (*model.parameters(), *model.buffers())
@@ -243,7 +207,7 @@ def _channels_last(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _buffers_kept() -> Iterator[None]:
-    """A compiled backward pass leaves to a second one what the forward pass saved."""
+    """Lets a compiled backward pass leave the saved tensors to a second one."""
     from torch._functorch import config
 
     if not hasattr(config, 'donated_buffer'):  # an older torch does so anyway
@@ -251,13 +215,3 @@ def _buffers_kept() -> Iterator[None]:
         return
     with config.patch(donated_buffer=False):
         yield
-
-
-def _knows_bfloat16() -> bool:
-    known: bool = torch.cuda.is_bf16_supported()
-    return known
-
-
-def _reason(error: BaseException) -> str:
-    # Of a backend's error, its name and then what it said.
-    return ' '.join(str(error).strip().split('\n')[:2]).rstrip('.')

@@ -1,4 +1,4 @@
-"""Randomness that depends on the image, not on the order of the work."""
+"""Random numbers that depend on the image or the update, not on the order of work."""
 
 from __future__ import annotations
 
@@ -12,45 +12,6 @@ import numpy as np
 import torch
 
 
-class Draws:
-    """Global random draws of one image's own, whatever is drawn in between.
-
-    Args:
-        seed: where they start, as :func:`seeded` does.
-        device: device whose generator counts beside the CPU's.
-    """
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device
-        with seeded(seed, device):
-            self._state = self._now()
-
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Goes on where the last context ended; the draws outside stay as they are."""
-        outside = self._now()
-        self._go_to(self._state)
-        try:
-            yield
-        finally:
-            self._state = self._now()
-            self._go_to(outside)
-
-    def _now(self) -> tuple[Any, ...]:
-        cuda = None
-        if self.device.type == 'cuda':
-            cuda = torch.cuda.get_rng_state(self.device)
-        return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
-
-    def _go_to(self, state: tuple[Any, ...]) -> None:
-        own, cuda, numpy, python = state
-        torch.set_rng_state(own)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self.device)
-        np.random.set_state(numpy)
-        random.setstate(python)
-
-
 def derive_seed(*parts: object) -> int:
     """Derives a seed in [0, 2**63) from printable parts, the same everywhere."""
     text = '/'.join(str(part) for part in parts)
@@ -58,7 +19,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def attack_generator(seed: int) -> torch.Generator:
-    """A CPU generator for the attack's own draws on an image."""
+    """Makes a CPU generator for the attack's own draws on an image."""
     return torch.Generator().manual_seed(derive_seed(seed, 'attack'))
 
 
@@ -74,22 +35,59 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         seed: non-negative seed.
         device: device whose generator is seeded beside the CPU's.
     """
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    devices = [device] if device.type == 'cuda' else []
+    outside = _states(device)
     try:
-        with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed alone would also seed GPUs that are not put back.
-            (torch if devices else torch.default_generator).manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
+        # torch.manual_seed alone would also seed GPUs that are not put back.
+        cuda = device.type == 'cuda'
+        (torch if cuda else torch.default_generator).manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
     finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        _set_states(outside, device)
+
+
+class Draws:
+    """Global random draws of one image's own, whatever is drawn in between.
+
+    Args:
+        seed: where they start, as :func:`seeded` does.
+        device: device whose generator counts beside the CPU's.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        with seeded(seed, device):
+            self._state = _states(device)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Goes on where the last context ended; the draws outside stay as they are."""
+        outside = _states(self.device)
+        _set_states(self._state, self.device)
+        try:
+            yield
+        finally:
+            self._state = _states(self.device)
+            _set_states(outside, self.device)
+
+
+def _states(device: torch.device) -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+
+def _set_states(states: tuple[Any, ...], device: torch.device) -> None:
+    cpu, cuda, numpy, python = states
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
+    np.random.set_state(numpy)
+    random.setstate(python)
 
 
 def generator_states() -> dict[str, Any]:
-    """States of the global generators of torch (CPU, current GPU), numpy and Python.
+    """Returns the states of the generators of torch (CPU, current GPU), numpy, Python.
 
     Tensors and numbers only, so that a checkpoint with them loads without pickled code.
     """

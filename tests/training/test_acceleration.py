@@ -411,8 +411,6 @@ def test_an_evaluation_is_not_resumed_at_another_speed(
     [
         (dict(autocast='float16'), "autocast='float16'.*become 0"),
         (dict(autocast=True), 'autocast=True'),
-        (dict(channels_last='yes'), "channels_last='yes'"),
-        (dict(compile='max-autotune'), 'compile.*dict'),
         (dict(fp16=True), 'fp16.*autocast, channels_last, compile'),
         ('fast', 'fast.*dict'),
     ],
@@ -423,16 +421,20 @@ def test_an_impossible_option_is_refused(settings: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('settings', 'words'),
+    ('settings', 'note'),
     [
-        (dict(speed='max'), 'does not take.*speed.*leave it out'),
-        (dict(backend='fastest'), 'does not take.*fastest'),
-        (dict(backend=lambda *args: 1 / 0), 'fails on the backbone.*division'),
+        (dict(backend='fastest'), 'while compiling the backbone (speed.compile)'),
+        (
+            dict(backend=lambda *args: 1 / 0),
+            'while running the compiled backbone (speed.compile)',
+        ),
     ],
 )
-def test_what_torch_cannot_compile_is_said(settings: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_what_torch_cannot_compile_is_named(settings: dict, note: str) -> None:
+    """The error is torch's own, with a note on which part it is about."""
+    with pytest.raises(Exception, match=r'fastest|division') as caught:
         answer(build('fcos'), Acceleration(compile=settings), make_batch([(64, 64)], 0))
+    assert note in caught.value.__notes__
 
 
 def test_a_model_without_parts_cannot_be_compiled() -> None:

@@ -20,7 +20,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
-from mmrobust.training.resuming import newest_checkpoint
+from mmrobust.training.resume import newest_checkpoint
 from mmrobust.errors import ConfigError
 from mmrobust.utils.seeding import generator_states, set_generator_states
 
@@ -460,7 +460,7 @@ def test_other_states_are_not_taken(
     torch.save(content, saved)
     said: list[str] = []
     monkeypatch.setattr(
-        'mmrobust.training.training_state.print_log',
+        'mmrobust.training.resume.print_log',
         lambda text, **kwargs: said.append(text),
     )
     runner = build(**settings, load_from=str(saved), resume=True)

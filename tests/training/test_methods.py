@@ -256,8 +256,7 @@ def test_a_share_of_the_images_is_adversarial(kind: type[Adversary]) -> None:
     adversary = kind(**settings)
     model = make_model()
     chosen = [adversary.chosen(n * adversary.replays, 3) for n in range(4)]
-    assert {True, False} == {one for batch in chosen for one in batch}
-    assert any(len(set(batch)) == 2 for batch in chosen)
+    assert any(0 < len(batch) < 3 for batch in chosen)
     seen: list[list[Tensor]] = []
 
     def note(data: dict, optim_wrapper: OptimWrapper) -> dict:
@@ -271,26 +270,25 @@ def test_a_share_of_the_images_is_adversarial(kind: type[Adversary]) -> None:
         batch = update // adversary.replays
         for slot, image in enumerate(images):
             distance = float((image - batches[batch]['inputs'][slot]).abs().max())
-            if not chosen[batch][slot]:
+            if slot not in chosen[batch]:
                 assert distance == 0
             elif update > 0:
                 # FreeAT's slot is still at zero until it was chosen once.
                 assert distance > 0 or kind is FreeAdversary
     if kind is FreeAdversary:
         last = adversary.replays * 3 + 2
-        for slot in range(3):
-            if chosen[3][slot]:
-                assert (seen[last][slot] - batches[3]['inputs'][slot]).abs().max() > 0
+        for slot in chosen[3]:
+            assert (seen[last][slot] - batches[3]['inputs'][slot]).abs().max() > 0
 
 
 def test_the_share_is_right_on_average() -> None:
     torch.manual_seed(0)
     adversary = FreeAdversary(share=0.3, replays=4)
     draws = [adversary.chosen(4 * n, 8) for n in range(500)]
-    mean = sum(map(sum, draws)) / 4000
+    mean = sum(map(len, draws)) / 4000
     assert mean == pytest.approx(0.3, abs=0.03)  # four standard deviations
     assert adversary.chosen(7, 8) == adversary.chosen(4, 8)
-    assert FreeAdversary().chosen(0, 8) == [True] * 8
+    assert FreeAdversary().chosen(0, 8) == list(range(8))
 
 
 def test_the_control_is_stock_training_bit_for_bit() -> None:

@@ -1,11 +1,20 @@
-"""What training needs beside the weights to go on as if it had not been interrupted."""
+"""Exact resume: the state that checkpoints keep, and the checkpoint to go on from.
+
+mmengine's checkpoints have weights, optimizer, schedules and logs.
+:class:`TrainingStateHook` adds what else an update depends on, and
+:func:`settle_checkpoint` finds the newest checkpoint that is whole.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import random
 from collections import deque
+from glob import glob
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
@@ -13,25 +22,26 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..checks.dataset import keeps_images
+from ..errors import ConfigError
 from ..registry import HOOKS
 from ..utils.models import bare_model
-from ..utils.seeding import generator_states, set_generator_states
-from . import Adversary
-from .resuming import save_in_one_piece
+from ..utils.seeding import derive_seed, generator_states, set_generator_states
+from ..weights import read_checkpoint
+from .adversary import Adversary
 
 
 @HOOKS.register_module()
 class TrainingStateHook(Hook):
-    """Keeps in checkpoints what mmengine leaves out, of every process.
+    """Keeps in checkpoints the state of every process that mmengine leaves out.
 
     That is the carried perturbation, the random generators, gradients that wait for
     the rest of an accumulation, the size of the next batch in multi-scale training,
     statistics of other processes, the place in a pass over the data, and whether a
-    validation is still to come.
-    Checkpoints are written in one piece, and none is removed before the next is whole.
+    validation is still to come. Checkpoints are written in one piece, and none is
+    removed before the next is whole.
 
-    The adversarial train loops register it themselves; nothing needs to be configured.
-    The checkpoint still loads anywhere: it only has one more key.
+    The adversarial train loops register the hook themselves. A checkpoint loads
+    anywhere as before: it has one more key.
 
     Args:
         adversary: the loop's adversary.
@@ -50,12 +60,9 @@ class TrainingStateHook(Hook):
         self._validated = -1
         self._kept_one: list[CheckpointHook] = []
 
-    # ------------------------------------------------------------------- saving
-
     def before_train(self, runner: Runner) -> None:
-        """Sees to it that a kill while a checkpoint is written loses none."""
-        if isinstance(runner, Runner):
-            save_in_one_piece(runner)
+        """Prepares for a kill while a checkpoint is written: none may get lost."""
+        save_in_one_piece(runner)
         for hook in runner.hooks:
             # It removes the oldest one first, which would be the only one.
             if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
@@ -144,13 +151,12 @@ class TrainingStateHook(Hook):
             }
         return state
 
-    # ---------------------------------------------------------------- validation
-
     def before_val(self, runner: Runner) -> None:
-        """Sets the generators aside: validation must not change the training.
+        """Sets the generators aside, so that validation changes nothing in training.
 
-        It would else be another one after a restart between checkpoint and validation.
-        What is left is the number that a plain loop draws for the loader's workers.
+        A training that is killed between a checkpoint and its validation could not go
+        on exactly otherwise. One number is drawn first, as mmengine's loop draws it to
+        seed the workers of the validation loader.
         """
         if self._validations == 0 or not runner.val_dataloader.persistent_workers:
             torch.empty((), dtype=torch.int64).random_()
@@ -164,16 +170,13 @@ class TrainingStateHook(Hook):
             set_generator_states(self._before_validation)
             self._before_validation = None
 
-    # ------------------------------------------------------------------ resuming
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keeps the state until everything else is there."""
-        if not runner._resume:
-            return
-        self._loaded = checkpoint.get(self.key, {})
+        """Keeps the loaded state until :meth:`restore`."""
+        if runner._resume:
+            self._loaded = checkpoint.get(self.key, {})
 
     def restore(self, runner: Runner) -> dict[str, Any]:
-        """Restores this process's state, as the last thing before an update.
+        """Restores this process's state; call it right before the first update.
 
         Returns:
             The state that processes share; empty where training does not resume.
@@ -215,7 +218,7 @@ class TrainingStateHook(Hook):
 
 
 def _saves_now(hook: Hook, runner: Runner) -> bool:
-    """Whether mmengine's hook saves a checkpoint after this update."""
+    """Tells whether a hook of mmengine saves a checkpoint after this update."""
     if not isinstance(hook, CheckpointHook) or hook.by_epoch:
         return False
     return hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or (
@@ -224,10 +227,134 @@ def _saves_now(hook: Hook, runner: Runner) -> bool:
 
 
 def _batch_resizes(model: Any) -> list[Any]:
-    """Modules like mmdet's BatchSyncRandomResize, which draws a size for a while."""
+    """Finds modules like BatchSyncRandomResize, which keeps a size for some updates."""
     modules = model.data_preprocessor.modules()
     return [module for module in modules if hasattr(module, '_input_size')]
 
 
 def _warn(text: str) -> None:
     print_log(text, logger='current', level=logging.WARNING)
+
+
+def save_in_one_piece(runner: Any) -> None:
+    """Makes ``runner.save_checkpoint`` write a file that is whole or not there at all.
+
+    mmengine writes into the file itself; killed meanwhile, it leaves a part of it,
+    where the previous one of that name may have been. Only local files are covered.
+    """
+    stock = runner.save_checkpoint
+
+    def save(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        if '://' in out_dir or any(args[:1]) or kwargs.get('backend_args'):
+            stock(out_dir, filename, *args, **kwargs)
+            return
+        partial = os.path.join(out_dir, f'.{filename}.partial')
+        stock(out_dir, os.path.basename(partial), *args, **kwargs)
+        if is_main_process():
+            with open(partial, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(partial, os.path.join(out_dir, filename))
+
+    runner.save_checkpoint = save
+
+
+def settle_checkpoint(runner: Runner) -> None:
+    """Decides what is resumed, and takes over its seed, before data are sampled.
+
+    mmengine sets the seed of the checkpoint after it has built the data loader, so
+    that without a seed in the config the order of the data would be another one.
+
+    Raises:
+        ConfigError: if checkpoints were saved and none of them is whole.
+    """
+    if not runner._resume:
+        return
+    path = runner._load_from
+    checkpoint: dict[str, Any] = {}
+    if path is None:
+        path, checkpoint = newest_checkpoint(runner.work_dir)
+        runner._load_from = path
+    elif '://' not in path:
+        checkpoint = read_checkpoint(path)
+    seed = checkpoint.get('meta', {}).get('seed')
+    if seed is not None and seed != runner._randomness_cfg.get('seed'):
+        runner._randomness_cfg.update(seed=seed)
+        runner.set_randomness(**runner._randomness_cfg)
+
+
+def newest_checkpoint(work_dir: str) -> tuple[str | None, dict[str, Any]]:
+    """Finds the checkpoint that was saved last, or the newest whole one before it.
+
+    Args:
+        work_dir: with mmengine's ``last_checkpoint``, a file with the path.
+
+    Returns:
+        The path, or None if nothing was saved, and what it holds if it is a file.
+
+    Raises:
+        ConfigError: if none is whole.
+    """
+    note = os.path.join(work_dir, 'last_checkpoint')
+    last = ''
+    if os.path.isfile(note):
+        with open(note, encoding='utf-8') as file:
+            last = file.read().strip()
+    if '://' in last:
+        return last, {}
+    folders = {
+        os.path.abspath(work_dir),
+        os.path.dirname(os.path.abspath(last or note)),
+    }
+    others = [path for folder in folders for path in glob(f'{folder}/*.pth')]
+    others.sort(key=os.path.getmtime, reverse=True)
+    reasons = []
+    for path in [last, *others] if last else others:
+        try:
+            checkpoint = read_checkpoint(path)
+        except ConfigError as error:
+            reasons.append(str(error))
+            continue
+        # The best one of a validation has no state of the optimizer.
+        if path == last or {'meta', 'optimizer'} <= checkpoint.keys():
+            if reasons:
+                _warn(
+                    f'Training resumes from {path}, the newest whole checkpoint: '
+                    + ' '.join(reasons)
+                )
+            return path, checkpoint
+    if reasons or last:
+        raise ConfigError(
+            f'no checkpoint in {work_dir!r} can be resumed ({" ".join(reasons)}): give '
+            'one with --resume FILE, or leave --resume out to start anew.'
+        )
+    return None, {}
+
+
+@HOOKS.register_module()
+class SeedUpdatesHook(Hook):
+    """Starts the random numbers of every epoch and update from the run's seed.
+
+    mmengine does not save the state of the generators. With this hook a resumed run of
+    a stock loop draws what an uninterrupted one draws (mixing, dropout, random samplers
+    and starts, and with ``num_workers=0`` augmentation), for loops by epoch; loops by
+    iteration leave out the augmentation of one batch. The adversarial train loops
+    resume exactly without it.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Before the loader's iterator exists."""
+        self._seed(runner, 'epoch', runner.epoch)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Before the update."""
+        self._seed(runner, 'update', runner.iter)
+
+    def _seed(self, runner: Runner, what: str, number: int) -> None:
+        seed = derive_seed(runner.seed, get_rank(), what, number) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
