@@ -13,17 +13,218 @@ import contextlib
 import json
 import platform
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
 from mmengine.logging import MMLogger
 from mmrobust import cli
+from mmrobust.attacks import APGD, PGD, Attack
+from mmrobust.batch import float_images, with_images
 from mmrobust.errors import ConfigError
-from mmrobust.report.robustness import package_versions
+from mmrobust.objective import Objective, loss_mode
+from mmrobust.objective.classifier import make_oracle
+from mmrobust.objective.inputs import Inputs
+from mmrobust.report import package_versions
+from mmrobust.training import (
+    Adversary,
+    APGDAdversary,
+    CWATAdversary,
+    FreeAdversary,
+    MTDAdversary,
+    PGDAdversary,
+)
 from mmrobust.utils.files import write_atomically
+from torch import Tensor
 
-from benchmarks import SECTIONS, Clock, Subject, as_markdown
+from benchmarks.subject import Subject, loss
+from benchmarks.timing import Clock, Side, Table, compare, peak_bytes, possible
+
+STOCK = 'stock update'
+WITH_GRADIENT = 'stock update that also computes the input gradient'
+FREE = 'FreeAT update'
+OFFICIAL = 'FreeAT update with two backward passes, as the official code'
+BARE = 'forward and input-only backward pass'
+
+# FreeAT is free: an update costs at most this many stock ones, or where the input
+# gradient alone costs more, at most so many times the passes.
+STOCK_LIMIT = 1.15
+PASSES_LIMIT = 1.03
+# An attack step costs at most this many times its passes.
+STEP_LIMIT = 1.03
+
+_EPS = 4
+_INNER_STEPS = 2
+_ATTACK_STEPS = 10
+
+
+def gradient(
+    subject: Subject,
+    images: Sequence[Tensor],
+    samples: Sequence[Any],
+    objective: Objective | None = None,
+    prepare: Inputs | None = None,
+) -> None:
+    """Makes one forward and input-only backward pass; see :func:`.subject.loss`.
+
+    Inside :func:`mmrobust.objective.loss_mode`, which freezes the weights.
+    """
+    leaves = [image.detach().requires_grad_() for image in images]
+    torch.autograd.grad(loss(subject, leaves, samples, objective, prepare), leaves)
+
+
+def free_sides(subject: Subject) -> list[Side]:
+    """Returns stock updates, and those of FreeAT with each of its objectives."""
+    count = len(subject.batch['inputs'])
+
+    def with_gradient() -> None:
+        images = [image.requires_grad_() for image in subject.images()]
+        subject.learn(with_images(subject.batch, images))
+
+    def update(**settings: Any) -> Callable[[], object]:
+        return _updates(subject, FreeAdversary(eps=_EPS, carry='run', **settings))
+
+    official = update(objective='cls+reg')
+    return [
+        Side(STOCK, subject.learn, count),
+        Side(WITH_GRADIENT, with_gradient, count),
+        Side(FREE, update(), count, 1, WITH_GRADIENT, PASSES_LIMIT, STOCK_LIMIT),
+        Side(OFFICIAL, official, count, passes=WITH_GRADIENT),
+    ]
+
+
+def inner_sides(subject: Subject) -> list[Side]:
+    """Returns every method that attacks each batch first, and its passes alone."""
+    batch, count = subject.batch, len(subject.batch['inputs'])
+    samples = subject.samples(batch)
+    total, cls, reg = Objective(), Objective('cls'), Objective('reg')
+
+    def passes(*objectives: Objective, judged: int = 0, apart: bool = False) -> None:
+        """Makes gradients of objectives, values of the total loss, and the update."""
+        images = subject.images()
+        with loss_mode(subject.model):
+            for objective in objectives:
+                gradient(subject, images, samples, objective)
+            alone = [[i] for i in range(count)]
+            with torch.no_grad():
+                for part in (alone if apart else [list(range(count))]) * judged:
+                    loss(subject, [images[i] for i in part], [samples[i] for i in part])
+        subject.learn(with_images(batch, images))
+
+    steps, several = _INNER_STEPS, [total] * _INNER_STEPS
+    methods: dict[str, tuple[Adversary, Callable[[], None]]] = {
+        f'PGD-AT, {steps} steps': (
+            PGDAdversary(eps=_EPS, num_steps=steps),
+            partial(passes, *several),
+        ),
+        f'APGD-AT, {steps} steps': (
+            APGDAdversary(eps=_EPS, num_steps=steps),
+            partial(passes, *several, judged=1),
+        ),
+    }
+    if not subject.classifier:
+        methods['CWAT, 1 step'] = (CWATAdversary(eps=_EPS), partial(passes, total))
+        # It judges image by image.
+        apart = partial(passes, cls, reg, judged=2, apart=True)
+        methods['MTD, 1 step'] = (MTDAdversary(eps=_EPS), apart)
+    sides = [Side(STOCK, subject.learn, count)]
+    for name, (adversary, alone) in methods.items():
+        own = f'passes of {name}'
+        update = _updates(subject, adversary)
+        sides += [
+            Side(own, alone, count),
+            Side(f'update of {name}', update, count, passes=own),
+        ]
+    return sides
+
+
+def _updates(subject: Subject, adversary: Adversary) -> Callable[[], object]:
+    # Iteration 1: not the first of a pass over the data, which may start anew.
+    return lambda: adversary.train_step(
+        subject.model, subject.wrapper, subject.batch, 1
+    )
+
+
+def attack_sides(subject: Subject) -> list[Side]:
+    """Returns bare passes, and the same number of steps of PGD and APGD.
+
+    They run inside :func:`mmrobust.objective.loss_mode`.
+    """
+    part, samples = subject.attacked()
+    count = len(part['inputs'])
+
+    def bare() -> None:
+        images = float_images(part, subject.device)
+        # As in an attack, so that the work on samples does not hide what that adds.
+        prepare = None if subject.classifier else Inputs(subject.model, part)
+        for _ in range(_ATTACK_STEPS):
+            gradient(subject, images, samples, prepare=prepare)
+
+    def perturb(attack: Attack) -> None:
+        oracle = make_oracle(subject.model, part, samples, Objective())
+        images = float_images(part, subject.device)
+        attack.perturb(oracle, images, torch.Generator())
+
+    # With the best iterate they would ask for two values more, once per attack.
+    settings: dict[str, Any] = {'num_steps': _ATTACK_STEPS, 'keep_best': False}
+    attacks = {
+        'PGD step': PGD(eps=_EPS, **settings),
+        'APGD step': APGD(eps=_EPS, **settings),
+    }
+    return [Side(BARE, bare, count, _ATTACK_STEPS)] + [
+        Side(name, partial(perturb, attack), count, _ATTACK_STEPS, BARE, STEP_LIMIT)
+        for name, attack in attacks.items()
+    ]
+
+
+def peaks(subject: Subject) -> Table:
+    """Measures the peak memory of updates and attacks, beside the stock update's.
+
+    Counted is what tensors take beyond what is there before: weights, optimizer state
+    and the batch. Gradients of the weights belong to the peak of an update. Attacks
+    see as many images at once as an evaluation shows them: of a detector one.
+    """
+
+    def measure(sides: list[Side]) -> dict[str, int]:
+        # Having run once they have made what lasts: momenta, perturbations.
+        sides, without = possible(sides)
+        notes.extend(without)
+        found = {}
+        for side in sides:
+            subject.model.zero_grad(set_to_none=True)
+            found[side.name] = peak_bytes(side.run, subject.device)
+        return found
+
+    notes: list[str] = []
+    inner = [s for s in inner_sides(subject) if s.name.startswith('update of PGD-AT')]
+    found = measure([*free_sides(subject), *inner])
+    with loss_mode(subject.model):
+        found |= measure(attack_sides(subject))
+    rows = [
+        {'what': name, 'mebibytes': peak / 2**20, 'ratio': peak / found[STOCK]}
+        for name, peak in found.items()
+    ]
+    columns = {'what': 'what', 'mebibytes': 'MiB', 'ratio': f'ratio to {STOCK}'}
+    title = 'Peak memory beyond weights, optimizer state and batch'
+    return Table(title, columns, rows, notes)
+
+
+def _attack_steps(subject: Subject, clock: Clock, repeats: int) -> Table:
+    around = partial(loss_mode, subject.model)
+    return compare('Attack, per step', attack_sides(subject), clock, repeats, around)
+
+
+# A section measures the subject with a clock, so many times.
+SECTIONS: dict[str, Callable[[Subject, Clock, int], Table]] = {
+    'training': lambda s, clock, n: compare('FreeAT', free_sides(s), clock, n),
+    'inner': lambda s, clock, n: compare(
+        'Methods with an inner attack', inner_sides(s), clock, n
+    ),
+    'attack': _attack_steps,
+    'memory': lambda subject, *_: peaks(subject),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,16 +282,15 @@ def main() -> None:
     tables = {
         name: SECTIONS[name](subject, clock, args.repeats) for name in args.sections
     }
-    every = [table for part in tables.values() for table in part]
-    failures = [f'{t.title}: {what}' for t in every for what in t.failures]
-    lines = [f'{name}: {value}' for name, value in about.items()]
-    print(f'\n{as_markdown(lines, every)}\n')
+    failures = [f'{t.title}: {what}' for t in tables.values() for what in t.failures]
+    lines = '  \n'.join(f'{name}: {value}' for name, value in about.items())
+    print('\n' + '\n\n'.join([lines, *(t.markdown() for t in tables.values())]) + '\n')
     if args.json:
-        content: dict[str, Any] = {
-            **about,
-            'sections': {k: [t.as_dict() for t in v] for k, v in tables.items()},
-            'failures': failures,
+        sections = {
+            name: [{'title': t.title, 'rows': t.rows, 'notes': t.notes}]
+            for name, t in tables.items()
         }
+        content = {**about, 'sections': sections, 'failures': failures}
         write_atomically(args.json, json.dumps(content, indent=1))
     for failure in failures:
         print(f'limit not kept: {failure}', file=sys.stderr)
@@ -99,7 +299,7 @@ def main() -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name.
+    """Finds the device of a name.
 
     Raises:
         ConfigError: if there is none.
@@ -114,8 +314,12 @@ def device_of(name: str) -> torch.device:
 
 
 def facts(args: argparse.Namespace, subject: Subject) -> dict[str, str]:
-    """What figures depend on."""
-    processor = _processor()
+    """Says what figures depend on."""
+    processor = platform.processor() or platform.machine()
+    # Python knows the CPU's name on some systems only.
+    with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
+        names = [line for line in file if line.startswith('model name')]
+        processor = names[0].partition(':')[2].strip() if names else processor
     if subject.device.type == 'cuda':
         processor = f'{torch.cuda.get_device_name(subject.device)}, {processor}'
     versions = package_versions()
@@ -128,15 +332,6 @@ def facts(args: argparse.Namespace, subject: Subject) -> dict[str, str]:
         'versions': ', '.join(f'{name} {number}' for name, number in versions.items()),
         'measured': f'{args.repeats} times each in turns, {args.clock} clock; medians',
     }
-
-
-def _processor() -> str:
-    """The CPU's name, which Python knows on some systems only."""
-    with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
-        for line in file:
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == '__main__':

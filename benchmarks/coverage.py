@@ -7,11 +7,6 @@ an error is checked. The result is a table in Markdown, with a JSON file beside 
 
 from __future__ import annotations
 
-if __name__ == 'coverage':
-    # The other scripts of this folder have it on their path, where libraries (numba)
-    # look whether the package of that name is there.
-    raise ImportError('benchmarks/coverage.py is not the package coverage')
-
 import argparse
 import json
 import multiprocessing
@@ -34,11 +29,10 @@ import torch
 from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.errors import ConfigError
-from mmrobust.report import package_versions
+from mmrobust.report import Table, package_versions
 from mmrobust.utils.files import write_atomically
 
-from benchmarks import zoo
-from benchmarks.zoo.examine import (
+from benchmarks.examine import (
     COLUMNS,
     NO,
     OBJECTIVES,
@@ -47,6 +41,7 @@ from benchmarks.zoo.examine import (
     examine_config,
     in_a_few_words,
 )
+from benchmarks.families import OUT_OF_SCOPE, families, representative
 
 
 def run_alone(
@@ -118,77 +113,77 @@ def _child(
         sender.close()
 
 
-def works(row: Row) -> bool:
-    """Whether nothing failed."""
-    return NO not in (row[name] for name in COLUMNS)
+_ABOUT = """# Which of mmdet's model families work
+
+One config of every family (a folder of mmdet's own configs), shrunk, with two
+synthetic images; no checkpoint is loaded.
+
+- *trains*: two updates of FreeAT move weights and perturbation and leave the batch as
+  it was.
+- *total*, *cls*, *reg*: PGD on that objective. The gradient is finite and not zero,
+  the total loss is that of training (dropout off, BatchNorm on its running statistics),
+  and weights, buffers and flags are the same afterwards. n/a: the model has no loss of
+  that name.
+- *predicts*: it predicts on the attacked images.
+
+"yes" says that it runs and is right, not how robust a model gets. boxinst needs the
+package scikit-image, timm_example needs timm."""
 
 
 def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str:
-    """The table.
+    """Writes the table.
 
     Args:
         rows: results by family.
         skipped: families that were not tried, with the reason.
         command: how to repeat it.
     """
-    good = sum(works(row) for row in rows.values())
-    trained = sum(row['trains'] == YES for row in rows.values())
-    predicting = sum(row['predicts'] == YES for row in rows.values())
-    attacked = {
-        name: sum(row[name] == YES for row in rows.values()) for name in OBJECTIVES
-    }
+
+    def count(name: str) -> int:
+        return sum(row[name] == YES for row in rows.values())
+
+    good = sum(NO not in (row[name] for name in COLUMNS) for row in rows.values())
+    attacked = ', '.join(f'{count(name)} attacked on {name}' for name in OBJECTIVES)
     lines = [
-        "# Which of mmdet's model families work",
-        '',
-        "One config of every family (a folder of mmdet's own configs), shrunk, with "
-        'two synthetic images; no checkpoint is loaded.',
-        '',
-        '- *trains*: two updates of FreeAT move weights and perturbation and leave the '
-        'batch as it was.',
-        '- *total*, *cls*, *reg*: PGD on that objective. The gradient is finite and '
-        'not zero, the total loss is that of training (dropout off, BatchNorm on its '
-        'running statistics), and weights, buffers and flags are the same afterwards. '
-        'n/a: the model has no loss of that name.',
-        '- *predicts*: it predicts on the attacked images.',
-        '',
-        '"yes" says that it runs and is right, not how robust a model gets. boxinst '
-        'needs the package scikit-image, timm_example needs timm.',
-        '',
-        f'**{good} of {len(rows)} families work**: {trained} train, '
-        + ', '.join(f'{attacked[name]} attacked on {name}' for name in OBJECTIVES)
-        + f', {predicting} predict. Folders out of scope: {len(skipped)}.',
-        '',
-        f'| family | config | {" | ".join(COLUMNS)} | seconds | failure |',
-        f'| --- | --- |{" --- |" * len(COLUMNS)} ---: | --- |',
+        [family, row['config'], *(row[name] for name in COLUMNS)]
+        + [f'{row["seconds"]:.1f}', _joined(row['reasons'])]
+        for family, row in sorted(rows.items())
     ]
-    for family, row in sorted(rows.items()):
-        cells = [family, row['config'], *(row[name] for name in COLUMNS)]
-        cells += [f'{row["seconds"]:.1f}', _joined(row['reasons'])]
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    if skipped:
-        lines += ['', '## Out of scope', '', '| folder | why |', '| --- | --- |']
-        lines += [f'| {name} | {why} |' for name, why in sorted(skipped.items())]
+    head = ['family', 'config', *COLUMNS, 'seconds', 'failure']
     found = {**package_versions(), **_optional_versions()}
     versions = ', '.join(f'{k} {v}' for k, v in found.items())
-    lines += ['', '## How to repeat it', '', f'- command: `{command}`']
-    lines += [f'- versions: {versions}, Python {sys.version.split()[0]}']
     total = sum(row['seconds'] for row in rows.values())
-    lines += [f'- time: {total:.0f} s of one processor core']
-    return '\n'.join(lines) + '\n'
+    blocks = [
+        _ABOUT,
+        f'**{good} of {len(rows)} families work**: {count("trains")} train, '
+        f'{attacked}, {count("predicts")} predict. Folders out of scope: '
+        f'{len(skipped)}.',
+        Table(head, lines, texts=len(head)).markdown(),
+    ]
+    if skipped:
+        table = Table(['folder', 'why'], sorted(skipped.items()), texts=2)
+        blocks += ['## Out of scope', table.markdown()]
+    blocks += [
+        '## How to repeat it',
+        f'- command: `{command}`\n'
+        f'- versions: {versions}, Python {sys.version.split()[0]}\n'
+        f'- time: {total:.0f} s of one processor core',
+    ]
+    return '\n\n'.join(blocks) + '\n'
 
 
 def _joined(reasons: list[str]) -> str:
-    """One cell of the table; checks that failed for one reason share it."""
+    """Writes one cell of the table; checks that failed for one reason share it."""
     checks: dict[str, list[str]] = {}
     for reason in reasons:
         check, _, text = reason.partition(': ')
         checks.setdefault(text, []).append(check)
     texts = [f'{", ".join(names)}: {text}' for text, names in checks.items()]
-    return '; '.join(texts).replace('|', '\\|')
+    return '; '.join(texts)
 
 
 def _optional_versions() -> dict[str, str]:
-    """Versions of what single families need."""
+    """Returns versions of what single families need."""
     found = {}
     for name in ('scikit-image', 'timm'):
         with suppress(PackageNotFoundError):
@@ -220,7 +215,7 @@ def main() -> None:
     """Runs all families and writes the table after each."""
     args = parse_args()
     table = Path(args.out)
-    known = zoo.families()
+    known = families()
     if table.suffix != '.md' or table.is_dir():
         raise ConfigError(f'--out {args.out!r} must be a .md file.')
     store = table.with_suffix('.json')
@@ -235,7 +230,7 @@ def main() -> None:
             f'{", ".join(known)}.'
         )
     wanted = args.family or known
-    skipped = {k: v for k, v in zoo.OUT_OF_SCOPE.items() if k in wanted}
+    skipped = {k: v for k, v in OUT_OF_SCOPE.items() if k in wanted}
     rows: dict[str, Row] = {}
     if args.resume and store.exists():
         rows = json.loads(store.read_text(encoding='utf-8'))
@@ -246,10 +241,10 @@ def main() -> None:
     torch.set_num_threads(1)
     # Without --resume, which would repeat nothing.
     repeated = [word for word in sys.argv[1:] if word != '--resume']
-    command = 'python ' + shlex.join(['benchmarks/coverage.py', *repeated])
+    command = shlex.join(['python', '-m', 'benchmarks.coverage', *repeated])
 
     def run(family: str) -> tuple[str, Row]:
-        config = zoo.representative(family)
+        config = representative(family)
         log = Path(args.logs, f'{family}.log') if args.logs else None
         row = run_alone(examine_config, config, args.timeout, log)
         return family, {'config': config.name, **row}

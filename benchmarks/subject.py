@@ -1,7 +1,8 @@
-"""What is measured: a model, its optimizer and one batch."""
+"""The model that is measured, with its optimizer and one batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -13,12 +14,14 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmrobust.batch import attack_samples, float_images, split_batch
 from mmrobust.errors import ConfigError
+from mmrobust.objective import Objective
 from mmrobust.objective.classifier import classifier_samples, is_classifier
+from mmrobust.objective.inputs import Inputs
 from torch import Tensor
 
-from benchmarks.zoo.batch import synthetic_batch
-from benchmarks.zoo.examine import settle
-from benchmarks.zoo.shrink import dicts
+from benchmarks.examine import settle
+from benchmarks.families import dicts
+from benchmarks.synthetic import synthetic_batch
 
 
 class Subject:
@@ -77,35 +80,63 @@ class Subject:
         for group in self.wrapper.param_groups:
             group['lr'] = 0.0
 
+    def learn(self, batch: dict | None = None) -> None:
+        """Makes a stock update, on the own batch by default."""
+        batch = self.batch if batch is None else batch
+        self.model.train_step(batch, optim_wrapper=self.wrapper)
+
     def images(self) -> list[Tensor]:
-        """The batch's images in pixel units, new ones with every call."""
+        """Returns new copies of the batch's images in pixel units."""
         return float_images(self.batch, self.device)
 
     def attacked(self) -> tuple[dict, list[Any]]:
-        """What an evaluation attacks at once, and its ground truth.
+        """Returns what an evaluation attacks at once, and its ground truth.
 
         Of a detector the batch's first image, of a classifier all of them.
         """
-        if self.classifier:
-            return self.batch, self.samples(self.batch)
-        part = split_batch(self.batch)[0]
+        part = self.batch if self.classifier else split_batch(self.batch)[0]
         return part, self.samples(part)
 
     def samples(self, batch: dict) -> list[Any]:
-        """Ground truth of a batch as attacks get it."""
+        """Returns the ground truth of a batch as attacks get it."""
         if self.classifier:
             return classifier_samples(batch['data_samples'], self.device)
         return attack_samples(batch['data_samples'], self.device, 'input')
 
     def describe(self) -> str:
-        """The batch in words."""
+        """Describes the batch in words."""
         shapes = {tuple(image.shape[-2:]) for image in self.batch['inputs']}
         sizes = ', '.join(f'{height} x {width}' for height, width in sorted(shapes))
         return f'batch of {len(self.batch["inputs"])} images of {sizes}'
 
 
+def loss(
+    subject: Subject,
+    images: Sequence[Tensor],
+    samples: Sequence[Any],
+    objective: Objective | None = None,
+    prepare: Inputs | None = None,
+) -> Tensor:
+    """Makes one forward pass of images together, with nothing around it.
+
+    Args:
+        subject: whose model it is.
+        images: images (C, H, W) in pixel units.
+        samples: their ground truth.
+        objective: what is summed up, the total loss by default.
+        prepare: does the work on the samples once for several passes.
+    """
+    if prepare is not None:
+        data = prepare(images, samples)
+    else:
+        inputs = torch.stack(list(images)) if subject.classifier else list(images)
+        batch = {'inputs': inputs, 'data_samples': list(samples)}
+        data = subject.model.data_preprocessor(batch)
+    return (objective or Objective())(subject.model(**data, mode='loss'))
+
+
 def _without_downloads(cfg: Config) -> Any:
-    """The model's config, without the weights of its backbone."""
+    """Removes the backbone's weights from the model's config, and returns it."""
     for part in dicts(cfg.model):
         if 'checkpoint' in (part.get('init_cfg') or ()):
             part['init_cfg'] = None

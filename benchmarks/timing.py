@@ -1,18 +1,66 @@
-"""Times of things that are to be compared, measured in turns."""
+"""Times and peak memory of things that are compared, measured in turns."""
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmrobust.errors import ConfigError
+from mmrobust.report import Table as TextTable
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.table import Table
+# How figures are written, by key of a row.
+_FORMATS = {
+    'milliseconds': '.1f',
+    'images_per_second': '.2f',
+    'ratio': '.3f',
+    'ratio_to_passes': '.3f',
+    'mebibytes': '.1f',
+}
+
+
+@dataclass
+class Table:
+    """Rows of figures with a title.
+
+    Attributes:
+        title: says what was measured.
+        columns: headers by key of a row, text before figures; a row lacks what does
+            not apply to it.
+        rows: the figures. ``passed``, where a row has it, says whether it kept its
+            limit.
+        notes: sentences below the table.
+    """
+
+    title: str
+    columns: dict[str, str]
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """Names of the rows that did not keep their limit."""
+        return [row['what'] for row in self.rows if row.get('passed') is False]
+
+    def markdown(self) -> str:
+        """Writes the table in Markdown."""
+        cells = [
+            [
+                '' if row.get(key) is None else format(row[key], _FORMATS.get(key, ''))
+                for key in self.columns
+            ]
+            for row in self.rows
+        ]
+        text = TextTable(list(self.columns.values()), cells).markdown()
+        return '\n\n'.join([f'**{self.title}**', text, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -20,12 +68,11 @@ class Side:
     """One of several things that are compared.
 
     Attributes:
-        name: what it is.
+        name: what it is called.
         run: does it.
         images: that a run works on.
         steps: how many of what the name says a run makes; figures are for one.
-        passes: name of the side that makes the passes alone that this one cannot do
-            without.
+        passes: name of the side that makes only the passes that this one needs.
         limit: of the ratio to those.
         base_limit: of the ratio to the first side. Where those passes alone are above
             it, ``limit`` holds instead.
@@ -59,22 +106,23 @@ class Clock:
                 f'the clock cpu counts no work on {device}: take --clock wall.'
             )
 
-    def seconds(self, run: Callable[[], object]) -> float:
-        """How long a call takes."""
-        started = self._now()
-        run()
-        return self._now() - started
-
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Reads the clock once the device has done its work."""
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
         return time.process_time() if self.kind == 'cpu' else time.perf_counter()
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Measures a call."""
+        started = self.now()
+        run()
+        return self.now() - started
 
 
 def alternate(
     sides: Sequence[Side], clock: Clock, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every side by name, in turns; each has run before, to warm up.
+    """Measures seconds of every side by name, in turns.
 
     A machine whose speed drifts so slows all of them, and as every other turn goes
     backwards, none always follows the same one.
@@ -97,8 +145,7 @@ def compare(
 
     Args:
         title: of the table.
-        sides: what is compared. One that the model is not for, as its ConfigError
-            says, is left out with a note.
+        sides: what is compared; see :func:`possible`.
         clock: measures.
         repeats: how often each is measured.
         around: a context in which all of them run.
@@ -106,7 +153,22 @@ def compare(
     with around():
         sides, notes = possible(sides)
         seconds = alternate(sides, clock, repeats)
-    rows = [_row(side, sides[0].name, seconds) for side in sides]
+    base, rows = seconds[sides[0].name], []
+    for side in sides:
+        own = seconds[side.name]
+        median = statistics.median(own)
+        row: dict[str, Any] = {
+            'what': side.name,
+            'milliseconds': 1000 * median,
+            'images_per_second': side.images / median,
+            'ratio': ratio(own, base),
+            'seconds': own,
+        }
+        if side.passes in seconds:
+            passes = seconds[side.passes]
+            row['ratio_to_passes'] = ratio(own, passes)
+            judge(side, row, ratio(passes, base))
+        rows.append(row)
     columns = {
         'what': 'what',
         'milliseconds': 'ms',
@@ -119,7 +181,12 @@ def compare(
 
 
 def possible(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
-    """Runs every side once; those that the model is for, and a note on each other."""
+    """Runs every side once, to warm up.
+
+    Returns:
+        The sides that the model is for, and a note on each other one, which a
+        ConfigError refuses.
+    """
     left, notes = [], []
     for side in sides:
         try:
@@ -132,25 +199,8 @@ def possible(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    """Median of the ratios within each turn."""
+    """Computes the median of the ratios within each turn."""
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
-
-
-def _row(side: Side, base: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    own = seconds[side.name]
-    median = statistics.median(own)
-    row: dict[str, Any] = {
-        'what': side.name,
-        'milliseconds': 1000 * median,
-        'images_per_second': side.images / median,
-        'ratio': ratio(own, seconds[base]),
-        'seconds': own,
-    }
-    if side.passes in seconds:
-        passes = seconds[side.passes]
-        row['ratio_to_passes'] = ratio(own, passes)
-        judge(side, row, ratio(passes, seconds[base]))
-    return row
 
 
 def judge(side: Side, row: dict[str, Any], passes: float) -> None:
@@ -169,3 +219,37 @@ def judge(side: Side, row: dict[str, Any], passes: float) -> None:
         return
     row['passed'] = value <= limit
     row['verdict'] = f'≤ {limit} of {of}: {"pass" if row["passed"] else "FAIL"}'
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Measures the most memory that tensors made in a call take at once.
+
+    On a GPU PyTorch's allocator keeps the peak. On a CPU its profiler records every
+    allocation and release of tensor memory, operators' scratch tensors included, from
+    which the peak follows exactly; the resident size of the process would add what the
+    C library keeps for later, and would differ from run to run.
+
+    Args:
+        run: what is measured.
+        device: whose memory; a GPU or the CPU.
+    """
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'trace.json')
+        profiler.export_chrome_trace(path)
+        with open(path, encoding='utf-8') as file:
+            events = json.load(file)['traceEvents']
+    memory = [event for event in events if event.get('name') == '[memory]']
+    held = peak = 0
+    for event in sorted(memory, key=lambda each: each['ts']):
+        held += event['args']['Bytes']
+        peak = max(peak, held)
+    return peak

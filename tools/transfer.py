@@ -9,14 +9,16 @@ from pathlib import Path
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
-from mmrobust.studies.backbone_transfer import (
+from mmrobust.studies.backbone_plan import (
     MODES,
     Sweep,
+    check_config,
     parse_checkpoints,
-    run_sweep,
+    parse_each,
+    parse_lrs,
+    parse_seeds,
 )
-from mmrobust.studies.backbone_transfer.plan import parse_lrs, parse_modes, parse_seeds
-from mmrobust.studies.backbone_transfer.preflight import check_config
+from mmrobust.studies.backbone_transfer import run_sweep
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,8 +40,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--modes',
         nargs='+',
+        choices=MODES,
         default=list(MODES),
-        metavar='MODE',
         help='fixed: the backbone stays as it is; full: it learns, too (default both)',
     )
     parser.add_argument(
@@ -65,8 +67,9 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     checkpoints = parse_checkpoints(args.checkpoints)
-    modes, seeds = parse_modes(args.modes), parse_seeds(args.seeds)
     lrs = parse_lrs(args.lr) if args.lr else None
+    modes = parse_each('--modes', args.modes, str)
+    seeds = parse_seeds(args.seeds)
     cfg = cli.load_config(args)
     check_config(cfg, args.config)
     sweep = Sweep(

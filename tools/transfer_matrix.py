@@ -15,8 +15,8 @@ from mmrobust.attacks.presets import takes
 from mmrobust.weights import read_checkpoint
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
-from mmrobust.studies.attack_transfer import Detector, Plan, parse_detectors, run_matrix
-from mmrobust.studies.attack_transfer.plan import choose
+from mmrobust.studies.attack_matrix import Detector, Plan, choose, parse_detectors
+from mmrobust.studies.attack_transfer import run_matrix
 
 _ATTACK = (
     'norm',

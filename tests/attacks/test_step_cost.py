@@ -21,7 +21,7 @@ from mmrobust.attacks import APGD, PGD
 from mmrobust.checks import WatchedOracle
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.utils.seeding import attack_generator
-from benchmarks.zoo.batch import Drawing
+from benchmarks.synthetic import Drawing
 
 # The host waits for the device where it asks for a number, or for a shape that
 # depends on numbers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import tiny
@@ -20,22 +18,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from benchmarks import zoo
-from benchmarks.zoo.batch import Drawing
-from benchmarks.zoo.examine import examine, examine_config
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope='module')
-def tool() -> ModuleType:
-    # Not under its own name, which is that of a well-known package.
-    spec = importlib.util.spec_from_file_location(
-        'coverage_tool', ROOT / 'benchmarks/coverage.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import coverage as tool
+from benchmarks.examine import examine, examine_config
+from benchmarks.families import OUT_OF_SCOPE, families, representative, tiny_model
+from benchmarks.synthetic import Drawing
 
 
 def result(row: dict) -> tuple:
@@ -56,25 +42,25 @@ def result(row: dict) -> tuple:
     ],
 )
 def test_families_of_every_kind_work(family, wanted):
-    row = examine_config(zoo.representative(family))
+    row = examine_config(representative(family))
     assert row['reasons'] == []
     assert result(row) == wanted
 
 
 def test_every_family_has_a_config_or_a_reason():
-    names = zoo.families()
+    names = families()
     assert len(names) > 90
-    assert set(names) >= set(zoo.OUT_OF_SCOPE)
-    for name in set(names) - set(zoo.OUT_OF_SCOPE):
-        assert zoo.representative(name).is_file(), name
+    assert set(names) >= set(OUT_OF_SCOPE)
+    for name in set(names) - set(OUT_OF_SCOPE):
+        assert representative(name).is_file(), name
 
 
 @pytest.mark.parametrize('family', ['ld', 'mask2former', 'swin', 'timm_example'])
 def test_a_tiny_model_downloads_nothing(family):
-    config = Config.fromfile(zoo.representative(family))
+    config = Config.fromfile(representative(family))
     before = config.pretty_text
     assert 'http' in before or 'torchvision' in before or 'pretrained=True' in before
-    text = str(zoo.tiny_model(config).to_dict())
+    text = str(tiny_model(config).to_dict())
     for word in ('http', 'torchvision://', 'Pretrained', "'pretrained': True"):
         assert word not in text
     assert config.pretty_text == before
@@ -183,14 +169,14 @@ def quit_(path: Path) -> dict:
         (quit_, 'the process ended with status 3'),
     ],
 )
-def test_a_process_that_fails_ends_as_a_row(tool, task, reason):
+def test_a_process_that_fails_ends_as_a_row(task, reason):
     row = tool.run_alone(task, Path('x.py'), timeout=1)
     assert result(row) == ('no', 'no', 'no', 'no', 'no')
     assert row['reasons'] == [reason]
     assert 0 <= row['seconds'] < 10
 
 
-def test_the_table_adds_up(tool):
+def test_the_table_adds_up():
     rows = {
         'b': dict(config='b.py', seconds=1.25, **good(Path())),
         'a': dict(config='a.py', seconds=2.5, **good(Path())) | dict(cls='yes'),
@@ -205,7 +191,7 @@ def test_the_table_adds_up(tool):
             reasons=['total: x | y', 'cls: x | y', 'reg: z'],
         ),
     }
-    text = tool.markdown(rows, dict(d='no model'), 'python benchmarks/coverage.py')
+    text = tool.markdown(rows, dict(d='no model'), 'python -m benchmarks.coverage')
     assert '**2 of 3 families work**: 3 train, 2 attacked on total, ' in text
     assert (
         '1 attacked on cls, 1 attacked on reg, 2 predict. Folders out of scope: 1.'
@@ -218,11 +204,11 @@ def test_the_table_adds_up(tool):
         '| c | c.py | yes | no | no | yes | no | 0.0 | total, cls: x \\| y; reg: z |',
     ]
     assert '| d | no model |' in text
-    assert '- command: `python benchmarks/coverage.py`' in text
+    assert '- command: `python -m benchmarks.coverage`' in text
     assert f'torch {torch.__version__.split("+")[0]}' in text
 
 
-def test_results_are_kept_after_each_family_and_resumed(tool, tmp_path, monkeypatch):
+def test_results_are_kept_after_each_family_and_resumed(tmp_path, monkeypatch):
     out = tmp_path / 'new' / 'table.md'
     ran = tmp_path / 'ran.txt'
 
@@ -254,12 +240,3 @@ def test_results_are_kept_after_each_family_and_resumed(tool, tmp_path, monkeypa
 
     with pytest.raises(tool.ConfigError, match="'nonsense' is no folder"):
         call('--family', 'nonsense')
-
-
-def test_it_does_not_pass_for_the_package_of_its_name() -> None:
-    """Libraries that the other scripts import ask for that one."""
-    spec = importlib.util.spec_from_file_location(
-        'coverage', ROOT / 'benchmarks/coverage.py'
-    )
-    with pytest.raises(ImportError, match='not the package'):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -13,8 +13,10 @@ import tiny
 import torch
 from mmengine.config import Config
 from mmrobust.attacks import PGD
-from benchmarks import Subject, options, throughput
-from benchmarks.options import attack_rows, matrix_peaks, peak_format
+from benchmarks import throughput
+from benchmarks.subject import Subject
+from benchmarks.throughput import attack_rows, matrix_peaks, operations, peak_format
+from benchmarks.timing import Clock
 from mmrobust.errors import ConfigError
 from torch import Tensor, nn
 
@@ -43,14 +45,14 @@ class OneLayer(nn.Module):
 
 def test_operations_are_those_of_the_convolutions() -> None:
     subject: Any = SimpleNamespace(model=OneLayer(), classifier=False, device=CPU)
-    work = options._work(subject, [torch.rand(3, 8, 6)], [None], PGD(num_steps=4))
+    work = operations(subject, [torch.rand(3, 8, 6)], [None], PGD(num_steps=4))
     once = 2 * (8 * 6) * (3 * 5) * (3 * 3)  # backwards to the input it is the same
     assert work == (4 + 2) * once + 4 * once
 
 
 def test_a_peak_is_the_time_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(1000))
-    monkeypatch.setattr(options, '_now', lambda device: next(seconds))
+    monkeypatch.setattr(Clock, 'now', lambda self: next(seconds))
     peaks = matrix_peaks(CPU, 32, repeats=5)
     assert peaks == pytest.approx(dict.fromkeys(peaks, 2 * 32**3 * 5 / 1e12))
     assert set(peaks) == {'float32', 'bfloat16'}
@@ -64,7 +66,7 @@ def test_options_are_measured_beside_the_first(
 ) -> None:
     subject = Subject(config, 'cpu', (64, 96), 2)
     times = iter([0, 9, 10, 12, 20, 28, 30, 31])  # seconds: first call, then one more
-    monkeypatch.setattr(options, '_now', lambda device: next(times))
+    monkeypatch.setattr(Clock, 'now', lambda self: next(times))
 
     def broken(*args: Any) -> None:
         raise ConfigError('not on this machine.')
@@ -76,7 +78,7 @@ def test_options_are_measured_beside_the_first(
     }
     before = {k: v.clone() for k, v in subject.model.state_dict().items()}
     with monkeypatch.context() as patch:
-        patch.setattr(options.Acceleration, 'prepared', _failing_to_compile)
+        patch.setattr(throughput.Acceleration, 'prepared', _failing_to_compile)
         rows = list(attack_rows(subject, subject.batch, 2, 1, chosen))
     assert [row['option'] for row in rows] == list(chosen)
     plain, half, failed = rows
@@ -94,7 +96,7 @@ def test_options_are_measured_beside_the_first(
     assert not list(attack_rows(subject, subject.batch, late=lambda: True))
 
 
-prepared = options.Acceleration.prepared
+prepared = throughput.Acceleration.prepared
 
 
 def _failing_to_compile(self: Any, model: nn.Module) -> Any:

@@ -19,7 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmrobust.attacks import PGD
 from mmrobust.batch import attack_samples, float_images
-from benchmarks.memory import peak_bytes
+from benchmarks.timing import peak_bytes
 from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.training import Adversary
 from mmrobust.objective import LossOracle, Objective, loss_mode

@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from mmrobust.objective.inputs import Inputs
-from benchmarks.zoo.batch import Drawing
+from benchmarks.synthetic import Drawing
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 NORMAL = dict(mean=MEAN, std=STD)

@@ -12,7 +12,7 @@ from updates import make_batch, make_model
 
 from mmrobust.objective.loss_state import Memory
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from benchmarks.zoo.batch import Drawing
+from benchmarks.synthetic import Drawing
 
 CLASSES = 3
 

@@ -26,7 +26,7 @@ from mmrobust.objective import (
     loss_mode,
 )
 from mmrobust.utils.seeding import Draws, attack_generator, seeded
-from benchmarks.zoo.batch import Drawing
+from benchmarks.synthetic import Drawing
 
 CPU = torch.device('cpu')
 SEEDS = [5, 6, 7]

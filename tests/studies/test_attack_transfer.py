@@ -26,18 +26,16 @@ import tiny
 from mmrobust.attacks import attack_preset
 from mmrobust.datasets.digits import make_digits
 from mmrobust.errors import ConfigError
-from mmrobust.studies.attack_transfer import (
+from mmrobust.studies.attack_matrix import (
     Detector,
     Entry,
     Matrix,
     Plan,
+    choose,
+    figure,
     parse_detectors,
 )
-from mmrobust.studies.attack_transfer import run_matrix
-from mmrobust.studies.attack_transfer.plan import choose
-from mmrobust.studies.attack_transfer.plot import figure
-from mmrobust.studies.attack_transfer.sources import Source
-from mmrobust.studies.attack_transfer.study import _enter
+from mmrobust.studies.attack_transfer import Source, _enter, run_matrix
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'transfer_matrix.py'
 SIDES = {'small': 64, 'large': 96}
@@ -261,19 +259,18 @@ def test_images_that_are_missing_are_made_again(
     missing.unlink()
     settings = plan(project, work_dir)
     (source,) = (Source(settings, each) for each in settings.sources[1:])
-    assert not source.done
+    assert source.result is None
     source.attack()
-    assert source.done
+    assert source.result is not None
     assert np.array_equal(np.load(missing)['image'], original)
 
 
 def test_an_interrupted_attack_is_made_again(project: Path, work_dir: Path) -> None:
-    path = work_dir / 'sources/large/source.json'
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, 'complete': False}))
+    for record in (work_dir / 'sources/large').rglob('*.record'):
+        record.unlink()
     settings = plan(project, work_dir)
-    assert Source(settings, settings.sources[0]).done
-    assert not Source(settings, settings.sources[1]).done
+    assert Source(settings, settings.sources[0]).result is not None
+    assert Source(settings, settings.sources[1]).result is None
 
 
 def test_other_settings_are_refused(project: Path, work_dir: Path) -> None:
@@ -290,11 +287,11 @@ def test_other_settings_are_refused(project: Path, work_dir: Path) -> None:
     assert 'model.test_cfg.nms_pre was 100 and is 7' in refused(sources=[changed])
     other = detector(project, 'small')
     other.checkpoint = str(project / 'large.pth')
-    assert 'the checkpoint was another file' in refused(sources=[other])
+    assert 'checkpoint was ' in refused(sources=[other])
     (work_dir / 'sources/small/source.json').write_text('{')
-    assert 'source.json is damaged' in refused()
+    assert 'its source.json cannot be read' in refused()
     (work_dir / 'sources/small/source.json').unlink()
-    assert 'holds images but no source.json' in refused()
+    assert 'holds results but no source.json' in refused()
 
 
 def test_damaged_images_are_refused(project: Path, work_dir: Path) -> None:

@@ -26,17 +26,9 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmrobust.utils.models import state_digest
 from mmrobust.errors import ConfigError
-from mmrobust.studies.backbone_transfer import (
-    Sweep,
-    parse_checkpoints,
-    run_sweep,
-    summarize,
-)
-from mmrobust.studies.backbone_transfer.plan import Run
-from mmrobust.studies.backbone_transfer.plot import figure
-from mmrobust.studies.backbone_transfer.preflight import Findings
-from mmrobust.studies.backbone_transfer.runs import latest_checkpoint, run_config
-from mmrobust.studies.backbone_transfer.table import Study
+from mmrobust.studies.backbone_plan import Findings, Run, Sweep, parse_checkpoints
+from mmrobust.studies.backbone_table import Study, figure, summarize
+from mmrobust.studies.backbone_transfer import latest_checkpoint, run_config, run_sweep
 from torch import nn
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'transfer.py'
@@ -390,7 +382,7 @@ def test_other_settings_do_not_join_a_sweep(
     other = tmp_path / 'other'
     other.mkdir()
     (other / '0.pth').write_bytes((weights / '4.pth').read_bytes())
-    with pytest.raises(ConfigError, match='the checkpoint of eps 0 is another file'):
+    with pytest.raises(ConfigError, match=r'checkpoints.eps 0 was '):
         run(task(pictures), other)
     with pytest.raises(ConfigError, match='norm was l2 and is linf'):
         run(task(pictures), norm='linf')
@@ -654,7 +646,7 @@ def test_the_command(tool: Callable[..., str], weights: Path, tmp_path: Path) ->
         ('', '4=cut.pth', "'cut.pth' cannot be read"),
         ('', '4=other.pth', "'other.pth'"),
         ('', '0=same.pth 4={weights}/0.pth', 'hold the same weights'),
-        ('--modes half', '', "'half' is unknown: choose from fixed and full"),
+        ('--modes half', '', "invalid choice: 'half'"),
         ('--modes full full', '', '--modes has full twice'),
         ('--lr 0', '', "--lr '0' must be a positive number"),
         ('--lr 0.1 1e-1', '', '--lr has 0.1 twice'),

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 
-from benchmarks.zoo.shrink import dicts
+from benchmarks.families import dicts
 
 # (height, width) of the two images: unequal, so that the batch is padded.
 SIZES = ((64, 96), (96, 64))

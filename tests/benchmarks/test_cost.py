@@ -1,32 +1,37 @@
-"""benchmarks/cost.py: every figure is of the side that it says, and the rules hold."""
+"""benchmarks.cost: every figure is of the side that it says, and the rules hold."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from mmengine.config import Config
-import benchmarks as benchmark
-from benchmarks import Clock, Subject, Table
-from benchmarks.attack import attack_sides
-from benchmarks.memory import peak_bytes
-from benchmarks.timing import Side, alternate, compare, judge
-from benchmarks.training import (
+from benchmarks import cost
+from benchmarks.cost import (
     FREE,
     OFFICIAL,
     STOCK,
     WITH_GRADIENT,
+    attack_sides,
     free_sides,
     inner_sides,
+)
+from benchmarks.subject import Subject
+from benchmarks.timing import (
+    Clock,
+    Side,
+    Table,
+    alternate,
+    compare,
+    judge,
+    peak_bytes,
 )
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
@@ -34,16 +39,6 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSIFIER = ROOT / 'configs/demo/robust_classifier.py'
-
-
-@pytest.fixture(scope='module')
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        'benchmark_tool', ROOT / 'benchmarks/cost.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -165,7 +160,7 @@ class FakeClock(Clock):
 
         return Side(name, run, **{'images': 6, **settings})
 
-    def _now(self) -> float:
+    def now(self) -> float:
         return self.time
 
 
@@ -248,13 +243,12 @@ def test_peak_of_memory_is_counted_in_bytes() -> None:
 # ---------------------------------------------------------------------- the tool
 
 
-def call(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
+def call(monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, args)])
-    tool.main()
+    cost.main()
 
 
 def test_a_detector_with_its_data(
-    tool: ModuleType,
     config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -262,7 +256,7 @@ def test_a_detector_with_its_data(
 ) -> None:
     file = tmp_path / 'figures.json'
     args = ['--device', 'cpu', '--repeats', 2, '--clock', 'cpu', '--json', file]
-    call(tool, monkeypatch, config, *args)
+    call(monkeypatch, config, *args)
     printed = capsys.readouterr().out
     content = json.loads(file.read_text())
     assert 'batch of 2 images of ' in printed
@@ -290,10 +284,10 @@ def test_a_detector_with_its_data(
 
 
 def test_a_classifier_on_synthetic_images(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     args = ['--size', 32, 40, '--batch-size', 3, '--repeats', 1, '--device', 'cpu']
-    call(tool, monkeypatch, CLASSIFIER, *args, '--sections', 'training', 'attack')
+    call(monkeypatch, CLASSIFIER, *args, '--sections', 'training', 'attack')
     printed = capsys.readouterr().out
     assert 'batch of 3 images of 32 x 40, synthetic' in printed
     assert f'Without {OFFICIAL}' in printed
@@ -302,19 +296,19 @@ def test_a_classifier_on_synthetic_images(
 
 @pytest.mark.parametrize('kept', [True, False])
 def test_check_is_an_exit_status(
-    tool: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+    config: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
-    def section(*_: Any) -> list[Table]:
-        return [Table('t', {'what': 'what'}, [{'what': 'w', 'passed': kept}])]
+    def section(*_: Any) -> Table:
+        return Table('t', {'what': 'what'}, [{'what': 'w', 'passed': kept}])
 
-    monkeypatch.setitem(benchmark.SECTIONS, 'training', section)
+    monkeypatch.setitem(cost.SECTIONS, 'training', section)
     args = [config, '--size', 64, 64, '--device', 'cpu', '--sections', 'training']
-    call(tool, monkeypatch, *args)  # says so, and that is all
+    call(monkeypatch, *args)  # says so, and that is all
     if kept:
-        call(tool, monkeypatch, *args, '--check')
+        call(monkeypatch, *args, '--check')
     else:
         with pytest.raises(SystemExit) as exit_info:
-            call(tool, monkeypatch, *args, '--check')
+            call(monkeypatch, *args, '--check')
         assert exit_info.value.code == 1
 
 
@@ -331,11 +325,10 @@ def test_check_is_an_exit_status(
     ],
 )
 def test_mistakes_are_told(
-    tool: ModuleType,
     config: Path,
     monkeypatch: pytest.MonkeyPatch,
     args: list,
     message: str,
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        call(tool, monkeypatch, config, *args)
+        call(monkeypatch, config, *args)

@@ -1,4 +1,4 @@
-"""Whether a model can be trained adversarially and attacked, without silent errors."""
+"""Trains and attacks a model, and checks what could go wrong without an error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mmrobust.training import FreeAdversary
 from mmrobust.utils.seeding import attack_generator, seeded
 from torch import Tensor, nn
 
-from benchmarks.zoo.batch import tiny_batch
-from benchmarks.zoo.shrink import tiny_model
+from benchmarks.families import tiny_model
+from benchmarks.synthetic import tiny_batch
 
 OBJECTIVES = ('total', 'cls', 'reg')
 COLUMNS = ('trains', *OBJECTIVES, 'predicts')
@@ -54,7 +54,7 @@ def examine(model: Any, batch: dict[str, Any]) -> Row:
 
     Args:
         model: a detector.
-        batch: as its data loader yields it, see :func:`benchmarks.zoo.tiny_batch`.
+        batch: as its data loader yields it, see :func:`.synthetic.tiny_batch`.
 
     Returns:
         ``trains``, one entry per objective, and ``predicts``, each ``'yes'``, ``'no'``
@@ -127,7 +127,7 @@ def check_training(model: Any, batch: dict[str, Any]) -> str:
             require(torch.isfinite(delta).all(), 'the perturbation is not finite')
             require(delta.abs().sum() > 0, 'the perturbation stays zero')
             require(delta.abs().max() <= EPS, 'the perturbation leaves the ball')
-    require(_same(facts, _facts(batch)), "training changes the loader's batch")
+    require(not _changed(facts, _facts(batch)), "training changes the loader's batch")
     values = dict(model.named_parameters())
     require(
         all(torch.isfinite(value).all() for value in values.values()),
@@ -162,9 +162,9 @@ def check_attack(
         best = objective == 'total'
         attack = PGD(eps=EPS, num_steps=2, objective=objective, keep_best=best)
         adversarial = attack.perturb(oracle, images, attack_generator(SEED))
-    trace = _difference(before, _state(model))
+    trace = _changed(before, _state(model))
     require(not trace, f'the attack changes {trace}')
-    require(_same(facts, _facts(batch)), "the attack changes the loader's batch")
+    require(not _changed(facts, _facts(batch)), "the attack changes the loader's batch")
     for image, moved in zip(images, adversarial, strict=True):
         require(torch.isfinite(moved).all(), 'an attacked image is not finite')
         require((moved - image).abs().max() <= EPS, 'an attack leaves the ball')
@@ -208,7 +208,6 @@ def check_prediction(
 
 def check_gradient(oracle: LossOracle, images: Sequence[Tensor]) -> float:
     """The raw gradient reaches every image; the oracle itself would hide NaN."""
-    seen: list[Tensor] = []
     with seeded(SEED, torch.device('cpu')):
         leaves = [image.clone().requires_grad_() for image in images]
         loss = oracle._loss(list(range(len(images))), leaves)
@@ -218,13 +217,12 @@ def check_gradient(oracle: LossOracle, images: Sequence[Tensor]) -> float:
     for grad in grads:
         require(grad is not None, 'no gradient reaches the image')
         require(torch.isfinite(grad).all(), 'the gradient is not finite')
-        seen.append(grad)
-    require(all(grad.abs().sum() > 0 for grad in seen), ZERO)
+    require(all(grad.abs().sum() > 0 for grad in grads), ZERO)
     return loss.item()
 
 
 def training_loss(model: Any, batch: dict[str, Any]) -> float:
-    """The loss in training mode, without dropout and with running statistics.
+    """Computes the loss in training mode, without dropout and with running statistics.
 
     Denoising terms are left out, as they are random and no part of an objective.
     """
@@ -264,66 +262,47 @@ def _deterministic_training(model: Any) -> Iterator[None]:
 
 
 def samples_of(batch: dict[str, Any]) -> list[Any]:
-    """The ground truth as an attack gets it."""
+    """Returns the ground truth as an attack gets it."""
     return attack_samples(batch['data_samples'], 'cpu', 'input')
 
 
-def _state(model: nn.Module) -> dict[str, dict[str, Any]]:
-    modules = dict(model.named_modules())
-    return {
-        'weights': {k: v.detach().clone() for k, v in model.named_parameters()},
-        'buffers': {k: v.clone() for k, v in model.named_buffers()},
-        'training flags': {k: torch.tensor(v.training) for k, v in modules.items()},
-        'requires_grad': {
-            k: torch.tensor(v.requires_grad) for k, v in model.named_parameters()
-        },
-        'weight gradients': {
-            k: torch.tensor(v.grad is None) for k, v in model.named_parameters()
-        },
-    }
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies weights, buffers and flags, by their kind and name."""
+    state = {f'buffers: {k}': v.clone() for k, v in model.named_buffers()}
+    for name, module in model.named_modules():
+        state[f'training flags: {name}'] = torch.tensor(module.training)
+    for name, weight in model.named_parameters():
+        state[f'weights: {name}'] = weight.detach().clone()
+        state[f'requires_grad: {name}'] = torch.tensor(weight.requires_grad)
+        state[f'weight gradients: {name}'] = torch.tensor(weight.grad is None)
+    return state
 
 
-def _difference(before: dict[str, dict], after: dict[str, dict]) -> str:
-    for kind, values in before.items():
-        for name, value in values.items():
-            if name not in after[kind] or not _equal(value, after[kind][name]):
-                return f'{kind}: {name}'
-    return ''
-
-
-def _equal(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and torch.equal(one, two)
-
-
-def _facts(batch: dict[str, Any]) -> list[Tensor]:
-    """Images, boxes and labels of a batch, copied."""
-    facts = [image.clone() for image in batch['inputs']]
-    for sample in batch['data_samples']:
-        boxes = sample.gt_instances.bboxes
-        facts.append(getattr(boxes, 'tensor', boxes).clone())
-        facts.append(sample.gt_instances.labels.clone())
-        if 'masks' in sample.gt_instances:
-            masks = sample.gt_instances.masks
-            facts.append(masks.to_tensor(torch.uint8, 'cpu'))
+def _facts(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Copies images, boxes, labels and masks of a batch."""
+    facts = {f'image {i}': image.clone() for i, image in enumerate(batch['inputs'])}
+    for i, sample in enumerate(batch['data_samples']):
+        truth = sample.gt_instances
+        facts[f'boxes {i}'] = getattr(truth.bboxes, 'tensor', truth.bboxes).clone()
+        facts[f'labels {i}'] = truth.labels.clone()
+        if 'masks' in truth:
+            facts[f'masks {i}'] = truth.masks.to_tensor(torch.uint8, 'cpu')
         if 'gt_sem_seg' in sample:
-            facts.append(sample.gt_sem_seg.sem_seg.clone())
+            facts[f'map {i}'] = sample.gt_sem_seg.sem_seg.clone()
     return facts
 
 
-def _same(one: list[Tensor], two: list[Tensor]) -> bool:
-    pairs = zip(one, two, strict=False)
-    return len(one) == len(two) and all(_equal(a, b) for a, b in pairs)
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> str:
+    """Names the first thing that is not as it was, if there is one."""
+    for name, value in before.items():
+        now = after.get(name)
+        if now is None or now.shape != value.shape or not torch.equal(value, now):
+            return name
+    return ''
 
 
 def examine_config(path: Path) -> Row:
-    """Builds the shrunk model of a config and examines it.
-
-    Args:
-        path: an mmdet config.
-
-    Returns:
-        As :func:`examine`.
-    """
+    """Builds the shrunk model of an mmdet config and examines it."""
     from mmdet.registry import MODELS
 
     cfg = Config.fromfile(path)
