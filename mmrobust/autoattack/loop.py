@@ -20,9 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..distributed import same_buffers, together
 from ..errors import ConfigError
-from ..evaluation.adversarial_images import AdversarialImages, dumps_renamed
-from ..evaluation.progress import Progress
-from ..evaluation.subset import choose_images
+from ..evaluation import AdversarialImages, Progress, choose_images, dumps_renamed
 from ..objective.classifier import check_labels
 from ..registry import LOOPS
 from ..utils.models import bare_model, state_digest

@@ -265,7 +265,9 @@ class Matrix:
         rows = [['none (clean)', *(f'{self.clean[t]:.3f}' for t in targets)]]
         for names in sizes.values():
             cells = [self.entry(names[0], target) for target in targets]
-            controls = ['-' if cell is None else f'{cell.control:.3f}' for cell in cells]
+            controls = [
+                '-' if cell is None else f'{cell.control:.3f}' for cell in cells
+            ]
             rows.append([f'none, at the size of {", ".join(names)}', *controls])
         for source in self.plan.sources:
             row = [source.name]
@@ -296,7 +298,9 @@ class Matrix:
         ]
         blocks = [
             '# Transfer matrix',
-            None if self.complete else '**Not complete: targets are still to be tested.**',
+            None
+            if self.complete
+            else '**Not complete: targets are still to be tested.**',
             self.table(),
             f'{self.metric}; attack {plan.attack} ({settings}) on the network input of '
             'the source, sizes in pixel units of 0-255. In brackets the change from '

@@ -16,15 +16,12 @@ from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 
 from ..errors import ConfigError
-from ..evaluation import AttackTestLoop
-from ..evaluation.original_pixels import PicturePipeline
-from ..evaluation.subset import choose_images
+from ..evaluation import AttackTestLoop, PicturePipeline, choose_images
 from ..registry import LOOPS
 from ..utils.models import bare_model
-from ..utils.runners import running
 from ..weights import check_checkpoint
 from .attack_matrix import Detector, Entry, Matrix, Plan, choose, parse_detectors
-from .study import choose_metric, open_store, say, usual_keys
+from .study import choose_metric, open_store, running, say, usual_keys
 
 __all__ = [
     'Detector',

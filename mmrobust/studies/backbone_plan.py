@@ -287,7 +287,9 @@ def with_backbone(cfg: Config, checkpoint: str) -> Config:
     """
     cfg = copy.deepcopy(cfg)
     old = cfg.model.backbone.get('init_cfg')
-    ours = isinstance(old, Mapping) and str(old.get('type')).endswith('PretrainedBackbone')
+    ours = isinstance(old, Mapping) and str(old.get('type')).endswith(
+        'PretrainedBackbone'
+    )
     cfg.model.backbone.init_cfg = {
         **(old if ours else {}),
         'type': 'mmrobust.PretrainedBackbone',

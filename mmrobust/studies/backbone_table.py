@@ -200,9 +200,9 @@ class Study:
             if todo
             else None,
             self.table(),
-            f'{found.metric} of the last checkpoint; {spread} {seeds}. eps and norm are '
-            "those of the backbone's pre-training. fixed: the backbone stays as it is, "
-            'in eval mode; full: it learns with the rest.',
+            f'{found.metric} of the last checkpoint; {spread} {seeds}. eps and norm '
+            "are those of the backbone's pre-training. fixed: the backbone stays as it "
+            'is, in eval mode; full: it learns with the rest.',
             '![eps against the figure](transfer.png)' if self.rows else None,
             '## Checks',
             '\n'.join(f'- {note}' for note in self.notes()) or 'No warnings.',

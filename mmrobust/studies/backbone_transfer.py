@@ -23,7 +23,6 @@ from ..errors import ConfigError
 from ..report import package_versions
 from ..utils.files import finite, write_atomically
 from ..utils.models import bare_model
-from ..utils.runners import running
 from ..weights import read_checkpoint
 from .backbone_plan import (
     MODES,
@@ -37,9 +36,17 @@ from .backbone_plan import (
     with_backbone,
 )
 from .backbone_table import Study, summarize
-from .study import open_store, say, settings_of
+from .study import open_store, running, say, settings_of
 
-__all__ = ['MODES', 'Run', 'Study', 'Sweep', 'parse_checkpoints', 'run_sweep', 'summarize']
+__all__ = [
+    'MODES',
+    'Run',
+    'Study',
+    'Sweep',
+    'parse_checkpoints',
+    'run_sweep',
+    'summarize',
+]
 
 _RESULT = 'result.json'
 
@@ -61,7 +68,11 @@ def run_sweep(sweep: Sweep, command: list[str]) -> Study:
         ConfigError: before the first run, for anything that cannot work, and if other
             settings made the runs that are there.
     """
-    # Not by the runners, who come too late for checks
+    with together(sweep.cfg):  # the runners start processes too late for checks
+        return _run_sweep(sweep, command)
+
+
+def _run_sweep(sweep: Sweep, command: list[str]) -> Study:
     found = check(sweep)
     runs = sweep.runs()
     results = {run: read_result(sweep.folder(run)) for run in runs}
@@ -119,7 +130,9 @@ def run_config(sweep: Sweep, run: Run) -> Config:
         hooks.append({'type': 'mmrobust.FreezeBackboneHook'})
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *hooks]
     defaults = cfg.get('default_hooks') or {}
-    saving = dict(defaults.get('checkpoint') or {'type': 'CheckpointHook', 'interval': 1})
+    saving = dict(
+        defaults.get('checkpoint') or {'type': 'CheckpointHook', 'interval': 1}
+    )
     # The older one is deleted before the newer one is whole.
     saving.setdefault('max_keep_ckpts', 2)
     cfg.default_hooks = {**defaults, 'checkpoint': saving}

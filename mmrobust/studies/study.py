@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import nn
 from ..errors import ConfigError, doing
 from ..report import package_versions
 from ..utils.files import finite, replacing, write_atomically
+from ..utils.runner import build_runner, release
 from ..utils.store import Store
 
 # Settings without influence on the figures.
@@ -54,6 +57,25 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+@contextmanager
+def running(cfg: Config, name: str) -> Iterator[Runner]:
+    """Builds one of several Runners of a process, and frees what it held afterwards.
+
+    Args:
+        cfg: its config, which is given an ``experiment_name``: Runners of one name
+            share loggers, message hubs and visualizers.
+        name: what that begins with.
+    """
+    cfg.experiment_name = f'{name}_{os.getpid()}_{time.time_ns()}'
+    if cfg.get('visualizer'):
+        cfg.visualizer.name = cfg.experiment_name
+    runner = build_runner(cfg)
+    try:
+        yield runner
+    finally:
+        release(runner)
+
+
 def settings_of(node: Any, name: str = '') -> Any:
     """Returns the settings of a config that can change figures, as nested dicts."""
     if isinstance(node, Mapping):
@@ -69,7 +91,11 @@ def settings_of(node: Any, name: str = '') -> Any:
 
 
 def open_store(
-    folder: Path, run: Mapping[str, Any], file: str, results: Iterable[Path], **kwargs: Any
+    folder: Path,
+    run: Mapping[str, Any],
+    file: str,
+    results: Iterable[Path],
+    **kwargs: Any,
 ) -> Store:
     """Opens the folder of a study, or of a part of it.
 
