@@ -18,7 +18,7 @@ from mmengine.runner import Runner, TestLoop
 from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
-from ..distributed import same_buffers, together
+from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..evaluation import AdversarialImages, Progress, choose_images, dumps_renamed
 from ..objective.classifier import check_labels
@@ -156,7 +156,6 @@ class AutoAttackTestLoop(TestLoop):
         stop = min(start + self.shard_size, len(self.views[0].images))
         return range(start, stop)
 
-    @together()
     def run(self) -> dict[str, float]:
         """Runs the benign passes and all attacks.
 

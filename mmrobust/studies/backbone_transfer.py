@@ -18,7 +18,7 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..distributed import together
+from ..distributed import start_processes
 from ..errors import ConfigError
 from ..report import package_versions
 from ..utils.files import finite, write_atomically
@@ -68,11 +68,7 @@ def run_sweep(sweep: Sweep, command: list[str]) -> Study:
         ConfigError: before the first run, for anything that cannot work, and if other
             settings made the runs that are there.
     """
-    with together(sweep.cfg):  # the runners start processes too late for checks
-        return _run_sweep(sweep, command)
-
-
-def _run_sweep(sweep: Sweep, command: list[str]) -> Study:
+    start_processes(sweep.cfg)  # the runners do so too late for the checks
     found = check(sweep)
     runs = sweep.runs()
     results = {run: read_result(sweep.folder(run)) for run in runs}
