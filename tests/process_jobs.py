@@ -39,7 +39,7 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
-from mmrobust.autoattack.shards import ShardStore
+from mmrobust.autoattack.shard import ShardStore
 from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.ensemble import EnsemblePass

@@ -17,9 +17,8 @@ from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, attack_preset
 from mmrobust.attacks.ensemble import VERSIONS as ENSEMBLES
 from mmrobust.attacks.presets import takes
-from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble
+from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble, read_balls
 from mmrobust.autoattack.package import load_package
-from mmrobust.autoattack.threats import read_balls
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.weights.classes import check_class_count
 from mmrobust.errors import ConfigError, doing

@@ -1,4 +1,4 @@
-"""Which images are attacked, and at which resolution."""
+"""The images that AutoAttack is run on, and at which resolution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..utils.validation import positive_int
 # The part of the resized image that is cropped, as on ImageNet at 224 of 256.
 CROP_RATIO = 0.875
 
-# What leaves the geometry alone; CropBox cuts out what is to be resized.
+# Steps that leave the geometry alone; CropBox cuts out what is to be resized.
 _LOADING = (
     'LoadImageFromFile',
     'PackInputs',
@@ -57,39 +57,37 @@ def choose_by_file(loader: DataLoader | dict, path: str) -> dict[str, Any]:
         raise ConfigError(f'image list {path!r} is empty: write one image per line.')
     dataset = MMENGINE_DATASETS.build(loader['dataset'])
     dataset.full_init()
-    try:
-        dataset.get_subset_(_find(names, image_paths(dataset), path))
-    except (AttributeError, NotImplementedError) as error:
-        raise ConfigError(
-            f'image_ids is not possible with {type(dataset).__name__}, which cannot be '
-            'cut to a subset: leave it out, or use a plain dataset.'
-        ) from error
+    paths = [str(info.get('img_path')) for info in _infos(dataset)]
+    dataset.get_subset_(_find(names, [p.replace('\\', '/') for p in paths], path))
     return {**loader, 'dataset': dataset}
 
 
 def _find(names: list[str], paths: list[str], path: str) -> list[int]:
-    """Indices of the listed images in the dataset, in its order."""
+    """Finds the indices of the listed images in the dataset, in its order."""
+    parts = [PurePosixPath(image).parts[::-1] for image in paths]
     by_name: dict[str, list[int]] = {}
-    for index, image in enumerate(paths):
-        by_name.setdefault(PurePosixPath(image).name, []).append(index)
+    for index, image in enumerate(parts):
+        by_name.setdefault(image[0], []).append(index)
     # Where every name is unique the folders do not matter: ImageNet's validation
     # images lie in one folder or in one per class.
-    unique = all(len(indices) == 1 for indices in by_name.values())
+    unique = len(by_name) == len(paths)
     missing, found = [], []
     for name in names:
-        parts = PurePosixPath(name).parts
-        candidates = by_name.get(parts[-1], [])
+        wanted = PurePosixPath(name).parts[::-1]
+        candidates = by_name.get(wanted[0], [])
         if not unique:
-            candidates = _best_suffix(parts, candidates, paths)
+            # Those that share the class folder, and as much more as any of them does.
+            shared = {index: _common(wanted, parts[index]) for index in candidates}
+            most = max([min(len(wanted), 2), *shared.values()])
+            candidates = [index for index in candidates if shared[index] == most]
         if len(candidates) > 1:
             raise ConfigError(
                 f'image list {path!r} names {name!r}, which {len(candidates)} images '
                 'of the dataset are called: write more of its path.'
             )
-        if candidates:
-            found += candidates
-        else:
+        if not candidates:
             missing.append(name)
+        found += candidates
     if missing:
         raise ConfigError(
             f'{len(missing)} of the {len(names)} images of {path!r} are not in the '
@@ -104,30 +102,18 @@ def _find(names: list[str], paths: list[str], path: str) -> list[int]:
     return sorted(found)
 
 
-def _best_suffix(
-    parts: tuple[str, ...], candidates: list[int], paths: list[str]
-) -> list[int]:
-    """Candidates that share the class folder, and as much more as any of them does."""
-    needed = min(len(parts), 2)
-    for length in range(len(parts), needed - 1, -1):
-        fitting = [
-            index
-            for index in candidates
-            if PurePosixPath(paths[index]).parts[-length:] == parts[-length:]
-        ]
-        if fitting:
-            return fitting
-    return []
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Counts how many parts two reversed paths share, beginning with the file."""
+    pairs = zip(one, other, strict=False)
+    differs = [index for index, (a, b) in enumerate(pairs) if a != b]
+    return min([len(one), len(other), *differs])
 
 
-def image_paths(dataset: Any) -> list[str]:
-    """Path of every image of a dataset, or its number where it has no file."""
-    paths = []
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
-        found = info.get('img_path') or f'{index:06d}'
-        paths.append(str(found).replace('\\', '/'))
-    return paths
+def _infos(dataset: Any) -> list[dict[str, Any]]:
+    """Returns what a dataset says about each image, nothing if it says nothing."""
+    if not hasattr(dataset, 'get_data_info'):
+        return [{}] * len(dataset)
+    return [dataset.get_data_info(index) for index in range(len(dataset))]
 
 
 class ImageList:
@@ -137,30 +123,24 @@ class ImageList:
         dataset: a dataset of classification.
 
     Attributes:
-        ids: per image its path below what all images have in common.
+        ids: per image its path below what all images have in common, or its number
+            where it has no file.
         sha256: hash of the names and labels.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        paths = image_paths(dataset)
-        root = getattr(dataset, 'img_prefix', None) or ''
-        root = str(root).replace('\\', '/').rstrip('/') + '/'
-        self.ids = []
+        root = str(getattr(dataset, 'img_prefix', None) or '').replace('\\', '/')
+        self.ids: list[str] = []
         seen: Counter[str] = Counter()
-        for path in paths:
-            name = path.removeprefix(root)
+        digest = hashlib.sha256()
+        for index, info in enumerate(_infos(dataset)):
+            path = str(info.get('img_path') or f'{index:06d}').replace('\\', '/')
+            name = path.removeprefix(root.rstrip('/') + '/')
             # A file may hold several images of a dataset, as crops.
             self.ids.append(f'{name}#{seen[name]}' if seen[name] else name)
             seen[name] += 1
-        digest = hashlib.sha256()
-        for index, name in enumerate(self.ids):
-            info = (
-                dataset.get_data_info(index)
-                if hasattr(dataset, 'get_data_info')
-                else {}
-            )
-            digest.update(f'{name} {info.get("gt_label")}\n'.encode())
+            digest.update(f'{self.ids[-1]} {info.get("gt_label")}\n'.encode())
         self.sha256 = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -256,46 +236,42 @@ def at_resolution(loader: DataLoader | dict, side: int) -> tuple[dict, str]:
 
 def _resize_pipeline(pipeline: list[dict], side: int) -> str:
     kinds = [str(step['type']).split('.')[-1] for step in pipeline]
-    geometry = [
-        (kind, step)
-        for kind, step in zip(kinds, pipeline, strict=True)
-        if kind not in _LOADING
-    ]
-    found = [kind for kind, _ in geometry]
+    pairs = zip(kinds, pipeline, strict=True)
+    steps = {kind: step for kind, step in pairs if kind not in _LOADING}
+    found = [kind for kind in kinds if kind not in _LOADING]
     if not found and kinds:
         pipeline.insert(len(pipeline) - 1, {'type': 'Resize', 'scale': (side, side)})
         return f'resize {side} x {side} (config: none)'
-    if found == ['ResizeEdge', 'CenterCrop'] and (
-        geometry[0][1].get('edge', 'short') == 'short'
-    ):
-        edge, crop = geometry[0][1], geometry[1][1]
-        before = f'shorter side {edge["scale"]}, crop {crop["crop_size"]}'
-        edge['scale'], crop['crop_size'] = math.floor(side / CROP_RATIO), side
-        return f'shorter side {edge["scale"]}, crop {side} (config: {before})'
-    if found == ['Resize', 'CenterCrop'] and (
-        geometry[0][1].get('keep_ratio') is not True
-        and _is_square(geometry[0][1].get('scale'))
-    ):
-        resize, crop = geometry[0][1], geometry[1][1]
-        before = f'resize {resize["scale"]}, crop {crop["crop_size"]}'
-        scale = math.floor(side / CROP_RATIO)
-        resize['scale'], crop['crop_size'] = (scale, scale), side
-        return f'resize {scale} x {scale}, crop {side} (config: {before})'
-    if found == ['Resize'] and (
-        geometry[0][1].get('keep_ratio') is not True
-        and _is_square(geometry[0][1].get('scale'))
-    ):
-        before = geometry[0][1]['scale']
-        geometry[0][1]['scale'] = (side, side)
-        return f'resize {side} x {side} (config: {before})'
+    before = {
+        kind: step.get('scale', step.get('crop_size')) for kind, step in steps.items()
+    }
+    larger = math.floor(side / CROP_RATIO)
+    if found == ['ResizeEdge', 'CenterCrop']:
+        if steps['ResizeEdge'].get('edge', 'short') == 'short':
+            steps['ResizeEdge']['scale'] = larger
+            steps['CenterCrop']['crop_size'] = side
+            return (
+                f'shorter side {larger}, crop {side} (config: shorter side '
+                f'{before["ResizeEdge"]}, crop {before["CenterCrop"]})'
+            )
+    elif found in (['Resize', 'CenterCrop'], ['Resize']):
+        resize, cropped = steps['Resize'], 'CenterCrop' in steps
+        scale = before['Resize']
+        square = isinstance(scale, int) or (
+            len(scale or ()) == 2 and scale[0] == scale[1]
+        )
+        if square and resize.get('keep_ratio') is not True:
+            size = larger if cropped else side
+            resize['scale'] = (size, size)
+            if not cropped:
+                return f'resize {side} x {side} (config: {scale})'
+            steps['CenterCrop']['crop_size'] = side
+            return (
+                f'resize {size} x {size}, crop {side} (config: resize {scale}, crop '
+                f'{before["CenterCrop"]})'
+            )
     raise ConfigError(
         f'the test pipeline ({", ".join(kinds) or "empty"}) cannot be brought to other '
         'resolutions: that takes ResizeEdge (short edge) and CenterCrop, or Resize '
         'to a square, and no other change of the image.'
     )
-
-
-def _is_square(scale: Any) -> bool:
-    if isinstance(scale, (tuple, list)):
-        return len(scale) == 2 and scale[0] == scale[1]
-    return isinstance(scale, int)

@@ -23,18 +23,15 @@ from ..errors import ConfigError
 from ..evaluation import AdversarialImages, Progress, choose_images, dumps_renamed
 from ..objective.classifier import check_labels
 from ..registry import LOOPS
-from ..utils.models import bare_model, state_digest
+from ..utils.models import bare_model, frozen, state_digest
 from ..utils.seeding import derive_seed, seeded
 from ..utils.store import wait_until
 from ..utils.validation import positive_int
 from . import package
-from .classifier import Logits, frozen
 from .images import ImageList, as_batch, at_resolution, choose_by_file
-from .members import Ensemble, Member
+from .members import Ball, Ensemble, Member, read_balls
 from .report import AutoAttackReport, summarise
-from .shard_attack import attack_shard
-from .shards import ShardStore
-from .threats import Ball, read_balls
+from .shard import Logits, ShardStore, attack_shard
 
 
 @dataclass
@@ -130,14 +127,11 @@ class AutoAttackTestLoop(TestLoop):
             loaders.append(loader)
             notes.append(note)
         super().__init__(runner, loaders[0], evaluator, fp16=fp16)
-        self.views = []
-        for index, (loader, note) in enumerate(zip(loaders, notes, strict=True)):
-            built = (
-                self.dataloader
-                if index == 0
-                else runner.build_dataloader(loader, seed=runner.seed)
-            )
-            self.views.append(_View(built, ImageList(built.dataset), note))
+        more = [runner.build_dataloader(each, seed=runner.seed) for each in loaders[1:]]
+        pairs = zip([self.dataloader, *more], notes, strict=True)
+        self.views = [
+            _View(each, ImageList(each.dataset), note) for each, note in pairs
+        ]
         if not len(self.views[0].images):
             raise ConfigError(
                 'the test dataset is empty: check ann_file and data_root.'
@@ -147,11 +141,11 @@ class AutoAttackTestLoop(TestLoop):
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are per threat and resolution."""
+        """Number of shards per threat and resolution."""
         return -(-len(self.views[0].images) // self.shard_size)
 
     def shard(self, number: int) -> range:
-        """Indices of the images of a shard."""
+        """Returns the indices of the images of a shard."""
         start = number * self.shard_size
         stop = min(start + self.shard_size, len(self.views[0].images))
         return range(start, stop)
@@ -204,8 +198,6 @@ class AutoAttackTestLoop(TestLoop):
         print_log('\n' + report.table(), logger='current')
         return metrics
 
-    # ------------------------------------------------------------ before the attack
-
     def _look_at(self, view: _View) -> None:
         """Learns the shape of the images and the classes from the first image."""
         images, _ = as_batch([view.images.dataset[0]], self.device, None)
@@ -226,7 +218,7 @@ class AutoAttackTestLoop(TestLoop):
     def _plan(
         self, view: _View, ball: Ball
     ) -> tuple[tuple[Member, ...], dict[str, Any], list[str]]:
-        """The members that run, their settings, and what was changed."""
+        """Returns the members that run, their settings, and what was changed."""
         height, width = view.shape[1:]
         members, notes = self.ensemble.fit(view.num_classes, ball.norm, (height, width))
         attack, more = self._build(view, ball, members)
@@ -237,7 +229,7 @@ class AutoAttackTestLoop(TestLoop):
     def _build(
         self, view: _View, ball: Ball, members: Sequence[Member]
     ) -> tuple[Any, list[str]]:
-        """The package's AutoAttack, and sentences about what was changed in it."""
+        """Builds the package's AutoAttack, with notes on what was changed in it."""
         return package.build(
             self.logits,
             ball,
@@ -266,9 +258,7 @@ class AutoAttackTestLoop(TestLoop):
             'shard_size': self.shard_size,
             'pyautoattack': package.load_package().__version__,
         }
-        store = ShardStore(Path(self.report).with_suffix('.shards'), run)
-        store.open()
-        return store
+        return ShardStore(Path(self.report).with_suffix('.shards'), run)
 
     def _start_report(self) -> AutoAttackReport:
         dataset = self.views[0].images.dataset
@@ -282,7 +272,7 @@ class AutoAttackTestLoop(TestLoop):
         return report
 
     def _benign_pass(self, view: _View) -> dict[str, float]:
-        """The stock evaluation at one resolution."""
+        """Makes the stock evaluation at one resolution."""
         self.dataloader = view.loader
         for index, batch in enumerate(self.dataloader):
             self.run_iter(index, batch)
@@ -293,13 +283,7 @@ class AutoAttackTestLoop(TestLoop):
 
     def _name(self, view: _View, ball: Ball) -> str:
         several = len(self.views) > 1
-        return (
-            f'autoattack/{view.name}/{ball.name}'
-            if several
-            else (f'autoattack/{ball.name}')
-        )
-
-    # ------------------------------------------------------------------- the attack
+        return '/'.join(['autoattack', *[view.name] * several, ball.name])
 
     def _attack_pass(
         self,
@@ -349,10 +333,8 @@ class AutoAttackTestLoop(TestLoop):
             progress.update(done)
         progress.finish()
 
-    # ------------------------------------------------------------- after the attack
-
     def _done(self, view: _View, ball: Ball, number: int) -> dict[str, Any] | None:
-        """The results of a shard, if they are there with all that is asked for."""
+        """Reads the results of a shard, if all that is asked for is there."""
         ids = [view.images.ids[index] for index in self.shard(number)]
         record = self.store.read(view.name, ball.name, number, ids)
         if record is None or (self.save_adv and record['saved'] != self.save_adv):
@@ -360,24 +342,23 @@ class AutoAttackTestLoop(TestLoop):
         return record
 
     def _collect(self, view: _View, ball: Ball) -> list[dict[str, Any]]:
-        """The results of all shards, when all processes have written theirs."""
-        records: dict[int, dict[str, Any]] = {}
+        """Reads the results of all shards, when all processes have written theirs."""
+        records: list[dict[str, Any]] = []
 
         def complete() -> bool:
-            for number in range(self.num_shards):
-                if number not in records:
-                    record = self._done(view, ball, number)
-                    if record is None:
-                        return False
-                    records[number] = record
+            while len(records) < self.num_shards:
+                record = self._done(view, ball, len(records))
+                if record is None:
+                    return False
+                records.append(record)
             return True
 
         wait_until(complete)
-        return [records[number] for number in range(self.num_shards)]
+        return records
 
 
 def _samples(items: Sequence[dict], ids: Sequence[str]) -> list[BaseDataElement]:
-    """What the files of adversarial images are named after."""
+    """Makes what the files of adversarial images are named after."""
     keys = ('img_path', 'ori_shape')
     samples = []
     for item, name in zip(items, ids, strict=True):

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .members import Member
-from .threats import PACKAGE_NORMS, Ball
+from ..utils.models import replaced
+from .members import PACKAGE_NORMS, SETTINGS, Ball, Member
 
 # Words of the package's warnings, and what the shard files call them.
 _FLAGS = {
@@ -51,7 +51,7 @@ def load_package() -> Any:
 
 @dataclass
 class MemberResult:
-    """What one member did on a shard."""
+    """The figures of one member on a shard."""
 
     attacked: int = 0
     broken: int = 0
@@ -60,7 +60,7 @@ class MemberResult:
 
 @dataclass
 class Outcome:
-    """What AutoAttack answers for a batch.
+    """AutoAttack's answer for a batch.
 
     Attributes:
         images: (N, C, H, W), the clean image where no member succeeded.
@@ -73,8 +73,8 @@ class Outcome:
 
     images: Tensor
     predictions: Tensor
-    broken_by: list[str | None]
-    members: dict[str, MemberResult]
+    broken_by: Sequence[str | None]
+    members: dict[str, MemberResult] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
 
 
@@ -130,18 +130,11 @@ def build(
 
 
 def describe(attack: Any) -> dict[str, dict[str, Any]]:
-    """The settings with which each member will run."""
-    keys = {
-        'apgd': ('n_iter', 'n_restarts', 'eot_iter', 'use_largereps'),
-        'fab': ('n_iter', 'n_restarts'),
-        'square': ('n_queries', 'n_restarts'),
-    }
+    """Returns the settings with which each member will run."""
     found = {}
     for name in attack.attacks_to_run:
         part = _part(attack, name)
-        values = {key: getattr(part, key) for key in keys[name.split('-')[0]]}
-        if name.endswith('-t'):
-            values['n_target_classes'] = part.n_target_classes
+        values = {key: getattr(part, key) for key in SETTINGS[name]}
         if name == 'fab-t':
             values['n_restarts'] = 1  # what the package sets it to when it comes to it
         found[name] = {**values, **attack.member_settings[name]}
@@ -212,7 +205,7 @@ def run(attack: Any, images: Tensor, labels: Tensor) -> Outcome:
 
 
 def _part(attack: Any, name: str) -> Any:
-    """The object that runs a member; some share one."""
+    """Returns the object that runs a member; some share one."""
     if name == 'apgd-t':
         return attack.apgd_targeted
     return getattr(attack, name.split('-')[0])
@@ -241,18 +234,17 @@ def _flag(message: str) -> str:
 def _listening(logger: logging.Logger) -> Iterator[list[str]]:
     """Collects the warnings of a logger that would be lost or repeated on screen."""
     messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(  # type: ignore[method-assign]
-        record.getMessage()
-    )
-    propagate = logger.propagate
-    logger.propagate = False
-    logger.addHandler(handler)
+
+    def note(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            messages.append(record.getMessage())
+        return False  # nobody else needs it
+
+    logger.addFilter(note)
     try:
         yield messages
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+        logger.removeFilter(note)
 
 
 @contextmanager
@@ -273,8 +265,5 @@ def _tracing_kept() -> Iterator[None]:
         finally:
             sys.settrace(trace)
 
-    checks.check_dynamic = check_dynamic
-    try:
+    with replaced(checks, 'check_dynamic', check_dynamic):
         yield
-    finally:
-        checks.check_dynamic = original

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from ..report import (
     Table,
     number,
 )
-from .threats import Ball
+from .members import Ball
 
 # What the flags of the package's own checks mean for the figures.
 _MEANING = {
@@ -30,6 +31,18 @@ _MEANING = {
     'defence), which AutoAttack was not made for',
     'square': 'Square broke images that the gradients did not, a sign of masked '
     'gradients: the robust accuracy may be too high',
+}
+
+# What numbers of a shard's images mean, in the order of the report's checks.
+_COUNTED = {
+    'no_gradient': '{} correctly classified images have no gradient at all: gradients '
+    'are masked, and the robust accuracy may be too high',
+    'detached': 'the logits do not depend on the images in a way that can be '
+    'differentiated, so attacks by gradients cannot work',
+    'invalid': '{} adversarial images lie outside the ball or the range of pixels and '
+    'do not count',
+    'disagreements': '{} adversarial images are predicted otherwise than the package '
+    'said; what counts is the prediction made here',
 }
 
 
@@ -95,13 +108,13 @@ class AutoAttackReport(RobustnessReport):
         row['all_norms'] = 100 * sum(self._withstood[resolution]) / total
 
     def as_dict(self, complete: bool = True) -> dict[str, Any]:
-        """The report as the JSON file holds it."""
+        """Returns the report as the JSON file holds it."""
         content = super().as_dict(complete)
         content.pop('_withstood')
         return content
 
     def figures(self) -> Table:
-        """Accuracy in percent, one row per resolution."""
+        """Tabulates accuracy in percent, one row per resolution."""
         several = len(self.labels) > 1
         head = ['resolution', 'images', 'clean', *self.labels.values()]
         head += ['all norms'] if several else []
@@ -114,7 +127,7 @@ class AutoAttackReport(RobustnessReport):
         return Table(head, lines)
 
     def about(self) -> list[Part]:
-        """What there is to say about the table of figures."""
+        """Explains the table of figures."""
         return [
             'eps in pixel units of 0-255, in brackets for [0, 1] images.\n'
             f'Top-1 accuracy in percent. AutoAttack, version {self.version}, in '
@@ -125,7 +138,7 @@ class AutoAttackReport(RobustnessReport):
         ]
 
     def bars(self) -> list[Bar]:
-        """The accuracies that the page draws."""
+        """Lists the accuracies that the page draws."""
         several = len(self.labels) > 1
         found = []
         for row in self.rows:
@@ -141,7 +154,7 @@ class AutoAttackReport(RobustnessReport):
         return found
 
     def more(self) -> list[Section]:
-        """What each member left over."""
+        """Tabulates what each member left over."""
         rows = [
             [
                 attack.name,
@@ -201,36 +214,13 @@ def summarise(
 
 
 def _checks(records: Sequence[dict[str, Any]]) -> list[str]:
-    shards = len(records)
-    found = []
-    flags: dict[str, int] = {}
-    for record in records:
-        for flag in record['flags']:
-            flags[flag] = flags.get(flag, 0) + 1
-    for flag, times in sorted(flags.items()):
-        found.append(f'{_MEANING.get(flag, flag)} ({times} of {shards} shards)')
-
-    def count(key: str) -> int:
-        return sum(record[key] for record in records)
-
-    if count('no_gradient'):
-        found.append(
-            f'{count("no_gradient")} correctly classified images have no gradient at '
-            'all: gradients are masked, and the robust accuracy may be too high'
-        )
-    if any(record['detached'] for record in records):
-        found.append(
-            'the logits do not depend on the images in a way that can be '
-            'differentiated, so attacks by gradients cannot work'
-        )
-    if count('invalid'):
-        found.append(
-            f'{count("invalid")} adversarial images lie outside the ball or the range '
-            'of pixels and do not count'
-        )
-    if count('disagreements'):
-        found.append(
-            f'{count("disagreements")} adversarial images are predicted otherwise than '
-            'the package said; what counts is the prediction made here'
-        )
+    flags = Counter(flag for record in records for flag in record['flags'])
+    found = [
+        f'{_MEANING.get(flag, flag)} ({times} of {len(records)} shards)'
+        for flag, times in sorted(flags.items())
+    ]
+    for key, text in _COUNTED.items():
+        count = sum(record[key] for record in records)
+        if count:
+            found.append(text.format(count))
     return found

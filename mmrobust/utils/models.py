@@ -59,3 +59,19 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             own[name] = before
         else:
             del own[name]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode without weight gradients; all flags return after."""
+    modes = {module: module.training for module in model.modules()}
+    wanted = {weight: weight.requires_grad for weight in model.parameters()}
+    model.eval()
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for weight, requires_grad in wanted.items():
+            weight.requires_grad_(requires_grad)

@@ -24,10 +24,10 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmrobust.autoattack import loop as loop_module
 from mmrobust.autoattack import package
-from mmrobust.autoattack.classifier import Logits, frozen
 from mmrobust.autoattack.images import ImageList, at_resolution
-from mmrobust.autoattack.members import Ensemble, Member
-from mmrobust.autoattack.threats import Ball, read_balls
+from mmrobust.autoattack.members import Ball, Ensemble, Member, read_balls
+from mmrobust.autoattack.shard import Logits
+from mmrobust.utils.models import frozen
 from mmrobust.errors import ConfigError
 from torch import Tensor, nn
 
