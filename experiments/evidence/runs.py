@@ -18,8 +18,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmrobust.attacks import attack_preset
 from mmrobust.report import device_name, package_versions
-from mmrobust.studies.attack_transfer import Detector, Plan, run_matrix, run_test
-from mmrobust.studies.backbone_transfer import Sweep, run_sweep
+from mmrobust.studies.attack_matrix import Detector, Plan
+from mmrobust.studies.attack_transfer import run_matrix, run_test
+from mmrobust.studies.backbone_plan import Sweep
+from mmrobust.studies.backbone_transfer import run_sweep
 from mmrobust.utils.files import write_atomically
 
 

@@ -20,21 +20,8 @@ from ..evaluation import AttackTestLoop, PicturePipeline, choose_images
 from ..registry import LOOPS
 from ..utils.models import bare_model
 from ..weights import check_checkpoint
-from .attack_matrix import Detector, Entry, Matrix, Plan, choose, parse_detectors
+from .attack_matrix import Detector, Entry, Matrix, Plan
 from .study import choose_metric, open_store, running, say, usual_keys
-
-__all__ = [
-    'Detector',
-    'Entry',
-    'Matrix',
-    'Plan',
-    'Source',
-    'TransferTestLoop',
-    'choose',
-    'parse_detectors',
-    'run_matrix',
-    'run_test',
-]
 
 _CLEAN = 'clean'
 # Gives the picture (H, W, C) that takes the place of an image, from its img_id and its

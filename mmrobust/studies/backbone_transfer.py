@@ -25,28 +25,16 @@ from ..utils.files import finite, write_atomically
 from ..utils.models import bare_model
 from ..weights import read_checkpoint
 from .backbone_plan import (
-    MODES,
     Findings,
     Run,
     Sweep,
     check,
     loaded_digest,
-    parse_checkpoints,
     short,
     with_backbone,
 )
-from .backbone_table import Study, summarize
+from .backbone_table import Study
 from .study import open_store, running, say, settings_of
-
-__all__ = [
-    'MODES',
-    'Run',
-    'Study',
-    'Sweep',
-    'parse_checkpoints',
-    'run_sweep',
-    'summarize',
-]
 
 _RESULT = 'result.json'
 
