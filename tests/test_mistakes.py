@@ -19,7 +19,6 @@ from mmrobust.batch import check_batch, count_boxes_outside
 from mmrobust.weights import read_checkpoint
 from mmrobust.weights.fit import check_resumable
 from mmrobust.errors import ConfigError
-from mmrobust.studies.backbone_transfer.metric import as_list
 
 FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
 ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
@@ -194,24 +193,6 @@ def test_a_metric_without_a_class(
     test = dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
     with pytest.raises(ConfigError, match="CocoMetric has no category 'square'"):
         build_runner(test_cfg=test, test_evaluator=metric).test()
-
-
-@pytest.mark.parametrize(
-    ('evaluator', 'sentence'),
-    [
-        ('CocoMetric', "'CocoMetric', which is no metric"),
-        ([{'metric': 'bbox'}], 'a dict with a type'),
-        ({'type': 'Accuracy', 'topk': 1.5}, 'topk=1.5 of Accuracy must be a list'),
-    ],
-)
-def test_an_evaluator_without_metrics(evaluator: Any, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        as_list(evaluator)
-
-
-def test_a_setting_of_a_metric_may_be_none() -> None:
-    metric = {'type': 'MultiLabelMetric', 'topk': None}
-    assert as_list(metric) == [metric]
 
 
 def test_images_without_their_shape(build_runner: Callable, untouched: None) -> None:
