@@ -256,7 +256,7 @@ def _resize_pipeline(pipeline: list[dict], side: int) -> str:
             )
     elif found in (['Resize', 'CenterCrop'], ['Resize']):
         resize, cropped = steps['Resize'], 'CenterCrop' in steps
-        scale = before['Resize']
+        scale: Any = before['Resize']
         square = isinstance(scale, int) or (
             len(scale or ()) == 2 and scale[0] == scale[1]
         )
