@@ -5,9 +5,8 @@ Pure functions of detections and ground truth; no model and no loop is involved.
 
 from __future__ import annotations
 
-from .average_precision import FastAP, mean_ap
+from .average_precision import CocoSummary, FastAP, coco_ap, mean_ap
 from .bootstrap import Interval, bootstrap_difference, bootstrap_map
-from .coco import APDrop, CocoSummary, ap_drop, coco_ap
 from .detections import Detections, GroundTruth
 from .error_types import ErrorCounts, count_errors
 from .image_score import broken, image_score, image_scores, worst_per_image
@@ -15,7 +14,6 @@ from .matching import MatchTable, combine, match_detections, restrict
 from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
-    'APDrop',
     'CocoSummary',
     'Detections',
     'ErrorCounts',
@@ -24,7 +22,6 @@ __all__ = [
     'Interval',
     'MatchTable',
     'WorstCase',
-    'ap_drop',
     'bootstrap_difference',
     'bootstrap_map',
     'broken',

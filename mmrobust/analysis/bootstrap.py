@@ -79,13 +79,11 @@ def bootstrap_difference(
     """
     check_same_images([benign, attacked])
     first, second = FastAP(benign), FastAP(attacked)
-    return _bootstrap(
-        lambda counts: first.mean(counts) - second.mean(counts),
-        benign.num_images,
-        resamples,
-        confidence,
-        seed,
-    )
+
+    def difference(counts: np.ndarray | None) -> float:
+        return first.mean(counts) - second.mean(counts)
+
+    return _bootstrap(difference, benign.num_images, resamples, confidence, seed)
 
 
 def _bootstrap(

@@ -7,8 +7,9 @@ Counts are given, not TIDE's effect of each type on mAP.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,33 +59,6 @@ class ErrorCounts:
     objects_mislocalised: int = 0
     missed: int = 0
 
-    def __add__(self, other: ErrorCounts) -> ErrorCounts:
-        names = [each.name for each in fields(self)]
-        return ErrorCounts(*(getattr(self, n) + getattr(other, n) for n in names))
-
-    @property
-    def num_detections(self) -> int:
-        """Detections above the threshold, at most 100 per image and class."""
-        return (
-            self.correct
-            + self.duplicate
-            + self.misclassified
-            + self.mislocalised
-            + self.both
-            + self.hallucinated
-            + self.ignored
-        )
-
-    @property
-    def num_objects(self) -> int:
-        """Objects that are not to be ignored."""
-        return (
-            self.objects_found
-            + self.objects_misclassified
-            + self.objects_mislocalised
-            + self.missed
-        )
-
 
 def count_errors(
     truths: Sequence[GroundTruth],
@@ -109,20 +83,20 @@ def count_errors(
     """
     if not 0 <= score_thr <= 1:
         raise ConfigError(f'score_thr must be in [0, 1], not {score_thr}.')
-    total = ErrorCounts()
+    total: Counter[str] = Counter()
     for truth, found in pair(truths, detections, num_classes):
         total += _count(truth, found.above(score_thr))
-    return total
+    return ErrorCounts(**total)
 
 
-def _count(truth: GroundTruth, found: Detections) -> ErrorCounts:
+def _count(truth: GroundTruth, found: Detections) -> Counter[str]:
     overlap = box_ious(found.bboxes, truth.bboxes, truth.ignore)
     # A column for "no object", so that every maximum exists.
     overlap = np.concatenate([overlap, np.zeros((len(found), 1))], axis=1)
     labels = np.append(truth.labels, -1)
     free = ~truth.ignore
     status = np.zeros(len(truth), dtype=np.int64)  # 0 missed, higher ones win
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for label in np.unique(found.labels):
         place = np.flatnonzero(found.labels == label)
         place = place[np.argsort(-found.scores[place], kind='stable')][:MAX_DETS]
@@ -141,21 +115,16 @@ def _count(truth: GroundTruth, found: Detections) -> ErrorCounts:
                 kind, target = 'ignored', -1
             else:
                 kind, target = _mistake(overlap[row], labels == label)
-            counts[kind] = counts.get(kind, 0) + 1
+            counts[kind] += 1
             rank = _CLAIMS.get(kind, 0)
             if rank and target < len(truth):
                 status[target] = max(status[target], rank)
-    of_objects = np.bincount(status[free], minlength=4)
-    return ErrorCounts(
-        **counts,
-        missed=int(of_objects[0]),
-        objects_mislocalised=int(of_objects[1]),
-        objects_misclassified=int(of_objects[2]),
-        objects_found=int(of_objects[3]),
-    )
+    of_objects = np.bincount(status[free], minlength=4).tolist()
+    return counts + Counter(dict(zip(_OUTCOMES, of_objects, strict=True)))
 
 
-# What a detection of a type makes of its object.
+# What becomes of an object, from nothing to the best that a detection makes of it.
+_OUTCOMES = ('missed', 'objects_mislocalised', 'objects_misclassified', 'objects_found')
 _CLAIMS = {'mislocalised': 1, 'misclassified': 2, 'correct': 3}
 
 

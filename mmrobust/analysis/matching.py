@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -189,21 +190,13 @@ def combine(tables: Sequence[MatchTable], assignment: np.ndarray) -> MatchTable:
         ConfigError: if the tables are not of the same images and objects.
     """
     check_same_images(tables)
-    keep = [
-        np.flatnonzero(assignment[table.image] == number)
+    parts = [
+        _columns(table, assignment[table.image] == number)
         for number, table in enumerate(tables)
     ]
-    parts = list(zip(tables, keep, strict=True))
-    image = _join([table.image[k] for table, k in parts])
-    order = np.argsort(image, kind='stable')
-    return replace(
-        tables[0],
-        image=image[order],
-        label=_join([table.label[k] for table, k in parts])[order],
-        score=_join([table.score[k] for table, k in parts])[order],
-        hit=np.concatenate([table.hit[:, k] for table, k in parts], 1)[:, order],
-        ignored=np.concatenate([t.ignored[:, k] for t, k in parts], 1)[:, order],
-    )
+    joined = {key: np.concatenate([p[key] for p in parts], -1) for key in parts[0]}
+    order = np.argsort(joined['image'], kind='stable')
+    return replace(tables[0], **{key: each[..., order] for key, each in joined.items()})
 
 
 def check_same_images(tables: Sequence[MatchTable]) -> None:
@@ -232,19 +225,22 @@ def restrict(table: MatchTable, images: np.ndarray) -> MatchTable:
         table: of I images.
         images: (I,) bool, those that stay.
     """
-    found, objects = images[table.image], images[table.gt_image]
+    found, objects = _columns(table, images[table.image]), images[table.gt_image]
     place = np.cumsum(images) - 1
+    found['image'] = place[found['image']]
     return replace(
         table,
         img_ids=tuple(table.img_ids[index] for index in np.flatnonzero(images)),
-        image=place[table.image[found]],
-        label=table.label[found],
-        score=table.score[found],
-        hit=table.hit[:, found],
-        ignored=table.ignored[:, found],
         gt_image=place[table.gt_image[objects]],
         gt_label=table.gt_label[objects],
+        **found,
     )
+
+
+def _columns(table: MatchTable, keep: np.ndarray) -> dict[str, Any]:
+    """Returns what a table holds of some detections, (D,) bool."""
+    names = ('image', 'label', 'score', 'hit', 'ignored')
+    return {name: getattr(table, name)[..., keep] for name in names}
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -21,7 +21,6 @@ from mmrobust.analysis import (
     Detections,
     FastAP,
     GroundTruth,
-    ap_drop,
     coco_ap,
     match_detections,
     mean_ap,
@@ -194,24 +193,6 @@ def test_without_detections_and_without_objects():
     assert all(math.isnan(value) for value in empty.metrics.values())
     table = match_detections([one([], [])], [one([[0, 0, 9, 9]], [0], [0.9])], 2)
     assert math.isnan(mean_ap(table))
-
-
-def test_drop_by_size_and_class():
-    small, large = [0, 0, 20, 20], [100, 100, 300, 300]
-    real = one([small, large], [0, 1])
-    benign = coco_ap([real], [one([small, large], [0, 1], [0.9, 0.9])], 3)
-    attacked = coco_ap([real], [one([large], [1], [0.9])], 3)
-    drop = ap_drop(benign, attacked)
-    assert drop.absolute['mAP'] == pytest.approx(0.5)
-    assert drop.relative['mAP'] == pytest.approx(0.5)
-    assert drop.absolute['mAP_s'] == pytest.approx(1)
-    assert drop.absolute['mAP_l'] == pytest.approx(0)
-    assert math.isnan(drop.absolute['mAP_m'])
-    np.testing.assert_allclose(drop.per_class, [1, 0, np.nan])
-    np.testing.assert_allclose(drop.per_class_relative, [1, 0, np.nan])
-    back = ap_drop(attacked, benign)
-    assert back.absolute['mAP'] == pytest.approx(-0.5)
-    assert math.isnan(back.relative['mAP_s'])  # nothing there to lose
 
 
 def test_conversion_of_half_precision_and_box_types():
