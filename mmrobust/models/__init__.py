@@ -12,11 +12,9 @@ from .ssd_head import SSDHead
 __all__ = ['DNDETR', 'BoundedLoss', 'DNDETRHead', 'DnQueryGenerator', 'SSDHead']
 
 if find_spec('mmpretrain') is not None:  # a detector alone does not need it
-    from .convnext_convstem import ConvNeXtConvStem
-    from .convnext_isotropic import ConvNeXtIsotropic
-    from .deit3 import DeiT3, DeiT3ConvStem
+    from .convnext import ConvNeXtConvStem, ConvNeXtIsotropic
     from .simple_feature_pyramid import SimpleFeaturePyramid
-    from .vit_convstem import ViTConvStem
+    from .vit import DeiT3, DeiT3ConvStem, ViTConvStem
 
     __all__ += [
         'ConvNeXtConvStem',

@@ -99,5 +99,5 @@ def test_frozen_stages_reach_the_stem() -> None:
 def test_what_has_no_convstem_is_refused() -> None:
     with pytest.raises(ConfigError, match='no published ConvStem: choose one of tiny'):
         build('atto')
-    with pytest.raises(ConfigError, match='whose stem has no patches'):
+    with pytest.raises(ConfigError, match='whose stride is fixed'):
         build(TINY, stem_patch_size=4)

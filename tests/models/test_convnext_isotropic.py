@@ -133,7 +133,7 @@ def test_what_is_refused() -> None:
         build('tiny')
     with pytest.raises(ConfigError, match='one entry each'):
         build(dict(depths=[1, 1], channels=[8, 8]))
-    with pytest.raises(ConfigError, match='whose stride is 16'):
+    with pytest.raises(ConfigError, match='whose stride is fixed'):
         build(stem_patch_size=4)
     with pytest.raises(ConfigError, match='must be 0, the only stage'):
         build(out_indices=[0, 1, 2, 3])

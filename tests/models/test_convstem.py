@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from convstem_reference import STEMS, plain_stem, randomise
-from mmrobust.models.convstem import conv_stem, conv_stem_16
+from mmrobust.models.convnext import conv_stem, conv_stem_16
 
 
 @pytest.mark.parametrize('name', STEMS)

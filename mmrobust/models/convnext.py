@@ -1,25 +1,115 @@
-"""ConvNeXt of one resolution, with a patch stem or a convolutional one.
+"""ConvNeXts with a convolutional stem or of one resolution, and the stems themselves.
 
-Source: Liu et al., "A ConvNet for the 2020s", arXiv 2201.03545, section 3.3 (isotropic
-ConvNeXt); the convolutional stem is that of arXiv 2303.01870.
+Sources: Singh, Croce and Hein, "Revisiting Adversarial Training for ImageNet", arXiv
+2303.01870 (a convolutional stem in place of patches makes adversarially trained
+ConvNeXts and ViTs more robust); Liu et al., "A ConvNet for the 2020s", arXiv
+2201.03545, section 3.3 (isotropic ConvNeXt).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmcv.cnn.bricks.transformer import AdaptivePadding
 from mmpretrain.models.backbones import ConvNeXt
+from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..registry import MODELS
-from .convstem import conv_stem_16
 
-_ARCHS = {'small': {'depths': [18], 'channels': [384]}}
+# Widths of the stem of total stride 16, the same for every ViT and isotropic ConvNeXt.
+_WIDTHS = (48, 96, 192, 384)
+# Layers of a ConvNeXt's stem as (width relative to the first stage's channels, stride).
+_SMALL = ((0.5, 2), (1.0, 2))
+_LARGE = ((0.5, 2), (0.75, 2), (1.0, 1))
+_STEMS = {'tiny': _SMALL, 'small': _SMALL, 'base': _LARGE, 'large': _LARGE}
+_ISOTROPIC = {'small': {'depths': [18], 'channels': [384]}}
 _STRIDE = 16
+
+
+def conv_stem(in_channels: int, layers: Iterable[tuple[int, int]]) -> nn.Sequential:
+    """Layers of a 3 x 3 convolution, LayerNorm over the channels and GELU.
+
+    Args:
+        in_channels: channels of the image.
+        layers: (width, stride) of each layer.
+
+    Returns:
+        From (n, in_channels, h, w) to (n, last width, h / s, w / s), sides rounded up,
+        where s is the product of the strides. Layer i has its convolution at index 3i,
+        its norm at 3i + 1.
+    """
+    modules: list[nn.Module] = []
+    for width, stride in layers:
+        modules += [
+            nn.Conv2d(in_channels, width, 3, stride, padding=1),
+            build_norm_layer({'type': 'LN2d', 'eps': 1e-6}, width),
+            nn.GELU(),
+        ]
+        in_channels = width
+    return nn.Sequential(*modules)
+
+
+def conv_stem_16(in_channels: int, out_channels: int) -> nn.Sequential:
+    """The stem of total stride 16: four layers of stride 2, then a 1 x 1 convolution.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: channels of a token.
+
+    Returns:
+        From (n, in_channels, h, w) to (n, out_channels, h / 16, w / 16), sides rounded
+        up. The 1 x 1 convolution has index 12 and no norm after it.
+    """
+    stem = conv_stem(in_channels, [(width, 2) for width in _WIDTHS])
+    stem.append(nn.Conv2d(_WIDTHS[-1], out_channels, 1))
+    return stem
+
+
+def _refuse_patches(backbone: ConvNeXt, settings: dict[str, Any]) -> None:
+    if 'stem_patch_size' in settings:
+        raise ConfigError(
+            f'stem_patch_size is no setting of {type(backbone).__name__}, whose stride '
+            'is fixed: leave it out.'
+        )
+
+
+@MODELS.register_module()
+class ConvNeXtConvStem(ConvNeXt):
+    """mmpretrain's ConvNeXt with a convolutional stem of total stride 4.
+
+    Every layer of the stem is a 3 x 3 convolution, LayerNorm over the channels and
+    GELU: two of stride 2 for tiny and small, a third of stride 1 for base and large.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'`` or ``'large'``, or a dict with
+            ``depths`` and ``channels``, which gets the stem of tiny.
+        in_channels: channels of the image.
+        **kwargs: as ConvNeXt's (``out_indices``, ``frozen_stages``, ...); a
+            ``stem_patch_size`` is refused.
+
+    Raises:
+        ConfigError: for another architecture, or a patch size.
+    """
+
+    def __init__(
+        self, arch: str | dict = 'tiny', in_channels: int = 3, **kwargs: Any
+    ) -> None:
+        if isinstance(arch, str) and arch not in _STEMS:
+            raise ConfigError(
+                f'arch={arch!r} has no published ConvStem: choose one of '
+                f'{", ".join(_STEMS)}, or give depths and channels.'
+            )
+        _refuse_patches(self, kwargs)
+        super().__init__(arch=arch, in_channels=in_channels, **kwargs)
+        layers = _STEMS[arch] if isinstance(arch, str) else _SMALL
+        self.downsample_layers[0] = conv_stem(
+            in_channels,
+            [(int(share * self.channels[0]), stride) for share, stride in layers],
+        )
+        self._freeze_stages()
 
 
 @MODELS.register_module()
@@ -60,22 +150,18 @@ class ConvNeXtIsotropic(ConvNeXt):
         **kwargs: Any,
     ) -> None:
         if isinstance(arch, str):
-            if arch not in _ARCHS:
+            if arch not in _ISOTROPIC:
                 raise ConfigError(
                     f'arch={arch!r} is no isotropic ConvNeXt: choose '
-                    f'{", ".join(_ARCHS)}, or give depths and channels.'
+                    f'{", ".join(_ISOTROPIC)}, or give depths and channels.'
                 )
-            arch = _ARCHS[arch]
+            arch = _ISOTROPIC[arch]
         if len(arch.get('depths', ())) != 1 or len(arch.get('channels', ())) != 1:
             raise ConfigError(
                 f'arch={dict(arch)} of ConvNeXtIsotropic needs depths and channels of '
                 'one entry each.'
             )
-        if 'stem_patch_size' in kwargs:
-            raise ConfigError(
-                'stem_patch_size is no setting of ConvNeXtIsotropic, whose stride is '
-                '16: leave it out.'
-            )
+        _refuse_patches(self, kwargs)
         indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
         if indices not in ([0], [-1]):
             raise ConfigError(
@@ -117,9 +203,7 @@ class ConvNeXtIsotropic(ConvNeXt):
         if self.frozen_stages == len(blocks):
             frozen.append(self.norm0)
         for module in frozen:
-            module.eval()
-        for parameter in chain(*(module.parameters() for module in frozen)):
-            parameter.requires_grad = False
+            module.eval().requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter and number of depths, for layer-wise learning rates.
