@@ -8,7 +8,7 @@ from .mmcv_ops import is_standin_active
 
 
 def install() -> None:
-    """Apply every repair that the installed packages need; safe to call again.
+    """Applies every repair that the installed packages need; safe to call again.
 
     Packages that are not installed are left alone, so a bare ``import mmrobust``
     works without mmcv, mmengine or mmdet.

@@ -1,9 +1,13 @@
-"""Resuming of mmengine's checkpoints with torch's protection left on.
+"""Reading of mmengine's checkpoints with torch's protection against code left on.
 
 Since torch 2.6, ``torch.load`` refuses every class that it does not know, and
 mmengine 0.10.7 does not tell it about its own: a run can't resume what it has saved.
 The few classes and functions that such a file holds are declared safe here, so that
 files of unknown origin are still read without the power to run code.
+
+Older versions either run whatever code a file names, or refuse mmengine's checkpoints
+as a whole, and their own protection has a hole (CVE-2025-32434). For them this module
+is a ``pickle_module`` for ``torch.load`` that calls nothing but what checkpoints need.
 """
 
 from __future__ import annotations
@@ -11,8 +15,11 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from pickle import UnpicklingError
 from typing import Any
 
 # torch's own switches for trusted files, and against all others.
@@ -23,14 +30,14 @@ _STATISTICS = ('current', 'max', 'mean', 'min')
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which the methods of HistoryBuffer are pickled.
+    """Stands in for ``getattr``, by which the methods of HistoryBuffer are pickled.
 
     The real one would give a file access to any attribute of anything else it may
     name, and so a way around the protection.
 
     Args:
         owner: ``mmengine.logging.HistoryBuffer``; all else is refused.
-        name: One of its statistics.
+        name: one of its statistics.
 
     Returns:
         The method.
@@ -38,14 +45,12 @@ def _history_method(owner: Any, name: str) -> Any:
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise pickle.UnpicklingError(
-            f"'getattr' of {name!r} is not allowed in a checkpoint."
-        )
+        raise UnpicklingError(f"'getattr' of {name!r} is not allowed in a checkpoint.")
     return getattr(HistoryBuffer, name)
 
 
 def safe_globals() -> list[Any]:
-    """Return what a checkpoint of mmengine's Runner names, with its name there.
+    """Returns what a checkpoint of mmengine's Runner names, with its name there.
 
     The message hub keeps each logged value's history in arrays, metrics are numpy
     scalars, and numpy pickles both as a function, a type of number and raw bytes.
@@ -74,14 +79,14 @@ def safe_globals() -> list[Any]:
 
 
 def allow_mmengine_checkpoints() -> bool:
-    """Let ``torch.load`` read the checkpoints of mmengine's Runner.
+    """Lets ``torch.load`` read the checkpoints of mmengine's Runner.
 
     Only what such files hold is added to torch's list of safe names. Older versions
     of torch, which do not protect by default, need nothing; calling again changes
     nothing.
 
     Returns:
-        bool: True if the names are on torch's list now.
+        True if the names are on torch's list now.
     """
     try:
         import mmengine.logging  # noqa: F401
@@ -133,3 +138,36 @@ def switched(switch: str, value: bool) -> Iterator[None]:
             del os.environ[switch]
         else:
             os.environ[switch] = before
+
+
+@lru_cache(maxsize=1)
+def _allowed() -> dict[str, Any]:
+    """What may be named, by the name that files have for it."""
+    import torch
+
+    own = torch._weights_only_unpickler._get_allowed_globals()
+    # Newer versions of torch have these on their list, and schedulers need them.
+    kinds: tuple[type, ...] = (set, complex, bytearray, Counter)
+    plain = {f'{kind.__module__}.{kind.__name__}': kind for kind in kinds}
+    return {**own, **plain, **{name: value for value, name in safe_globals()}}
+
+
+class Unpickler(pickle.Unpickler):
+    """Python's unpickler, with a list of what a file may name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Looks up what a file names.
+
+        Raises:
+            UnpicklingError: if it is not on the list.
+        """
+        # As pickles of protocol 2 call it.
+        module = 'builtins' if module == '__builtin__' else module
+        if f'{module}.{name}' not in _allowed():
+            raise UnpicklingError(f'weights_only: GLOBAL {module}.{name} is refused')
+        return _allowed()[f'{module}.{name}']
+
+
+def load(file: Any, **settings: Any) -> Any:
+    """Reads one pickle, as ``pickle.load`` does."""
+    return Unpickler(file, **settings).load()

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmrobust.compat import allow_mmengine_checkpoints, restricted_pickle
+from mmrobust.compat import allow_mmengine_checkpoints, checkpoints
 
 PROTECTED = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
@@ -27,7 +27,7 @@ def read(path: Path) -> Any:
     """What mmrobust reads with, whatever the version of torch."""
     if PROTECTED:
         return torch.load(path, weights_only=True)
-    return torch.load(path, pickle_module=restricted_pickle)
+    return torch.load(path, pickle_module=checkpoints)
 
 
 class Points(Dataset):

@@ -15,8 +15,7 @@ import torch
 from mmengine.utils.dl_utils.misc import mmcv_full_available
 
 from mmrobust import compat
-from mmrobust.compat.mmcv_ops import StandinExtension
-from mmrobust.compat.placeholders import repair_placeholders
+from mmrobust.compat.mmcv_ops import StandinExtension, repair_placeholders
 
 compat.install()
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import attention, boxes, carafe, deform, focal, masked, roi
+from . import attention, boxes, deform, focal, roi, windows
 
 
 def get_compiler_version() -> str:
-    """Return what mmcv's environment report shows as its compiler."""
+    """Returns what mmcv's environment report shows as its compiler."""
     return "none (mmrobust's stand-in)"
 
 
 def get_compiling_cuda_version() -> str:
-    """Return what mmcv's environment report shows as its CUDA compiler."""
+    """Returns what mmcv's environment report shows as its CUDA compiler."""
     return "none (mmrobust's stand-in)"
 
 
@@ -33,10 +33,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
         boxes.nms,
         boxes.nms_match,
         boxes.softnms,
-        carafe.carafe_backward,
-        carafe.carafe_forward,
-        carafe.carafe_naive_backward,
-        carafe.carafe_naive_forward,
+        windows.carafe_backward,
+        windows.carafe_forward,
+        windows.carafe_naive_backward,
+        windows.carafe_naive_forward,
         deform.deform_conv_backward_input,
         deform.deform_conv_backward_parameters,
         deform.deform_conv_forward,
@@ -48,8 +48,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
         focal.softmax_focal_loss_forward,
         get_compiler_version,
         get_compiling_cuda_version,
-        masked.masked_col2im_forward,
-        masked.masked_im2col_forward,
+        windows.masked_col2im_forward,
+        windows.masked_im2col_forward,
         roi.roi_align_backward,
         roi.roi_align_forward,
         roi.roi_pool_backward,

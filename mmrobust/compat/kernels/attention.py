@@ -20,7 +20,7 @@ def _attend(
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Sum the weighted bilinear samples of each query; for the shapes see below."""
+    """Sums the weighted bilinear samples of each query; for the shapes see below."""
     batch, _, heads, width = value.shape
     queries = locations.shape[1]
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (b * heads, d, keys)
@@ -49,19 +49,19 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Return the attention of each query over its sampling points.
+    """Returns the attention of each query over its sampling points.
 
     Args:
-        value: Feature maps of all levels, one pixel a key, (b, keys, heads, d).
-        value_spatial_shapes: Height and width of each level, (levels, 2).
-        value_level_start_index: First key of each level, (levels,).
-        sampling_locations: Where queries look, (x, y) in [0, 1] of the level; what
+        value: feature maps of all levels, one pixel a key, (b, keys, heads, d).
+        value_spatial_shapes: height and width of each level, (levels, 2).
+        value_level_start_index: first key of each level, (levels,).
+        sampling_locations: where queries look, (x, y) in [0, 1] of the level; what
             lies outside counts as 0; (b, q, heads, levels, points, 2).
-        attention_weights: Weights of the points, (b, q, heads, levels, points).
-        im2col_step: Not used, it splits the batch for the compiled kernel.
+        attention_weights: weights of the points, (b, q, heads, levels, points).
+        im2col_step: not used, it splits the batch for the compiled kernel.
 
     Returns:
-        Tensor: (b, q, heads * d).
+        (b, q, heads * d).
     """
     return _attend(
         widen(value),
@@ -84,7 +84,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Add the gradients of value, locations and weights to the tensors ``grad_*``.
+    """Adds the gradients of value, locations and weights to the tensors ``grad_*``.
 
     The forward pass is computed again; the other arguments are those of
     :func:`ms_deform_attn_forward`, with ``grad_output`` of shape (b, q, heads * d).

@@ -17,7 +17,7 @@ _IOU = 0
 
 
 def _inclusive(boxes: Tensor, offset: int) -> Tensor:
-    """Return boxes (n, 4) whose plain width and height include ``offset``."""
+    """Returns boxes (n, 4) whose plain width and height include ``offset``."""
     boxes = widen(boxes)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
@@ -25,19 +25,19 @@ def _inclusive(boxes: Tensor, offset: int) -> Tensor:
 
 
 def _areas(boxes: Tensor) -> Tensor:
-    """Return the areas (...) of boxes (..., 4)."""
+    """Returns the areas (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def _intersections(first: Tensor, second: Tensor) -> Tensor:
-    """Return the common areas (...) of two broadcastable sets of boxes (..., 4)."""
+    """Returns the common areas (...) of two broadcastable sets of boxes (..., 4)."""
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
     return (high - low).clamp(min=0).prod(dim=-1)
 
 
 def _overlaps(box: Tensor, others: Tensor) -> Tensor:
-    """Return the IoU (n,) of one box (4,) with others (n, 4); NaN for 0 / 0."""
+    """Returns the IoU (n,) of one box (4,) with others (n, 4); NaN for 0 / 0."""
     common = _intersections(box, others)
     return common / (_areas(box) + _areas(others) - common)
 
@@ -50,14 +50,14 @@ def bbox_overlaps(
     aligned: bool,
     offset: int,
 ) -> None:
-    """Write the overlaps of two sets of boxes.
+    """Writes the overlaps of two sets of boxes.
 
     Args:
-        bboxes1: Boxes, (n, 4).
-        bboxes2: Boxes, (m, 4); m = n if ``aligned``.
-        ious: Where the overlaps go, (n, m), or (n,) if ``aligned``.
+        bboxes1: boxes, (n, 4).
+        bboxes2: boxes, (m, 4); m = n if ``aligned``.
+        ious: where the overlaps go, (n, m), or (n,) if ``aligned``.
         mode: 0 divides by the union, 1 by the area of the first box.
-        aligned: Compare box i with box i only.
+        aligned: compare box i with box i only.
         offset: 0 or 1, what counts to the width and the height of a box.
     """
     first, second = _inclusive(bboxes1, offset), _inclusive(bboxes2, offset)
@@ -70,16 +70,16 @@ def bbox_overlaps(
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Suppress boxes that overlap one of higher score by more than the threshold.
+    """Suppresses boxes that overlap one of higher score by more than the threshold.
 
     Args:
-        boxes: Boxes, (n, 4).
-        scores: Scores, (n,); of equal scores the earlier box wins.
-        iou_threshold: The largest IoU, in [0, 1], that two kept boxes may have.
+        boxes: boxes, (n, 4).
+        scores: scores, (n,); of equal scores the earlier box wins.
+        iou_threshold: the largest IoU, in [0, 1], that two kept boxes may have.
         offset: 0 or 1, what counts to the width and the height of a box.
 
     Returns:
-        Tensor: Indices (k,) of the kept boxes, by falling score, int64.
+        Indices (k,) of the kept boxes, by falling score, int64.
     """
     boxes, scores = _inclusive(boxes, offset), widen(scores)
     if boxes.dtype == torch.float32:
@@ -99,26 +99,26 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Lower the scores of boxes that overlap one of higher score (Soft-NMS).
+    """Lowers the scores of boxes that overlap one of higher score (Soft-NMS).
 
     Bodla et al., "Soft-NMS: improving object detection with one line of code",
     ICCV 2017. Boxes whose lowered score is below ``min_score`` are dropped; the box
     of the highest score always stays. Of equal scores the earlier box comes first.
 
     Args:
-        boxes: Boxes, (n, 4).
-        scores: Scores, (n,).
-        dets: Where the k remaining boxes and their scores go, (n, 5); rows from k
+        boxes: boxes, (n, 4).
+        scores: scores, (n,).
+        dets: where the k remaining boxes and their scores go, (n, 5); rows from k
             on are left as they are.
-        iou_threshold: The overlap in [0, 1] from which 'naive' and 'linear' act.
-        sigma: The width of 'gaussian', above 0.
-        min_score: The lowest score that stays.
+        iou_threshold: the overlap in [0, 1] from which 'naive' and 'linear' act.
+        sigma: the width of 'gaussian', above 0.
+        min_score: the lowest score that stays.
         method: 0 naive (weight 0), 1 linear (weight ``1 - iou``), 2 gaussian
             (weight ``exp(-iou^2 / sigma)``, whatever the overlap).
         offset: 0 or 1, what counts to the width and the height of a box.
 
     Returns:
-        Tensor: Indices (k,) of the remaining boxes in the order of ``dets``, int64.
+        Indices (k,) of the remaining boxes in the order of ``dets``, int64.
     """
     sizes = _inclusive(boxes, offset)
     scores = widen(scores).clone()
@@ -144,14 +144,14 @@ def softnms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group boxes by the kept box that suppresses them.
+    """Groups boxes by the kept box that suppresses them.
 
     Args:
-        dets: Boxes and scores, (n, 5).
-        iou_threshold: The IoU in [0, 1] from which a box is suppressed.
+        dets: boxes and scores, (n, 5).
+        iou_threshold: the IoU in [0, 1] from which a box is suppressed.
 
     Returns:
-        list[list[int]]: One group of indices per kept box, each by falling score.
+        One group of indices per kept box, each by falling score.
     """
     boxes, scores = widen(dets[:, :4]), dets[:, 4]
     left = scores.argsort(descending=True, stable=True)

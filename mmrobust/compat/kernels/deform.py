@@ -18,7 +18,7 @@ from .precision import widen
 def _mask_and_bias(
     input: Tensor, weight: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return mask and bias, or what torchvision's kernel wants where none is."""
+    """Returns mask and bias, or what torchvision's kernel wants where none is."""
     if mask is None:
         mask = input.new_zeros((input.shape[0], 1))
     if bias is None:
@@ -34,7 +34,7 @@ def _forward(
     bias: Tensor | None,
     geometry: tuple[int, ...],
 ) -> Tensor:
-    """Convolve; ``geometry`` is stride, padding, dilation (y, x) and both groups."""
+    """Convolves; ``geometry`` is stride, padding, dilation (y, x) and both groups."""
     input, weight, offset = widen(input), widen(weight), widen(offset)
     return torch.ops.torchvision.deform_conv2d(
         input,
@@ -54,7 +54,7 @@ def _backward(
     mask: Tensor | None,
     geometry: tuple[int, ...],
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of input, weight, offset, mask and bias."""
+    """Returns the gradients of input, weight, offset, mask and bias."""
     input, weight, offset = widen(input), widen(weight), widen(offset)
     return torch.ops.torchvision._deform_conv2d_backward(
         widen(grad_output),
@@ -68,7 +68,7 @@ def _backward(
 
 
 def _as_read(field: Tensor, height: int, width: int) -> Tensor:
-    """View offsets or masks (b, c, H, W) as the compiled kernel reads them.
+    """Views offsets or masks (b, c, H, W) as the compiled kernel reads them.
 
     It does not look at their size: it takes the first ``c * height * width`` numbers
     of each image. DyHead in mmdet relies on that, with offsets of a larger map.
@@ -80,11 +80,25 @@ def _as_read(field: Tensor, height: int, width: int) -> Tensor:
 
 
 def _add_as_read(total: Tensor, grad: Tensor) -> None:
-    """Add the gradient of what :func:`_as_read` gave."""
+    """Adds the gradient of what :func:`_as_read` gave."""
     if total.shape == grad.shape:
         total += grad
     else:
         total.view(len(total), -1)[:, : grad[0].numel()] += grad.flatten(1)
+
+
+def _geometry(sizes: dict[str, int]) -> tuple[int, ...]:
+    """Returns stride, padding, dilation (y, x) and both groups.
+
+    mmcv names them ``dH``, ``padH``, ``dilationH`` in version 1, and ``stride_h``,
+    ``pad_h``, ``dilation_h`` in version 2.
+    """
+    groups = (sizes['group'], sizes['deformable_group'])
+    if 'dH' in sizes:
+        names = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW')
+    else:
+        names = ('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w')
+    return (*(sizes[name] for name in names), *groups)
 
 
 def deform_conv_forward(
@@ -94,41 +108,21 @@ def deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **sizes: int,
 ) -> None:
-    """Write the deformable convolution of ``input``.
+    """Writes the deformable convolution of ``input``.
 
     Args:
-        input: Feature map, (b, c, h, w).
-        weight: Kernel, (out, c / group, kH, kW).
-        offset: Offsets in pixels, (b, deformable_group * kH * kW * 2, h', w').
-        output: Where the result goes, (b, out, h', w').
-        columns: Not used.
-        ones: Not used.
-        kW: Width of the kernel.
-        kH: Height of the kernel.
-        dW: Horizontal stride.
-        dH: Vertical stride.
-        padW: Horizontal padding.
-        padH: Vertical padding.
-        dilationW: Horizontal dilation.
-        dilationH: Vertical dilation.
-        group: Groups of channels that are convolved apart.
-        deformable_group: Groups of channels that have their own offsets.
-        im2col_step: Not used.
+        input: feature map, (b, c, h, w).
+        weight: kernel, (out, c / group, kH, kW).
+        offset: offsets in pixels, (b, deformable_group * kH * kW * 2, h', w').
+        output: where the result goes, (b, out, h', w').
+        columns: not used.
+        ones: not used.
+        **sizes: see :func:`_geometry`; ``group`` groups of channels are convolved
+            apart, ``deformable_group`` groups have their own offsets.
     """
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    output.copy_(_forward(input, weight, offset, None, None, geometry))
+    output.copy_(_forward(input, weight, offset, None, None, _geometry(sizes)))
 
 
 def deform_conv_backward_input(
@@ -139,24 +133,13 @@ def deform_conv_backward_input(
     gradOffset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **sizes: int,
 ) -> None:
-    """Add the gradients of input and offsets to ``gradInput`` and ``gradOffset``.
+    """Adds the gradients of input and offsets to ``gradInput`` and ``gradOffset``.
 
     The other arguments are those of :func:`deform_conv_forward`.
     """
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    grads = _backward(gradOutput, input, weight, offset, None, geometry)
+    grads = _backward(gradOutput, input, weight, offset, None, _geometry(sizes))
     gradInput += grads[0]
     gradOffset += grads[2]
 
@@ -168,28 +151,17 @@ def deform_conv_backward_parameters(
     gradWeight: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
     scale: float,
-    im2col_step: int,
+    **sizes: int,
 ) -> None:
-    """Add ``scale`` times the gradient of the kernel to ``gradWeight``.
+    """Adds ``scale`` times the gradient of the kernel to ``gradWeight``.
 
     The other arguments are those of :func:`deform_conv_forward`.
     """
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     # The gradient of the kernel does not depend on the kernel, which the compiled
     # function is not even given; only its shape matters.
     weight = torch.zeros_like(gradWeight)
-    grads = _backward(gradOutput, input, weight, offset, None, geometry)
+    grads = _backward(gradOutput, input, weight, offset, None, _geometry(sizes))
     gradWeight += scale * grads[1]
 
 
@@ -202,48 +174,28 @@ def modulated_deform_conv_forward(
     mask: Tensor,
     output: Tensor,
     columns: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **sizes: int,
 ) -> None:
-    """Write the deformable convolution of ``input`` with weighted samples.
+    """Writes the deformable convolution of ``input`` with weighted samples.
 
     Args:
-        input: Feature map, (b, c, h, w).
-        weight: Kernel, (out, c / group, kernel_h, kernel_w).
-        bias: Bias, (out,), used if ``with_bias``.
-        ones: Not used.
-        offset: Offsets in pixels,
+        input: feature map, (b, c, h, w).
+        weight: kernel, (out, c / group, kernel_h, kernel_w).
+        bias: bias, (out,), used if ``with_bias``.
+        ones: not used.
+        offset: offsets in pixels,
             (b, deformable_group * kernel_h * kernel_w * 2, h', w').
-        mask: Weights of the samples, mostly in [0, 1],
+        mask: weights of the samples, mostly in [0, 1],
             (b, deformable_group * kernel_h * kernel_w, h', w').
-        output: Where the result goes, (b, out, h', w').
-        columns: Not used.
-        kernel_h: Height of the kernel.
-        kernel_w: Width of the kernel.
-        stride_h: Vertical stride.
-        stride_w: Horizontal stride.
-        pad_h: Vertical padding.
-        pad_w: Horizontal padding.
-        dilation_h: Vertical dilation.
-        dilation_w: Horizontal dilation.
-        group: Groups of channels that are convolved apart.
-        deformable_group: Groups of channels that have their own offsets.
-        with_bias: Add the bias.
+        output: where the result goes, (b, out, h', w').
+        columns: not used.
+        with_bias: add the bias.
+        **sizes: as of :func:`deform_conv_forward`.
     """
-    strides = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    geometry = (*strides, group, deformable_group)
-    bias_used = bias if with_bias else None
     offset, mask = (_as_read(field, *output.shape[2:]) for field in (offset, mask))
-    output.copy_(_forward(input, weight, offset, mask, bias_used, geometry))
+    bias_used = bias if with_bias else None
+    output.copy_(_forward(input, weight, offset, mask, bias_used, _geometry(sizes)))
 
 
 def modulated_deform_conv_backward(
@@ -260,26 +212,15 @@ def modulated_deform_conv_backward(
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **sizes: int,
 ) -> None:
-    """Add the gradients of all inputs to the tensors ``grad_*`` of their shapes.
+    """Adds the gradients of all inputs to the tensors ``grad_*`` of their shapes.
 
     The other arguments are those of :func:`modulated_deform_conv_forward`.
     """
-    strides = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    geometry = (*strides, group, deformable_group)
     offset, mask = (_as_read(field, *grad_output.shape[2:]) for field in (offset, mask))
-    grads = _backward(grad_output, input, weight, offset, mask, geometry)
+    grads = _backward(grad_output, input, weight, offset, mask, _geometry(sizes))
     grad_input += grads[0]
     grad_weight += grads[1]
     _add_as_read(grad_offset, grads[2])

@@ -16,7 +16,7 @@ from .precision import widen
 
 
 def _class_weights(weight: Tensor, target: Tensor) -> Tensor | float:
-    """Return each sample's weight (n,) by its class, 1 outside the classes."""
+    """Returns each sample's weight (n,) by its class, 1 outside the classes."""
     if weight.numel() == 0:
         return 1.0
     known = (target >= 0) & (target < len(weight))
@@ -25,12 +25,12 @@ def _class_weights(weight: Tensor, target: Tensor) -> Tensor | float:
 
 
 def _is_class(target: Tensor, classes: int) -> Tensor:
-    """Return (n, classes), True at each sample's class; background has no True."""
+    """Returns (n, classes), True at each sample's class; background has no True."""
     return target[:, None] == torch.arange(classes, device=target.device)
 
 
 def _column(weights: Tensor | float) -> Tensor | float:
-    """Return weights (n,) as (n, 1)."""
+    """Returns weights (n,) as (n, 1)."""
     return weights[:, None] if isinstance(weights, Tensor) else weights
 
 
@@ -42,15 +42,15 @@ def sigmoid_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the focal loss of one binary classification per class.
+    """Writes the focal loss of one binary classification per class.
 
     Args:
-        input: Logits, (n, classes).
-        target: Classes, (n,), int64; ``classes`` means background.
-        weight: Weights of the classes, (classes,), or empty.
-        output: Where the losses go, (n, classes).
-        gamma: Exponent that lowers the loss of easy samples, at least 0.
-        alpha: Weight of the positives, in [0, 1]; negatives have ``1 - alpha``.
+        input: logits, (n, classes).
+        target: classes, (n,), int64; ``classes`` means background.
+        weight: weights of the classes, (classes,), or empty.
+        output: where the losses go, (n, classes).
+        gamma: exponent that lowers the loss of easy samples, at least 0.
+        alpha: weight of the positives, in [0, 1]; negatives have ``1 - alpha``.
     """
     logits = widen(input)
     p, q = logits.sigmoid(), (-logits).sigmoid()
@@ -68,7 +68,7 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the derivatives of the losses by their logits, (n, classes).
+    """Writes the derivatives of the losses by their logits, (n, classes).
 
     The other arguments are those of :func:`sigmoid_focal_loss_forward`.
     """
@@ -81,7 +81,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _own_probability(softmax: Tensor, target: Tensor) -> Tensor:
-    """Return the probability (n,) of each sample's class, above 0.
+    """Returns the probability (n,) of each sample's class, above 0.
 
     Samples to ignore, with a negative class, get that of class 0.
     """
@@ -97,15 +97,15 @@ def softmax_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the focal loss of one classification among all classes.
+    """Writes the focal loss of one classification among all classes.
 
     Args:
-        input: Probabilities (mmcv has applied the softmax), (n, classes).
-        target: Classes, (n,), int64; negative ones are ignored.
-        weight: Weights of the classes, (classes,), or empty.
-        output: Where the losses go, (n,).
-        gamma: Exponent that lowers the loss of easy samples, at least 0.
-        alpha: Factor of the loss.
+        input: probabilities (mmcv has applied the softmax), (n, classes).
+        target: classes, (n,), int64; negative ones are ignored.
+        weight: weights of the classes, (classes,), or empty.
+        output: where the losses go, (n,).
+        gamma: exponent that lowers the loss of easy samples, at least 0.
+        alpha: factor of the loss.
     """
     p = _own_probability(input, target)
     loss = -alpha * (1 - p).pow(gamma) * p.log() * _class_weights(weight, target)
@@ -121,16 +121,16 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the derivatives of the losses by the logits.
+    """Writes the derivatives of the losses by the logits.
 
     Args:
-        input: Probabilities, (n, classes).
-        target: Classes, (n,), int64; negative ones are ignored.
-        weight: Weights of the classes, (classes,), or empty.
-        buff: Where the factor that a sample's classes share goes, (n,).
-        grad_input: Where the derivatives go, (n, classes).
-        gamma: Exponent that lowers the loss of easy samples, at least 0.
-        alpha: Factor of the loss.
+        input: probabilities, (n, classes).
+        target: classes, (n,), int64; negative ones are ignored.
+        weight: weights of the classes, (classes,), or empty.
+        buff: where the factor that a sample's classes share goes, (n,).
+        grad_input: where the derivatives go, (n, classes).
+        gamma: exponent that lowers the loss of easy samples, at least 0.
+        alpha: factor of the loss.
     """
     p = _own_probability(input, target)
     factor = -(1 - p).pow(gamma)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Return ``tensor``, of any shape, in float32 if it is in half precision."""
+    """Returns ``tensor``, of any shape, in float32 if it is in half precision."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.float()
     return tensor

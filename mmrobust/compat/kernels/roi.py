@@ -16,7 +16,7 @@ _AVERAGE = 1
 
 
 def _require_average(pool_mode: int) -> None:
-    """Refuse the pooling that torchvision does not have."""
+    """Refuses the pooling that torchvision does not have."""
     if pool_mode != _AVERAGE:
         raise RuntimeError(
             "mmcv's roi_align with pool_mode='max' is not available: mmrobust's "
@@ -38,20 +38,20 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average bilinear samples of the feature map in each bin of each region.
+    """Averages bilinear samples of the feature map in each bin of each region.
 
     Args:
-        input: Feature map, (b, c, h, w).
-        rois: Regions, (n, 5).
-        output: Where the averages go, (n, c, aligned_height, aligned_width).
-        argmax_y: Not used (of ``pool_mode`` 0).
-        argmax_x: Not used (of ``pool_mode`` 0).
-        aligned_height: Bins per column.
-        aligned_width: Bins per row.
-        spatial_scale: Size of the feature map over size of the image.
-        sampling_ratio: Samples per bin and axis; 0 takes one per pixel.
+        input: feature map, (b, c, h, w).
+        rois: regions, (n, 5).
+        output: where the averages go, (n, c, aligned_height, aligned_width).
+        argmax_y: not used (of ``pool_mode`` 0).
+        argmax_x: not used (of ``pool_mode`` 0).
+        aligned_height: bins per column.
+        aligned_width: bins per row.
+        spatial_scale: size of the feature map over size of the image.
+        sampling_ratio: samples per bin and axis; 0 takes one per pixel.
         pool_mode: 1, the average.
-        aligned: Shift the regions by half a pixel, so that pixel centres count.
+        aligned: shift the regions by half a pixel, so that pixel centres count.
     """
     _require_average(pool_mode)
     values = widen(input)
@@ -81,7 +81,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Add the gradient of the feature map, (b, c, h, w), to ``grad_input``.
+    """Adds the gradient of the feature map, (b, c, h, w), to ``grad_input``.
 
     The arguments are those of :func:`roi_align_forward`, with ``grad_output`` of
     shape (n, c, aligned_height, aligned_width).
@@ -103,16 +103,16 @@ def roi_align_backward(
 def _bins(
     low: Tensor, high: Tensor, count: int, size: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Split n intervals into bins of whole pixels, which may overlap.
+    """Splits n intervals into bins of whole pixels, which may overlap.
 
     Args:
-        low: Where the intervals start, (n,), in pixels.
-        high: Where they end, (n,).
-        count: Bins per interval.
-        size: Pixels there are; bins are cut to [0, size].
+        low: where the intervals start, (n,), in pixels.
+        high: where they end, (n,).
+        count: bins per interval.
+        size: pixels there are; bins are cut to [0, size].
 
     Returns:
-        tuple: First pixel, and the one after the last, of each bin, (n, count).
+        First pixel, and the one after the last, of each bin, (n, count).
     """
     step = ((high - low) / count)[:, None]
     index = torch.arange(count + 1, device=low.device).to(low)
@@ -130,22 +130,22 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Take the maximum of the feature map in each bin of each region.
+    """Takes the maximum of the feature map in each bin of each region.
 
     mmcv scales ``x2 + 1`` and does not round the region; torchvision's kernel
     rounds it, so it can't be used. A loop over bins is slow on many regions, but
     mmdet's detectors use RoIAlign.
 
     Args:
-        input: Feature map, (b, c, h, w).
-        rois: Regions, (n, 5).
-        output: Where the maxima go, (n, c, pooled_height, pooled_width); 0 for
+        input: feature map, (b, c, h, w).
+        rois: regions, (n, 5).
+        output: where the maxima go, (n, c, pooled_height, pooled_width); 0 for
             empty bins.
-        argmax: Where their pixels go, ``y * w + x``, same shape, int32; -1 for
+        argmax: where their pixels go, ``y * w + x``, same shape, int32; -1 for
             empty bins.
-        pooled_height: Bins per column.
-        pooled_width: Bins per row.
-        spatial_scale: Size of the feature map over size of the image.
+        pooled_height: bins per column.
+        pooled_width: bins per row.
+        spatial_scale: size of the feature map over size of the image.
     """
     height, width = input.shape[-2:]
     corners = widen(rois)
@@ -179,7 +179,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Add the gradient of the feature map, (b, c, h, w), to ``grad_input``.
+    """Adds the gradient of the feature map, (b, c, h, w), to ``grad_input``.
 
     The arguments are those of :func:`roi_pool_forward`, with ``grad_output`` of
     shape (n, c, pooled_height, pooled_width).
