@@ -16,8 +16,7 @@ from mmengine.config import Config
 from mmdet.models.detectors.base import BaseDetector
 from mmrobust import cli
 from mmrobust.batch import check_batch, count_boxes_outside
-from mmrobust.weights import read_checkpoint
-from mmrobust.weights.fit import check_resumable
+from mmrobust.weights import check_resumable, read_checkpoint
 from mmrobust.errors import ConfigError
 
 FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)

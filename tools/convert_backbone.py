@@ -8,8 +8,10 @@ import os
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import mmpretrain.models  # noqa: F401  (registers the classifiers)
 from mmrobust import cli
-from mmrobust.weights.convert import Converted, convert, published_as, sha256
+from mmrobust.utils.files import file_sha256
+from mmrobust.weights import Converted, convert
 from mmrobust.weights.normalization import NAMED, of_config
+from mmrobust.weights.sources import PUBLISHED
 from mmrobust.errors import ConfigError
 
 
@@ -87,8 +89,8 @@ def _check_config(converted: Converted, path: str) -> None:
 def _report(converted: Converted, args: argparse.Namespace) -> None:
     weights, found = converted.weights, converted.architecture
     if os.path.isfile(args.source):
-        digest = sha256(args.source)
-        name = published_as(digest)
+        digest = file_sha256(args.source)
+        name = PUBLISHED.get(digest or '')
         print(f'sha256         {digest}' + (f' ({name})' if name else ''))
     left_out = ', '.join(f'{part} ({n})' for part, n in weights.left_out.items())
     head = f'{found.head["num_classes"]} classes' if found.head else 'none'
@@ -100,7 +102,7 @@ def _report(converted: Converted, args: argparse.Namespace) -> None:
     print(f'tensors        {len(converted.state)} of {size:,} numbers')
     print(f'left out       {left_out or "nothing"}')
     print(f'normalisation  {known} ({known.origin if known else ""})')
-    print(f'written        {args.out}, sha256 {sha256(args.out)}')
+    print(f'written        {args.out}, sha256 {file_sha256(args.out)}')
     for kind, text in converted.snippets(args.out).items():
         print(f'\n# For a config of {kind}:\n{text}')
 

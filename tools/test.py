@@ -19,8 +19,7 @@ from mmrobust.attacks.ensemble import VERSIONS as ENSEMBLES
 from mmrobust.attacks.presets import takes
 from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble, read_balls
 from mmrobust.autoattack.package import load_package
-from mmrobust.weights import check_checkpoint, read_checkpoint
-from mmrobust.weights.classes import check_class_count
+from mmrobust.weights import check_checkpoint, check_class_count, read_checkpoint
 from mmrobust.errors import ConfigError, doing
 from mmrobust.utils.models import bare_model
 from mmrobust.utils.runner import build_runner

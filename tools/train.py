@@ -11,8 +11,12 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmrobust import cli
-from mmrobust.weights import check_checkpoint, check_initial_weights, read_checkpoint
-from mmrobust.weights.fit import check_resumable
+from mmrobust.weights import (
+    check_checkpoint,
+    check_initial_weights,
+    check_resumable,
+    read_checkpoint,
+)
 from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError, doing
 from mmrobust.utils.models import bare_model

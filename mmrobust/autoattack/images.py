@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from ..recipe.evaluation import innermost
+from ..utils.configs import innermost
 from ..utils.validation import positive_int
 
 # The part of the resized image that is cropped, as on ImageNet at 224 of 256.

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..batch import attack_samples, image_id
 from ..registry import HOOKS
-from ..weights.normalization import note
-from ..weights.sources import converted_normalization
+from ..weights import converted_normalization, note
 from .pictures import attack_picture
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backbones import BACKBONES
+from ..weights import BACKBONES
 from .robustify import METHODS, PRESETS, robustify
 
 __all__ = ['BACKBONES', 'METHODS', 'PRESETS', 'robustify']

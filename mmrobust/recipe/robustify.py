@@ -10,13 +10,21 @@ from mmengine.config import Config, ConfigDict
 from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
+from ..utils.configs import innermost, read_config
 from ..utils.validation import positive_int
-from .backbones import set_normalization, swap_backbone, weights_init
-from .evaluation import box_heads, innermost, loads_annotations, set_evaluation
-from .paper import follow_paper
+from .backbones import set_weights, swap_backbone
+from .evaluation import box_heads, follow_paper, loads_annotations, set_evaluation
 from .schedule import convert_loop
 
-METHODS = ('free', 'pgd', 'fast', 'mtd', 'cwat', 'none')
+# Adversaries by the name of the training method.
+METHODS = {
+    'free': 'FreeAdversary',
+    'pgd': 'PGDAdversary',
+    'fast': 'PGDAdversary',
+    'mtd': 'MTDAdversary',
+    'cwat': 'CWATAdversary',
+    'none': 'NoAdversary',
+}
 PRESETS = ('default', 'paper')
 
 
@@ -64,7 +72,10 @@ def robustify(
     Raises:
         ConfigError: for what cannot be converted, with the reason.
     """
-    cfg = _copy(cfg)
+    if isinstance(cfg, str):
+        cfg = read_config(cfg)
+    else:
+        cfg = Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
     if method not in METHODS:
         raise ConfigError(
             f'method {method!r} is unknown: choose from {", ".join(METHODS)}.'
@@ -85,7 +96,7 @@ def robustify(
     if backbone is not None:
         swap_backbone(cfg, backbone, backbone_weights)
     elif backbone_weights is not None:
-        _set_weights(cfg, backbone_weights)
+        set_weights(cfg, backbone_weights)
     _set_optimizer(cfg)
     for head in box_heads(cfg.model):
         if head.get('type') == 'SSDHead':  # mmdet 3.3's own cannot predict
@@ -99,34 +110,24 @@ def robustify(
     return cfg
 
 
-def _copy(cfg: Config | str) -> Config:
-    if isinstance(cfg, str):
-        from ..utils.configs import read_config
-
-        return read_config(cfg)
-    return Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
-
-
 def _adversary(
     method: str, norm: str, eps: float | str, replays: int, num_steps: int | None
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {'norm': norm, 'eps': eps}
-    if num_steps is not None and method not in ('pgd', 'mtd', 'cwat'):
-        raise ConfigError(
-            f'num_steps={num_steps!r} has no meaning for the method {method!r}: leave '
-            'it out.'
-        )
     if num_steps is not None:
+        if method not in ('pgd', 'mtd', 'cwat'):
+            raise ConfigError(
+                f'num_steps={num_steps!r} has no meaning for the method {method!r}: '
+                'leave it out.'
+            )
         settings['num_steps'] = num_steps
     if method == 'none':
-        return {'type': 'mmrobust.NoAdversary'}
-    if method == 'free':
-        return {'type': 'mmrobust.FreeAdversary', **settings, 'replays': replays}
-    if method == 'fast':
-        step_size = 1.25 * to_pixels(eps)
-        settings.update(step_size=step_size, num_steps=1)
-    kind = {'mtd': 'MTDAdversary', 'cwat': 'CWATAdversary'}.get(method, 'PGDAdversary')
-    return {'type': f'mmrobust.{kind}', **settings}
+        settings = {}
+    elif method == 'free':
+        settings['replays'] = replays
+    elif method == 'fast':
+        settings.update(step_size=1.25 * to_pixels(eps), num_steps=1)
+    return {'type': f'mmrobust.{METHODS[method]}', **settings}
 
 
 def _refuse_model(model: Any) -> None:
@@ -196,19 +197,6 @@ def _refuse_dataset(loader: Any) -> None:
                 "there is nothing else to attack: add dict(type='LoadAnnotations', "
                 'with_bbox=True) to it.'
             )
-
-
-def _set_weights(cfg: Config, weights: str) -> None:
-    backbone = cfg.model.backbone
-    if backbone.get('style') == 'caffe':
-        raise ConfigError(
-            'the backbone is a ResNet of Caffe style, and robust weights are made for '
-            "images normalised as torchvision's: add the backbone 'resnet50' (or "
-            "'resnet18'), which sets style and normalisation."
-        )
-    fresh = (r'norm[0-3]\.',) if 'ConvNeXt' in backbone.type else ()
-    backbone.init_cfg = weights_init(weights, fresh)
-    set_normalization(cfg.model, weights)
 
 
 def _set_optimizer(cfg: Config) -> None:

@@ -131,3 +131,12 @@ def _replace_root(node: Any, old: str, new: str) -> None:
             node[key] = new + value[len(old) :]
         else:
             _replace_root(value, old, new)
+
+
+def innermost(dataset: dict) -> list[dict]:
+    """Returns the datasets inside wrappers like RepeatDataset and ConcatDataset."""
+    if 'datasets' in dataset:
+        return [one for inner in dataset['datasets'] for one in innermost(inner)]
+    if isinstance(dataset.get('dataset'), dict):
+        return innermost(dataset['dataset'])
+    return [dataset]

@@ -1,18 +1,49 @@
-"""Loading weights: robust backbones, and checks that a checkpoint fits."""
+"""Robust weights: read from any source, checked against a model, and converted."""
 
 from __future__ import annotations
 
-from .fit import check_checkpoint, check_initial_weights, read_checkpoint
-from .normalization import check_normalization
+from .architectures import BACKBONES, Architecture, recognise
+from .checkpoints import (
+    check_checkpoint,
+    check_class_count,
+    check_initial_weights,
+    check_resumable,
+    read_checkpoint,
+)
+from .convert import Converted, convert
+from .normalization import (
+    HALF,
+    IMAGENET,
+    UNIT,
+    Normalization,
+    check_normalization,
+    note,
+)
 from .pretrained import PretrainedBackbone, PretrainedClassifier
-from .sources import read_weights
+from .sources import SOURCES, Source, Weights, converted_normalization, read_weights
 
 __all__ = [
+    'BACKBONES',
+    'HALF',
+    'IMAGENET',
+    'SOURCES',
+    'UNIT',
+    'Architecture',
+    'Converted',
+    'Normalization',
     'PretrainedBackbone',
     'PretrainedClassifier',
+    'Source',
+    'Weights',
     'check_checkpoint',
+    'check_class_count',
     'check_initial_weights',
     'check_normalization',
+    'check_resumable',
+    'convert',
+    'converted_normalization',
+    'note',
     'read_checkpoint',
     'read_weights',
+    'recognise',
 ]

@@ -1,20 +1,25 @@
-"""Names that code bases give to the weights of one architecture, and mm's for them.
+"""Renames weights of other code bases to mmpretrain's names, by tables of rules.
 
-Each layout is a table of rules from its names to those of mmpretrain's classifiers:
-``backbone.*`` and ``head.*``. mmdet's ResNet has mmpretrain's (and torchvision's)
-names. Values are never reshaped but where the same numbers have another shape: a
-linear layer stored as a 1 x 1 convolution, a layer scale with trailing axes of 1.
+The new names are those of mmpretrain's classifiers: ``backbone.*`` and ``head.*``.
+mmdet's ResNet has mmpretrain's (and torchvision's) names. Values are never reshaped but
+where the same numbers have another shape: a linear layer stored as a 1 x 1 convolution,
+a layer scale with trailing axes of 1.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from torch import Tensor
 
-Rule = tuple[str, 'str | Callable[[re.Match], str]']
+from ..errors import ConfigError
+from .sources import SOURCES, Weights
+
+Rule = tuple[str, str]
+# Heads that no classifier here has are not missed.
+_HEADS = ('head', 'fc.', 'classifier.', 'aux')
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def _blocks(start: str, to: str, inside: tuple[tuple[str, str], ...]) -> tuple:
     return tuple((start + old, to + shifted(new)) for old, new in inside)
 
 
-LAYOUTS = (
+LAYOUTS = [
     Layout(
         'ResNet of torchvision, timm, mmpretrain and mmdet',
         r'layer1\.0\.conv1\.weight',
@@ -199,11 +204,11 @@ LAYOUTS = (
             (r'head\.', 'head.'),
         ),
     ),
-)
+]
 
 
 def find_layout(tensors: Mapping[str, Tensor]) -> Layout | None:
-    """The layout that a network's names follow, or None."""
+    """Returns the layout that a network's names follow, or None."""
     for layout in LAYOUTS:
         if any(re.match(layout.marker, name) for name in tensors):
             return layout
@@ -238,3 +243,55 @@ def _same_numbers(name: str, value: Tensor) -> Tensor:
     if name.endswith('.gamma') and value.shape[1:] == (1, 1):
         return value.flatten()
     return value
+
+
+def rename(weights: Weights, wanted: Set[str] | None = None) -> dict[str, Tensor]:
+    """Returns the weights of a file under mmpretrain's names.
+
+    The layout is added to ``weights.source``, and what is not used of a head to
+    ``weights.left_out``.
+
+    Args:
+        weights: the file.
+        wanted: names that a module has. If the file's own names fit it better than
+            renamed ones they stay, so that any module's own weights can be loaded.
+
+    Raises:
+        ConfigError: if the names are of no known layout and not the module's, or the
+            network has parts that mmpretrain's of the same kind does not have.
+    """
+    state = {
+        name if name.startswith('head.') else f'backbone.{name}': value
+        for name, value in weights.tensors.items()
+    }
+    layout = find_layout(weights.tensors)
+    if layout is not None:
+        renamed, unknown = to_mm(layout, weights.tensors)
+        if wanted is None or len(wanted & set(renamed)) >= len(wanted & set(state)):
+            state = _without_unknown(weights, layout, renamed, unknown)
+            weights.source += f', {layout.name}' * (not weights.meta)
+    if layout is None if wanted is None else not wanted & set(state):
+        seen = ', '.join(list(weights.tensors)[:3])
+        sources = '; '.join(source.name for source in SOURCES if source.tensors)
+        raise ConfigError(
+            f'{weights.path!r} has names of no known source (it has, for instance, '
+            f'{seen}); known are {sources}; and plain weights as '
+            f'{"; ".join(layout.name for layout in LAYOUTS)}.'
+        )
+    return state
+
+
+def _without_unknown(
+    weights: Weights, layout: Layout, renamed: dict[str, Tensor], unknown: list[str]
+) -> dict[str, Tensor]:
+    """Returns the renamed weights without a head of which only a part is known."""
+    wrong = [name for name in unknown if not name.startswith(_HEADS)]
+    if wrong:
+        raise ConfigError(
+            f'{weights.path!r} ({weights.source}) looks like a {layout.name}, but has '
+            f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
+            'it is a variant of which no config is known.'
+        )
+    heads = [name for name in renamed if name.startswith('head.') and unknown]
+    weights.left_out.update([*unknown, *heads])
+    return {name: value for name, value in renamed.items() if name not in heads}

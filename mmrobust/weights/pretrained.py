@@ -1,4 +1,4 @@
-"""Initialising from weights of any known source, completely or not at all."""
+"""The ``init_cfg`` that loads weights of any known source, completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..registry import WEIGHT_INITIALIZERS
 from .architectures import recognise
-from .fit import misfits
-from .layouts import LAYOUTS, Layout, find_layout, to_mm
+from .checkpoints import misfits
+from .layouts import find_layout, rename, to_mm
 from .normalization import note
-from .sources import SOURCES, Weights, read_weights
-
-# Heads that no classifier here has are not missed.
-_HEADS = ('head', 'fc.', 'classifier.', 'aux')
+from .sources import Weights, read_weights
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -71,7 +68,12 @@ class PretrainedBackbone:
         self._refuse_later_steps(module)
         weights = read_weights(self.checkpoint, self.trust, self.normalization)
         own = module.state_dict()
-        given = self._given(weights, own)
+        given = {}
+        for name, value in rename(weights, {self._part + k for k in own}).items():
+            if name.startswith(self._part):
+                given[name.removeprefix(self._part)] = value
+            else:
+                weights.left_out[name.split('.')[0]] += 1
         found = {name: given[name] for name in own if name in given}
         resized = _resizable(module, own, found)
         wrong = [name for name in misfits(own, found) if name not in resized]
@@ -84,12 +86,13 @@ class PretrainedBackbone:
         _initialise_children(module)
         module.load_state_dict(loaded, strict=False)
         note(module, weights.normalization)
+        left_out = [f'{part} ({count})' for part, count in weights.left_out.items()]
         print_log(
             f'{type(module).__name__}: {len(loaded)} weights from {self.checkpoint} '
             f'({weights.source})'
             + _list(', resized: ', resized)
             + _list(', initialised anew: ', wrong)
-            + _list(', left out: ', [*unused, *_counts(weights)])
+            + _list(', left out: ', [*unused, *left_out])
             + (
                 f'; they need images of {weights.normalization}'
                 if weights.normalization
@@ -113,37 +116,18 @@ class PretrainedBackbone:
                 f'{self.checkpoint!r}: put {type(self).__name__} last.'
             )
 
-    def _given(self, weights: Weights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The file's weights by the module's names."""
-        wanted = {self._part + name for name in own}
-        state = in_backbone(weights.tensors)
-        layout = find_layout(weights.tensors)
-        if layout is not None:
-            renamed, unknown = to_mm(layout, weights.tensors)
-            if len(wanted & set(renamed)) >= len(wanted & set(state)):
-                state = without_unknown(weights, layout, renamed, unknown)
-                weights.source += f', {layout.name}'
-        if not wanted & set(state):
-            raise ConfigError(unknown_layout(weights))
-        given = {}
-        for name, value in state.items():
-            if name.startswith(self._part):
-                given[name.removeprefix(self._part)] = value
-            else:
-                weights.left_out[name.split('.')[0]] += 1
-        return given
-
     def _refuse_surplus(
         self, weights: Weights, module: nn.Module, unused: Sequence[str]
     ) -> None:
         """A larger network's first blocks would fit a smaller one without a word."""
         parts = dict(module.named_modules())
-        # A part that the model leaves out as a whole (a level, a norm) is no mistake.
-        wrong = [
-            name
-            for name in unused
-            if not name.endswith('num_batches_tracked') and _part_of(name) in parts
-        ]
+        wrong = []
+        for name in unused:
+            steps = name.split('.')
+            part = '.'.join(steps[: 2 if steps[0] == 'backbone' else 1])
+            # A part that the model leaves out as a whole (a level, a norm) is none.
+            if part in parts and steps[-1] != 'num_batches_tracked':
+                wrong.append(name)
         if wrong:
             raise ConfigError(
                 f'{self.checkpoint!r} has {len(wrong)} weights that '
@@ -160,12 +144,11 @@ class PretrainedBackbone:
         missing: list[str],
     ) -> str:
         first = missing[0]
-        there = found.get(first)
         reason = (
-            'which it does not have'
-            if there is None
-            else f'of shape {list(there.shape)} in the file and '
+            f'of shape {list(found[first].shape)} in the file and '
             f'{list(own[first].shape)} in the model'
+            if first in found
+            else 'which it does not have'
         )
         return (
             f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights of '
@@ -199,91 +182,35 @@ class PretrainedClassifier(PretrainedBackbone):
         found: Mapping[str, Tensor],
         missing: list[str],
     ) -> str:
-        if all(name.startswith('head.') for name in missing):
-            classes = {name: len(own[name]) for name in missing}
-            there = [len(found[name]) for name in missing if name in found]
-            return (
-                f'{self.checkpoint!r} has '
-                + (f'{there[0]} classes' if there else 'no head of a classifier')
-                + f' and {type(module).__name__} has {classes[missing[0]]}: set '
-                r"num_classes, or add fresh=[r'head\.'] to learn a new head."
-            )
-        return super()._refusal(weights, module, own, found, missing)
-
-
-def _part_of(name: str) -> str:
-    """The outermost part of a backbone or classifier that a weight belongs to."""
-    steps = name.split('.')
-    return '.'.join(steps[: 2 if steps[0] == 'backbone' else 1])
-
-
-def in_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a backbone and perhaps a head as those of a classifier."""
-    return {
-        name if name.startswith('head.') else f'backbone.{name}': value
-        for name, value in tensors.items()
-    }
-
-
-def without_unknown(
-    weights: Weights,
-    layout: Layout,
-    renamed: dict[str, Tensor],
-    unknown: Sequence[str],
-) -> dict[str, Tensor]:
-    """Refuses networks with parts that mm's of the same kind do not have.
-
-    Returns:
-        The renamed weights, without a head of which only a part is known.
-
-    Raises:
-        ConfigError: if a name that no rule knows is not of a classifier's head.
-    """
-    wrong = [name for name in unknown if not name.startswith(_HEADS)]
-    if wrong:
-        raise ConfigError(
-            f'{weights.path!r} ({weights.source}) looks like a {layout.name}, but has '
-            f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
-            'it is a variant of which no config is known.'
+        if not all(name.startswith('head.') for name in missing):
+            return super()._refusal(weights, module, own, found, missing)
+        there = [f'{len(found[name])} classes' for name in missing if name in found]
+        return (
+            f'{self.checkpoint!r} has {[*there, "no head of a classifier"][0]} and '
+            f'{type(module).__name__} has {len(own[missing[0]])}: set num_classes, or '
+            r"add fresh=[r'head\.'] to learn a new head."
         )
-    left_out = list(unknown)
-    if unknown:
-        left_out += [name for name in renamed if name.startswith('head.')]
-    for name in left_out:
-        weights.left_out[name] += 1
-    return {name: value for name, value in renamed.items() if name not in left_out}
-
-
-def unknown_layout(weights: Weights) -> str:
-    """Says what a file's names are and which are known."""
-    seen = ', '.join(list(weights.tensors)[:3])
-    return (
-        f'{weights.path!r} has names of no known source (it has, for instance, {seen}'
-        f'); known are {"; ".join(s.name for s in SOURCES[:-1])}; and plain weights as '
-        f'{"; ".join(layout.name for layout in LAYOUTS)}.'
-    )
 
 
 def _name_of(weights: Weights) -> str:
-    """The architecture in words, as far as it is recognised."""
+    """Returns the architecture in words, as far as it is recognised."""
     layout = find_layout(weights.tensors)
-    try:
-        if layout is None:
-            raise ConfigError('')
-        return f'{recognise(to_mm(layout, weights.tensors)[0]).name} ({weights.source})'
-    except ConfigError:
-        example = next(iter(weights.tensors), 'no tensor')
-        return f'from {weights.source} and has, for instance, {example!r}'
+    if layout is not None:
+        try:
+            found = recognise(to_mm(layout, weights.tensors)[0])
+            return f'{found.name} ({weights.source})'
+        except ConfigError:
+            pass
+    example = next(iter(weights.tensors), 'no tensor')
+    return f'from {weights.source} and has, for instance, {example!r}'
 
 
 def _resizable(
     module: nn.Module, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> list[str]:
-    """Position embeddings that mmpretrain fits to the image size while loading."""
-    name = 'pos_embed'
-    owner: Any = module
-    if hasattr(module, 'backbone'):
-        name, owner = 'backbone.pos_embed', module.backbone
+    """Lists the position embeddings that mmpretrain fits to the image size."""
+    owner: Any = getattr(module, 'backbone', module)
+    name = 'pos_embed' if owner is module else 'backbone.pos_embed'
     if name not in found or not hasattr(owner, '_prepare_pos_embed'):
         return []
     theirs, ours = found[name].shape, own[name].shape
@@ -307,14 +234,9 @@ def _initialise_children(module: nn.Module) -> None:
         if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
             child.init_weights()
             child.is_init = True
-    owners = [module, getattr(module, 'backbone', None)]
-    for owner in owners:
+    for owner in (module, getattr(module, 'backbone', None)):
         if owner is not None and hasattr(owner, 'init_cfg'):
             owner.init_cfg = {'type': 'Pretrained', 'checkpoint': ''}
-
-
-def _counts(weights: Weights) -> list[str]:
-    return [f'{part} ({count})' for part, count in weights.left_out.items()]
 
 
 def _list(title: str, names: Sequence[str]) -> str:

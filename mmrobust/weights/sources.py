@@ -1,8 +1,9 @@
-"""Where weights come from: how each source's files are recognised and unwrapped.
+"""Where weights come from: one row per source tells how its files are recognised.
 
 What surrounds a network in its file (wrappers for several devices, attackers,
-normalisers, detectors, moving averages) is taken off here; its own names are the
-business of :mod:`.layouts`. Facts about the files are from the loaders of
+normalisers, detectors, moving averages) is taken off here. The names that the network's
+own weights have are the business of :mod:`.layouts`, its shapes that of
+:mod:`.architectures`. Facts about the files are from the loaders of
 github.com/MadryLab/robustness, github.com/nmndeep/revisiting-at, RobustBench 1.1.1,
 github.com/thu-ml/ares and the checkpoints' documentation.
 """
@@ -13,15 +14,21 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import ConfigError
-from .config_text import normalization_in
-from .fit import read_checkpoint
-from .normalization import IMAGENET, UNIT, Normalization, as_normalization, from_tensors
+from .checkpoints import read_checkpoint
+from .normalization import (
+    IMAGENET,
+    UNIT,
+    Normalization,
+    as_normalization,
+    from_config_text,
+    from_tensors,
+)
 
 TRUST_SWITCH = (
     'give trust=True to mmrobust.PretrainedBackbone or convert it with '
@@ -41,88 +48,146 @@ _DEEPER = ('module', 'state_dict', 'model')
 
 @dataclass(frozen=True)
 class Source:
-    """One source of weights.
+    r"""One source of weights; a new one is a row in ``SOURCES`` and nothing else.
+
+    Rows are tried in turn. The first whose ``tensors`` are all found unwraps the file;
+    the first whose ``files`` fits the file's name says who has published it, which may
+    be another row, for publishers whose files look like everybody's. For example, a lab
+    that saves ``encoder.*`` beside ``projector.*`` and trains on images in [0, 1]::
+
+        from mmrobust.weights import SOURCES, UNIT, Source
+
+        SOURCES.insert(
+            0,
+            Source(
+                'our lab',
+                tensors=(r'encoder\.', r'projector\.'),
+                prefixes=('encoder.',),
+                normalization=UNIT,
+            ),
+        )
+
+    If the names behind the prefix are those of torchvision, timm, Facebook or
+    OpenMMLab, that is all; others need a row in ``mmrobust.weights.layouts.LAYOUTS``.
 
     Attributes:
         name: for reports.
-        recognised: tells by the names of the tensors.
+        tensors: regular expressions, each of which the start of some tensor's name has
+            to match (behind what DataParallel and compile add); none for a source that
+            only its files' names tell.
+        files: regular expression that is searched for in the file's name.
         prefixes: of the wanted tensors; the first that any tensor has is taken off,
             and tensors without it are left out.
         normaliser: prefixes of the tensors that hold mean and std for images in
             [0, 1], as in ``normalize.`` with ``mean`` and ``std``.
-        normalization: what the source's networks need when the file has none.
+        normalization: what the source's networks need when the file has none, or a
+            function that tells it from the network's weights.
     """
 
     name: str
-    recognised: Callable[[Mapping[str, Tensor]], bool]
+    tensors: tuple[str, ...] = ()
+    files: str = ''
     prefixes: tuple[str, ...] = ('',)
     normaliser: tuple[str, ...] = ()
-    normalization: Normalization | None = None
+    normalization: Normalization | Callable[[Mapping], Normalization] | None = None
+
+    def holds(self, names: Mapping[str, Any]) -> bool:
+        """Tells whether a file with such tensors is of this source."""
+        return bool(self.tensors) and all(
+            any(re.match(pattern, name) for name in names) for pattern in self.tensors
+        )
 
 
-def _any(*parts: str) -> Callable[[Mapping[str, Tensor]], bool]:
-    patterns = [re.compile(part) for part in parts]
-    return lambda names: all(any(p.match(n) for n in names) for p in patterns)
+def _of_convstem(tensors: Mapping[str, Tensor]) -> Normalization:
+    """RobustBench puts a normaliser before ViT-S and none before the others."""
+    token = tensors.get('cls_token')
+    return IMAGENET if token is not None and token.shape[-1] == 384 else UNIT
 
 
 _MEAN = r'(normali[sz]er?|normali[sz]ation|0)\.mean$'
 
-SOURCES = (
+SOURCES = [
     Source(
         'MadryLab robustness, robust-models-transfer',
-        _any(r'(attacker\.model|normalizer\.new_mean)'),
-        ('model.model.', 'model.'),
-        ('normalizer.new_', 'attacker.normalize.new_'),
-        IMAGENET,
+        (r'(attacker\.model|normalizer\.new_mean)',),
+        prefixes=('model.model.', 'model.'),
+        normaliser=('normalizer.new_', 'attacker.normalize.new_'),
+        normalization=IMAGENET,
     ),
     Source(
         'revisiting-at with its normaliser',
-        _any(r'base_model\.normalize\.mean'),
-        ('base_model.model.',),
-        ('base_model.normalize.',),
+        (r'base_model\.normalize\.mean',),
+        prefixes=('base_model.model.',),
+        normaliser=('base_model.normalize.',),
     ),
     # Without a normaliser these networks take images in [0, 1].
-    Source('revisiting-at', _any(r'base_model\.'), ('base_model.',), (), UNIT),
+    Source(
+        'revisiting-at',
+        (r'base_model\.',),
+        prefixes=('base_model.',),
+        normalization=UNIT,
+    ),
     Source(
         'RobustBench or another classifier with a normaliser',
-        _any(rf'({_MEAN}|mu$)'),
-        ('model.', '1.', ''),
-        ('normalize.', 'normalizer.', 'normalization.', 'normalise.', '0.', ''),
+        (rf'({_MEAN}|mu$)',),
+        prefixes=('model.', '1.', ''),
+        normaliser=(
+            *('normalize.', 'normalizer.', 'normalization.', 'normalise.', '0.', ''),
+        ),
     ),
     Source(
         'a detector or segmenter of OpenMMLab',
-        _any(r'backbone\.', r'(neck|\w*_head|encoder|decoder|transformer)\.'),
-        ('backbone.',),
+        (r'backbone\.', r'(neck|\w*_head|encoder|decoder|transformer)\.'),
+        prefixes=('backbone.',),
     ),
     # The stem gives away networks of arXiv 2303.01870 under shorter names.
     Source(
         'RobustBench (ConvStem)',
-        _any(r'(model\.)?(stem|patch_embed\.proj)\.stem\.0\.weight'),
-        ('model.', ''),
+        (r'(model\.)?(stem|patch_embed\.proj)\.stem\.0\.weight',),
+        prefixes=('model.', ''),
+        normalization=_of_convstem,
     ),
-    Source('a model of OpenMMLab', _any(r'backbone\.'), ('backbone.',)),
-    Source('plain weights', lambda names: True, ('model.', '')),
-)
-
-# Files that say nothing about their source but by their name.
-_FILE_NAMES: tuple[tuple[str, str, Normalization | None], ...] = (
-    (
-        r'resnet50_linf_eps4_pure|convnext_tiny_mmcls-linf-eps-4|'
-        r'^(frcnn|fcos|dndetr)_(at|convnext)\.pth$',
+    Source('a model of OpenMMLab', (r'backbone\.',), prefixes=('backbone.',)),
+    # Files that say nothing about their source but by their name.
+    Source(
         'oddefense (arXiv 2305.17438)',
-        IMAGENET,
+        files=r'resnet50_linf_eps4_pure|convnext_tiny_mmcls-linf-eps-4|'
+        r'^(frcnn|fcos|dndetr)_(at|convnext)\.pth$',
+        normalization=IMAGENET,
     ),
-    (r'ARES_.*_(AT|RB\d?)\.pth$', 'ARES', IMAGENET),
-    (r'Singh2023Revisiting_(ConvNeXt|ViT-B)', 'RobustBench', UNIT),
-    (
-        r'(Singh2023Revisiting_ViT-S|Salman2020Do|Engstrom2019|Wong2020Fast|'
-        r'Liu2023Comprehensive_(ConvNeXt|Swin))',
+    Source('ARES', files=r'ARES_.*_(AT|RB\d?)\.pth$', normalization=IMAGENET),
+    Source(
         'RobustBench',
-        IMAGENET,
+        files=r'Singh2023Revisiting_(ConvNeXt|ViT-B)',
+        normalization=UNIT,
     ),
-)
+    Source(
+        'RobustBench',
+        files=r'Singh2023Revisiting_ViT-S|Salman2020Do|Engstrom2019|Wong2020Fast|'
+        r'Liu2023Comprehensive_(ConvNeXt|Swin)',
+        normalization=IMAGENET,
+    ),
+]
+_PLAIN = Source('plain weights', prefixes=('model.', ''))
+
 # Activations leave no trace in weights.
 _GELU = r'ARES_(ResNet152|Wide_ResNet50_2)_AT'
+
+# SHA-256 of published files, where they are known.
+PUBLISHED = {
+    '9e62216975c111b8081481533b6142dec34be69abe5d90b54d7f860015c263db': (
+        'resnet50_linf_eps4.0.ckpt of madrylab/robust-imagenet-models'
+    ),
+    '0c725da1789c28168e5697c87b1adf7228527d07f7ad3b5b376271bb22da4ce3': (
+        'convnext_tiny_cvst_robust.pt of revisiting-at'
+    ),
+    '1d2197912aeebb1eaa443df6c79d921470966026bb21529abbaf59bdaecc56a6': (
+        'vit_s_cvst_robust.pt of revisiting-at'
+    ),
+    'ea83ada60aea2ac329d7de7eb00a3bed252b971c790207fb206b5dd2ed8162f8': (
+        'convnext_b_cvst_robust.pt of revisiting-at'
+    ),
+}
 
 
 @dataclass
@@ -174,8 +239,7 @@ def read_weights(
         )
     checkpoint = read_checkpoint(path, trust, switch)
     name, tensors = _tensors_of(path, checkpoint)
-    tensors = _without_wrappers(tensors)
-    source = next(s for s in SOURCES if s.recognised(tensors))
+    source = next((s for s in SOURCES if s.holds(tensors)), _PLAIN)
     weights = _unwrap(path, source, tensors)
     if name in _AVERAGES:
         weights.source += f', moving average ({name})'
@@ -183,16 +247,16 @@ def read_weights(
         weights.source += ', moving average (state_dict, as mmengine saves it)'
     meta = checkpoint.get('meta')
     known = converted_normalization(checkpoint)
+    known = known or weights.normalization or from_config_text(meta)
+    named = next(
+        (s for s in SOURCES if s.files and re.search(s.files, file_name)), None
+    )
     if isinstance(meta, dict) and isinstance(meta.get(META), dict):
         weights.meta = meta[META]
         weights.source = f'{weights.meta.get("source")}, converted by mmrobust'
-    known = known or weights.normalization or normalization_in(meta)
-    for pattern, origin, by_name in _FILE_NAMES:
-        if re.search(pattern, file_name) and not weights.meta:
-            weights.source = f'{origin} by its name; {weights.source}'
-            if known is None and by_name is not None:
-                known = _because(by_name, f'as published by {origin}', stated=False)
-            break
+    elif named is not None:
+        weights.source = f'{named.name} by its name; {weights.source}'
+        known = known or _usual(named, weights, f'as published by {named.name}')
     if normalization is not None:
         given = as_normalization(normalization)
         if known is not None and known.stated and not known.fits(given):
@@ -201,28 +265,22 @@ def read_weights(
                 f'({known.origin}): leave the setting out.'
             )
         if known is None or not known.fits(given):
-            known = _because(given, 'given in the config')
+            known = given.because('given in the config')
     weights.normalization = known
     return weights
 
 
 def converted_normalization(checkpoint: Mapping) -> Normalization | None:
-    """What tools/convert_backbone.py noted in a checkpoint; None in any other."""
+    """Returns what the converter noted in a checkpoint; None for any other."""
     meta = checkpoint.get('meta')
     noted = meta.get(META) if isinstance(meta, dict) else None
     if not isinstance(noted, dict) or not noted.get('normalization'):
         return None
-    return _because(as_normalization(noted['normalization']), 'from its meta')
-
-
-def _because(
-    normalization: Normalization, origin: str, stated: bool = True
-) -> Normalization:
-    return replace(normalization, origin=origin, stated=stated)
+    return as_normalization(noted['normalization']).because('from its meta')
 
 
 def _tensors_of(path: str, checkpoint: dict) -> tuple[str, dict[str, Tensor]]:
-    """The dict of tensors inside a checkpoint, and what it is called there."""
+    """Finds the dict of tensors inside a checkpoint, and what it is called there."""
     for name in (*_AVERAGES, *_CONTAINERS, ''):
         held = checkpoint.get(name) if name else checkpoint
         if not isinstance(held, Mapping):
@@ -231,7 +289,7 @@ def _tensors_of(path: str, checkpoint: dict) -> tuple[str, dict[str, Tensor]]:
             if isinstance(inner, Mapping):
                 tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
                 if tensors:
-                    return name, tensors
+                    return name, _without_wrappers(tensors)
     seen = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
     raise ConfigError(
         f'{path!r} holds no weights (it has: {seen}); they are looked for in '
@@ -249,20 +307,18 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _first(
-    tensors: Mapping[str, Tensor], starts: tuple[str, ...], ends: tuple[str, ...]
-) -> str | None:
-    names = (start + end for start in starts for end in ends)
-    return next((name for name in names if name in tensors), None)
-
-
 def _unwrap(path: str, source: Source, tensors: dict[str, Tensor]) -> Weights:
+    """Takes the network's tensors out of those of its file."""
     prefix = next(
         (p for p in source.prefixes if any(n.startswith(p) for n in tensors)), ''
     )
-    mean = _first(tensors, source.normaliser, ('mean', 'mu'))
-    std = _first(tensors, source.normaliser, ('std', 'sigma'))
-    weights = Weights(path, source.name, {}, source.normalization)
+
+    def first(*ends: str) -> str | None:
+        names = (start + end for start in source.normaliser for end in ends)
+        return next((name for name in names if name in tensors), None)
+
+    mean, std = first('mean', 'mu'), first('std', 'sigma')
+    weights = Weights(path, source.name, {})
     for name, value in tensors.items():
         if name in (mean, std):
             continue
@@ -274,21 +330,14 @@ def _unwrap(path: str, source: Source, tensors: dict[str, Tensor]) -> Weights:
             weights.left_out[name.split('.')[0]] += 1
     if mean is not None and std is not None:
         weights.normalization = from_tensors(path, tensors[mean], tensors[std])
-    elif source.normalization is not None:
-        weights.normalization = _because(
-            source.normalization, f'as {source.name} trains', stated=False
-        )
-    elif 'patch_embed.proj.stem.0.weight' in weights.tensors:
-        # RobustBench puts a normaliser before ViT-S and none before ViT-B.
-        width = weights.tensors.get('cls_token')
-        small = width is not None and width.shape[-1] == 384
-        weights.normalization = _because(
-            IMAGENET if small else UNIT,
-            'as RobustBench loads this network',
-            stated=False,
-        )
-    elif 'stem.stem.0.weight' in weights.tensors:
-        weights.normalization = _because(
-            UNIT, 'as RobustBench loads this network', stated=False
-        )
+    else:
+        weights.normalization = _usual(source, weights, f'as {source.name} trains')
     return weights
+
+
+def _usual(source: Source, weights: Weights, origin: str) -> Normalization | None:
+    """Returns what a source is known for, which a file or a user may know better."""
+    known = source.normalization
+    if callable(known):
+        known = known(weights.tensors)
+    return known and known.because(origin, stated=False)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mmrobust import robustify
 from mmrobust.weights import check_normalization, read_weights
-from mmrobust.weights.convert import convert, sha256
+from mmrobust.utils.files import file_sha256
+from mmrobust.weights.convert import convert
 from mmrobust.errors import ConfigError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_backbone.py'
@@ -391,8 +392,8 @@ def test_the_tool_prints_what_there_is_to_know(
     assert _tool(monkeypatch, source, out, *options, '--config', str(config)) == 0
     printed = capsys.readouterr().out
     for text in (
-        sha256(source),
-        sha256(out),
+        file_sha256(source),
+        file_sha256(out),
         'MadryLab',
         'resnet18',
         '1000 classes',

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import published
 from mmrobust.weights import read_weights
 from mmrobust.weights.architectures import recognise
-from mmrobust.weights.config_text import normalization_in
+from mmrobust.weights.normalization import from_config_text
 from mmrobust.weights.convert import Converted, convert
 from mmrobust.weights.layouts import find_layout, to_mm
 
@@ -446,5 +446,5 @@ def test_facebooks_names(tmp_path: Path, segmenter: bool) -> None:
     ],
 )
 def test_a_config_is_read_without_being_run(text: str, mean: Any) -> None:
-    found = normalization_in({'cfg': text})
+    found = from_config_text({'cfg': text})
     assert (found and found.mean) == mean
