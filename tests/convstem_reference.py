@@ -105,10 +105,3 @@ def classifier(channels: int, **backbone: object) -> nn.Module:
     )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head))
-
-
-def number_of_weights(channels: int, **backbone: object) -> int:
-    """Of the whole classifier; nothing is allocated."""
-    with torch.device('meta'):
-        model = classifier(channels, **backbone)
-    return sum(weight.numel() for weight in model.parameters())

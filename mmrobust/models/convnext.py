@@ -26,6 +26,7 @@ _SMALL = ((0.5, 2), (1.0, 2))
 _LARGE = ((0.5, 2), (0.75, 2), (1.0, 1))
 _STEMS = {'tiny': _SMALL, 'small': _SMALL, 'base': _LARGE, 'large': _LARGE}
 _ISOTROPIC = {'small': {'depths': [18], 'channels': [384]}}
+_LISTS = ('depths', 'channels')
 _STRIDE = 16
 
 
@@ -149,17 +150,11 @@ class ConvNeXtIsotropic(ConvNeXt):
         frozen_stages: int = 0,
         **kwargs: Any,
     ) -> None:
-        if isinstance(arch, str):
-            if arch not in _ISOTROPIC:
-                raise ConfigError(
-                    f'arch={arch!r} is no isotropic ConvNeXt: choose '
-                    f'{", ".join(_ISOTROPIC)}, or give depths and channels.'
-                )
-            arch = _ISOTROPIC[arch]
-        if len(arch.get('depths', ())) != 1 or len(arch.get('channels', ())) != 1:
+        arch = _ISOTROPIC.get(arch, arch) if isinstance(arch, str) else arch
+        if isinstance(arch, str) or [len(arch.get(k, ())) for k in _LISTS] != [1, 1]:
             raise ConfigError(
-                f'arch={dict(arch)} of ConvNeXtIsotropic needs depths and channels of '
-                'one entry each.'
+                f'arch={arch!r} is no isotropic ConvNeXt: choose '
+                f'{", ".join(_ISOTROPIC)}, or give depths and channels, one entry each.'
             )
         _refuse_patches(self, kwargs)
         indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)

@@ -84,15 +84,10 @@ class DNDETR(DABDETR):
     ) -> dict[str, Any]:
         """See mmdet's ``DetectionTransformer.forward_transformer``.
 
-        Args:
-            img_feats: feature maps (N, C, H, W), of which the last is used.
-            batch_data_samples: N samples.
-            denoising: what :class:`DnQueryGenerator` returns.
-
         Returns:
             ``hidden_states`` (L, N, Q, C) and ``references`` (L, N, Q, 4) of all L
-            decoder layers. With denoising queries these are the first of Q, and
-            ``dn_meta`` says how many.
+            decoder layers. With what :class:`DnQueryGenerator` returns as ``denoising``
+            those queries are the first of Q, and ``dn_meta`` says how many.
         """
         encoder_inputs, decoder_inputs = self.pre_transformer(
             img_feats, batch_data_samples
@@ -134,11 +129,8 @@ class DNDETR(DABDETR):
             self_attn_masks=mask,
             reg_branches=self.bbox_head.fc_reg,
         )
-        return {
-            'hidden_states': hidden_states,
-            'references': references,
-            'dn_meta': meta,
-        }
+        states = {'hidden_states': hidden_states, 'references': references}
+        return {**states, 'dn_meta': meta}
 
 
 @MODELS.register_module()

@@ -20,8 +20,7 @@ _EPS = 1e-3
 class DnQueryGenerator(CdnQueryGenerator):
     """Makes denoising queries as DN-DETR (Li et al., arXiv 2203.01305, section 4).
 
-    mmdet's generator makes the contrastive queries of DINO. It normalises the boxes
-    and chooses the number of groups here too; this class changes what differs in
+    mmdet's generator makes the contrastive queries of DINO; here is what differs in
     DN-DETR:
 
     - Every object has one query per group, a positive one. DINO adds a negative.
@@ -35,9 +34,8 @@ class DnQueryGenerator(CdnQueryGenerator):
       'no object' class. DINO has neither the extra class nor the indicator.
     - Either noise may be 0, which DINO's generator refuses.
 
-    As in DN-DETR's own code, one scale serves the shift and the size of boxes, groups
-    are padded with zero queries to the batch's largest number of objects, and only
-    queries of the same group see the padding.
+    As in DN-DETR's own code, groups are padded with zero queries to the batch's largest
+    number of objects, and only queries of the same group see the padding.
 
     Args:
         num_classes: classes without 'no object'.
@@ -62,26 +60,20 @@ class DnQueryGenerator(CdnQueryGenerator):
         box_noise_scale: float = 0.4,
         group_cfg: dict | None = None,
     ) -> None:
-        for name, scale in (
-            ('label_noise_scale', label_noise_scale),
-            ('box_noise_scale', box_noise_scale),
-        ):
+        scales = {'label': label_noise_scale, 'box': box_noise_scale}
+        for name, scale in scales.items():
             if not 0 <= scale <= 1:
-                raise ConfigError(f'dn_cfg.{name}={scale} must lie between 0 and 1.')
+                raise ConfigError(
+                    f'dn_cfg.{name}_noise_scale={scale} must lie between 0 and 1.'
+                )
         group_cfg = group_cfg or {'dynamic': False, 'num_groups': 5}
         if not group_cfg.get('dynamic', True) and group_cfg.get('num_groups', 0) < 1:
             raise ConfigError(
                 f'dn_cfg.group_cfg={dict(group_cfg)} has no groups: set num_groups to '
                 'at least 1.'
             )
-        super().__init__(
-            num_classes,
-            embed_dims,
-            num_matching_queries,
-            label_noise_scale,
-            box_noise_scale,
-            group_cfg,
-        )
+        sizes = (num_classes, embed_dims, num_matching_queries)
+        super().__init__(*sizes, label_noise_scale, box_noise_scale, group_cfg)
         self.label_embedding = nn.Embedding(num_classes + 1, embed_dims - 1)
 
     def __call__(
@@ -132,16 +124,9 @@ class DnQueryGenerator(CdnQueryGenerator):
     ) -> tuple[Tensor, Tensor]:
         """Sorts the queries of all objects into images, padding with zeros.
 
-        Args:
-            input_label_query: contents (num_groups * T, embed_dims).
-            input_bbox_query: logits of boxes (num_groups * T, 4).
-            batch_idx: the image (T,) of each object, ascending.
-            batch_size: N, number of images.
-            num_groups: number of groups.
-
-        Returns:
-            Contents (N, D, embed_dims) and logits of boxes (N, D, 4), with
-            D = num_groups * (most objects of an image).
+        From contents (num_groups * T, embed_dims), logits of boxes (num_groups * T, 4)
+        and the image (T,) of each object, ascending, to contents (N, D, embed_dims) and
+        logits (N, D, 4), with D = num_groups * (most objects of an image).
         """
         counts = batch_idx.bincount(minlength=batch_size)
         most = int(counts.max())
@@ -160,18 +145,10 @@ class DnQueryGenerator(CdnQueryGenerator):
     def generate_dn_mask(
         self, max_num_target: int, num_groups: int, device: torch.device | str
     ) -> Tensor:
-        """Which query (row) must not see which (column).
+        """Returns a mask (Q, Q), True where a query (row) must not see one (column).
 
-        A denoising query is hidden from other groups and from matching queries;
-        matching queries are seen by all.
-
-        Args:
-            max_num_target: queries per group.
-            num_groups: number of groups.
-            device: where the mask lives.
-
-        Returns:
-            Bool (Q, Q), true where hidden; denoising queries come before matching.
+        A denoising query is hidden from other groups and from matching queries, which
+        come last and are seen by all. A group has ``max_num_target`` queries.
         """
         group = torch.arange(num_groups, device=device)
         group = group.repeat_interleave(max_num_target)

@@ -78,15 +78,11 @@ class SimpleFeaturePyramid(BaseModule):
             init_cfg = {'type': 'Xavier', 'layer': layers, 'distribution': 'uniform'}
         super().__init__(init_cfg=init_cfg)
         channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
-        if len(channels) != 1:
+        if len(channels) != 1 or channels[0] % 4:
             raise ConfigError(
                 f'in_channels={channels} of SimpleFeaturePyramid must be one number, '
-                "since it works from a plain backbone's only map."
-            )
-        if channels[0] % 4:
-            raise ConfigError(
-                f'in_channels={channels[0]} of SimpleFeaturePyramid must be a multiple '
-                'of 4, since stride 4 takes a quarter of them.'
+                "that of a plain backbone's only map, and a multiple of 4, since "
+                'stride 4 takes a quarter of them.'
             )
         if not 0 <= start_level < _LEVELS or num_outs < 1:
             raise ConfigError(

@@ -98,7 +98,7 @@ def _head(width: int, classes: int, kind: str = 'LinearClsHead') -> dict[str, An
 # --------------------------------------------------------------------------- families
 
 
-def _resnet(
+def resnet(
     depth: int, stem: int = 64, base: int = 64, expansion: int | None = None
 ) -> Architecture:
     """Describes a ResNet by the channels of its stem, first level and blocks."""
@@ -132,7 +132,7 @@ def _resnet(
     )
 
 
-def _convnext(
+def convnext(
     arch: str | dict[str, list[int]], convstem: bool = False, layer_scale: bool = True
 ) -> Architecture:
     """Describes a ConvNeXt of four levels, by name or by depths and channels."""
@@ -165,7 +165,7 @@ def _convnext(
     )
 
 
-def _isotropic(convstem: bool = False, layer_scale: bool = True) -> Architecture:
+def isotropic(convstem: bool = False, layer_scale: bool = True) -> Architecture:
     """Describes the isotropic ConvNeXt of 18 blocks and 384 channels."""
     config = {'type': 'mmrobust.ConvNeXtIsotropic', 'convstem': convstem}
     if not layer_scale:
@@ -178,7 +178,7 @@ def _isotropic(convstem: bool = False, layer_scale: bool = True) -> Architecture
     )
 
 
-def _vit(
+def vit(
     width: int,
     depth: int,
     hidden: int,
@@ -249,15 +249,15 @@ _ARES = 'https://ml.cs.tsinghua.edu.cn/~xiaoyang/aresbench/ckpt-imagenet/'
 BACKBONES = {
     each.name: replace(each, weights=weights)
     for each, weights in (
-        (_resnet(18), _MADRY + 'resnet18_linf_eps4.0.ckpt'),
-        (_resnet(50), _HUB + 'resnet50_linf_eps4_pure.pth'),
-        (_resnet(50, 64, 128, 2), _MADRY + 'wide_resnet50_2_linf_eps4.0.ckpt'),
-        (_resnet(50, 64, 256, 1), _MADRY + 'wide_resnet50_4_l2_eps3.ckpt'),
-        (_convnext('tiny'), _HUB + 'convnext_tiny_mmcls-linf-eps-4-advan.pth'),
-        (_convnext('small'), _ARES + 'ARES_ConvNext_Small_AT.pth'),
-        (_convnext('base'), _ARES + 'ARES_ConvNext_Base_AT.pth'),
-        (_convnext('large'), _ARES + 'ARES_ConvNext_Large_AT.pth'),
-        *((_convnext(size, True), None) for size in ('tiny', 'small', 'base', 'large')),
+        (resnet(18), _MADRY + 'resnet18_linf_eps4.0.ckpt'),
+        (resnet(50), _HUB + 'resnet50_linf_eps4_pure.pth'),
+        (resnet(50, 64, 128, 2), _MADRY + 'wide_resnet50_2_linf_eps4.0.ckpt'),
+        (resnet(50, 64, 256, 1), _MADRY + 'wide_resnet50_4_l2_eps3.ckpt'),
+        (convnext('tiny'), _HUB + 'convnext_tiny_mmcls-linf-eps-4-advan.pth'),
+        (convnext('small'), _ARES + 'ARES_ConvNext_Small_AT.pth'),
+        (convnext('base'), _ARES + 'ARES_ConvNext_Base_AT.pth'),
+        (convnext('large'), _ARES + 'ARES_ConvNext_Large_AT.pth'),
+        *((convnext(size, True), None) for size in ('tiny', 'small', 'base', 'large')),
     )
 }
 
@@ -360,7 +360,7 @@ def _guess(state: Mapping[str, Tensor]) -> Architecture:
     hidden = _require(state, 'backbone.layers.0.ffn.layers.0.0.weight')[0]
     patch = 'backbone.patch_embed.projection.weight'
     class_token = round(count**0.5) ** 2 != count
-    return _vit(
+    return vit(
         width,
         _count(state, r'backbone\.layers\.(\d+)\.'),
         hidden,
@@ -386,7 +386,7 @@ def _guess_resnet(state: Mapping[str, Tensor]) -> Architecture:
             f'the weights are a ResNet of {kind} blocks with {list(layers)} blocks, '
             f'which has no config: {sorted(_RESNETS.values())} are known.'
         )
-    return _resnet(depth, stem, base, 1 if last is None else last.shape[0] // base)
+    return resnet(depth, stem, base, 1 if last is None else last.shape[0] // base)
 
 
 def _guess_convnext(state: Mapping[str, Tensor]) -> Architecture:
@@ -402,8 +402,8 @@ def _guess_convnext(state: Mapping[str, Tensor]) -> Architecture:
                 f'the weights are an isotropic ConvNeXt of {depths[0]} blocks and '
                 f'{channels[0]} channels; only that of 18 and 384 is known.'
             )
-        return _isotropic(convstem, scale)
+        return isotropic(convstem, scale)
     for size, key in _CONVNEXTS.items():
         if key == (tuple(depths), channels[0]):
-            return _convnext(size, convstem, scale)
-    return _convnext({'depths': depths, 'channels': channels}, convstem, scale)
+            return convnext(size, convstem, scale)
+    return convnext({'depths': depths, 'channels': channels}, convstem, scale)

@@ -116,7 +116,7 @@ def test_every_output_reaches_the_map(settings: dict) -> None:
 def test_what_is_refused() -> None:
     for wrong, message in (
         (dict(in_channels=[8, 16], num_outs=4), 'must be one number'),
-        (dict(in_channels=18, num_outs=4), 'must be a multiple of 4'),
+        (dict(in_channels=18, num_outs=4), 'a multiple of 4'),
         (dict(num_outs=4, start_level=4), 'starts at level 0 to 3'),
         (dict(num_outs=5, add_extra_convs=True), "must be False or 'on_output'"),
         (dict(num_outs=5, add_extra_convs='on_input'), "False or 'on_output'"),

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmrobust.registry import ADVERSARIES
 
-ROOT = Path(__file__).resolve().parents[1] / 'configs'
+ROOT = Path(__file__).resolve().parents[2] / 'configs'
 FOLDER = ROOT / 'pretrain'
 CONFIGS = sorted(path.stem for path in FOLDER.glob('*.py'))
 SMALL = ['demo/robust_classifier', 'demo/standard_classifier', 'transfer/digits']

@@ -1,0 +1,211 @@
+"""ConvNeXts with a ConvStem and isotropic ones: timm's outputs, or written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from convstem_reference import STEMS, classifier, from_timm, plain_stem, randomise
+from mmrobust.errors import ConfigError
+from mmrobust.models.convnext import conv_stem, conv_stem_16
+from mmrobust.registry import MODELS
+from torch import Tensor
+from torch.nn import functional as F
+
+STEM, ISOTROPIC = 'mmrobust.ConvNeXtConvStem', 'mmrobust.ConvNeXtIsotropic'
+SMALL = dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32])
+ONE = dict(depths=[3], channels=[8])
+
+
+def stemmed(arch: object = SMALL, **kwargs: object) -> torch.nn.Module:
+    return MODELS.build(dict(type=STEM, arch=arch, **kwargs))
+
+
+def isotropic(arch: object = ONE, **kwargs: object) -> torch.nn.Module:
+    return MODELS.build(dict(type=ISOTROPIC, arch=arch, **kwargs))
+
+
+@pytest.mark.parametrize('name', STEMS)
+def test_a_stem_is_the_published_one(name: str) -> None:
+    layers, last = STEMS[name]
+    stem = conv_stem(3, layers) if last is None else conv_stem_16(3, last)
+    plain = randomise(plain_stem(name))
+    stem.load_state_dict(plain.state_dict())  # the same names, none left over
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        found = stem(image)
+        torch.testing.assert_close(found, plain(image), atol=1e-4, rtol=0)
+    side = 56 if last is None else 14
+    assert found.shape == (1, last or layers[-1][0], side, side)
+
+
+def test_odd_sides_are_rounded_up() -> None:
+    with torch.no_grad():
+        assert conv_stem_16(3, 8)(torch.zeros(1, 3, 33, 17)).shape == (1, 8, 3, 2)
+
+
+def test_four_feature_levels_for_a_detector() -> None:
+    model = stemmed(out_indices=[0, 1, 2, 3], gap_before_final_norm=False)
+    outs = model(torch.zeros(2, 3, 64, 96))
+    assert [tuple(out.shape) for out in outs] == [
+        (2, 8, 16, 24),
+        (2, 16, 8, 12),
+        (2, 24, 4, 6),
+        (2, 32, 2, 3),
+    ]
+
+
+@pytest.mark.parametrize(('arch', 'channels'), [('tiny', 768), ('base', 1024)])
+def test_a_classifier_equals_timm(arch: str, channels: int) -> None:
+    """Two layers in the stem, and three."""
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    reference = timm.create_model(f'convnext_{arch}')
+    reference.stem = plain_stem(f'convnext-{arch}')
+    randomise(reference)
+    model = classifier(channels, type=STEM, arch=arch)
+    model.load_state_dict(from_timm(reference))  # none missing, none unexpected
+    model.eval()
+    image = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        expected, found = reference(image), model(image)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_frozen_stages_reach_the_stem() -> None:
+    model = stemmed(frozen_stages=1)
+    model.train()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {n for n in frozen if n.startswith('downsample_layers.0')} == {
+        f'downsample_layers.0.{layer}.{kind}'
+        for layer in (0, 1, 3, 4)
+        for kind in ('weight', 'bias')
+    }
+    assert not any(name.startswith('stages.1') for name in frozen)
+
+
+def plain_forward(weights: dict[str, Tensor], x: Tensor, convstem: bool) -> Tensor:
+    """Logits: stem, blocks without layer scale, mean, norm, linear classifier."""
+
+    def part(prefix: str) -> tuple[Tensor, Tensor]:
+        return weights[f'{prefix}.weight'], weights[f'{prefix}.bias']
+
+    stem = 'backbone.downsample_layers.0'
+    if convstem:
+        own = plain_stem('isotropic-small')
+        start = f'{stem}.'
+        own.load_state_dict(
+            {
+                name.removeprefix(start): weight
+                for name, weight in weights.items()
+                if name.startswith(start)
+            }
+        )
+        x = own(x)
+    else:
+        x = F.conv2d(x, *part(stem), stride=16)
+    for index in range(18):
+        block = f'backbone.stages.0.{index}'
+        y = F.conv2d(x, *part(f'{block}.depthwise_conv'), padding=3, groups=384)
+        y = y.permute(0, 2, 3, 1)
+        y = F.layer_norm(y, (384,), *part(f'{block}.norm'), eps=1e-6)
+        y = F.gelu(F.linear(y, *part(f'{block}.pointwise_conv1')))
+        y = F.linear(y, *part(f'{block}.pointwise_conv2'))
+        x = x + y.permute(0, 3, 1, 2)
+    mean = x.mean((2, 3))
+    return F.linear(
+        F.layer_norm(mean, (384,), *part('backbone.norm0'), eps=1e-6), *part('head.fc')
+    )
+
+
+@pytest.mark.parametrize(
+    ('convstem', 'published'), [(False, 22_308_712), (True, 23_035_624)]
+)
+def test_the_published_classifier(convstem: bool, published: int) -> None:
+    torch.manual_seed(0)
+    model = randomise(classifier(384, type=ISOTROPIC, arch='small', convstem=convstem))
+    weights = model.state_dict()
+    assert sum(weight.numel() for weight in model.parameters()) == published
+    assert not any('gamma' in name for name in weights)  # no layer scale
+    image = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = plain_forward(weights, image, convstem)
+        torch.testing.assert_close(model(image), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('convstem', [False, True])
+def test_a_detector_s_backbone(convstem: bool) -> None:
+    """Sides that are no multiples of 16 are padded by zeros, right and bottom."""
+    model = randomise(isotropic(convstem=convstem, gap_before_final_norm=False))
+    image = torch.rand(2, 3, 40, 70)
+    padded = torch.zeros(2, 3, 48, 80)
+    padded[:, :, :40, :70] = image
+    with torch.no_grad():
+        (out,) = model(image)
+        assert out.shape == (2, 8, 3, 5)
+        torch.testing.assert_close(out, model(padded)[0])
+        assert model(torch.rand(1, 3, 32, 16))[0].shape == (1, 8, 2, 1)
+
+
+def test_frozen_blocks() -> None:
+    def frozen(count: int) -> set[str]:
+        model = isotropic(convstem=True, frozen_stages=count, drop_path_rate=0.5)
+        model.train()
+        assert [b.training for b in model.stages[0]] == [i >= count for i in range(3)]
+        return {
+            name.split('.depth')[0].split('.norm')[0].split('.point')[0]
+            for name, p in model.named_parameters()
+            if not p.requires_grad
+        }
+
+    stem = {
+        f'downsample_layers.0.{i}.{kind}'
+        for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)
+        for kind in ('weight', 'bias')
+    }
+    assert frozen(0) == set()
+    assert frozen(2) == stem | {'stages.0.0', 'stages.0.1'}
+    blocks = {f'stages.0.{i}' for i in range(3)}
+    assert frozen(3) == stem | blocks | {'norm0.weight', 'norm0.bias'}
+
+
+def test_checkpointing_gives_the_same_gradient() -> None:
+    """`with_cp` is mmpretrain's and still works."""
+    plain = randomise(isotropic())
+    saving = isotropic(with_cp=True)
+    saving.load_state_dict(plain.state_dict())
+    gradients = []
+    for model in (plain, saving):
+        image = torch.ones(1, 3, 32, 32).requires_grad_()
+        model(image)[0].square().sum().backward()
+        gradients.append(image.grad)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
+def test_layers_for_layerwise_rates() -> None:
+    model = isotropic(convstem=True)
+    for name, depth in (
+        ('downsample_layers.0.12.weight', 0),
+        ('stages.0.2.norm.weight', 3),
+        ('norm0.bias', 4),
+    ):
+        assert model.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, 5)
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'settings', 'sentence'),
+    [
+        (STEM, dict(arch='atto'), 'no published ConvStem: choose one of tiny'),
+        (STEM, dict(arch=SMALL, stem_patch_size=4), 'whose stride is fixed'),
+        (ISOTROPIC, dict(arch='tiny'), 'choose small, or give depths'),
+        (ISOTROPIC, dict(arch=dict(depths=[1, 1], channels=[8, 8])), 'one entry each'),
+        (ISOTROPIC, dict(arch=ONE, stem_patch_size=4), 'whose stride is fixed'),
+        (ISOTROPIC, dict(arch=ONE, out_indices=[0, 1, 2, 3]), '0, the only stage'),
+        (ISOTROPIC, dict(arch=ONE, frozen_stages=4), 'choose 0 to 3'),
+    ],
+)
+def test_what_is_refused(kind: str, settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        MODELS.build(dict(type=kind, **settings))
