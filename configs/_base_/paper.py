@@ -11,33 +11,18 @@ randomness = dict(seed=0)
 # counts, not the best one.
 paper_attacks = dict(
     _delete_=True,
-    cls=dict(
-        type='mmrobust.PGD',
-        eps=4,
-        step_size=1,
-        num_steps=10,
-        objective='cls',
-        random_start=False,
-        keep_best=False,
-    ),
-    reg=dict(
-        type='mmrobust.PGD',
-        eps=4,
-        step_size=1,
-        num_steps=10,
-        objective='reg',
-        random_start=False,
-        keep_best=False,
-    ),
-    cwa=dict(
-        type='mmrobust.PGD',
-        eps=4,
-        step_size=1,
-        num_steps=10,
-        objective='cwa',
-        random_start=False,
-        keep_best=False,
-    ),
+    **{
+        name: dict(
+            type='mmrobust.PGD',
+            eps=4,
+            step_size=1,
+            num_steps=10,
+            objective=name,
+            random_start=False,
+            keep_best=False,
+        )
+        for name in ('cls', 'reg', 'cwa')
+    },
 )
 # Not taken over, because it falsifies results:
 # - the best checkpoint is chosen by the attacked AP of the very set that is reported:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from ..attacks import attack_preset
 from ..errors import ConfigError
 from ..utils.configs import innermost
 
@@ -46,25 +47,17 @@ def set_evaluation(cfg: Config, norm: str, eps: float) -> None:
     """Puts the attack loop in place of a plain test loop, where there is a test set.
 
     Noise and the total loss always; ``cls``, ``reg`` and ``cwa`` where the heads call
-    their losses as these objectives expect it. Ten steps of a quarter of the radius,
-    as the evaluation of arXiv 2305.17438 on COCO.
+    their losses as these objectives expect it. The same attacks are in
+    ``configs/_base_/attacks``.
     """
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
         return
-    pgd = {
-        'type': 'mmrobust.PGD',
-        'norm': norm,
-        'eps': eps,
-        'step_size': eps / 4,
-        'num_steps': 10,
+    names = ('noise', 'pgd', *(_ON_HEADS if _has_both_losses(cfg.model) else ()))
+    attacks: dict[str, dict[str, Any]] = {
+        name: {'type': 'mmrobust.attack_preset', 'name': name, 'norm': norm, 'eps': eps}
+        for name in names
     }
-    attacks: dict[str, Any] = {
-        'noise': {'type': 'mmrobust.RandomNoise', 'norm': norm, 'eps': eps},
-        'pgd': dict(pgd),
-    }
-    if _has_both_losses(cfg.model):
-        for name in _ON_HEADS:
-            attacks[name] = {**pgd, 'objective': name, 'random_start': False}
+    attacks['pgd']['num_steps'] = 10  # as those of the paper
     loop = {key: cfg.test_cfg[key] for key in ('fp16',) if key in cfg.test_cfg}
     for dataset in innermost(cfg.test_dataloader['dataset']):
         pipeline = dataset.get('pipeline') or []
@@ -97,8 +90,9 @@ def follow_paper(cfg: Config, method: str) -> None:
     cfg.train_cfg.adversary.update(objective='cls+reg', carry='run')
     attacks = (cfg.get('test_cfg') or {}).get('attacks')
     if attacks:
+        norm, eps = attacks.cls.norm, attacks.cls.eps
         cfg.test_cfg.attacks = ConfigDict(
-            {name: {**attacks[name], 'keep_best': False} for name in _ON_HEADS}
+            {n: {**attack_preset(n, norm, eps), 'keep_best': False} for n in _ON_HEADS}
         )
     rules = cfg.optim_wrapper.paramwise_cfg
     factor = rules.pop('backbone_lr_mult')

@@ -371,9 +371,8 @@ def test_voc_configs(detector: str, backbone: str) -> None:
     coco, voc = parse(name), parse(f'{name}_voc')
     changed = differences(settings(coco), settings(voc))
     head = 'roi_head.bbox_head' if detector == 'faster-rcnn' else 'bbox_head'
-    attacks = {'test_cfg.attacks.noise.eps'}
-    for attack in ('pgd', 'cls', 'reg', 'cwa'):
-        attacks |= {f'test_cfg.attacks.{attack}.{k}' for k in ('eps', 'step_size')}
+    names = ('noise', 'pgd', 'cls', 'reg', 'cwa')
+    attacks = {f'test_cfg.attacks.{name}.eps' for name in names}
     wanted = {
         'data_root',
         f'model.{head}.num_classes',

@@ -78,8 +78,7 @@ def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
     cfg.train_dataloader.dataset.indices = cfg.val_dataloader.dataset.indices = 2
     cfg.param_scheduler[-1].milestones = [1]
     for attack in cfg.test_cfg.attacks.values():
-        if 'num_steps' in attack:
-            attack.num_steps = 1
+        attack.update({} if attack.get('name') == 'noise' else dict(num_steps=1))
     cfg.test_cfg.num_images = 2
     cfg.default_hooks.checkpoint = None  # 340 MB
     cfg.work_dir = str(work_dir)
