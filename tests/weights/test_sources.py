@@ -22,7 +22,9 @@ from mmpretrain.registry import MODELS as CLASSIFICATION
 from torch import Tensor, nn
 
 import published
-from mmrobust.weights import read_weights
+from mmrobust.errors import ConfigError
+from mmrobust.weights import SOURCES, Source, read_weights, sources
+from mmrobust.weights import UNIT as UNIT_RANGE
 from mmrobust.weights.architectures import recognise
 from mmrobust.weights.normalization import from_config_text
 from mmrobust.weights.convert import Converted, convert
@@ -428,6 +430,30 @@ def test_facebooks_names(tmp_path: Path, segmenter: bool) -> None:
         }
     assert converted.state.keys() == wanted.keys()
     assert all(torch.equal(v, wanted[k]) for k, v in converted.state.items())
+
+
+def test_a_new_source_is_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the docstring of Source shows it."""
+    state = published.network('resnet18').state_dict()
+    content = published.prefixed(state, 'module.encoder.')
+    content['module.projector.weight'] = torch.zeros(1)
+    source = published.save(content, tmp_path / 'ours.pt')
+    with pytest.raises(ConfigError, match='names of no known source'):
+        convert(source)
+    row = Source(
+        'our lab',
+        tensors=(r'encoder\.', r'projector\.'),
+        prefixes=('encoder.',),
+        normalization=UNIT_RANGE,
+    )
+    monkeypatch.setattr(sources, 'SOURCES', [row, *SOURCES])
+    converted = convert(source)
+    assert converted.architecture.name == 'resnet18'
+    assert converted.weights.source.startswith('our lab, ResNet')
+    assert converted.weights.normalization.fits(UNIT_RANGE)
+    assert converted.weights.left_out == {'projector': 1}
 
 
 @pytest.mark.parametrize(
