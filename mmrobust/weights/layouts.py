@@ -29,8 +29,9 @@ class Layout:
     Attributes:
         name: for reports.
         marker: a weight that no other layout has, as a regular expression.
-        rules: (regular expression of the start of a name, its replacement); the first
-            that matches counts, and a name that none matches stays out.
+        rules: (regular expression of the start of a name, its replacement among the
+            backbone's names or ``head.*``); the first that matches counts, and a name
+            that none matches stays out.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Layout:
     rules: tuple[Rule, ...]
 
 
-_STEM = r'backbone.downsample_layers.0.'
+_STEM = r'downsample_layers.0.'
 _FC = (r'head\.fc\.', 'head.fc.')
 
 # Inside a block: timm, Facebook.
@@ -90,11 +91,7 @@ LAYOUTS = [
     Layout(
         'ResNet of torchvision, timm, mmpretrain and mmdet',
         r'layer1\.0\.conv1\.weight',
-        (
-            (r'(conv1|bn1|layer\d)\.', r'backbone.\1.'),
-            (r'fc\.', 'head.fc.'),
-            _FC,
-        ),
+        ((r'(conv1|bn1|layer\d)\.', r'\1.'), (r'fc\.', 'head.fc.'), _FC),
     ),
     Layout(
         'ConvNeXt of timm',
@@ -102,13 +99,11 @@ LAYOUTS = [
         (
             (r'stem\.stem\.(\d+)\.', _STEM + r'\1.'),
             (r'stem\.(\d)\.', _STEM + r'\1.'),
-            (r'stages\.(\d)\.downsample\.', r'backbone.downsample_layers.\1.'),
+            (r'stages\.(\d)\.downsample\.', r'downsample_layers.\1.'),
             *_blocks(
-                r'stages\.(\d)\.blocks\.(\d+)\.',
-                r'backbone.stages.\1.\2.',
-                _CONVNEXT_BLOCK,
+                r'stages\.(\d)\.blocks\.(\d+)\.', r'stages.\1.\2.', _CONVNEXT_BLOCK
             ),
-            (r'head\.norm\.', 'backbone.norm3.'),
+            (r'head\.norm\.', 'norm3.'),
             _FC,
         ),
     ),
@@ -117,12 +112,10 @@ LAYOUTS = [
         r'stages\.0\.0\.dwconv\.weight',
         (
             (r'downsample_layers\.0\.stem\.(\d+)\.', _STEM + r'\1.'),
-            (r'downsample_layers\.', 'backbone.downsample_layers.'),
-            *_blocks(
-                r'stages\.(\d)\.(\d+)\.', r'backbone.stages.\1.\2.', _CONVNEXT_BLOCK
-            ),
-            (r'norm(\d)\.', r'backbone.norm\1.'),
-            (r'norm\.', 'backbone.norm3.'),
+            (r'downsample_layers\.', 'downsample_layers.'),
+            *_blocks(r'stages\.(\d)\.(\d+)\.', r'stages.\1.\2.', _CONVNEXT_BLOCK),
+            (r'norm(\d)\.', r'norm\1.'),
+            (r'norm\.', 'norm3.'),
             (r'head\.', 'head.fc.'),
         ),
     ),
@@ -132,8 +125,8 @@ LAYOUTS = [
         (
             (r'stem\.stem\.(\d+)\.', _STEM + r'\1.'),
             (r'stem\.(weight|bias)$', _STEM + r'\1'),
-            *_blocks(r'blocks\.(\d+)\.', r'backbone.stages.0.\1.', _CONVNEXT_BLOCK),
-            (r'norm\.', 'backbone.norm0.'),
+            *_blocks(r'blocks\.(\d+)\.', r'stages.0.\1.', _CONVNEXT_BLOCK),
+            (r'norm\.', 'norm0.'),
             (r'head\.', 'head.fc.'),
         ),
     ),
@@ -143,7 +136,7 @@ LAYOUTS = [
         (
             (r'features\.0\.(\d)\.', _STEM + r'\1.'),
             *(
-                (rf'features\.{2 * level}\.', f'backbone.downsample_layers.{level}.')
+                (rf'features\.{2 * level}\.', f'downsample_layers.{level}.')
                 for level in (1, 2, 3)
             ),
             *(
@@ -151,31 +144,28 @@ LAYOUTS = [
                 for level in (0, 1, 2, 3)
                 for rule in _blocks(
                     rf'features\.{2 * level + 1}\.(\d+)\.',
-                    rf'backbone.stages.{level}.\1.',
+                    rf'stages.{level}.\1.',
                     _TORCHVISION_CONVNEXT_BLOCK,
                 )
             ),
-            (r'classifier\.0\.', 'backbone.norm3.'),
+            (r'classifier\.0\.', 'norm3.'),
             (r'classifier\.2\.', 'head.fc.'),
         ),
     ),
     Layout(
         'ConvNeXt of mmpretrain',
         r'stages\.0\.0\.depthwise_conv\.weight',
-        ((r'(downsample_layers|stages|norm\d)\.', r'backbone.\1.'), _FC),
+        ((r'(downsample_layers|stages|norm\d)\.', r'\1.'), _FC),
     ),
     Layout(
         'ViT or DeiT of timm',
         r'blocks\.0\.attn\.qkv\.weight',
         (
-            (
-                r'patch_embed\.proj\.stem\.(\d+)\.',
-                r'backbone.patch_embed.projection.\1.',
-            ),
-            (r'patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
-            (r'(cls_token|pos_embed)$', r'backbone.\1'),
-            *_blocks(r'blocks\.(\d+)\.', r'backbone.layers.\1.', _TIMM_VIT_BLOCK),
-            (r'norm\.', 'backbone.ln1.'),
+            (r'patch_embed\.proj\.stem\.(\d+)\.', r'patch_embed.projection.\1.'),
+            (r'patch_embed\.proj\.', 'patch_embed.projection.'),
+            (r'(cls_token|pos_embed)$', r'\1'),
+            *_blocks(r'blocks\.(\d+)\.', r'layers.\1.', _TIMM_VIT_BLOCK),
+            (r'norm\.', 'ln1.'),
             (r'head\.', 'head.layers.head.'),
         ),
     ),
@@ -183,15 +173,15 @@ LAYOUTS = [
         'ViT of torchvision',
         r'encoder\.layers\.encoder_layer_0\.ln_1\.weight',
         (
-            (r'conv_proj\.', 'backbone.patch_embed.projection.'),
-            (r'class_token$', 'backbone.cls_token'),
-            (r'encoder\.pos_embedding$', 'backbone.pos_embed'),
+            (r'conv_proj\.', 'patch_embed.projection.'),
+            (r'class_token$', 'cls_token'),
+            (r'encoder\.pos_embedding$', 'pos_embed'),
             *_blocks(
                 r'encoder\.layers\.encoder_layer_(\d+)\.',
-                r'backbone.layers.\1.',
+                r'layers.\1.',
                 _TORCHVISION_VIT_BLOCK,
             ),
-            (r'encoder\.ln\.', 'backbone.ln1.'),
+            (r'encoder\.ln\.', 'ln1.'),
             (r'heads\.head\.', 'head.layers.head.'),
         ),
     ),
@@ -199,8 +189,8 @@ LAYOUTS = [
         'ViT or DeiT of mmpretrain',
         r'layers\.0\.attn\.qkv\.weight',
         (
-            (r'(patch_embed|layers|ln1)\.', r'backbone.\1.'),
-            (r'(cls_token|pos_embed)$', r'backbone.\1'),
+            (r'(patch_embed|layers|ln1)\.', r'\1.'),
+            (r'(cls_token|pos_embed)$', r'\1'),
             (r'head\.', 'head.'),
         ),
     ),
@@ -228,8 +218,11 @@ def to_mm(
     renamed, unknown = {}, []
     for name, value in tensors.items():
         for pattern, to in rules:
+            if not pattern.match(name):
+                continue
             new = pattern.sub(to, name, count=1)
-            if pattern.match(name) and new not in renamed:
+            new = new if new.startswith('head.') else f'backbone.{new}'
+            if new not in renamed:
                 renamed[new] = _same_numbers(new, value)
                 break
         else:

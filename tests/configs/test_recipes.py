@@ -60,25 +60,6 @@ def test_the_attacks_are_those_of_the_paper(part: str, variable: str, eps: int) 
             assert ATTACKS.build(attack).describe()['random_start'] is (name == 'pgd')
 
 
-def test_the_adversaries_are_those_of_the_papers() -> None:
-    """linf radius 4; FreeAT with 4 replays of step 4; PGD-AT with 3 steps."""
-    free = ADVERSARIES.build(parse('_base_/adversaries/free_linf4').adversary)
-    assert free.describe() == dict(
-        type='FreeAdversary',
-        norm='linf',
-        eps=4,
-        objective='total',
-        replays=4,
-        warmup_iters=0,
-        share=1.0,
-        class_weighting=None,
-        step_size=4,
-        carry='epoch',
-    )
-    pgd = ADVERSARIES.build(parse('_base_/adversaries/pgd_linf4').adversary)
-    assert (pgd.describe()['num_steps'], pgd.describe()['random_start']) == (3, True)
-
-
 # ------------------------------------------------------------------------ backbones
 
 
@@ -110,26 +91,17 @@ def test_backbones_are_those_of_the_table(detector: str, kind: str, name: str) -
     assert model.data_preprocessor.items() >= preprocessor.items()
 
 
+def test_levels_that_the_neck_leaves_out_have_norms_without_gradient() -> None:
+    for detector in DETECTORS:
+        cfg = parse(f'robust_{detector}_convnext')
+        unused = cfg.model.neck.get('start_level', 0) > 0
+        assert cfg.get('find_unused_parameters', False) is unused
+
+
 def test_the_vit_is_that_of_the_table() -> None:
     backbone = parse('_base_/backbones/vit_small_convstem').vit_backbone
     known = vit(384, 12, 4 * 384, 14, convstem=True)
     assert backbone.items() >= known.detection.items()
-
-
-@pytest.mark.parametrize('name', SIX)
-def test_published_training(name: str) -> None:
-    cfg = parse(f'robust_{name}')
-    optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr) == ('AdamW', 1e-4)
-    norm = 0.1 if name.startswith('dn-detr') else 100
-    assert cfg.optim_wrapper.clip_grad == dict(max_norm=norm, norm_type=2)
-    # 8 GPUs of 2 images make the published batch of 16.
-    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
-    # The last checkpoint counts, and validation does not choose one.
-    assert 'save_best' not in cfg.default_hooks.checkpoint
-    # FPN of FCOS starts at the second level, so the first one's norm has no gradient.
-    unused = name == 'fcos_convnext'
-    assert cfg.get('find_unused_parameters', False) is unused
 
 
 # ---------------------------------------------------------------- rates and presets
@@ -398,26 +370,6 @@ def test_voc_configs(detector: str, backbone: str) -> None:
     assert voc.val_dataloader == voc.test_dataloader
 
 
-@pytest.mark.parametrize('detector', DETECTORS)
-def test_convstem_configs(detector: str) -> None:
-    """Another stem, its weights, and images in [0, 1]: no more."""
-    name = f'robust_{detector}_convnext'
-    plain, stem = parse(name), parse(f'{name}-convstem')
-    assert differences(settings(plain), settings(stem)) == {
-        'model.backbone.type',
-        'model.backbone.init_cfg.checkpoint',
-        'model.data_preprocessor.mean',
-        'model.data_preprocessor.std',
-    }
-    assert stem.model.backbone.type == 'mmrobust.ConvNeXtConvStem'
-    init_default_scope('mmdet')
-    preprocessor = MODELS.build(stem.model.data_preprocessor)
-    image = torch.tensor([0.0, 51.0, 255.0]).reshape(3, 1, 1).expand(3, 32, 32)
-    given = dict(inputs=[image], data_samples=None)
-    seen = preprocessor(given)['inputs'][0, :, 0, 0]
-    assert seen.tolist() == pytest.approx([1.0, 0.2, 0.0])  # RGB
-
-
 @pytest.mark.parametrize('detector', ['faster-rcnn', 'fcos'])
 def test_vit_configs(detector: str) -> None:
     """Another backbone, neck, normalisation and weight decay: no more."""
@@ -438,17 +390,6 @@ def test_vit_configs(detector: str) -> None:
     # RGB; the mean of the published file, and ImageNet's deviation.
     expected = [(1 - 0.484952) / 0.229, (1 - 0.456) / 0.224, -0.405989 / 0.225]
     assert seen.tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_ssd_settings() -> None:
-    cfg = parse('robust_ssd300_voc')
-    assert cfg.model.bbox_head.num_classes == 20
-    assert cfg.test_cfg.attacks == parse('_base_/attacks/linf8').linf8_attacks
-    free = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
-    assert (free['eps'], free['step_size'], free['replays']) == (8, 8, 4)
-    # As many updates as 24 passes.
-    assert cfg.train_dataloader.dataset.type == 'RepeatDataset'
-    assert cfg.train_cfg.max_epochs * free['replays'] == 24
 
 
 VOC_OBJECT = (
@@ -495,26 +436,6 @@ def test_voc_data(tmp_path: Path) -> None:
     assert sample.img_shape == (600, 720)
     # In the original frame; VOC counts from 1.
     assert sample.gt_instances.bboxes.tensor.tolist() == [[4, 4, 59, 69]]
-
-
-ROBUST_FCOS = CONFIGS / 'robust_fcos_convnext.py'
-
-
-def test_a_child_config_stays_adversarial(tmp_path: Path) -> None:
-    """Own hooks and another length leave the adversary where it is."""
-    child = tmp_path / 'child.py'
-    child.write_text(
-        f'_base_ = {str(ROBUST_FCOS)!r}\n'
-        "custom_hooks = [dict(type='EMAHook')]\n"
-        'train_cfg = dict(max_epochs=9, val_interval=3)\n'
-        'optim_wrapper = dict(optimizer=dict(lr=2e-4))\n'
-    )
-    cfg = Config.fromfile(child)
-    assert cfg.train_cfg.type == 'mmrobust.AdvEpochBasedTrainLoop'
-    assert cfg.train_cfg.adversary.eps == 4
-    assert cfg.train_cfg.max_epochs == 9
-    assert cfg.optim_wrapper.constructor.startswith('mmrobust.')
-    assert cfg.optim_wrapper.paramwise_cfg.backbone_lr_mult == 0.1
 
 
 def test_the_demo_compares_like_with_like() -> None:

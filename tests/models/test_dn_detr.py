@@ -107,36 +107,6 @@ def test_the_full_size_model_is_dab_detr_and_a_label_embedding():
     assert 43e6 < counts[1] < 45e6  # 44 M in arXiv 2201.12329, table 2
 
 
-def test_the_full_size_config_is_mmdets_but_for_what_it_says():
-    from mmengine.hub import get_config
-
-    ours = Config.fromfile(FULL_SIZE).model.to_dict()
-    theirs = get_config('mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py').model.to_dict()
-    for name, off in (('with_random_refpoints', False), ('num_patterns', 0)):
-        assert ours[name] == theirs[name] == off
-    assert ours.pop('dn_cfg') == dict(
-        label_noise_scale=0.3, box_noise_scale=0.4, group_cfg=groups_of(5)
-    )
-    changes = (
-        ('type', 'mmrobust.DNDETR', 'DABDETR'),
-        ('bbox_head.type', 'mmrobust.DNDETRHead', 'DABDETRHead'),
-        ('positional_encoding.temperature', 10, 20),
-        ('data_preprocessor.pad_size_divisor', 32, 1),
-        ('backbone.init_cfg.type', 'mmrobust.PretrainedBackbone', 'Pretrained'),
-    )
-    for path, mine, stock in changes:
-        *parents, key = path.split('.')
-        one, two = ours, theirs
-        for parent in parents:
-            one, two = one[parent], two[parent]
-        assert one.pop(key) == mine
-        assert two.pop(key) == stock
-    for model in (ours, theirs):
-        model['backbone']['init_cfg'].pop('checkpoint')
-    ours.pop('_scope_', None)  # where mmengine looks up what has no prefix
-    assert ours == theirs
-
-
 def test_output_shapes():
     model = build()
     assert isinstance(model, DNDETR)
@@ -575,11 +545,3 @@ def test_settings_that_do_not_go_with_denoising():
     config['decoder'].update(query_dim=2, with_modulated_hw_attn=False)
     with pytest.raises(ConfigError, match='query_dim=2'):
         build(config)
-
-
-def test_the_defaults_are_the_papers():
-    config = tiny.dn_detr()
-    del config['dn_cfg']
-    generator = build(config).dn_query_generator
-    assert generator.get_num_groups(100) == 5
-    assert (generator.label_noise_scale, generator.box_noise_scale) == (0.2, 0.4)

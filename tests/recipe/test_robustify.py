@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import mmrobust
 import pytest
 import tiny
 from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from mmrobust import robustify
@@ -328,128 +327,95 @@ def test_a_test_pipeline_without_boxes_gets_them(coco: Path, tmp_path: Path) -> 
 
 # ------------------------------------------------------------- refusals
 
-Change = Callable[[ConfigDict], Any]
+NO_BOXES = dict(type='LoadAnnotations', with_bbox=False)
+NESTED = dict(
+    constructor='Mine',
+    backbone=dict(optimizer=dict(type='SGD')),
+    head=dict(optimizer=dict(type='SGD')),
+)
 
 
 @pytest.mark.parametrize(
-    ('change', 'options', 'sentence'),
+    ('path', 'value', 'sentence'),
     [
-        (lambda c: c.model.pop('backbone'), {}, 'FCOS has no backbone in the config'),
-        (lambda c: c.pop('model'), {}, 'has no model'),
-        (lambda c: c.pop('optim_wrapper'), {}, 'has no optim_wrapper'),
+        ('model.backbone', None, 'FCOS has no backbone in the config'),
+        ('model', None, 'has no model'),
+        ('model.type', 'ImageClassifier', 'ImageClassifier is a classifier'),
+        ('model.data_preprocessor.type', 'MultiBranchX', 'takes several branches'),
+        ('optim_wrapper', None, 'has no optim_wrapper'),
+        ('optim_wrapper.optimizer', 'SGD', 'optimizer is not a single dict'),
+        ('optim_wrapper.optimizer', dict(a=dict(type='SGD')), 'not a single dict'),
+        ('optim_wrapper', NESTED, r'several optimizers \(backbone, head\)'),
+        ('optim_wrapper.constructor', 'Own', r'optimizer rules of its own \(Own\)'),
+        ('optim_wrapper.accumulative_counts', 4, r'counts=4 would .* method \'pgd\''),
+        ('train_cfg.type', 'MyLoop', 'a train loop of its own, MyLoop'),
+        ('train_cfg', None, 'has no train_cfg'),
+        ('train_cfg.max_epochs', None, 'has no max_epochs'),
+        ('train_dataloader', None, 'has no train_dataloader'),
+        ('train_dataloader.dataset.pipeline', [], 'of CocoDataset loads no boxes'),
+        ('train_dataloader.dataset.pipeline', [NO_BOXES], 'loads no boxes'),
+    ],
+)
+def test_configs_that_are_refused(
+    coco: Path, tmp_path: Path, path: str, value: Any, sentence: str
+) -> None:
+    refuse(coco, tmp_path, {path: value}, {}, sentence)
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (dict(method='fre'), "method 'fre' is unknown: choose from free, pgd"),
+        (dict(preset='papers'), "choose 'default' or 'paper'"),
+        (dict(preset='paper', method='pgd'), "the preset 'paper' is FreeAT"),
+        (dict(eps=-1), 'eps=-1 is negative'),
+        (dict(eps=0.016), 'write eps=4.08'),
+        (dict(norm='l3'), "norm='l3' is unknown"),
+        (dict(replays=0), 'replays=0 must be'),
+        (dict(schedule=0), 'schedule=0 must be a finite number above 0'),
+        (dict(num_steps=3), "no meaning for the method 'free'"),
+        (dict(method='pgd', num_steps=0), 'num_steps=0 must be'),
+        (dict(backbone='resnet51'), "'resnet51' is unknown: choose from resnet18"),
+        (dict(backbone='convnext-tiny-convstem'), 'no file of robust weights is known'),
+    ],
+)
+def test_options_that_are_refused(
+    coco: Path, tmp_path: Path, options: dict, sentence: str
+) -> None:
+    refuse(coco, tmp_path, {}, options, sentence)
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'options', 'sentence'),
+    [
+        ('neck', None, dict(backbone='resnet50'), 'no neck whose in_channels'),
+        ('backbone.strides', (1, 2, 1, 1), dict(backbone='resnet50'), r'\[8, 8, 8\]'),
+        ('neck.num_outs', 2, dict(backbone='resnet50'), 'does not fit into FCOS'),
         (
-            lambda c: c.optim_wrapper.update(optimizer='SGD'),
-            {},
-            'optimizer is not a single dict',
-        ),
-        (
-            lambda c: c.optim_wrapper.__setitem__(
-                'optimizer', ConfigDict(a=dict(type='SGD'))
-            ),
-            {},
-            'optimizer is not a single dict',
-        ),
-        (
-            lambda c: setattr(
-                c,
-                'optim_wrapper',
-                ConfigDict(
-                    constructor='Mine',
-                    backbone=dict(optimizer=dict(type='SGD')),
-                    head=dict(optimizer=dict(type='SGD')),
-                ),
-            ),
-            {},
-            r'several optimizers \(backbone, head\)',
-        ),
-        (
-            lambda c: c.optim_wrapper.update(constructor='LayerDecay'),
-            {},
-            r'optimizer rules of its own \(LayerDecay\)',
-        ),
-        (
-            lambda c: c.optim_wrapper.update(accumulative_counts=4),
-            {},
-            "accumulative_counts=4 would accumulate .* or use the method 'pgd'",
-        ),
-        (
-            lambda c: c.train_cfg.update(type='MyLoop'),
-            {},
-            'a train loop of its own, MyLoop',
-        ),
-        (lambda c: c.pop('train_cfg'), {}, 'has no train_cfg'),
-        (lambda c: c.train_cfg.pop('max_epochs'), {}, 'has no max_epochs'),
-        (
-            lambda c: c.train_dataloader.dataset.pipeline.pop(1),
-            {},
-            'pipeline of CocoDataset loads no boxes',
-        ),
-        (
-            lambda c: c.train_dataloader.dataset.pipeline[1].update(with_bbox=False),
-            {},
-            'loads no boxes',
-        ),
-        (lambda c: c.pop('train_dataloader'), {}, 'has no train_dataloader'),
-        (
-            lambda c: c.model.update(type='ImageClassifier'),
-            {},
-            'ImageClassifier is a classifier',
-        ),
-        (
-            lambda c: c.model.data_preprocessor.update(
-                type='MultiBranchDataPreprocessor'
-            ),
-            {},
-            'takes several branches',
-        ),
-        (None, dict(method='fre'), "method 'fre' is unknown: choose from free, pgd"),
-        (None, dict(preset='papers'), "choose 'default' or 'paper'"),
-        (None, dict(preset='paper', method='pgd'), "the preset 'paper' is FreeAT"),
-        (None, dict(eps=-1), 'eps=-1 is negative'),
-        (None, dict(eps=0.016), 'write eps=4.08'),
-        (None, dict(norm='l3'), "norm='l3' is unknown"),
-        (None, dict(replays=0), 'replays=0 must be'),
-        (None, dict(schedule=0), 'schedule=0 must be a finite number above 0'),
-        (None, dict(num_steps=3), "no meaning for the method 'free'"),
-        (None, dict(method='pgd', num_steps=0), 'num_steps=0 must be'),
-        (
-            None,
-            dict(backbone='resnet51'),
-            "'resnet51' is unknown: choose from resnet18",
-        ),
-        (
-            None,
-            dict(backbone='convnext-tiny-convstem'),
-            'no file of robust weights is known',
-        ),
-        (
-            lambda c: c.model.pop('neck'),
-            dict(backbone='resnet50'),
-            'no neck whose in_channels',
-        ),
-        (
-            lambda c: c.model.backbone.update(strides=(1, 2, 1, 1)),
-            dict(backbone='resnet50'),
-            r'feature levels of strides \[8, 8, 8\]',
-        ),
-        (
-            lambda c: c.model.neck.update(num_outs=2),
-            dict(backbone='resnet50'),
-            'does not fit into FCOS',
-        ),
-        (
-            lambda c: c.model.backbone.update(style='caffe'),
-            dict(backbone_weights='mine.pth'),
-            "Caffe style.*add the backbone 'resnet50'",
+            'backbone.style',
+            'caffe',
+            dict(backbone_weights='x'),
+            'Caffe style.*resnet50',
         ),
     ],
 )
-def test_refusals(
-    coco: Path, tmp_path: Path, change: Change | None, options: dict, sentence: str
+def test_backbones_that_do_not_fit(
+    coco: Path, tmp_path: Path, path: str, value: Any, options: dict, sentence: str
 ) -> None:
+    refuse(coco, tmp_path, {f'model.{path}': value}, options, sentence)
+
+
+def refuse(
+    coco: Path, tmp_path: Path, changes: dict, options: dict, sentence: str
+) -> None:
+    """Changes settings of a config; None takes one out."""
     cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
-    if change is not None:
-        change(cfg)
+    for path, value in changes.items():
+        *parents, key = path.split('.')
+        node: Any = cfg
+        for parent in parents:
+            node = node[parent]
+        node.pop(key) if value is None else node.update({key: value})
     with pytest.raises(ConfigError, match=sentence) as caught:
         robustify(cfg, **options)
     assert str(caught.value).endswith('.')
