@@ -53,7 +53,7 @@ def main() -> None:
     if os.path.abspath(args.source) == os.path.abspath(args.out):
         raise ConfigError('OUT must be another file than SOURCE.')
     converted = convert(
-        args.source, args.arch, args.full, args.trust, args.normalization, 'add --trust'
+        args.source, args.arch, args.full, args.trust, args.normalization
     )
     _check_classes(converted, args)
     if args.config:

@@ -21,9 +21,7 @@ from ..errors import ConfigError
 _OPTIONAL = ('num_batches_tracked',)
 
 
-def read_checkpoint(
-    path: str, trust: bool = False, switch: str = f'set {TRUST}=1'
-) -> dict[str, Any]:
+def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
     """Reads a checkpoint from a file or URL onto the CPU.
 
     Pickled code of unknown origin is not run: torch reads tensors and the few classes
@@ -33,7 +31,6 @@ def read_checkpoint(
         path: a file (``.safetensors`` too), or anything else that mmengine's
             CheckpointLoader knows.
         trust: run what code the file holds.
-        switch: how the user can set ``trust``, for the message.
 
     Returns:
         The checkpoint.
@@ -49,7 +46,7 @@ def read_checkpoint(
     try:
         checkpoint = _load(path, trust or is_on(TRUST))
     except Exception as error:
-        fault = _fault(path, error, switch)
+        fault = _fault(path, error)
         raise ConfigError(f'checkpoint {path!r} {fault}') from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(f'checkpoint {path!r} holds a {type(checkpoint).__name__}.')
@@ -80,7 +77,7 @@ def _load(path: str, trusted: bool) -> Any:
             return torch.load(path, map_location='cpu', pickle_module=checkpoints)
 
 
-def _fault(path: str, error: Exception, switch: str) -> str:
+def _fault(path: str, error: Exception) -> str:
     """Says what is wrong with a file that could not be read, and what to do."""
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r'(GLOBAL|Unsupported class) `?([\w.]+)', str(error))
@@ -88,8 +85,8 @@ def _fault(path: str, error: Exception, switch: str) -> str:
             return 'is no readable torch file.'
         return (
             f'holds pickled code ({named[2]}), which is not run for files of unknown '
-            'origin: save its tensors alone with torch.save, or, if you trust the '
-            f'file, {switch}.'
+            'origin: save its tensors alone with torch.save; if you trust the file, '
+            f'set {TRUST}=1, or convert it with tools/convert_backbone.py --trust.'
         )
     if isinstance(error, ModuleNotFoundError):
         return (

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..utils.files import replacing
 from .architectures import Architecture, recognise
 from .layouts import rename
-from .sources import META, TRUST_SWITCH, Weights, read_weights
+from .sources import META, Weights, read_weights
 
 
 @dataclass
@@ -91,7 +91,6 @@ def convert(
     full: bool = False,
     trust: bool = False,
     normalization: Any = None,
-    switch: str = TRUST_SWITCH,
 ) -> Converted:
     """Reads a file of any known source and finds the config that builds its network.
 
@@ -101,14 +100,13 @@ def convert(
         full: refuse a file without a classifier's head.
         trust: run what code the file holds.
         normalization: see :func:`~.normalization.as_normalization`.
-        switch: how the user can set ``trust``, for the message.
 
     Raises:
         ConfigError: if the file cannot be read, is of no known source or
             architecture, of another one than ``arch``, or does not tell the
             normalisation while none is given.
     """
-    weights = read_weights(path, trust, normalization, switch)
+    weights = read_weights(path, trust, normalization)
     state = rename(weights)
     try:
         found = recognise(state)

@@ -30,11 +30,6 @@ from .normalization import (
     from_tensors,
 )
 
-TRUST_SWITCH = (
-    'give trust=True to mmrobust.PretrainedBackbone or convert it with '
-    'tools/convert_backbone.py --trust'
-)
-
 # Meta data of files that tools/convert_backbone.py writes.
 META = 'mmrobust_weights'
 
@@ -211,12 +206,7 @@ class Weights:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def read_weights(
-    path: str,
-    trust: bool = False,
-    normalization: Any = None,
-    switch: str = TRUST_SWITCH,
-) -> Weights:
+def read_weights(path: str, trust: bool = False, normalization: Any = None) -> Weights:
     """Reads a file of any known source.
 
     Args:
@@ -224,7 +214,6 @@ def read_weights(
         trust: run what code the file holds.
         normalization: see :func:`~.normalization.as_normalization`; for files that do
             not say theirs.
-        switch: how the user can set ``trust``, for the message.
 
     Raises:
         ConfigError: if the file cannot be read or holds no weights; if it is known to
@@ -237,7 +226,7 @@ def read_weights(
             f'{path!r}: this network of ARES has GELUs where ResNet has ReLUs, which '
             "mmdet's and mmpretrain's ResNet cannot have: use another one."
         )
-    checkpoint = read_checkpoint(path, trust, switch)
+    checkpoint = read_checkpoint(path, trust)
     name, tensors = _tensors_of(path, checkpoint)
     source = next((s for s in SOURCES if s.holds(tensors)), _PLAIN)
     weights = _unwrap(path, source, tensors)

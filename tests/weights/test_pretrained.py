@@ -479,7 +479,7 @@ def _pickled(path: Path) -> str:
             ('--normalization', 'imagenet'),
             'another number of axes',
         ),
-        (_pickled, (), r'pickled code .*not run.*add --trust'),
+        (_pickled, (), r'pickled code .*not run.*backbone.py --trust'),
         (lambda path: str(path), (), 'does not exist'),
     ],
 )
