@@ -24,7 +24,7 @@ from mmdet.datasets import CocoDataset
 
 from ..errors import ConfigError
 from ..registry import DATASETS
-from .drawing import CLASSES, SPLITS, file_name, load_sources, write_json, write_split
+from .drawing import CLASSES, SPLITS, file_name, load_sources, write_split
 
 # Raise it with every change that changes the data: caches are kept per version.
 VERSION = 2
@@ -97,8 +97,8 @@ def make_digits(
             building.mkdir(parents=True)
             sources = load_sources()
             for split in SPLITS:
-                write_split(building, split, counts[split], size, seed, *sources)
-            write_json(building / _MARKER, settings)
+                write_split(building, split, counts[split], size, seed, sources)
+            (building / _MARKER).write_text(json.dumps(settings))
             _publish(building, root)
         finally:
             shutil.rmtree(building, ignore_errors=True)

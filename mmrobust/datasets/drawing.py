@@ -17,6 +17,10 @@ from ..errors import ConfigError
 SPLITS = ('train', 'val')
 CLASSES = tuple('0123456789')
 
+# Digits (1797, 8, 8), float, 0-1; their classes (1797,), 0-9; photographs (H, W, 3),
+# RGB, uint8, by file name.
+Sources = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
+
 # Left part of each photograph and first digits of each class: training; rest: val.
 _TRAIN_WIDTH = 0.7
 _TRAIN_DIGITS = 0.8
@@ -36,18 +40,8 @@ def file_name(index: int) -> str:
     return f'{index:04d}.png'
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file."""
-    path.write_text(json.dumps(content))
-
-
-def load_sources() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Loads what the images are made of.
-
-    Returns:
-        Digits (1797, 8, 8), float, 0-1; their classes (1797,), 0-9; photographs
-        (H, W, 3), RGB, uint8, by file name.
-    """
+def load_sources() -> Sources:
+    """Loads what the images are made of."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
@@ -57,24 +51,15 @@ def load_sources() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         ) from error
     digits, photos = load_digits(), load_sample_images()
     names = [os.path.basename(name) for name in photos.filenames]
-    return (
-        digits.images / 16,
-        digits.target,
-        dict(sorted(zip(names, photos.images, strict=True))),
-    )
+    by_name = dict(sorted(zip(names, photos.images, strict=True)))
+    return digits.images / 16, digits.target, by_name
 
 
 def write_split(
-    root: Path,
-    split: str,
-    count: int,
-    size: int,
-    seed: int,
-    digits: np.ndarray,
-    classes: np.ndarray,
-    photos: dict[str, np.ndarray],
+    root: Path, split: str, count: int, size: int, seed: int, sources: Sources
 ) -> None:
     """Writes the images of one split and their annotation file."""
+    digits, classes, photos = sources
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     queue = _digit_ids(classes, split, rng)
     digit_id = next(queue)
@@ -91,12 +76,11 @@ def write_split(
             pasted = _paste(image, digits[digit_id], boxes, rng)
             if pasted is None:
                 continue  # No room: the same digit is tried in the next place.
-            label = int(classes[digit_id])
             annotations.append(
                 {
                     'id': len(annotations) + 1,
                     'image_id': image_id,
-                    'category_id': label,
+                    'category_id': int(classes[digit_id]),
                     'iscrowd': 0,
                     'area': pasted['bbox'][2] * pasted['bbox'][3],
                     'digit_id': digit_id,
@@ -108,22 +92,13 @@ def write_split(
         name = file_name(image_id)
         encoded = cv2.imencode('.png', np.rint(image).astype(np.uint8)[..., ::-1])[1]
         (root / split / name).write_bytes(encoded.tobytes())
-        images.append(
-            {
-                'id': image_id,
-                'file_name': name,
-                'height': size,
-                'width': size,
-                'photo': photo,
-                'crop': crop,
-            }
-        )
+        entry = {'id': image_id, 'file_name': name, 'height': size, 'width': size}
+        images.append({**entry, 'photo': photo, 'crop': crop})
     categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES)]
+    content = {'images': images, 'annotations': annotations, 'categories': categories}
     (root / 'annotations').mkdir(exist_ok=True)
-    write_json(
-        root / 'annotations' / f'instances_{split}.json',
-        {'images': images, 'annotations': annotations, 'categories': categories},
-    )
+    file = root / 'annotations' / f'instances_{split}.json'
+    file.write_text(json.dumps(content))
 
 
 def _digit_ids(

@@ -161,9 +161,15 @@ def make_batch(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[DetDataSampl
     return images, samples
 
 
-@pytest.mark.parametrize('backbone', VITS)
-@pytest.mark.parametrize('family', ['fcos', 'faster_rcnn'])
-@pytest.mark.parametrize('frozen', [0, 2])
+@pytest.mark.parametrize(
+    ('family', 'backbone', 'frozen'),
+    [
+        ('fcos', 'vit', 2),
+        ('faster_rcnn', 'vit', 0),
+        ('faster_rcnn', 'deit3', 2),
+        ('fcos', 'isotropic', 0),
+    ],
+)
 def test_detectors_train(family: str, backbone: str, frozen: int) -> None:
     """A step on images of two sizes, and the gradient that an attack follows."""
     cfg = tiny.FAMILIES[family]()
