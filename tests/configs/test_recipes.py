@@ -82,6 +82,7 @@ def test_backbones_are_those_of_the_table(detector: str, kind: str, name: str) -
     # The affine weights of BatchNorm learn in Faster R-CNN alone, as in mmdet.
     frozen = kind == 'r50' and detector != 'faster-rcnn'
     norm = dict(norm_cfg=dict(type='BN', requires_grad=False)) if frozen else {}
+    found['out_indices'] = list(found['out_indices'])
     assert found == {**known.detection, 'out_indices': levels, **norm}
     assert model.neck.in_channels == [known.channels[level] for level in levels]
     assert list(model.backbone.init_cfg.get('fresh', ())) == list(known.fresh)
