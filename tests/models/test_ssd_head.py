@@ -25,6 +25,7 @@ def models() -> tuple[torch.nn.Module, torch.nn.Module]:
     model = Config.fromfile(CONFIG).model
     model.backbone.init_cfg = None
     ours = MODELS.build(model)
+    ours.init_weights()  # the scales of mmdet's L2Norm are whatever lay in memory
     model.bbox_head.type = 'SSDHead'
     theirs = MODELS.build(model)
     theirs.load_state_dict(ours.state_dict())  # the same keys

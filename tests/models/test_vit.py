@@ -168,10 +168,10 @@ def test_the_convstem_equals_timm(deit3_medium: torch.nn.Module) -> None:
     reference = deepcopy(deit3_medium)
     reference.patch_embed.proj = randomise(plain_stem('vit-medium'))
     model = classifier(512, type='mmrobust.DeiT3ConvStem', arch='medium').eval()
-    model.load_state_dict(from_timm(deit3_medium))
+    model.load_state_dict(from_timm(reference))
     image = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(model(image), deit3_medium(image), atol=1e-4, rtol=0)
+        torch.testing.assert_close(model(image), reference(image), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize('arch', ['small', 'medium', 'base', 'large', 'huge'])
