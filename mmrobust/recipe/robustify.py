@@ -155,20 +155,10 @@ def _refuse_optimizer(wrapper: Any, replays: int) -> None:
     if not isinstance(wrapper, dict):
         raise ConfigError('the config has no optim_wrapper, so nothing to learn with.')
     optimizer = wrapper.get('optimizer')
-    nested = [
-        key
-        for key, value in wrapper.items()
-        if isinstance(value, dict) and 'optimizer' in value
-    ]
-    if optimizer is None and nested:
-        raise ConfigError(
-            f'the config has several optimizers ({", ".join(nested)}), which '
-            'adversarial training does not support: use one.'
-        )
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get('type'), str):
         raise ConfigError(
-            'optim_wrapper.optimizer is not a single dict(type=...): write it as '
-            "optimizer=dict(type='AdamW', lr=1e-4)."
+            'optim_wrapper.optimizer is not a single dict(type=...), and adversarial '
+            "training knows one optimizer: write optimizer=dict(type='AdamW', lr=1e-4)."
         )
     constructor = wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
     if constructor != 'DefaultOptimWrapperConstructor':

@@ -129,18 +129,10 @@ GROUPS = {
     ),
     # There the rule for the backbone switches all others off inside it.
     'paper/robust_faster-rcnn_r50': (LOW, LOW, '-', HIGH, HIGH, '-'),
-    'paper/robust_faster-rcnn_convnext': (LOW5, LOW5, LOW5, HIGH5, HIGH5, '-'),
-    'paper/robust_fcos_r50': (LOW, None, '-', HIGH, (2e-4, 0), (1e-4, 0)),
     'paper/robust_fcos_convnext': (LOW5, LOW5, LOW5, HIGH5, (2e-4, 0), HIGH5),
-    'paper/robust_dn-detr_r50': ((1e-6, 0.1), None, '-', HIGH, HIGH, (1e-4, 0)),
     'paper/robust_dn-detr_convnext': (*[(1e-6, 0.05)] * 3, HIGH5, HIGH5, HIGH5),
-    'paper/robust_panoptic-fpn_r50': (LOW, LOW, '-', HIGH, HIGH, '-'),
     # A DETR's own factor for the backbone, 0.1, and no other rule there, stay.
     'robust_detr_r50': ((1e-6, 0.1), None, '-', HIGH, HIGH, (1e-4, 0)),
-    'robust_deformable-detr_convnext': (
-        *[(2e-6, 0.05)] * 3,
-        *[(2e-4, 0.05)] * 3,
-    ),
 }
 IN_BACKBONE = {
     'r50': ('layer3.0.conv1.weight', 'layer3.0.bn1.weight', 'layer3.0.conv1.bias'),
@@ -157,7 +149,6 @@ IN_BACKBONE = {
 }
 IN_HEAD = {
     'faster-rcnn': ('rpn_head.rpn_conv.weight', 'rpn_head.rpn_conv.bias', '-'),
-    'panoptic-fpn': ('rpn_head.rpn_conv.weight', 'rpn_head.rpn_conv.bias', '-'),
     'fcos': (
         'bbox_head.conv_cls.weight',
         'bbox_head.conv_cls.bias',
@@ -171,11 +162,6 @@ IN_HEAD = {
     'detr': (
         'bbox_head.fc_reg.weight',
         'bbox_head.fc_reg.bias',
-        'encoder.layers.0.norms.0.bias',
-    ),
-    'deformable-detr': (
-        'bbox_head.cls_branches.0.weight',
-        'bbox_head.cls_branches.0.bias',
         'encoder.layers.0.norms.0.bias',
     ),
 }

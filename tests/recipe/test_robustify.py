@@ -345,7 +345,7 @@ NESTED = dict(
         ('optim_wrapper', None, 'has no optim_wrapper'),
         ('optim_wrapper.optimizer', 'SGD', 'optimizer is not a single dict'),
         ('optim_wrapper.optimizer', dict(a=dict(type='SGD')), 'not a single dict'),
-        ('optim_wrapper', NESTED, r'several optimizers \(backbone, head\)'),
+        ('optim_wrapper', NESTED, 'not a single dict'),
         ('optim_wrapper.constructor', 'Own', r'optimizer rules of its own \(Own\)'),
         ('optim_wrapper.accumulative_counts', 4, r'counts=4 would .* method \'pgd\''),
         ('train_cfg.type', 'MyLoop', 'a train loop of its own, MyLoop'),
