@@ -39,7 +39,10 @@ class ChannelNorm(nn.Module):
 
 
 def plain_stem(name: str) -> nn.Sequential:
-    layers, last = STEMS[name]
+    return stem_of(*STEMS[name])
+
+
+def stem_of(layers: list[tuple[int, int]], last: int | None = None) -> nn.Sequential:
     modules: list[nn.Module] = []
     before = 3
     for width, stride in layers:
@@ -73,23 +76,13 @@ _VIT = [
     (r'^(cls_token|pos_embed)$', r'backbone.\1'),
     (r'^head\.', 'head.layers.head.'),
 ]
-_CONVNEXT = [
-    (r'^stem\.', 'backbone.downsample_layers.0.'),
-    (r'^stages\.(\d)\.downsample\.', r'backbone.downsample_layers.\1.'),
-    (r'^stages\.(\d)\.blocks\.', r'backbone.stages.\1.'),
-    (r'\.conv_dw\.', '.depthwise_conv.'),
-    (r'\.mlp\.fc([12])\.', r'.pointwise_conv\1.'),
-    (r'^head\.norm\.', 'backbone.norm3.'),
-    (r'^head\.fc\.', 'head.fc.'),
-]
 
 
 def from_timm(model: nn.Module) -> dict[str, Tensor]:
-    """timm's weights under the names of mmpretrain's ImageClassifier."""
-    rules = _CONVNEXT if hasattr(model, 'stages') else _VIT
+    """Weights of timm's ViTs under the names of mmpretrain's ImageClassifier."""
     renamed = {}
     for name, weight in model.state_dict().items():
-        for pattern, replacement in rules:
+        for pattern, replacement in _VIT:
             name = re.sub(pattern, replacement, name)
         renamed[name] = weight
     return renamed
@@ -97,11 +90,6 @@ def from_timm(model: nn.Module) -> dict[str, Tensor]:
 
 def classifier(channels: int, **backbone: object) -> nn.Module:
     """An mmpretrain classifier of 1000 classes."""
-    vit = not str(backbone['type']).startswith('mmrobust.ConvNeXt')
-    head = dict(
-        type='VisionTransformerClsHead' if vit else 'LinearClsHead',
-        num_classes=1000,
-        in_channels=channels,
-    )
+    head = dict(type='VisionTransformerClsHead', num_classes=1000, in_channels=channels)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head))

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from convstem_reference import stem_of
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -20,29 +21,10 @@ class Stem(nn.Module):
 
     def __init__(self, layers: list[tuple[int, int]], last: int | None = None) -> None:
         super().__init__()
-        parts: list[nn.Module] = []
-        before = 3
-        for width, stride in layers:
-            parts += [
-                nn.Conv2d(before, width, 3, stride, 1),
-                _ChannelNorm(width),
-                nn.GELU(),
-            ]
-            before = width
-        if last is not None:
-            parts.append(nn.Conv2d(before, last, 1))
-        self.stem = nn.Sequential(*parts)
+        self.stem = stem_of(layers, last)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stem(x)
-
-
-class _ChannelNorm(nn.LayerNorm):
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Isotropic(nn.Module):
