@@ -35,15 +35,10 @@ def _forward(
     geometry: tuple[int, ...],
 ) -> Tensor:
     """Convolves; ``geometry`` is stride, padding, dilation (y, x) and both groups."""
-    input, weight, offset = widen(input), widen(weight), widen(offset)
-    return torch.ops.torchvision.deform_conv2d(
-        input,
-        weight,
-        offset,
-        *_mask_and_bias(input, weight, mask, bias),
-        *geometry,
-        mask is not None,
-    )
+    rest = _mask_and_bias(input, weight, mask, bias)
+    tensors = (widen(input), widen(weight), widen(offset), *rest)
+    masked = mask is not None
+    return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, masked)
 
 
 def _backward(
@@ -55,16 +50,10 @@ def _backward(
     geometry: tuple[int, ...],
 ) -> tuple[Tensor, ...]:
     """Returns the gradients of input, weight, offset, mask and bias."""
-    input, weight, offset = widen(input), widen(weight), widen(offset)
-    return torch.ops.torchvision._deform_conv2d_backward(
-        widen(grad_output),
-        input,
-        weight,
-        offset,
-        *_mask_and_bias(input, weight, mask, None),
-        *geometry,
-        mask is not None,
-    )
+    rest = _mask_and_bias(input, weight, mask, None)
+    tensors = (widen(grad_output), widen(input), widen(weight), widen(offset), *rest)
+    masked = mask is not None
+    return torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, masked)
 
 
 def _as_read(field: Tensor, height: int, width: int) -> Tensor:

@@ -54,18 +54,12 @@ def roi_align_forward(
         aligned: shift the regions by half a pixel, so that pixel centres count.
     """
     _require_average(pool_mode)
-    values = widen(input)
-    output.copy_(
-        torch.ops.torchvision.roi_align(
-            values,
-            rois.to(values.dtype),
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            sampling_ratio,
-            aligned,
-        )
+    values, size = widen(input), (aligned_height, aligned_width)
+    regions = rois.to(values.dtype)
+    pooled = torch.ops.torchvision.roi_align(
+        values, regions, spatial_scale, *size, sampling_ratio, aligned
     )
+    output.copy_(pooled)
 
 
 def roi_align_backward(
@@ -87,16 +81,10 @@ def roi_align_backward(
     shape (n, c, aligned_height, aligned_width).
     """
     _require_average(pool_mode)
-    grad = widen(grad_output)
+    grad, size = widen(grad_output), (aligned_height, aligned_width)
+    regions = rois.to(grad.dtype)
     grad_input += torch.ops.torchvision._roi_align_backward(
-        grad,
-        rois.to(grad.dtype),
-        spatial_scale,
-        aligned_height,
-        aligned_width,
-        *grad_input.shape,
-        sampling_ratio,
-        aligned,
+        grad, regions, spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned
     )
 
 

@@ -141,16 +141,8 @@ def carafe_backward(
     ``rfeatures`` is what :func:`carafe_forward` kept; the other buffers named
     ``r...`` are not used. The rest is as in :func:`carafe_naive_backward`.
     """
-    carafe_naive_backward(
-        top_grad,
-        rfeatures,
-        masks,
-        bottom_grad,
-        mask_grad,
-        kernel_size,
-        group_size,
-        scale_factor,
-    )
+    sizes = (kernel_size, group_size, scale_factor)
+    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, *sizes)
 
 
 def masked_im2col_forward(
