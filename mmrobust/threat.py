@@ -233,6 +233,27 @@ class ThreatModel:
         grad = grad / largest.clamp_min(torch.finfo(grad.dtype).tiny)
         return adversarial + step_size * grad / _length(grad).clamp_min(_TINY)
 
+    def ascend(
+        self,
+        clean: Tensor,
+        adversarial: Tensor,
+        grad: Tensor,
+        step_size: float | Tensor,
+        share: float | Tensor = 0.01,
+    ) -> Tensor:
+        """Takes a step of projected gradient ascent: blocked values, step, projection.
+
+        Args:
+            clean: the image (C, H, W), or images (N, C, H, W), around which the ball is.
+            adversarial: the current point, same shape.
+            grad: see :meth:`step`, as all that follows.
+            step_size: in pixel units.
+            share: l1 only.
+        """
+        if self.norm != 'linf':  # there it would make no difference
+            grad = self.without_blocked(adversarial, grad)
+        return self.project(clean, self.step(adversarial, grad, step_size, share))
+
     def without_blocked(self, adversarial: Tensor, grad: Tensor) -> Tensor:
         """The gradient (C, H, W) or (N, C, H, W), 0 where it leads out of the range.
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
-from ..utils.validation import positive_int
-from .base import Attack, Oracle, Preset, one_each
+from ..utils.validation import positive_int, share
+from .base import Attack, Best, Oracle, Preset, one_each
 from .pgd import PGD
-from .search import Search, SparseSearch, choose, finite
+from .search import Search, SparseSearch
 
 # (multiple of eps, share of the steps): the larger radii of arXiv 2103.01208.
 LARGER_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -113,8 +113,8 @@ class APGD(Attack):
         super().__init__(norm=norm, eps=eps, objective=objective)
         self.num_steps = positive_int(num_steps, 'num_steps')
         self.restarts = positive_int(restarts, 'restarts')
-        self.rho = _share(rho, 'rho')
-        self.topk_share = _share(topk_share, 'topk_share')
+        self.rho = share(rho, 'rho')
+        self.topk_share = share(topk_share, 'topk_share')
         self.phases = _phases(radius_schedule, self.num_steps)
         self.random_start = random_start
         self.keep_best = keep_best
@@ -131,9 +131,10 @@ class APGD(Attack):
         cleans = stacked.stack(images)
         # Data augmentation may leave the range of valid pixels.
         starts = [clean.clamp(self.threat.lo, self.threat.hi) for clean in cleans]
-        best = _Best()
+        best = Best(images)
         if self.keep_best and (self.random_start or len(self.phases) > 1):
-            best.offer(starts, [finite(v) for v in stacked.value(starts)])
+            points = stacked.unstack(starts)
+            best.offer(points, oracle.value(points))
         for restart in range(self.restarts):
             drawn = self.random_start or restart > 0
             if drawn:
@@ -146,12 +147,11 @@ class APGD(Attack):
                 )
             searches = self._run(stacked, cleans, starts, drawn)
             if self.keep_best:
-                best.offer(
-                    [search.best for search in searches],
-                    [search.best_value for search in searches],
-                )
+                found = stacked.unstack([search.best for search in searches])
+                values = stacked.unstack([search.best_value for search in searches])
+                best.offer(found, torch.stack(values))
         if self.keep_best:
-            return stacked.unstack(best.images)
+            return best.images
         return stacked.unstack([search.current for search in searches])
 
     def _run(
@@ -233,23 +233,6 @@ class _Stacked:
         return self.stack(values.unbind()) if len(self.places) > 1 else [values]
 
 
-class _Best:
-    """The images with the largest values seen so far, stack by stack."""
-
-    def __init__(self) -> None:
-        self.images: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def offer(self, images: list[Tensor], values: list[Tensor]) -> None:
-        if not self.images:
-            self.images, self.values = list(images), list(values)
-            return
-        for i, (image, value) in enumerate(zip(images, values, strict=True)):
-            better = value > self.values[i]
-            self.images[i] = choose(better, image, self.images[i])
-            self.values[i] = torch.where(better, value, self.values[i])
-
-
 def _climb(
     stacked: _Stacked, searches: list[Search], num_steps: int, needs_best: bool
 ) -> None:
@@ -275,16 +258,6 @@ def _random_start(
         return threat.random_start(image, generator)
     noise = torch.randn(image.shape, generator=generator) * (threat.hi - threat.lo)
     return threat.project(image, image + noise.to(image))
-
-
-def _share(value: Any, name: str) -> float:
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = math.nan
-    if isinstance(value, bool) or not 0 < share <= 1:
-        raise ConfigError(f'{name}={value!r} must be a share above 0 and at most 1.')
-    return share
 
 
 def _phases(

@@ -170,6 +170,45 @@ class Attack(ABC):
         }
 
 
+class Best:
+    """The images with the largest values that were offered, for each image of a batch.
+
+    Args:
+        images: what :attr:`images` is until something was offered.
+    """
+
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self.images = list(images)
+        self.values: Tensor | None = None
+
+    def offer(self, images: Sequence[Tensor], values: Tensor) -> None:
+        """Keeps images (C, H, W) whose values (N,), or common value (1,), are larger.
+
+        A value that is not finite is the smallest of all.
+        """
+        values = finite(values).expand(len(images))
+        if self.values is None:
+            self.images, self.values = list(images), values
+            return
+        better = values > self.values
+        # torch.where instead of an if: no waiting for the GPU in every step.
+        self.images = [
+            torch.where(better[i], image, self.images[i])
+            for i, image in enumerate(images)
+        ]
+        self.values = torch.where(better, values, self.values)
+
+
+def finite(values: Tensor) -> Tensor:
+    """Returns the values with -inf for those that are not finite.
+
+    An overflow is no success: without this, one NaN would win or lose for good.
+    """
+    return torch.nan_to_num(
+        values.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
+    )
+
+
 def one_each(
     generator: torch.Generator | Sequence[torch.Generator], images: Sequence[Tensor]
 ) -> Sequence[torch.Generator]:

@@ -13,7 +13,7 @@ from ..objective import TARGETS
 from ..registry import ATTACKS
 from ..threat import to_pixels
 from ..utils.validation import positive_int
-from .base import RESTARTS, Attack, Option, Oracle, Preset, one_each
+from .base import RESTARTS, Attack, Best, Option, Oracle, Preset, one_each
 
 TARGET = Option(
     'objective.target',
@@ -170,7 +170,7 @@ class PGD(Attack):
         generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        threat, best = self.threat, _Best(images)
+        threat, best = self.threat, Best(images)
         generators = one_each(generator, images)
         current = list(images)
         if self.keep_best and self.random_start:
@@ -185,13 +185,8 @@ class PGD(Attack):
                 values, grads = oracle.value_and_grad(current)
                 if self.keep_best:
                     best.offer(current, values)
-                if threat.norm != 'linf':
-                    grads = [
-                        threat.without_blocked(point, grad)
-                        for point, grad in zip(current, grads, strict=True)
-                    ]
                 current = [
-                    threat.project(image, threat.step(point, grad, self.step_size))
+                    threat.ascend(image, point, grad, self.step_size)
                     for image, point, grad in zip(images, current, grads, strict=True)
                 ]
             if self.keep_best:
@@ -209,31 +204,6 @@ class PGD(Attack):
             'random_start': self.random_start,
             'keep_best': self.keep_best,
         }
-
-
-class _Best:
-    """The image with the largest value seen so far, for each image of the batch."""
-
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self.images = list(images)
-        self.values: Tensor | None = None
-
-    def offer(self, images: Sequence[Tensor], values: Tensor) -> None:
-        # An overflow is no success: without this, one NaN would win or lose for good.
-        values = torch.nan_to_num(
-            values.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
-        )
-        values = values.expand(len(images))  # a batch may have a value in common
-        if self.values is None:
-            self.images, self.values = list(images), values
-            return
-        better = values > self.values
-        # torch.where instead of an if: no waiting for the GPU in every step.
-        self.images = [
-            torch.where(better[i], image, self.images[i])
-            for i, image in enumerate(images)
-        ]
-        self.values = torch.where(better, values, self.values)
 
 
 def _step_size(step_size: float | str | None, eps: float, num_steps: int) -> float:

@@ -6,21 +6,12 @@ import torch
 from torch import Tensor
 
 from ..threat import ThreatModel
+from .base import finite
 
 
 def choose(where: Tensor, images: Tensor, others: Tensor) -> Tensor:
     """``images`` where the flags (n,) say so, else ``others``, without host waits."""
     return torch.where(where.view(-1, 1, 1, 1), images, others)
-
-
-def finite(values: Tensor) -> Tensor:
-    """Values (n,) with -inf for those that are not finite.
-
-    An overflow is no success: without this, one NaN would win or lose for good.
-    """
-    return torch.nan_to_num(
-        values.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
-    )
 
 
 class Search:
@@ -61,18 +52,12 @@ class Search:
 
     def advance(self) -> None:
         """Moves ``current``."""
-        step = self.threat.step(self.current, self._free_grad(), self.step_size)
-        moved = self.threat.project(self.clean, step)
+        moved = self.threat.ascend(self.clean, self.current, self.grad, self.step_size)
         if self.previous is not None:
             moved = torch.lerp(self.current, moved, 0.75)
             moved.add_(self.current - self.previous, alpha=0.25)
             moved = self.threat.project(self.clean, moved)
         self.previous, self.current = self.current, moved
-
-    def _free_grad(self) -> Tensor:
-        if self.threat.norm == 'linf':  # would make no difference
-            return self.grad
-        return self.threat.without_blocked(self.current, self.grad)
 
     def record(self, values: Tensor, grads: Tensor | None) -> None:
         """Learns the objective at ``current``; the gradient unless it is the last."""
@@ -138,9 +123,9 @@ class SparseSearch(Search):
 
     def advance(self) -> None:
         """See :meth:`Search.advance`."""
-        grad = self._free_grad()
-        step = self.threat.step(self.current, grad, self.step_size, self.share)
-        self.current = self.threat.project(self.clean, step)
+        self.current = self.threat.ascend(
+            self.clean, self.current, self.grad, self.step_size, self.share
+        )
 
     def adapt(self, period: int) -> None:
         """Follows the number of values that the best iterates change."""

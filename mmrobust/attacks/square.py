@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
-from ..utils.validation import positive_int
-from .base import Attack, Oracle, Preset, one_each
+from ..utils.validation import positive_int, share
+from .base import Attack, Best, Oracle, Preset, finite, one_each
 from .pgd import PGD
-from .search import finite
 
 DETECTIONS = 'detections'
 
@@ -106,7 +104,7 @@ class Square(Attack):
         self.reads = 'detections' if reads_detections else 'loss'
         self.num_queries = positive_int(num_queries, 'num_queries')
         self.restarts = positive_int(restarts, 'restarts')
-        self.p_init = _share(p_init)
+        self.p_init = share(p_init, 'p_init')
 
     def share(self, proposal: int) -> float:
         """Share of the image's area for the squares of a proposal, counted from 0."""
@@ -122,7 +120,8 @@ class Square(Attack):
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         generators = one_each(generator, images)
-        best, best_values = list(images), _values(oracle, images)
+        best = Best(images)
+        best.offer(images, oracle.value(images))
         kind = _Signs if self.threat.norm == 'linf' else _Mass
         for _ in range(self.restarts):
             runs = [
@@ -134,13 +133,15 @@ class Square(Attack):
                     run.start() if query == 0 else run.propose(self.share(query - 1))
                     for run in runs
                 ]
-                values = _values(oracle, points)
-                for run, point, value in zip(runs, points, values, strict=True):
+                # A batch may have a value in common.
+                values = finite(oracle.value(points)).expand(len(points))
+                for run, point, value in zip(
+                    runs, points, values.tolist(), strict=True
+                ):
                     run.learn(point, value)
-            for i, run in enumerate(runs):
-                if run.value > best_values[i]:
-                    best[i], best_values[i] = run.best, run.value
-        return best
+            found = values.new_tensor([run.value for run in runs])
+            best.offer([run.best for run in runs], found)
+        return best.images
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Attack.describe`; ``num_steps`` is the number of queries."""
@@ -309,20 +310,3 @@ def _hill(height: int, width: int, order: int) -> Tensor:
     sums = falling.flip(0).cumsum(0).flip(0)
     hill = sums[torch.maximum(rows[:, None], columns[None])]
     return hill / torch.linalg.vector_norm(hill, order) if hill.numel() else hill
-
-
-def _values(oracle: Oracle, images: Sequence[Tensor]) -> list[float]:
-    # A batch may have a value in common.
-    return finite(oracle.value(images)).expand(len(images)).tolist()
-
-
-def _share(value: Any) -> float:
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = math.nan
-    if isinstance(value, bool) or not 0 < share <= 1:
-        raise ConfigError(
-            f'p_init={value!r} must be a share of the image above 0 and at most 1.'
-        )
-    return share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
-from ..utils.validation import positive_int
+from ..utils.validation import number, positive_int, share
 from .base import Oracle, Preset, one_each
 from .diversity import Placement, following
 from .pgd import PGD
@@ -118,18 +117,14 @@ class TransferPGD(PGD):
             )
         if step_size is None:
             self.step_size = self.threat.eps / self.num_steps
-        self.decay = _number(decay, 'decay', math.inf)
+        self.decay = number(decay, 'decay')
         self.kernel_size = positive_int(kernel_size, 'kernel_size')
         if self.kernel_size % 2 == 0:
             raise ConfigError(
                 f'kernel_size={kernel_size!r} has no centre: take an odd number.'
             )
-        self.diversity_prob = _number(diversity_prob, 'diversity_prob', 1)
-        self.smallest = _number(smallest, 'smallest', 1)
-        if self.smallest == 0:
-            raise ConfigError(
-                'smallest=0 leaves nothing of the image: take a share like 0.9.'
-            )
+        self.diversity_prob = number(diversity_prob, 'diversity_prob', 1)
+        self.smallest = share(smallest, 'smallest')
 
     def perturb(
         self,
@@ -248,14 +243,3 @@ def _smooth(grad: Tensor, kernel: Tensor) -> Tensor:
     kernel, radius = kernel.to(grad), len(kernel) // 2
     rows = F.conv2d(grad[:, None], kernel.view(1, 1, -1, 1), padding=(radius, 0))
     return F.conv2d(rows, kernel.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
-
-
-def _number(value: Any, name: str, largest: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not 0 <= number <= largest or math.isinf(number):
-        wanted = 'finite and not negative' if largest > 1 else 'from 0 to 1'
-        raise ConfigError(f'{name}={value!r} must be a number {wanted}.')
-    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..errors import ConfigError
@@ -20,3 +21,34 @@ def positive_int(value: Any, name: str) -> int:
     if not valid:
         raise ConfigError(f'{name}={value!r} must be a whole number of at least 1.')
     return int(value)
+
+
+def number(value: Any, name: str, largest: float = math.inf) -> float:
+    """Reads a number from 0 to ``largest``, or a finite one from 0 up.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found <= largest or math.isinf(found):
+        limits = 'of at least 0' if math.isinf(largest) else f'from 0 to {largest:g}'
+        raise ConfigError(f'{name}={value!r} must be a number {limits}.')
+    return found
+
+
+def share(value: Any, name: str) -> float:
+    """Reads a share, which is above 0 and at most 1.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    try:
+        found = number(value, name, 1)
+    except ConfigError:
+        found = 0.0
+    if not found:
+        raise ConfigError(f'{name}={value!r} must be a share above 0 and at most 1.')
+    return found
