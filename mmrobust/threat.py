@@ -244,7 +244,7 @@ class ThreatModel:
         """Takes a step of projected gradient ascent: blocked values, step, projection.
 
         Args:
-            clean: the image (C, H, W), or images (N, C, H, W), around which the ball is.
+            clean: the centre of the ball (C, H, W), or centres (N, C, H, W).
             adversarial: the current point, same shape.
             grad: see :meth:`step`, as all that follows.
             step_size: in pixel units.

@@ -33,7 +33,7 @@ from mmrobust.batch import (
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation.subset import choose_images, restrict_metrics
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from mmrobust.objective.truth import count_classes_of
+from mmrobust.objective.ground_truth import count_classes_of
 from mmrobust.utils.seeding import derive_seed, seeded
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from torch import Tensor

@@ -21,8 +21,8 @@ from ..checks import comparison_verdicts
 from ..checks.dataset import check_categories, check_has_boxes
 from ..distributed import same_buffers, together
 from ..errors import ConfigError, ModelError
+from ..objective.class_weights import weights_for_evaluation
 from ..objective.classifier import is_classifier
-from ..objective.counting import weights_for_evaluation
 from ..registry import ATTACKS
 from ..report import RobustnessReport, figure_of
 from ..utils.acceleration import Acceleration

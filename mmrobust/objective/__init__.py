@@ -8,15 +8,15 @@ An :class:`Objective` says which loss terms, on which ground truth, with which s
 from __future__ import annotations
 
 from .base import NAMED, TARGETS, Objective
-from .mode import loss_mode
+from .batched import NotStackedError, Seams, StackedOracle, find_seams
+from .loss_mode import LossState, loss_mode
 from .oracle import LossOracle, gradients
-from .seams import NotStackedError, Seams
-from .stacked import StackedOracle, find_seams
 
 __all__ = [
     'NAMED',
     'TARGETS',
     'LossOracle',
+    'LossState',
     'NotStackedError',
     'Objective',
     'Seams',

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .class_weights import weighted_classification_loss
-from .scores import log_background, margin, measured, negatives_unmined
-from .truth import (
+from .ground_truth import (
     count_classes_of,
     likely_classes,
     next_classes,
     relabelled,
     without_objects,
 )
+from .scores import log_background, margin, measured, negatives_unmined
 
 # The head's classification and box terms, as the attacks A_cls, A_reg and A_cwa of
 # arXiv 2305.17438 use them (its code: head losses only, no RPN, centerness or
@@ -243,7 +243,7 @@ class Objective:
         Args:
             model: the bare detector.
             scores: gives the class scores (num_classes, num_classes) of the clean
-                image, see :func:`truth.likely_classes`; asked where
+                image, see :func:`ground_truth.likely_classes`; asked where
                 :attr:`wants_scores`.
 
         Returns:

@@ -6,11 +6,14 @@ Robust Adversarial Training for Object Detection", CVPR 2021.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -49,6 +52,40 @@ def count_classes(datasets: Iterable[Any], num_classes: int) -> list[int]:
             for instance in dataset.get_data_info(index).get('instances', ()):
                 counts[instance['bbox_label']] += 1
     return counts
+
+
+def weights_for_evaluation(train_loader: Any, dataset: Any) -> tuple[Tensor, list[str]]:
+    """Weights the classes of an evaluation by their counts in the training set.
+
+    The published attack A_cwa should do so too; its code takes the evaluated set.
+
+    Args:
+        train_loader: config of the training data loader, or None.
+        dataset: the evaluated dataset, which is counted if the other one cannot be.
+
+    Returns:
+        Weights (num_classes,), and notes for the report.
+    """
+    classes = _object_classes(dataset)
+    notes = []
+    try:
+        train = MMENGINE_DATASETS.build(train_loader['dataset'])
+        if _object_classes(train) != classes:
+            raise ValueError('the training set has other classes')
+        counts = count_classes([train], len(classes))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        notes.append(
+            'class weights of cwa are those of the evaluated set, because the '
+            f'training set could not be used ({error})'
+        )
+        print_log(notes[0], logger='current', level=logging.WARNING)
+        counts = count_classes([dataset], len(classes))
+    return class_weights(counts), notes
+
+
+def _object_classes(dataset: Any) -> Any:
+    """Returns the classes of boxes, after which a panoptic dataset has others."""
+    return dataset.metainfo.get('thing_classes', dataset.metainfo['classes'])
 
 
 def classes_of(model: nn.Module) -> int:

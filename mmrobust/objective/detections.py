@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import with_images
 from ..errors import ConfigError
+from ..utils.models import frozen
 
 # All false boxes together weigh less than a tenth of one object that is well found.
 FALSE_BOXES = 0.1
@@ -99,7 +99,7 @@ class DetectionOracle:
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """Damage (N,) that images (C, H, W) in pixel units do."""
-        with torch.no_grad(), _prediction_mode(self.model):
+        with torch.no_grad(), frozen(self.model):
             return torch.stack(
                 [
                     self._damage(image, sample)
@@ -167,16 +167,3 @@ def _boxes(instances: InstanceData) -> Tensor:
             "objective='total'."
         )
     return boxes
-
-
-@contextmanager
-def _prediction_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode everywhere, also in heads whose flag ``loss_mode`` has set."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..batch import float_images
 from ..utils.seeding import seeded
 from .base import Objective
+from .ground_truth import count_classes_of
 from .inputs import Inputs
-from .loss_state import Memory
+from .loss_mode import LossState
 from .scores import class_scores, measured
-from .truth import count_classes_of
 
 
 class LossOracle:
@@ -55,7 +55,7 @@ class LossOracle:
         self.per_image = per_image
         self.forwards = 0
         self.backwards = 0
-        self._memory = Memory(model)
+        self._memory = LossState(model)
         # Of every part: what its objects are to become, the ground truth that goes
         # with it beside the samples it was made of, and what the model gets.
         self._targets: dict[tuple[int, ...], Tensor | None] = {}

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..utils.models import replaced
 from .class_weights import classifying_heads
 
 # Of the logits (M, num_classes [+ 1]) of the predictions that are assigned to objects,
@@ -56,7 +57,7 @@ def margin(scores: Tensor, labels: Tensor, num_classes: int, targets: Tensor) ->
 def class_scores(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Class probabilities in the row of the true class: (M, num_classes, num_classes).
 
-    Their sum over M is what :func:`truth.likely_classes` wants.
+    Their sum over M is what :func:`ground_truth.likely_classes` wants.
     """
     softmax = scores.shape[1] > num_classes
     chances = scores.softmax(1)[:, :num_classes] if softmax else scores.sigmoid()
@@ -194,7 +195,7 @@ def _measured_ssd(head: Any, measure: Measure) -> Iterator[None]:
     """SSD computes its loss by a function, from the arguments of a method."""
     original = head.loss_by_feat_single
 
-    def replaced(
+    def loss_by_feat_single(
         cls_score: Tensor,
         bbox_pred: Tensor,
         anchor: Tensor,
@@ -209,7 +210,7 @@ def _measured_ssd(head: Any, measure: Measure) -> Iterator[None]:
         values = measure(cls_score[chosen], labels[chosen], head.num_classes)
         return values.sum(0)[None], loss_bbox
 
-    with _replaced(head, 'loss_by_feat_single', replaced):
+    with replaced(head, 'loss_by_feat_single', loss_by_feat_single):
         yield
 
 
@@ -223,8 +224,8 @@ def negatives_unmined(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         heads: list[Any] = [m for m in model.modules() if _is_ssd(m)]
         for head in heads:
-            replaced = partial(_all_anchors, head.loss_by_feat_single)
-            stack.enter_context(_replaced(head, 'loss_by_feat_single', replaced))
+            loss = partial(_all_anchors, head.loss_by_feat_single)
+            stack.enter_context(replaced(head, 'loss_by_feat_single', loss))
         yield
 
 
@@ -242,13 +243,3 @@ def _all_anchors(
     _, loss_bbox = original(cls_score, *rest, **kwargs)
     losses = F.cross_entropy(cls_score, labels, reduction='none') * label_weights
     return losses.sum()[None], loss_bbox
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Shadows a method while the context lasts."""
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        delattr(owner, name)

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..objective.loss_state import Memory
+from ..objective.loss_mode import LossState
 from ..utils.models import replaced
 
 
@@ -67,7 +67,7 @@ class Guard:
         self.skipped = 0
         self._step, self._update = optim_wrapper.step, optim_wrapper.update_params
         self._scales = hasattr(optim_wrapper, 'loss_scaler')
-        self._memory = Memory(model, normalisations=True)
+        self._memory = LossState(model, normalisations=True)
 
     def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As OptimWrapper's; a loss that is not finite has gradients that are not."""

@@ -124,43 +124,11 @@ def reference_pgd(
     return iterates, values
 
 
-OBJECTIVES = {
-    'total': reference_total,
-    'cls': lambda losses: losses['loss_cls'],
-    'reg': lambda losses: losses['loss_bbox'],
-}
-
-
 def _item(coco, index: int):
     data = DATASETS.build(tiny.dataset(coco, True, scale=SCALE))
     batch = pseudo_collate([data[index]])
     (image,) = float_images(batch, 'cpu')
     return batch, image, reference_sample(batch['data_samples'][0], image.shape[1:])
-
-
-@pytest.mark.parametrize('objective', sorted(OBJECTIVES))
-def test_every_step_on_fcos_is_the_reference(coco, detectors, objective):
-    model = detectors('fcos')
-    batch, image, sample = _item(coco, 1)
-    iterates, values = reference_pgd(model, image, sample, OBJECTIVES[objective])
-    samples = attack_samples(batch['data_samples'], 'cpu', 'original')
-    for steps in (1, 3, STEPS):
-        attack = PGD(
-            eps=EPS,
-            step_size=STEP,
-            num_steps=steps,
-            objective=objective,
-            random_start=False,
-            keep_best=False,
-        )
-        with loss_mode(model):
-            oracle = LossOracle(model, batch, samples, attack.objective)
-            (ours,) = attack.perturb(oracle, [image], torch.Generator())
-            value = oracle.value([ours])[0]
-        # A gradient of nearly zero may have either sign in two orders of summation.
-        same = (ours - iterates[steps]).abs() < 1e-3
-        assert same.float().mean() > 0.995
-        assert float(value) == pytest.approx(values[steps], rel=2e-2)
 
 
 @pytest.mark.parametrize('family', ['fcos', 'faster_rcnn'])

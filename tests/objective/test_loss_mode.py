@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from updates import make_batch, make_model
 
-from mmrobust.objective.loss_state import Memory
+from mmrobust.objective.loss_mode import LossState
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from benchmarks.synthetic import Drawing
 
@@ -62,7 +62,7 @@ def test_a_loss_that_remembers_gives_its_first_value_again(name):
     head.loss(scores, labels)  # a past, other than the initial state
     state = {k: v.clone() for k, v in head.state_dict().items()}
     buffers = dict(head.named_buffers())
-    memory = Memory(head)
+    memory = LossState(head)
     first = head.loss(scores, labels)
     # Without this the test would say nothing: it does remember.
     assert any(not torch.equal(v, state[k]) for k, v in head.state_dict().items())
@@ -76,7 +76,7 @@ def test_a_loss_that_remembers_gives_its_first_value_again(name):
 
 def test_plain_counts_are_restored_and_nothing_else():
     head, scores, labels = _case('SeesawLoss')
-    memory = Memory(head)
+    memory = LossState(head)
     for _ in range(2):
         head.loss(scores, labels)
         head.loss(scores, labels)
@@ -101,7 +101,7 @@ class Average(nn.Module):
 
 def test_only_buffers_that_were_written_to_are_copied_unless_asked(monkeypatch):
     head, other = nn.ModuleList([Average(), Average()])
-    memory = Memory(nn.ModuleList([head, other]))
+    memory = LossState(nn.ModuleList([head, other]))
     copies, original = [], Tensor.copy_
     monkeypatch.setattr(
         Tensor,
@@ -125,7 +125,7 @@ def test_only_buffers_that_were_written_to_are_copied_unless_asked(monkeypatch):
 def test_buffers_of_inference_mode_are_restored_too():
     with torch.inference_mode():
         module = Average()
-        memory = Memory(module)
+        memory = LossState(module)
         module.mean.add_(1)
         memory.restore()
     assert module.mean.tolist() == [0, 0]
@@ -170,6 +170,6 @@ def test_what_was_written_by_others_does_not_break_a_gradient() -> None:
     with loss_mode(model):
         oracle = LossOracle(model, batch, batch['data_samples'], Objective('total'))
         for _ in range(2):
-            Memory(model).restore(thorough=True)
+            LossState(model).restore(thorough=True)
             _, (grad,) = oracle.value_and_grad(images)
             assert grad.abs().sum() > 0

@@ -1,19 +1,82 @@
-"""What a model's losses remember between calls, and how to make them forget it."""
+"""Computes training losses of the deployed function, and leaves no trace of it.
+
+:func:`loss_mode` sets the flags that losses depend on; :class:`LossState` restores what
+some losses remember between calls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Their modules keep no count of losses outside of buffers.
+from ..compat.checkpointing import checkpoints_give_input_gradients
+from ..utils.models import frozen
+
+# Beside detectors and heads: where mmdet asks for ``self.training`` for anything else
+# than dropout. In an older or newer mmdet some may be missing.
+_ALSO_READ_IT = (
+    ('mmdet.models.backbones.trident_resnet', 'TridentBottleneck'),
+    ('mmdet.models.backbones.trident_resnet', 'TridentConv'),
+    ('mmdet.models.layers.transformer.ddq_detr_layers', 'DDQTransformerDecoder'),
+    ('mmdet.models.roi_heads.mask_heads.grid_head', 'GridHead'),
+)
+
+
+def _reads_training_flag() -> tuple[type, ...]:
+    """Returns classes whose own ``training`` flag decides how losses are computed."""
+    try:
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
+        from mmdet.models.dense_heads.detr_head import DETRHead
+        from mmdet.models.detectors.base import BaseDetector
+        from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+    except ImportError:  # a classifier without mmdet installed
+        return ()
+    heads = [BaseDetector, BaseDenseHead, BaseMaskHead, DETRHead, BaseRoIHead]
+    for module, name in _ALSO_READ_IT:
+        with suppress(ImportError, AttributeError):
+            heads.append(getattr(import_module(module), name))
+    return tuple(heads)
+
+
+@contextmanager
+def loss_mode(model: nn.Module) -> Iterator[None]:
+    """Makes the model compute its training loss as the function that is deployed.
+
+    Everything is in eval mode (BatchNorm statistics stay, no dropout, also none inside
+    ``nn.MultiheadAttention``), but the ``training`` flag of the detector and its heads
+    is set, each by itself: FCOS with norm_on_bbox, VFNet, RepPoints, Deformable DETR
+    and DINO give wrong losses or none without it. Weights are frozen, so a backward
+    pass reaches the image only, also where the model checkpoints its activations. All
+    flags are restored on exit, and so is what losses remember between calls (the counts
+    of Seesaw loss, the history of Dynamic R-CNN).
+
+    Args:
+        model: the bare detector, not a distributed wrapper.
+    """
+    state = LossState(model)
+    try:
+        with frozen(model), checkpoints_give_input_gradients():
+            heads = _reads_training_flag()
+            for module in model.modules():
+                if isinstance(module, heads):
+                    module.training = True
+            yield
+    finally:
+        state.restore(thorough=True)
+
+
+# Modules of these packages keep no count of losses outside of buffers.
 _LAYERS = ('torch.', 'mmcv.', 'mmengine.')
 
 
-class Memory:
-    """A snapshot of what modules remember from one loss to the next.
+class LossState:
+    """A snapshot of what a model's modules remember from one loss to the next.
 
     Seesaw loss counts labels, GHM and EQL v2 average over past batches, in buffers;
     DDOD counts positives in a list; Dynamic R-CNN keeps lists from which it moves the
@@ -51,13 +114,13 @@ class Memory:
             ]
 
     def refresh(self) -> None:
-        """Takes what is remembered now for what :meth:`restore` puts back."""
+        """Takes a new snapshot, which :meth:`restore` puts back from now on."""
         for buffer in self._buffers:
             buffer.refresh()
         self._read_numbers()
 
     def restore(self, thorough: bool = False) -> None:
-        """Puts everything back in place, as often as wanted.
+        """Puts the snapshot back in place, as often as wanted.
 
         Args:
             thorough: copy every buffer. Otherwise only those that torch says were
@@ -72,7 +135,7 @@ class Memory:
 
 
 class _Buffer:
-    """A buffer and its value."""
+    """A buffer and its value in the snapshot."""
 
     def __init__(self, module: nn.Module, name: str, buffer: Tensor) -> None:
         self.module, self.name, self.buffer = module, name, buffer
@@ -101,12 +164,12 @@ class _Buffer:
 
 
 def _version(buffer: Tensor) -> int | None:
-    """How often torch saw the buffer being written to; None if it does not count."""
+    """Returns how often torch saw the buffer being written to; None if unknown."""
     return None if buffer.is_inference() else buffer._version
 
 
 def _owners(model: nn.Module) -> Iterator[Any]:
-    """The modules that may count something, and their assigners."""
+    """Yields the modules that may count something, and their assigners."""
     for module in model.modules():
         if not type(module).__module__.startswith(_LAYERS):
             yield module
