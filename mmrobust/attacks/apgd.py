@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..threat import ThreatModel
 from ..utils.validation import positive_int, share
-from .base import Attack, Best, Oracle, Preset, one_each
+from .base import Attack, Best, Generators, Oracle, Preset, one_each
 from .pgd import PGD
 from .search import Search, SparseSearch
 
@@ -66,10 +66,8 @@ class APGD(Attack):
     radius larger than eps.
 
     Args:
-        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        norm, eps, objective: see :class:`Attack`.
         num_steps: number of steps per restart, at least 1.
-        objective: see :class:`mmrobust.objective.Objective`.
         random_start: start at a random point, not at the image: uniform in the ball
             for linf and l2; for l1 Gaussian noise (of 255 pixel units) projected onto
             the ball, which changes few values, as the iterates do. Restarts after the
@@ -120,10 +118,7 @@ class APGD(Attack):
         self.keep_best = keep_best
 
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         generators = one_each(generator, images)

@@ -18,6 +18,9 @@ from torch import Tensor
 from ..objective import Objective
 from ..threat import NORMS, ThreatModel, to_pixels
 
+# One for all images of a batch, or one for each.
+Generators = torch.Generator | Sequence[torch.Generator]
+
 
 class Oracle(Protocol):
     """Values and gradients of an objective on a fixed batch of N images.
@@ -140,10 +143,7 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """Returns one adversarial image for every clean one.
 
@@ -210,7 +210,7 @@ def finite(values: Tensor) -> Tensor:
 
 
 def one_each(
-    generator: torch.Generator | Sequence[torch.Generator], images: Sequence[Tensor]
+    generator: Generators, images: Sequence[Tensor]
 ) -> Sequence[torch.Generator]:
     """Returns a generator for every image, the same one if there is only one."""
     if isinstance(generator, torch.Generator):

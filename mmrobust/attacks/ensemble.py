@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
-from .base import Attack, Option, Oracle, Preset
+from .base import Attack, Generators, Option, Oracle, Preset
 
 _APGD = 'mmrobust.APGD'
 
@@ -59,8 +58,7 @@ class Ensemble(Attack):
     :data:`VERSIONS` lists them.
 
     Args:
-        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        norm, eps: see :class:`Attack`.
         version: ``'standard'``, or ``'fast'`` for a first look.
         members: other members, name to attack config without norm and eps; the
             version is then ``'custom'`` in the report.
@@ -110,10 +108,7 @@ class Ensemble(Attack):
         }
 
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """Refuses, since an ensemble is no attack on one loss: its members are.
 

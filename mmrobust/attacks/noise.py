@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..registry import ATTACKS
-from .base import Attack, Oracle, Preset, one_each
+from .base import Attack, Generators, Oracle, Preset, one_each
 
 
 @ATTACKS.register_module()
@@ -20,8 +19,7 @@ class RandomNoise(Attack):
     gradient attack is either fragile to noise, or the attack is broken.
 
     Args:
-        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units of 0-255.
+        norm, eps: see :class:`Attack`.
     """
 
     search = 'one random draw'
@@ -33,10 +31,7 @@ class RandomNoise(Attack):
         super().__init__(norm=norm, eps=eps)
 
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         return [

@@ -5,39 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..objective import TARGETS
+from ..objective import NAMED, TARGETS
 from ..registry import ATTACKS
 from ..threat import to_pixels
 from ..utils.validation import positive_int
-from .base import RESTARTS, Attack, Best, Option, Oracle, Preset, one_each
+from .base import RESTARTS, Attack, Best, Generators, Option, Oracle, Preset, one_each
 
-TARGET = Option(
-    'objective.target',
-    'which other class mislabel and dag aim at (default most-likely)',
-    choices=TARGETS,
-)
-TARGET_CLASS = Option(
-    'objective.target_class',
-    'the class that targeted aims at, by name or number',
-    metavar='NAME',
-)
+# Options by the default target of an objective.
+_TARGETS: dict[str | None, dict[str, Option]] = {
+    'most-likely': {
+        'target': Option(
+            'objective.target',
+            'which other class mislabel and dag aim at (default most-likely)',
+            choices=TARGETS,
+        )
+    },
+    'given': {
+        'target_class': Option(
+            'objective.target_class',
+            'the class that targeted aims at, by name or number',
+            metavar='NAME',
+        )
+    },
+}
 
 # Steps and start of cls, reg and cwa are those of the COCO evaluation in the code of
 # arXiv 2305.17438: eps 4, step 1, 10 steps, from the clean image.
 _PAPER = '2305.17438'
-_TOG = '[2004.04320](https://arxiv.org/abs/2004.04320)'
-
-
-def _aimed(
-    objective: str, maximises: str, source: str = '', **options: Option
-) -> dict[str, Preset]:
-    settings = {'num_steps': 20, 'objective': objective}
-    return {objective: Preset(maximises, source, settings, options, aimed=True)}
-
 
 _PRESETS = {
     'fgsm': Preset(
@@ -60,45 +57,17 @@ _PRESETS = {
         _PAPER,
         {'objective': 'cwa', 'random_start': False},
     ),
-    **_aimed(
-        'vanish',
-        'minus all losses on empty ground truth: nothing is to be detected',
-        f'TOG-vanishing, {_TOG}',
-    ),
-    **_aimed(
-        'fabricate',
-        'all losses on empty ground truth: more is to be detected',
-        f'TOG-fabrication, {_TOG}',
-    ),
-    **_aimed(
-        'mislabel',
-        'minus the classification loss on other labels in the same boxes',
-        f'TOG-mislabeling, {_TOG}, of which only the classification term is used',
-        target=TARGET,
-    ),
-    **_aimed(
-        'targeted',
-        'minus the classification loss with every label set to one class',
-        f'TOG-mislabeling, {_TOG}, with a chosen class',
-        target_class=TARGET_CLASS,
-    ),
-    **_aimed(
-        'background',
-        'the log-probability that predictions assigned to objects are background',
-    ),
-    **_aimed(
-        'dag',
-        'adversarial minus true logit, summed over the predictions assigned to objects '
-        'that are still right',
-        'after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',
-        target=TARGET,
-    ),
-    **_aimed('rpn', 'the losses of the region proposal network alone'),
-    **_aimed(
-        'objectness',
-        'what says "here is something" whatever its class: the RPN\'s classification, '
-        "YOLO's objectness, the centerness",
-    ),
+    **{
+        name: Preset(
+            kind.maximises,
+            kind.source,
+            {'num_steps': 20, 'objective': name},
+            _TARGETS.get(kind.target, {}),
+            aimed=True,
+        )
+        for name, kind in NAMED.items()
+        if kind.maximises
+    },
 }
 
 
@@ -118,12 +87,10 @@ class PGD(Attack):
     the first start is random.
 
     Args:
-        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        norm, eps, objective: see :class:`Attack`.
         step_size: step in pixel units; by default ``2.5 * eps / num_steps``, at most
             eps, so that every point of the ball can be reached.
         num_steps: number of steps, at least 1.
-        objective: see :class:`mmrobust.objective.Objective`.
         random_start: start at a random point of the ball, not at the image. Restarts
             after the first always do.
         restarts: number of runs, at least 1.
@@ -164,10 +131,7 @@ class PGD(Attack):
         self.keep_best = keep_best
 
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         threat, best = self.threat, Best(images)

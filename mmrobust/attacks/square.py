@@ -15,7 +15,7 @@ from torch import Tensor
 from ..registry import ATTACKS
 from ..threat import ThreatModel
 from ..utils.validation import positive_int, share
-from .base import Attack, Best, Oracle, Preset, finite, one_each
+from .base import Attack, Best, Generators, Oracle, Preset, finite, one_each
 from .pgd import PGD
 
 DETECTIONS = 'detections'
@@ -58,8 +58,7 @@ class Square(Attack):
     image.
 
     Args:
-        norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        norm, eps: see :class:`Attack`.
         num_queries: forward passes of a run, its start among them; at least 1. The
             paper takes up to 10 000; fewer find less.
         p_init: share of the image's area that the first squares have, above 0 and at
@@ -113,10 +112,7 @@ class Square(Attack):
         return self.p_init / 2 ** sum(place > halving for halving in _HALVINGS)
 
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         generators = one_each(generator, images)

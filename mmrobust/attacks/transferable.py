@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..utils.validation import number, positive_int, share
-from .base import Oracle, Preset, one_each
+from .base import Generators, Oracle, Preset, one_each
 from .diversity import Placement, following
 from .pgd import PGD
 
@@ -47,11 +47,10 @@ class TransferPGD(PGD):
 
     Args:
         norm: ``'linf'`` or ``'l2'``.
-        eps: radius in pixel units of 0-255, or text like ``'4/255'``.
+        eps, objective: see :class:`Attack`.
         step_size: step in pixel units, by default ``eps / num_steps`` as in the
             papers.
         num_steps: number of steps, at least 1.
-        objective: see :class:`mmrobust.objective.Objective`.
         decay: share of the sum of gradients that is kept, 0 for no momentum; the
             paper's is 1.
         kernel_size: side of the Gaussian in pixels, odd, 1 for none; the paper takes
@@ -60,9 +59,7 @@ class TransferPGD(PGD):
             0.5.
         smallest: least share of its height and width to which a diverse image
             shrinks, above 0 and at most 1.
-        random_start: see :class:`PGD`.
-        restarts: see :class:`PGD`.
-        keep_best: see :class:`PGD`.
+        random_start, restarts, keep_best: see :class:`PGD`.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.
@@ -101,16 +98,8 @@ class TransferPGD(PGD):
         restarts: int = 1,
         keep_best: bool = False,
     ) -> None:
-        super().__init__(
-            norm=norm,
-            eps=eps,
-            step_size=step_size,
-            num_steps=num_steps,
-            objective=objective,
-            random_start=random_start,
-            restarts=restarts,
-            keep_best=keep_best,
-        )
+        search = (step_size, num_steps, objective, random_start, restarts, keep_best)
+        super().__init__(norm, eps, *search)
         if norm == 'l1':
             raise ConfigError(
                 "norm='l1' has no transfer variant: choose 'linf' or 'l2', or PGD."
@@ -127,10 +116,7 @@ class TransferPGD(PGD):
         self.smallest = share(smallest, 'smallest')
 
     def perturb(
-        self,
-        oracle: Oracle,
-        images: Sequence[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator],
+        self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         generators = one_each(generator, images)

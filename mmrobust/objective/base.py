@@ -44,7 +44,11 @@ class Kind:
         scores: what replaces the classification loss: ``'weighted'`` by class,
             ``'background'`` or ``'margin'``; None if nothing does.
         target: where labels change, the default of :data:`TARGETS`, or ``'given'``.
-        lacking: what a model without such terms has not.
+        maximises: one line of Markdown for the table of attacks, of which those with
+            such a line are one by themselves (20 steps of PGD).
+        source: where it comes from, for the same table: an arXiv number or Markdown.
+        lacking: the part of a detector that the terms belong to, for the message to
+            whose model has none.
     """
 
     terms: tuple[str, ...] | re.Pattern | None
@@ -52,6 +56,8 @@ class Kind:
     truth: str = 'own'
     scores: str | None = None
     target: str | None = None
+    maximises: str = ''
+    source: str = ''
     lacking: str = ''
 
 
@@ -63,20 +69,69 @@ _OBJECTNESS = re.compile(
     r'|loss_rpn_cls|rpn_loss_cls)'
 )
 
+_TOG = '[2004.04320](https://arxiv.org/abs/2004.04320)'
+
 NAMED = {
     'total': Kind(None),
     'cls': Kind((CLS,)),
     'reg': Kind((REG,)),
     'cls+reg': Kind((CLS, REG)),
     'cwa': Kind((CLS, REG), scores='weighted'),
-    'vanish': Kind(_OF_OBJECTS, sign=-1, truth='none'),
-    'fabricate': Kind(_OF_OBJECTS, truth='none'),
-    'mislabel': Kind((CLS,), sign=-1, truth='relabelled', target='most-likely'),
-    'targeted': Kind((CLS,), sign=-1, truth='relabelled', target='given'),
-    'background': Kind((CLS,), scores='background'),
-    'dag': Kind((CLS,), scores='margin', target='most-likely'),
-    'rpn': Kind(_RPN, lacking='region proposal network'),
-    'objectness': Kind(_OBJECTNESS, lacking='objectness or centerness'),
+    'vanish': Kind(
+        _OF_OBJECTS,
+        sign=-1,
+        truth='none',
+        maximises='minus all losses on empty ground truth: nothing is to be detected',
+        source=f'TOG-vanishing, {_TOG}',
+    ),
+    'fabricate': Kind(
+        _OF_OBJECTS,
+        truth='none',
+        maximises='all losses on empty ground truth: more is to be detected',
+        source=f'TOG-fabrication, {_TOG}',
+    ),
+    'mislabel': Kind(
+        (CLS,),
+        sign=-1,
+        truth='relabelled',
+        target='most-likely',
+        maximises='minus the classification loss on other labels in the same boxes',
+        source=f'TOG-mislabeling, {_TOG}, of which only the classification term is '
+        'used',
+    ),
+    'targeted': Kind(
+        (CLS,),
+        sign=-1,
+        truth='relabelled',
+        target='given',
+        maximises='minus the classification loss with every label set to one class',
+        source=f'TOG-mislabeling, {_TOG}, with a chosen class',
+    ),
+    'background': Kind(
+        (CLS,),
+        scores='background',
+        maximises='the log-probability that predictions assigned to objects are '
+        'background',
+    ),
+    'dag': Kind(
+        (CLS,),
+        scores='margin',
+        target='most-likely',
+        maximises='adversarial minus true logit, summed over the predictions assigned '
+        'to objects that are still right',
+        source='after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',
+    ),
+    'rpn': Kind(
+        _RPN,
+        maximises='the losses of the region proposal network alone',
+        lacking='region proposal network',
+    ),
+    'objectness': Kind(
+        _OBJECTNESS,
+        maximises='what says "here is something" whatever its class: the RPN\'s '
+        "classification, YOLO's objectness, the centerness",
+        lacking='objectness or centerness',
+    ),
 }
 
 # Denoising queries are built from the ground truth and from random noise: a loss on
