@@ -89,13 +89,27 @@ def test_the_published_recipe(name: str) -> None:
     epochs, parameters = PUBLISHED[name]
     assert sum(p.numel() for p in build(name).parameters()) == parameters
     assert cfg.train_cfg.max_epochs == epochs
-    adversary = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
-    keys = ('type', 'norm', 'eps', 'num_steps', 'step_size', 'random_start')
-    found = [adversary[key] for key in keys]
-    assert found == ['APGDAdversary', 'linf', 4, 2, 8, False]
-    warmup, cosine = cfg.param_scheduler
-    assert warmup.end == cosine.begin == (20 if epochs > 100 else 10)
+    # The rate that `--auto-scale-lr` scales belongs to 8 GPUs.
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
+
+
+STILL = dict(random_start=False)
+THREATS = {
+    'robust_convnext-tiny': dict(eps=4, num_steps=2, step_size=8, **STILL),
+    'finetune_convnext-base-convstem_linf8': dict(eps=8),
+    'finetune_convnext-base-convstem_l2': dict(norm='l2', eps=2 * 255),
+    'finetune_convnext-base-convstem_l1': dict(norm='l1', eps=75 * 255),
+    'robust_resnet50_linf4': dict(eps=4, num_steps=3, step_size=8 / 3, **STILL),
+    'robust_resnet50_l2-3': dict(norm='l2', eps=765, num_steps=3, step_size=510),
+}
+
+
+@pytest.mark.parametrize('name', THREATS)
+def test_adversaries_are_those_of_the_papers(name: str) -> None:
+    """arXiv 2303.01870 and, for ResNets, arXiv 2007.08489, in pixel units."""
+    found = ADVERSARIES.build(read(name).train_cfg.adversary).describe()
+    wanted = dict(norm='linf') | THREATS[name]
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -139,33 +153,6 @@ def test_the_clean_phase_hands_over_all_weights(name: str) -> None:
     init = clean.model.backbone.init_cfg
     assert init.type == 'mmrobust.PretrainedBackbone'
     assert clean.load_from is None
-
-
-@pytest.mark.parametrize(
-    ('name', 'norm', 'eps'),
-    [('l2', 'l2', 2.0), ('l1', 'l1', 75.0), ('linf8', 'linf', 8 / 255)],
-)
-def test_fine_tuning_to_other_threats(name: str, norm: str, eps: float) -> None:
-    cfg = read(f'finetune_convnext-base-convstem_{name}')
-    adversary = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
-    assert (adversary['norm'], adversary['eps'] / 255) == (norm, pytest.approx(eps))
-    assert cfg.train_cfg.max_epochs == 20
-    assert cfg.load_from.endswith('robust_convnext-base-convstem/epoch_250.pth')
-
-
-@pytest.mark.parametrize(
-    ('name', 'norm', 'eps'), [('linf4', 'linf', 4), ('l2-3', 'l2', 3 * 255)]
-)
-def test_robust_resnets_take_steps_of_two_thirds(
-    name: str, norm: str, eps: float
-) -> None:
-    cfg = read(f'robust_resnet50_{name}')
-    adversary = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
-    assert (adversary['norm'], adversary['eps']) == (norm, eps)
-    assert adversary['step_size'] == pytest.approx(eps * 2 / 3)
-    assert (adversary['num_steps'], adversary['keep_best']) == (3, True)
-    assert not adversary['random_start']
-    assert cfg.train_cfg.max_epochs == 90
 
 
 def make_pictures(root: Path, splits: dict[str, int], side: int) -> None:
