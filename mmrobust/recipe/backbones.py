@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..errors import ConfigError, short
+from ..errors import ConfigError, doing, short
 from ..weights import BACKBONES, Normalization, read_weights
 
 _STRIDES = (4, 8, 16, 32)
@@ -137,10 +137,5 @@ def _run(config: dict, method: str) -> Any:
 
 def _strides(backbone: dict) -> list[int]:
     """Measures the stride of every output on an image."""
-    try:
+    with doing(f'running the backbone {backbone.get("type")} on an image'):
         return [256 // out.shape[-1] for out in _run(backbone, 'forward')]
-    except Exception as error:
-        raise ConfigError(
-            f'the backbone {backbone.get("type")} cannot be built and run '
-            f'({short(str(error))}), so it cannot be swapped.'
-        ) from error
