@@ -1,4 +1,4 @@
-"""Batches of images and ground truth as an attack needs them.
+"""Takes batches of the loader apart, and puts their boxes into the network's frame.
 
 An attack works on the loader's images, before the data preprocessor: unpadded, in
 pixel units of 0-255, one tensor (C, H, W) per image.
@@ -95,7 +95,7 @@ def split_batch(data_batch: dict) -> list[dict]:
 
 
 def image_id(sample: BaseDataElement) -> Any:
-    """What tells an image from others: mmdet's id, or mmpretrain's place in the set."""
+    """Returns the id of an image: mmdet's, or mmpretrain's place in the dataset."""
     return sample.get('img_id', sample.get('sample_idx', None))
 
 

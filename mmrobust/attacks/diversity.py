@@ -1,4 +1,4 @@
-"""Random places for a picture on its canvas, and the ground truth that follows it."""
+"""Puts pictures at random places of a canvas, and moves their ground truth along."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How APGD moves a stack of images, and what it learns from each step."""
+"""Moves stacks of images for APGD, and adapts their step sizes."""
 
 from __future__ import annotations
 

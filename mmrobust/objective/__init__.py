@@ -1,4 +1,4 @@
-"""What an adversary maximises: the detector's training loss, parts or turns of it.
+"""Defines what an adversary maximises: a detector's training loss, or parts of it.
 
 An :class:`Objective` says which loss terms, on which ground truth, with which sign;
 :class:`LossOracle` evaluates it image by image inside :func:`loss_mode`, and

@@ -1,4 +1,4 @@
-"""What is maximised: which loss terms, on which ground truth, with which sign."""
+"""Defines objectives: which loss terms, on which ground truth, with which sign."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class Objective:
         return self._kind.sign * torch.stack([v.float() for v in values]).sum()
 
     def select(self, losses: dict[str, Any]) -> list[str]:
-        """Names of the losses that belong to the objective."""
+        """Returns the names of the losses that belong to the objective."""
         known = [
             key
             for key in losses
@@ -287,13 +287,13 @@ class Objective:
 
     @property
     def wants_scores(self) -> bool:
-        """Whether :meth:`targets` needs class scores on the clean image."""
+        """True if :meth:`targets` needs class scores on the clean image."""
         return self.target in ('most-likely', 'least-likely')
 
     def targets(
         self, model: nn.Module, scores: Callable[[], Tensor] | None = None
     ) -> Tensor | None:
-        """The class that each class is to become.
+        """Returns the class that each class is to become.
 
         Args:
             model: the bare detector.
@@ -344,7 +344,7 @@ class Objective:
         return index
 
     def truth(self, sample: Any, targets: Tensor | None) -> Any:
-        """The ground truth that the losses are asked on; ``sample`` stays as it is."""
+        """Returns the ground truth that losses are asked on, and keeps ``sample``."""
         if self._kind.truth == 'none':
             return without_objects(sample)
         if self._kind.truth == 'relabelled' and targets is not None:

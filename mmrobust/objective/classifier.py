@@ -1,4 +1,4 @@
-"""mmpretrain's classifiers in the same loops: losses per image, mixing before attacks.
+"""Lets attacks ask mmpretrain's classifiers, and mixes images before an attack.
 
 A detector's loss belongs to its batch; a classifier's is a mean over images that do not
 touch each other in eval mode, so one pass over the batch gives every image its own
@@ -24,7 +24,7 @@ from . import LossOracle, Objective, gradients
 
 
 def is_classifier(model: nn.Module) -> bool:
-    """Whether the bare model is one of mmpretrain's classifiers."""
+    """Returns whether the bare model is one of mmpretrain's classifiers."""
     # No import: whoever built such a model has made it.
     module = sys.modules.get('mmpretrain.models.classifiers.base')
     return module is not None and isinstance(model, module.BaseClassifier)
@@ -37,7 +37,7 @@ def make_oracle(
     objective: Objective,
     per_image: bool = True,
 ) -> LossOracle:
-    """The oracle that fits the model; see :class:`LossOracle` for the arguments."""
+    """Returns the oracle that fits the model, with :class:`LossOracle`'s arguments."""
     classifier = is_classifier(model)
     if classifier and objective.changes_losses:
         raise ConfigError(
@@ -78,7 +78,7 @@ class ClassifierOracle(LossOracle):
         return values.detach(), list(grads)
 
     def misclassified(self, images: Sequence[Tensor]) -> list[bool]:
-        """Which images the model gets wrong, for one label each."""
+        """Returns which images the model gets wrong, if each has one label."""
         self.value(images)
         found = self.scores.argmax(1).tolist()
         labels = [sample.get('gt_label', None) for sample in self.samples]
@@ -145,7 +145,7 @@ def check_labels(dataset: Any, num_classes: int) -> None:
 
 
 def loss_module_of(model: Any) -> nn.Module | None:
-    """The module that turns a classifier's scores into its loss."""
+    """Returns the module that turns a classifier's scores into its loss."""
     owner = model if getattr(model, 'head', None) is None else model.head
     return getattr(owner, 'loss_module', None)
 

@@ -1,4 +1,4 @@
-"""How much damage an image does to a detector's final detections."""
+"""Measures the damage that an image does to a detector's final detections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FALSE_BOXES = 0.1
 def damage(
     predicted: InstanceData, truth: InstanceData, ignored: InstanceData | None = None
 ) -> Tensor:
-    """A number that rises as detections get worse, before AP notices it.
+    """Returns a number that rises as detections get worse, before AP notices it.
 
     ``0.1 * F / (1 + F) - sum over objects of max(score * IoU)``
 
@@ -150,7 +150,7 @@ def _in_input_frame(found: InstanceData, sample: BaseDataElement) -> InstanceDat
 
 
 def has_boxes(found: InstanceData) -> bool:
-    """Whether a detector's output for an image has boxes, or may have."""
+    """Returns whether a detector's output for an image has boxes, or may have."""
     if 'bboxes' not in found or 'scores' not in found:
         return False
     # SOLO and its like leave the boxes of their masks at 0.

@@ -1,4 +1,4 @@
-"""Other ground truth than the image's own, for objectives that aim at something."""
+"""Changes an image's ground truth, for objectives that aim at something."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .class_weights import classifying_heads
 
 
 def without_objects(sample: Any) -> Any:
-    """The sample as if nothing were in the image; the given one stays as it is.
+    """Returns the sample as if nothing were in the image; the given one stays.
 
     Regions to ignore (crowds) stay: what is detected there is not judged either.
     """
@@ -22,7 +22,7 @@ def without_objects(sample: Any) -> Any:
 
 
 def relabelled(sample: Any, targets: Tensor) -> Any:
-    """The sample with other labels in the same boxes; the given one stays as it is.
+    """Returns the sample with other labels in the same boxes; the given one stays.
 
     Args:
         sample: a sample with ``gt_instances.labels`` (M,).
@@ -35,7 +35,7 @@ def relabelled(sample: Any, targets: Tensor) -> Any:
 
 
 def count_classes_of(model: nn.Module) -> int:
-    """The number of classes of a detector's labels.
+    """Returns the number of classes of a detector's labels.
 
     Raises:
         ConfigError: if its heads do not agree on one.

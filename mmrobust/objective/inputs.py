@@ -1,4 +1,4 @@
-"""What the network gets of an attacked batch, step after step."""
+"""Prepares the images of an attacked batch for the network, step after step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Inputs:
     def __call__(
         self, images: Sequence[Tensor], samples: Sequence[Any]
     ) -> dict[str, Any]:
-        """What ``model(**data, mode='loss')`` takes.
+        """Returns what ``model(**data, mode='loss')`` takes.
 
         Args:
             images: images (C, H, W) in pixel units.
@@ -108,7 +108,7 @@ class Inputs:
 
 
 def _normalises_only(preprocessor: Any) -> bool:
-    """Whether it is mmdet's own, whose work on samples does not look at pixels."""
+    """Returns whether it is mmdet's own, whose work on samples ignores pixels."""
     # No import: whoever built such a preprocessor has made it.
     module = sys.modules.get('mmdet.models.data_preprocessors.data_preprocessor')
     return (

@@ -1,4 +1,4 @@
-"""Values and gradients of an objective on a batch."""
+"""Answers an attack: values and gradients of an objective on a batch of images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LossOracle:
         self._inputs: dict[tuple[int, ...], Inputs] = {}
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
-        """The objective without gradients: images (C, H, W) to values (N,)."""
+        """Returns the objective (N,) of images (C, H, W), without gradients."""
         with torch.no_grad():
             return torch.stack(
                 [self._loss(part, images) for part in self._parts(images)]
@@ -107,7 +107,7 @@ class LossOracle:
         return self.objective(losses)
 
     def _data(self, part: list[int], images: Sequence[Tensor]) -> dict[str, Any]:
-        """What the model gets of the images of a part."""
+        """Returns what the model gets of the images of a part."""
         key = tuple(part)
         if key not in self._targets:
             scores = partial(self._clean_scores, part, images[0].device)
@@ -123,7 +123,7 @@ class LossOracle:
         return self._inputs[key](images, truth)
 
     def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
-        """What the detector takes the objects of the clean images for.
+        """Reads what the detector takes the objects of the clean images for.
 
         Returns:
             Summed class probabilities (num_classes, num_classes), a row per true class.
@@ -151,7 +151,7 @@ class LossOracle:
 
 
 def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients of a scalar; zero where there is none, or one that is not finite."""
+    """Returns gradients of a scalar, zeros where there is none or no finite one."""
     if not loss.requires_grad:
         return [torch.zeros_like(image) for image in inputs]
     grads = torch.autograd.grad(loss, inputs, allow_unused=True)

@@ -1,4 +1,4 @@
-"""The scores that a detector gives its classification loss, and what to make of them.
+"""Replaces a detector's classification loss by other functions of the same scores.
 
 The one place that nearly all of mmdet's heads have in common is the call
 ``loss_cls(scores, targets, weights)``. Here the value of that call is replaced, so that
@@ -33,7 +33,7 @@ ADVICE = 'use an objective on whole losses, like total or vanish'
 
 
 def log_background(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Log-probability (M,) that a prediction is background.
+    """Returns the log-probability (M,) that a prediction is background.
 
     For a softmax that of its last column; for sigmoids that of a no to every class,
     ``sum_c log(1 - p_c)``.
