@@ -1,4 +1,4 @@
-"""Batches and updates, as the tests of the training methods share them."""
+"""Batches, updates and configs of trainings, as the tests of training share them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,45 @@ from mmrobust.training import Adversary
 from torch import Tensor, nn
 
 Sizes = Sequence[tuple[int, int]]
+
+
+NO_VALIDATION = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
+
+
+def free(**kwargs: Any) -> dict:
+    return dict(type='mmrobust.FreeAdversary', **kwargs)
+
+
+def pgd(**kwargs: Any) -> dict:
+    return dict(type='mmrobust.PGDAdversary', **kwargs)
+
+
+def epochs(max_epochs: int, adversary: dict | None, **kwargs: Any) -> dict:
+    """train_cfg of a loop by epoch: mmengine's own, or ours with an adversary."""
+    if adversary is None:
+        return dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
+    kind = 'mmrobust.AdvEpochBasedTrainLoop'
+    return dict(type=kind, max_epochs=max_epochs, adversary=adversary, **kwargs)
+
+
+def iters(max_iters: int, adversary: dict | None, **kwargs: Any) -> dict:
+    """train_cfg of a loop by iteration."""
+    if adversary is None:
+        return dict(type='IterBasedTrainLoop', max_iters=max_iters)
+    kind = 'mmrobust.AdvIterBasedTrainLoop'
+    return dict(type=kind, max_iters=max_iters, adversary=adversary, **kwargs)
+
+
+def checkpoints(interval: int = 1, by_epoch: bool = True, **kwargs: Any) -> dict:
+    """default_hooks that save every so many passes or updates."""
+    kind = 'CheckpointHook'
+    return dict(
+        timer=dict(type='IterTimerHook'),
+        logger=dict(type='LoggerHook', interval=1000),
+        param_scheduler=dict(type='ParamSchedulerHook'),
+        checkpoint=dict(type=kind, interval=interval, by_epoch=by_epoch, **kwargs),
+        sampler_seed=dict(type='DistSamplerSeedHook'),
+    )
 
 
 def make_batch(sizes: Sizes, seed: int, low: int = 0, high: int = 256) -> dict:

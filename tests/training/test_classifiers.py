@@ -572,18 +572,3 @@ def test_a_result_depends_on_no_other_image(folder: Path, tmp_path: Path) -> Non
         found.append(np.stack([np.load(name)['image'] for name in names]))
     # Rounding in other batches may flip the sign of a gradient near zero.
     assert (np.abs(found[0] - found[1]) > 1e-3).mean() < 0.01
-
-
-def test_resolution_is_an_option_of_the_evaluation(
-    folder: Path, tmp_path: Path
-) -> None:
-    init_default_scope('mmpretrain')
-    cfg = runner_config(folder, tmp_path / 'larger')
-    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=(32, 32)))
-    cfg.test_cfg.attacks.pop('huge')
-    metrics = Runner.from_cfg(cfg).test()
-    assert set(metrics) == {
-        'accuracy/top1',
-        'weak/accuracy/top1',
-        'noise/accuracy/top1',
-    }

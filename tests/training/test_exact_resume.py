@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.registry import METRICS
@@ -23,23 +22,14 @@ from mmengine.runner import Runner
 from mmrobust.training.resume import newest_checkpoint
 from mmrobust.errors import ConfigError
 from mmrobust.utils.seeding import generator_states, set_generator_states
+from updates import checkpoints as saving, epochs, free, iters, pgd
 
 Build = Callable[..., Runner]
 
-FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
+FREE = free(eps=4, replays=2)
 RUN = dict(FREE, carry='run')
-PGD = dict(type='mmrobust.PGDAdversary', eps=4, num_steps=1)
+PGD = pgd(eps=4, num_steps=1)
 NONE = dict(type='mmrobust.NoAdversary')
-
-
-def epochs(count: int, adversary: dict, **kwargs: Any) -> dict:
-    kind = 'mmrobust.AdvEpochBasedTrainLoop'
-    return dict(type=kind, max_epochs=count, adversary=adversary, **kwargs)
-
-
-def iters(count: int, adversary: dict, **kwargs: Any) -> dict:
-    kind = 'mmrobust.AdvIterBasedTrainLoop'
-    return dict(type=kind, max_iters=count, adversary=adversary, **kwargs)
 
 
 def random_loader(root: Path, **kwargs: Any) -> dict:
@@ -78,34 +68,14 @@ class Confidence(BaseMetric):
 
 
 @pytest.fixture
-def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Runners with a model and a pipeline that draw."""
-    # Formatting the config takes longer than the updates.
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
+def build(build: Build, coco: Path) -> Build:
+    """Builds runners with a model and a pipeline that draw."""
 
     def make(model: dict | None = None, **overrides: Any) -> Runner:
-        by_epoch = 'Epoch' in overrides['train_cfg']['type']
-        settings: dict[str, Any] = dict(
-            train_dataloader=random_loader(coco),
-            val_dataloader=None,
-            val_evaluator=None,
-            val_cfg=None,
-            log_processor=dict(by_epoch=by_epoch),
-        )
-        return build_runner(model or tiny.faster_rcnn(), **{**settings, **overrides})
+        overrides.setdefault('train_dataloader', random_loader(coco))
+        return build(model or tiny.faster_rcnn(), **overrides)
 
     return make
-
-
-def saving(interval: int = 1, by_epoch: bool = True, **kwargs: Any) -> dict:
-    kind = 'CheckpointHook'
-    return dict(
-        timer=dict(type='IterTimerHook'),
-        logger=dict(type='LoggerHook', interval=1000),
-        param_scheduler=dict(type='ParamSchedulerHook'),
-        checkpoint=dict(type=kind, interval=interval, by_epoch=by_epoch, **kwargs),
-        sampler_seed=dict(type='DistSamplerSeedHook'),
-    )
 
 
 def outcome(runner: Runner) -> dict[str, torch.Tensor]:

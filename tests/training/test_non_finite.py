@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 import quick
-import tiny
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -27,7 +25,18 @@ from mmrobust.training import FreeAdversary, PGDAdversary, finite_updates as gua
 from mmrobust.training.finite_updates import finite_updates
 from mmrobust.errors import ConfigError
 from torch import Tensor, nn
-from updates import ScalingOptimWrapper, make_batch, make_model, sgd, watch_inputs
+from updates import (
+    ScalingOptimWrapper,
+    checkpoints,
+    epochs,
+    free,
+    iters,
+    make_batch,
+    make_model,
+    pgd,
+    sgd,
+    watch_inputs,
+)
 
 NAN, INF = float('nan'), float('inf')
 Build = Callable[..., Runner]
@@ -313,39 +322,20 @@ class Weights(Hook):
 
 
 @pytest.fixture
-def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Short runs of FCOS with a checkpoint after each update."""
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
+def build(build: Build) -> Build:
+    """Builds short runs of FCOS with a checkpoint after every second update."""
 
-    def make(kind: str, adversary: dict, **overrides: Any) -> Runner:
-        max_skipped = overrides.pop('max_skipped', 3)
-        by_epoch = kind == 'Epoch'
-        loop = dict(max_epochs=2) if by_epoch else dict(max_iters=12)
-        train_cfg = dict(
-            type=f'mmrobust.Adv{kind}BasedTrainLoop',
-            adversary=adversary,
-            max_skipped=max_skipped,
-            **loop,
-        )
-        loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
-        if not by_epoch:
-            loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
-            overrides['log_processor'] = dict(by_epoch=False)
-        overrides['default_hooks'] = dict(
-            logger=None,
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
-            sampler_seed=dict(type='DistSamplerSeedHook'),
-        )
-        none = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
-        return build_runner(
-            train_cfg=train_cfg, train_dataloader=loader, **none, **overrides
-        )
+    def make(kind: str, adversary: dict, max_skipped: Any = 3, **kwargs: Any) -> Runner:
+        loop, count = (epochs, 2) if kind == 'Epoch' else (iters, 12)
+        hooks = checkpoints(2, by_epoch=False)
+        train_cfg = loop(count, adversary, max_skipped=max_skipped)
+        return build(train_cfg=train_cfg, default_hooks=hooks, **kwargs)
 
     return make
 
 
-FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2, carry='run')
-PGD = dict(type='mmrobust.PGDAdversary', eps=4, num_steps=1)
+FREE = free(eps=4, replays=2, carry='run')
+PGD = pgd(eps=4, num_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import DefaultSampler, InfiniteSampler
-from mmengine.runner import Runner
 from mmrobust.training.replay import ReplayDataLoader, ReplayIterator
 from mmrobust.errors import ConfigError
 from torch.utils.data import DataLoader, Dataset
-
-NO_VALIDATION = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
 
 
 class Numbers(Dataset):
@@ -131,34 +127,6 @@ def test_pipeline_switch_hook_restarts_persistent_workers() -> None:
 def negative(value: int) -> int:
     """The pipeline after the switch; a worker process has to find it by name."""
     return -value
-
-
-def test_pipeline_switch_hook_in_a_runner(build_runner: Callable[..., Runner]) -> None:
-    """In a real training: the batches of the second pass come from the new pipeline."""
-    switched = tiny.pipeline(test=False, scale=(64, 48))
-    runner = build_runner(
-        train_cfg=dict(
-            type='mmrobust.AdvEpochBasedTrainLoop',
-            max_epochs=2,
-            val_interval=100,
-            adversary=dict(type='mmrobust.FreeAdversary', eps=4, replays=2),
-        ),
-        custom_hooks=[
-            dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=switched)
-        ],
-        **NO_VALIDATION,
-    )
-    widest = []
-
-    def train_step(model: Any, wrapper: Any, data_batch: dict, iteration: int) -> dict:
-        widest.append(max(max(image.shape[1:]) for image in data_batch['inputs']))
-        return {'loss': torch.zeros(())}
-
-    runner.train_loop.adversary.train_step = train_step
-    runner.train()
-    assert len(widest) == 12  # 6 images, batches of 2, 2 replays, 2 passes
-    assert min(widest[:6]) > 64
-    assert max(widest[6:]) == 64
 
 
 def endless(times: int, size: int = 8, infinite: bool = True) -> ReplayIterator:
@@ -333,39 +301,3 @@ def test_aspect_ratio_batches_go_on() -> None:
     assert len(expected) == 4
     for used in (1, 2, 3, 4):
         assert batches(used) == expected[used:]
-
-
-def test_the_loop_skips(
-    build_runner: Callable[..., Runner],
-) -> None:
-    """On the loader and the sampler that training really uses."""
-    loader = build_runner().cfg.train_dataloader.to_dict()
-    loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
-    seen: list[list[list[int]]] = []
-    for start in (0, 4):
-        runner = build_runner(
-            train_dataloader=loader,
-            train_cfg=dict(
-                type='mmrobust.AdvIterBasedTrainLoop',
-                max_iters=7,
-                val_interval=1000,
-                adversary=dict(type='mmrobust.FreeAdversary', eps=4, replays=3),
-            ),
-            **NO_VALIDATION,
-        )
-        seen.append([])
-        # Nothing is learned: the question is which batches come.
-        runner.train_loop.adversary.train_step = _note_ids(seen[-1])
-        runner.train_loop._iter = start
-        runner.train()
-    assert len(seen[0]) == 7
-    assert seen[0][0] == seen[0][1] == seen[0][2] != seen[0][3]
-    assert seen[0][4:] == seen[1]
-
-
-def _note_ids(seen: list[list[int]]) -> Callable:
-    def train_step(model: Any, wrapper: Any, data_batch: dict, iteration: int) -> dict:
-        seen.append([sample.img_id for sample in data_batch['data_samples']])
-        return {'loss': torch.zeros(())}
-
-    return train_step

@@ -17,65 +17,13 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from mmrobust.cli import as_sentence
 from mmrobust.training import FreeAdversary
 from mmrobust.training.replay import ReplayDataLoader, ReplayIterator
 from mmrobust.errors import ConfigError
 from torch import Tensor
+from updates import checkpoints, epochs, free, iters, pgd
 
 Build = Callable[..., Runner]
-
-NO_VALIDATION = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_quiet_and_repeatable: None) -> None:
-    """Threads wait for each other longer than these tiny detectors compute."""
-    torch.set_num_threads(1)
-
-
-def free(**kwargs: Any) -> dict:
-    return dict(type='mmrobust.FreeAdversary', **kwargs)
-
-
-def pgd(**kwargs: Any) -> dict:
-    return dict(type='mmrobust.PGDAdversary', **kwargs)
-
-
-def epochs(max_epochs: int, adversary: dict | None) -> dict:
-    """train_cfg of a loop by epoch: mmengine's own, or ours with an adversary."""
-    if adversary is None:
-        return dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
-    kind = 'mmrobust.AdvEpochBasedTrainLoop'
-    return dict(type=kind, max_epochs=max_epochs, adversary=adversary)
-
-
-def iters(max_iters: int, adversary: dict | None) -> dict:
-    """train_cfg of a loop by iteration."""
-    if adversary is None:
-        return dict(type='IterBasedTrainLoop', max_iters=max_iters)
-    kind = 'mmrobust.AdvIterBasedTrainLoop'
-    return dict(type=kind, max_iters=max_iters, adversary=adversary)
-
-
-@pytest.fixture
-def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Runners on small images, without validation."""
-    # mmengine formats the config several times per run, which takes longer than the
-    # few updates of a test.
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
-
-    def make(model: dict | None = None, **overrides: Any) -> Runner:
-        endless = 'IterBased' in overrides['train_cfg']['type']
-        loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
-        kind = 'InfiniteSampler' if endless else 'DefaultSampler'
-        loader['sampler'] = dict(type=kind, shuffle=True)
-        if endless:
-            overrides.setdefault('log_processor', dict(by_epoch=False))
-        settings = dict(train_dataloader=loader, **NO_VALIDATION)
-        return build_runner(model, **{**settings, **overrides})
-
-    return make
 
 
 class Recorder(Hook):
@@ -286,79 +234,13 @@ def test_accumulation_with_pgd(build: Build) -> None:
     assert not torch.equal(states[2][name], states[0][name])
 
 
-def with_checkpoints(by_epoch: bool, interval: int) -> dict:
-    return dict(
-        timer=dict(type='IterTimerHook'),
-        logger=dict(type='LoggerHook', interval=1000),
-        param_scheduler=dict(type='ParamSchedulerHook'),
-        checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=interval),
-        sampler_seed=dict(type='DistSamplerSeedHook'),
-    )
-
-
-RESUMED = [
-    # (train_cfg, checkpoint's name, updates before it, updates in all)
-    pytest.param(
-        epochs(2, free(eps=4, replays=2)), 'epoch_1.pth', 6, 12, id='free-epoch'
-    ),
-    pytest.param(
-        epochs(2, free(eps=4, replays=2, carry='run')),
-        'epoch_1.pth',
-        6,
-        12,
-        id='free-epoch-run',
-    ),
-    pytest.param(epochs(2, pgd(eps=4, num_steps=1)), 'epoch_1.pth', 3, 6, id='pgd'),
-    # After 4 updates the second batch has had one of its three replays.
-    pytest.param(
-        iters(8, free(eps=4, replays=3, carry='run')),
-        'iter_4.pth',
-        4,
-        8,
-        id='free-iter',
-    ),
-    pytest.param(
-        iters(8, free(eps=4, replays=3)), 'iter_4.pth', 4, 8, id='free-iter-epoch'
-    ),
-    # At a batch boundary.
-    pytest.param(
-        iters(8, free(eps=4, replays=2, carry='run')), 'iter_4.pth', 4, 8, id='boundary'
-    ),
-]
-
-
-@pytest.mark.parametrize(('train_cfg', 'name', 'before', 'total'), RESUMED)
-def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    build: Build, train_cfg: dict, name: str, before: int, total: int, tmp_path: Path
-) -> None:
-    by_epoch = 'Epoch' in train_cfg['type']
-    settings: dict[str, Any] = dict(
-        train_cfg=train_cfg,
-        param_scheduler=SCHEDULE[: 2 if by_epoch else 1],
-        default_hooks=with_checkpoints(by_epoch, 1 if by_epoch else 4),
-    )
-    runner = build(**settings)
-    whole = train(runner)
-    uninterrupted = state_of(runner)
-    assert len(whole.lr) == total
-
-    saved = tmp_path / 'work' / name
-    resumed_runner = build(**settings, load_from=str(saved), resume=True)
-    rest = train(resumed_runner)
-    assert rest.iter == list(range(before, total))
-    assert rest.images == whole.images[before:]
-    assert rest.lr == whole.lr[before:]
-    assert rest.loss == whole.loss[before:]
-    assert_same(state_of(resumed_runner), uninterrupted)
-
-
 def test_without_the_saved_perturbation_the_run_would_differ(
     build: Build, tmp_path: Path
 ) -> None:
     """The test above could not tell a perturbation that does not matter."""
     settings: dict[str, Any] = dict(
         train_cfg=iters(5, free(eps=4, replays=3, carry='run')),
-        default_hooks=with_checkpoints(False, 4),
+        default_hooks=checkpoints(4, by_epoch=False),
     )
     runner = build(**settings)
     whole = train(runner)
@@ -377,7 +259,7 @@ def test_loading_weights_alone_restores_no_perturbation(
     """load_from without resume is a new training from given weights."""
     settings: dict[str, Any] = dict(
         train_cfg=iters(4, free(eps=4, replays=3, carry='run')),
-        default_hooks=with_checkpoints(False, 4),
+        default_hooks=checkpoints(4, by_epoch=False),
     )
     train(build(**settings))
     saved = tmp_path / 'work' / 'iter_4.pth'
@@ -440,7 +322,7 @@ def test_a_best_checkpoint_carries_the_perturbation(
     build: Build, coco: Path, tmp_path: Path
 ) -> None:
     """save_best saves after validation, where the count of updates is another."""
-    hooks = with_checkpoints(True, 1)
+    hooks = checkpoints()
     hooks['checkpoint'].update(save_best='coco/bbox_mAP', rule='greater')
     train(
         build(
@@ -497,18 +379,6 @@ def test_accumulation_with_replays_is_refused(build: Build, loop: Callable) -> N
     refused(runner, 'accumulative_counts=2 would accumulate one batch with itself')
 
 
-def test_accumulation_without_replays_is_not_refused(build: Build) -> None:
-    runner = build(
-        train_cfg=epochs(1, free(eps=4, replays=1)),
-        optim_wrapper=dict(
-            type='OptimWrapper',
-            accumulative_counts=3,
-            optimizer=dict(type='SGD', lr=0.01),
-        ),
-    )
-    assert len(train(runner).loss) == 3
-
-
 def test_several_optimizers_are_refused(build: Build) -> None:
     runner = build(train_cfg=epochs(1, free(eps=4)))
     runner._init_model_weights()
@@ -534,24 +404,6 @@ def test_a_dataset_without_boxes_is_refused(
     refused(runner, 'the training has 6 images and no box at all: check ann_file')
 
 
-@pytest.mark.parametrize('loop', [epochs, iters])
-def test_an_empty_dataset_is_refused(
-    build: Build, coco: Path, tmp_path: Path, loop: Callable
-) -> None:
-    """By mmengine, in numpy's words, which the tools turn into ours."""
-    content = json.loads((coco / 'annotations.json').read_text())
-    content.update(images=[], annotations=[])
-    empty = tmp_path / 'empty.json'
-    empty.write_text(json.dumps(content))
-    train_cfg = loop(1, free(eps=4))
-    loader = build(train_cfg=train_cfg).cfg.train_dataloader.to_dict()
-    loader['dataset']['ann_file'] = str(empty)
-    runner = build(train_cfg=train_cfg, train_dataloader=loader)
-    with pytest.raises(ValueError, match=r'empty|at least one array') as caught:
-        runner.train()
-    assert 'dataset is empty: check ann_file' in str(as_sentence(caught.value))
-
-
 def test_a_pass_of_one_update_is_refused(build: Build, coco: Path) -> None:
     """carry='epoch' would start each update from zero: normal training, unnoticed."""
     loader = tiny.loader(coco, test=False, batch_size=6, scale=(64, 48))
@@ -569,22 +421,6 @@ def test_a_warm_up_beyond_the_end_is_refused(build: Build, adversary: dict) -> N
     runner._init_model_weights()
     runner._init_model_weights = lambda: None
     refused(runner, r'more than the (12|3) updates of the training')
-
-
-@pytest.mark.parametrize(
-    ('adversary', 'sentence'),
-    [
-        (free(eps=-4), 'eps=-4 is negative'),
-        (free(eps=4, replays=0), 'replays=0 must be a whole number'),
-        (free(eps=4, carry='batch'), "carry='batch' is unknown"),
-        (pgd(eps=4, objective='cwa'), "'cwa' is an attack for evaluation"),
-    ],
-)
-def test_impossible_adversaries_are_refused(
-    build: Build, adversary: dict, sentence: str
-) -> None:
-    runner = build(train_cfg=epochs(1, adversary))
-    refused(runner, sentence)
 
 
 def test_built_parts_are_taken_as_they_are(build: Build) -> None:
