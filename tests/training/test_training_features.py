@@ -71,7 +71,7 @@ def build(build: Build) -> Build:
     ) -> Runner:
         passes = 1 if adversary.get('replays') == 2 else 2
         loop = epochs(passes, adversary) if kind == 'Epoch' else iters(6, adversary)
-        hooks = dict(checkpoints(), checkpoint=None, logger=None, timer=None)
+        hooks = dict(checkpoints(), checkpoint=None, logger=None)
         settings = dict(train_cfg=loop, default_hooks=hooks)
         return build(model, **{**settings, **overrides})
 
