@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
@@ -23,11 +24,6 @@ from torch.nn.functional import interpolate
 from updates import (
     ScalingOptimWrapper,
     assert_same_state,
-    checkpoints,
-    epochs,
-    free,
-    iters,
-    pgd,
     make_batch,
     make_model,
     sgd,
@@ -37,8 +33,8 @@ from updates import (
 Build = Callable[..., Runner]
 
 EPS = 4
-FREE = free(eps=EPS, replays=2, carry='run')
-PGD = pgd(eps=EPS, num_steps=1)
+FREE = dict(type='mmrobust.FreeAdversary', eps=EPS, replays=2, carry='run')
+PGD = dict(type='mmrobust.PGDAdversary', eps=EPS, num_steps=1)
 # Both methods in both loops.
 RUNS = dict(
     epoch_free=('Epoch', FREE),
@@ -63,17 +59,35 @@ def runs(*extra: Any) -> Any:
 
 
 @pytest.fixture
-def build(build: Build) -> Build:
-    """Builds runs of six updates without checkpoints."""
+def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Runs of six updates on the tiny dataset, two images in each."""
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
 
     def make(
         kind: str, adversary: dict, model: dict | None = None, **overrides: Any
     ) -> Runner:
         passes = 1 if adversary.get('replays') == 2 else 2
-        loop = epochs(passes, adversary) if kind == 'Epoch' else iters(6, adversary)
-        hooks = dict(checkpoints(), checkpoint=None, logger=None)
-        settings = dict(train_cfg=loop, default_hooks=hooks)
-        return build(model, **{**settings, **overrides})
+        by_epoch = kind == 'Epoch'
+        length = dict(max_epochs=passes) if by_epoch else dict(max_iters=6)
+        loop = f'mmrobust.Adv{kind}BasedTrainLoop'
+        loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
+        if not by_epoch:
+            loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
+            overrides['log_processor'] = dict(by_epoch=False)
+        settings: dict[str, Any] = dict(
+            train_cfg=dict(type=loop, adversary=adversary, **length),
+            train_dataloader=loader,
+            default_hooks=dict(
+                param_scheduler=dict(type='ParamSchedulerHook'),
+                sampler_seed=dict(type='DistSamplerSeedHook'),
+                checkpoint=None,
+                logger=None,
+            ),
+            val_dataloader=None,
+            val_evaluator=None,
+            val_cfg=None,
+        )
+        return build_runner(model, **{**settings, **overrides})
 
     return make
 
