@@ -155,7 +155,7 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
 
 def _inner_loss(head: Any) -> nn.Module:
     """The module that computes a head's elementwise losses."""
-    from ..models.bounded_loss import BoundedLoss  # not at the top: it needs mmdet
+    from ..models import BoundedLoss  # not at the top: it needs mmdet
 
     loss: nn.Module = head.loss_cls
     return loss.loss if isinstance(loss, BoundedLoss) else loss
