@@ -197,7 +197,7 @@ def attack_list(**more: str) -> str:
     from .registry import ATTACKS
 
     presets = {
-        name: preset.maximises.replace('`', '')
+        name: f'{kind.search}: {preset.maximises}'.replace('`', '')
         for kind in ATTACKS.module_dict.values()
         for name, preset in getattr(kind, 'presets', {}).items()
     }
@@ -208,7 +208,7 @@ def attack_list(**more: str) -> str:
         )
         for name, text in texts.items()
     ]
-    return '\n'.join(['attacks, and what each makes large:', *lines])
+    return '\n'.join(['attacks, their search and what it makes large:', *lines])
 
 
 def add_speed_options(parser: Any) -> None:

@@ -9,64 +9,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_INITIALIZERS
+from mmengine import registry as root
 from mmengine.registry import Registry
 
-LOOPS = Registry(
-    'loop',
-    parent=MMENGINE_LOOPS,
-    scope='mmrobust',
-    locations=['mmrobust.training', 'mmrobust.evaluation', 'mmrobust.autoattack'],
+
+def _child(name: str, parent: Registry, *packages: str) -> Registry:
+    locations = [f'mmrobust.{package}' for package in packages]
+    return Registry(name, parent=parent, scope='mmrobust', locations=locations)
+
+
+LOOPS = _child('loop', root.LOOPS, 'training', 'evaluation', 'autoattack')
+HOOKS = _child('hook', root.HOOKS, 'training', 'evaluation')
+OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'training')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'training'
 )
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='mmrobust',
-    locations=['mmrobust.training', 'mmrobust.evaluation'],
-)
-OPTIM_WRAPPERS = Registry(
-    'optim_wrapper',
-    parent=MMENGINE_OPTIM_WRAPPERS,
-    scope='mmrobust',
-    locations=['mmrobust.training'],
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_CONSTRUCTORS,
-    scope='mmrobust',
-    locations=['mmrobust.training'],
-)
-DATASETS = Registry(
-    'dataset',
-    parent=MMENGINE_DATASETS,
-    scope='mmrobust',
-    locations=['mmrobust.datasets'],
-)
-TRANSFORMS = Registry(
-    'transform',
-    parent=MMENGINE_TRANSFORMS,
-    scope='mmrobust',
-    locations=['mmrobust.datasets'],
-)
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope='mmrobust',
-    locations=['mmrobust.models'],
-)
-WEIGHT_INITIALIZERS = Registry(
-    'weight initializer',
-    parent=MMENGINE_INITIALIZERS,
-    scope='mmrobust',
-    locations=['mmrobust.weights'],
-)
+DATASETS = _child('dataset', root.DATASETS, 'datasets')
+TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets')
+MODELS = _child('model', root.MODELS, 'models')
+WEIGHT_INITIALIZERS = _child('weight initializer', root.WEIGHT_INITIALIZERS, 'weights')
 
 
 class _RootRegistry(Registry):

@@ -19,11 +19,15 @@ import mmengine.device
 import pytest
 import tiny
 import torch
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.evaluation import CocoMetric
 from mmdet.models.detectors.base import BaseDetector
+from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmrobust.attacks import ATTACK_NAMES, OPTIONS
 from mmrobust.evaluation.attacker import Attacker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,13 +161,13 @@ def test_all_of_mmdets_flags_are_there(
     ]
 
 
-def test_the_attack_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = parser_of(TOOLS / 'test.py', monkeypatch)
-    names = {name for action in parser._actions for name in action.option_strings}
-    assert {
-        *('--attack', '--eps', '--step-size', '--num-steps', '--norm', '--restarts'),
-        *('--seed', '--num-images', '--save-adv', '--report'),
-    } <= names
+def test_help_describes_every_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own text, and with the options that it has."""
+    text = ' '.join(parser_of(TOOLS / 'test.py', monkeypatch).format_help().split())
+    for name in ATTACK_NAMES:
+        assert re.search(rf' {name} [\w ,]+: ', text.split('their search')[1]), name
+    for option in OPTIONS:
+        assert f'--{option.replace("_", "-")}' in text
 
 
 # ------------------------------------------------------------- mistakes in testing
@@ -456,18 +460,6 @@ def config_of(
     return run
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
-def test_data_root_reaches_datasets_and_evaluators(
-    config_of: Callable[..., Config], tool: str
-) -> None:
-    cfg = config_of(tool, '--cfg-options', 'data_root=/elsewhere')
-    assert cfg.data_root == '/elsewhere/'
-    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        assert cfg[key].dataset.data_root == '/elsewhere/'
-    for key in ('val_evaluator', 'test_evaluator'):
-        assert cfg[key].ann_file == '/elsewhere/annotations.json'
-
-
 def test_attack_flags_reach_the_loop(config_of: Callable[..., Config]) -> None:
     cfg = config_of(
         'test.py',
@@ -716,6 +708,39 @@ def test_scaling_the_learning_rate(config_of: Callable[..., Config]) -> None:
         *('auto_scale_lr.enable=False', 'auto_scale_lr.base_batch_size=16'),
     )
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+
+
+# ------------------------------------------------------- errors of somebody else
+
+
+@pytest.mark.parametrize(
+    ('owner', 'method'),
+    [(FPN, 'forward'), (PackDetInputs, 'transform'), (CocoMetric, 'compute_metrics')],
+)
+def test_an_error_of_somebody_else_keeps_its_traceback(
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    owner: type,
+    method: str,
+) -> None:
+    """Its type, too; lines before it say what was going on."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError('out of luck')
+
+    monkeypatch.setattr(owner, method, fail)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(project / 'config.py'), str(project / 'good.pth'), *PGD]
+    arguments += ['--num-steps', '1', '--work-dir', 'work']
+    monkeypatch.setattr(sys, 'argv', ['test.py', *arguments])
+    with pytest.raises(ZeroDivisionError, match='out of luck') as caught:
+        runpy.run_path(str(TOOLS / 'test.py'), run_name='__main__')
+    assert caught.traceback[-1].name == 'fail'
+    err = capsys.readouterr().err
+    assert re.match(r'error while testing:\n(error while .*:\n)*', err), err
 
 
 # ------------------------------------------------------- as a user runs them

@@ -19,6 +19,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmrobust import cli
+from mmrobust.report import markdown_table
 from mmrobust.utils.validation import positive_int
 from mmrobust.utils.files import write_atomically
 
@@ -35,9 +36,7 @@ def parse_args() -> argparse.Namespace:
         default='work_dirs/demo',
         help='folder of the results; a run that was interrupted goes on from there',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=cli.DictAction, help='as in tools/train.py'
-    )
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -95,16 +94,12 @@ def comparison(reports: dict[str, dict]) -> str:
     """The two reports as one Markdown table, a row for each detector."""
     first = next(iter(reports.values()))
     columns = ['training', 'benign'] + [attack['name'] for attack in first['attacks']]
-    lines = [
-        '| ' + ' | '.join(columns) + ' |',
-        '| --- ' + '| ---: ' * (len(columns) - 1) + '|',
-    ]
+    rows = []
     for row, report in reports.items():
         metrics = [report['benign']['metrics']]
         metrics += [attack['metrics'] for attack in report['attacks']]
-        cells = [f'{metric[METRIC]:.3f}' for metric in metrics]
-        lines.append('| ' + ' | '.join([row, *cells]) + ' |')
-    return '\n'.join(lines)
+        rows.append([row, *(f'{metric[METRIC]:.3f}' for metric in metrics)])
+    return markdown_table(columns, rows)
 
 
 def picture_grid(work_dir: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.engine.hooks.utils import trigger_visualization_hook
@@ -14,9 +14,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmrobust import cli
-from mmrobust.attacks import ATTACK_NAMES, attack_preset
-from mmrobust.attacks.ensemble import VERSIONS as ENSEMBLES
-from mmrobust.attacks.presets import takes
+from mmrobust.attacks import ATTACK_NAMES, OPTIONS, attack_preset, takes
 from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble, read_balls
 from mmrobust.autoattack.package import load_package
 from mmrobust.weights import check_checkpoint, check_class_count, read_checkpoint
@@ -27,34 +25,104 @@ from mmrobust.distributed import start_processes
 from mmrobust.registry import ATTACKS
 from mmrobust.threat import to_pixels
 
-_ATTACK_ONLY = (
-    'eps',
-    'step_size',
-    'num_steps',
-    'norm',
-    'restarts',
-    'target',
-    'target_class',
-)
-_EVALUATION = ('seed', 'num_images', 'save_adv', 'report')
-# The same of the ordinary attacks.
-_DETECTION = ('space', 'quantize', 'check_images', 'attack_batch_size')
-# What a config's test loop keeps when --attack replaces its attacks.
-_LOOP = ('fp16', *_EVALUATION)
-_ATTACK_LOOP = ('gt_frame', 'resume', 'gallery', 'speed', *_DETECTION)
-# Options of AutoAttack, and what its loop calls them.
-_AUTOATTACK = {
-    'version': 'version',
-    'members': 'attacks',
-    'resolutions': 'resolutions',
-    'batch_size': 'shard_size',
-    'image_ids': 'image_ids',
+
+class Flag(NamedTuple):
+    """A flag that sets a setting of the test loop.
+
+    Attributes:
+        attacks: what AttackTestLoop calls the setting, None if it has none.
+        autoattack: what AutoAttackTestLoop calls it.
+        help: text for ``--help``.
+        argument: further arguments of ``add_argument``.
+    """
+
+    attacks: str | None
+    autoattack: str | None
+    help: str
+    argument: dict[str, Any] = {}
+
+
+FLAGS = {
+    'seed': Flag('seed', 'seed', 'seed of the attacks (default 0)', {'type': int}),
+    'num_images': Flag(
+        *('num_images', 'num_images'),
+        'evaluate on a fixed choice of so many images',
+        {'type': int},
+    ),
+    'save_adv': Flag(
+        'save_adv', 'save_adv', 'save the attacked images', {'metavar': 'DIR'}
+    ),
+    'report': Flag(
+        *('report', 'report'),
+        'the report (default <work dir>/robustness.json)',
+        {'metavar': 'FILE'},
+    ),
+    'space': Flag(
+        *('space', None),
+        "attack the network's input (default), or the picture before the pipeline "
+        'resizes it',
+        {'choices': ['input', 'original']},
+    ),
+    'quantize': Flag(
+        *('quantize', None),
+        'score every attacked image also as a picture of 8 bits, through the unchanged '
+        'pipeline',
+        {'action': 'store_true', 'default': None},
+    ),
+    'check_images': Flag(
+        *('check_images', None),
+        'images on which the evaluation itself is tried out before it starts (default '
+        '4, 0 for none)',
+        {'type': int},
+    ),
+    'attack_batch_size': Flag(
+        *('attack_batch_size', None),
+        "images of a detector that share the network's passes in an attack: faster, "
+        'and the same up to rounding (default 1)',
+        {'type': int, 'metavar': 'N'},
+    ),
+    'members': Flag(
+        *(None, 'attacks'),
+        f'the custom version: any of {", ".join(SETTINGS)}, possibly with settings, '
+        'like apgd-t:n_iter=20,n_target_classes=3',
+        {'nargs': '+', 'metavar': 'NAME'},
+    ),
+    'resolutions': Flag(
+        *(None, 'resolutions'),
+        "sides of square images (default: the config's own images)",
+        {'nargs': '+', 'type': int, 'metavar': 'SIDE'},
+    ),
+    'batch_size': Flag(
+        *(None, 'shard_size'),
+        "images attacked together (default: the test dataloader's batch size)",
+        {'type': int},
+    ),
+    'image_ids': Flag(
+        *(None, 'image_ids'),
+        'evaluate on the images that this file lists, one path or name per line',
+        {'metavar': 'FILE'},
+    ),
+}
+# What a config's test loop keeps when --attack replaces its attacks, beside the
+# settings of flags.
+_KEPT = ('fp16', 'gt_frame', 'resume', 'gallery', 'speed')
+# What autoattack makes of options of the other attacks.
+_OF_AUTOATTACK = {
+    'norm': '; several of them for autoattack',
+    'eps': '; one per norm of autoattack (default linf 4, l2 510, l1 19125)',
+    'version': f'; of autoattack: {", ".join(VERSIONS)} (default standard)',
 }
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line: mmdet's own flags and those of the attacks."""
-    parser = cli.Parser(description=__doc__)
+    parser = cli.Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=cli.attack_list(
+            autoattack='the four attacks of AutoAttack, on classifiers'
+        ),
+    )
     parser.add_argument(
         'config', help='config file of an mmdet detector or an mmpretrain classifier'
     )
@@ -78,108 +146,18 @@ def parse_args() -> argparse.Namespace:
         '--attack',
         nargs='+',
         metavar='NAME',
-        help=f'any of: {", ".join(ATTACK_NAMES)} (the set of attacks whose worst '
-        'counts, on detectors); or autoattack, on classifiers',
+        help='any of the attacks below; or autoattack, on classifiers',
     )
-    group.add_argument(
-        '--eps',
-        nargs='+',
-        help='radius of the perturbation (default 4); several give a curve; one per '
-        'norm of autoattack (default linf 4, l2 510, l1 19125)',
+    cli.add_attack_options(group, more=_OF_AUTOATTACK)
+    speed = parser.add_argument_group(
+        'speed', 'Of attacks that follow a gradient; not of autoattack.'
     )
-    group.add_argument('--step-size', help='default: 2.5 * eps / steps, at most eps')
-    group.add_argument(
-        '--num-steps',
-        nargs='+',
-        type=int,
-        help='default: 10 for cls, reg, cwa, mim, dim and tim, 1000 queries for '
-        'square, else 20; several give a curve',
-    )
-    group.add_argument(
-        '--norm',
-        nargs='+',
-        help='linf (default), l2 or l1; several of them for autoattack',
-    )
-    group.add_argument('--restarts', type=int, help='runs per image (default 1)')
-    group.add_argument(
-        '--target',
-        choices=['most-likely', 'least-likely', 'next'],
-        help='which other class mislabel and dag aim at (default most-likely)',
-    )
-    group.add_argument(
-        '--target-class', metavar='NAME', help='the class that targeted aims at'
-    )
-    group.add_argument('--seed', type=int, help='seed of the attacks (default 0)')
-    group.add_argument(
-        '--num-images', type=int, help='evaluate on a fixed choice of so many images'
-    )
-    group.add_argument(
-        '--space',
-        choices=['input', 'original'],
-        help="attack the network's input (default), or the picture before the pipeline "
-        'resizes it',
-    )
-    group.add_argument(
-        '--quantize',
-        action='store_true',
-        default=None,
-        help='score every attacked image also as a picture of 8 bits, through the '
-        'unchanged pipeline',
-    )
-    group.add_argument(
-        '--check-images',
-        type=int,
-        help='images on which the evaluation itself is tried out before it starts '
-        '(default 4, 0 for none)',
-    )
-    group.add_argument(
-        '--attack-batch-size',
-        type=int,
-        metavar='N',
-        help="images of a detector that share the network's passes in an attack: "
-        'faster, and the same up to rounding (default 1)',
-    )
-    group.add_argument('--save-adv', metavar='DIR', help='save the attacked images')
-    group.add_argument(
-        '--report',
-        metavar='FILE',
-        help='the report (default <work dir>/robustness.json)',
-    )
-    group.add_argument(
-        '--version',
-        help=f'of ensemble: {" or ".join(ENSEMBLES)}; of autoattack: '
-        f'{", ".join(VERSIONS)} (default standard)',
-    )
-    cli.add_speed_options(
-        parser.add_argument_group(
-            'speed', 'Of attacks that follow a gradient; not of autoattack.'
-        )
-    )
-    group = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
-    group.add_argument(
-        '--members',
-        nargs='+',
-        metavar='NAME',
-        help=f'the custom version: any of {", ".join(SETTINGS)}, possibly with '
-        'settings, like apgd-t:n_iter=20,n_target_classes=3',
-    )
-    group.add_argument(
-        '--resolutions',
-        nargs='+',
-        type=int,
-        metavar='SIDE',
-        help="sides of square images (default: the config's own images)",
-    )
-    group.add_argument(
-        '--batch-size',
-        type=int,
-        help="images attacked together (default: the test dataloader's batch size)",
-    )
-    group.add_argument(
-        '--image-ids',
-        metavar='FILE',
-        help='evaluate on the images that this file lists, one path or name per line',
-    )
+    cli.add_speed_options(speed)
+    auto = parser.add_argument_group('autoattack', 'Only with --attack autoattack.')
+    for name, flag in FLAGS.items():
+        where = group if flag.attacks else auto
+        option = '--' + name.replace('_', '-')
+        where.add_argument(option, help=flag.help, **flag.argument)
     return parser.parse_args()
 
 
@@ -238,49 +216,38 @@ def _is_classifier(cfg: Config) -> bool:
 
 def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     """Puts the attacks of the command line in place of the config's test loop."""
-    given = {key: getattr(args, key) for key in _ATTACK_ONLY}
-    given = {key: value for key, value in given.items() if value is not None}
-    evaluation = {key: getattr(args, key) for key in (*_EVALUATION, *_DETECTION)}
-    evaluation = {key: value for key, value in evaluation.items() if value is not None}
-    if speed := cli.speed_of(args):
-        evaluation['speed'] = {**(cfg.test_cfg.get('speed') or {}), **speed}
-    auto = [key for key in _AUTOATTACK if getattr(args, key) is not None]
-    if args.version is not None and 'autoattack' not in (args.attack or ()):
-        auto.remove('version')
-        given['version'] = args.version
-    is_auto = str(cfg.test_cfg.get('type')).endswith('AutoAttackTestLoop')
-    has_attacks = is_auto or 'attacks' in cfg.test_cfg
-    if auto and 'autoattack' not in (args.attack or ()):
-        option = auto[0].replace('_', '-')
-        raise ConfigError(f'--{option} needs --attack autoattack.')
-    if not args.attack:
-        if given:
-            raise ConfigError(
-                f'--{next(iter(given)).replace("_", "-")} needs --attack.'
-            )
-        if evaluation and not has_attacks:
-            option = _option(next(iter(evaluation)), evaluation)
-            raise ConfigError(f'--{option} needs --attack.')
-        if is_auto:
-            _refuse_for_autoattack(evaluation)
-        cfg.test_cfg.update(evaluation)
+    options, flags = cli.given(args, OPTIONS), cli.given(args, FLAGS)
+    speed = cli.speed_of(args)
+    names = args.attack or []
+    is_auto = 'autoattack' in names
+    for key in flags:
+        if FLAGS[key].attacks is None and not is_auto:
+            raise ConfigError(f'{_flag(key)} needs --attack autoattack.')
+    if not names:
+        is_auto = str(cfg.test_cfg.get('type')).endswith('AutoAttackTestLoop')
+    has_attacks = bool(names) or is_auto or 'attacks' in cfg.test_cfg
+    for key in (*options, *flags, *speed):
+        if not (has_attacks if key not in options else names):
+            raise ConfigError(f'{_flag(key)} needs --attack.')
+        if is_auto and key not in options and not (key in flags and FLAGS[key][1]):
+            raise ConfigError(f'{_flag(key)} is no setting of autoattack.')
+    settings = {FLAGS[key][is_auto]: value for key, value in flags.items()}
+    if speed:
+        settings['speed'] = {**(cfg.test_cfg.get('speed') or {}), **speed}
+    if not names:
+        cfg.test_cfg.update(settings)
     else:
-        if len(set(args.attack)) < len(args.attack):
-            raise ConfigError(
-                f'--attack {" ".join(args.attack)} names one attack twice.'
-            )
-        is_auto = 'autoattack' in args.attack
+        if len(set(names)) < len(names):
+            raise ConfigError(f'--attack {" ".join(names)} names one attack twice.')
+        loop = (_autoattack_loop if is_auto else _attack_loop)(cfg, args, options)
+        keys = {flag.attacks for flag in FLAGS.values()}.union(_KEPT)
         if is_auto:
-            _refuse_for_autoattack(evaluation)
-            loop = _autoattack_loop(cfg, args, given)
-        else:
-            loop = _attack_loop(args, given)
-        keys = _LOOP if is_auto else (*_LOOP, *_ATTACK_LOOP)
+            keys = {flag.attacks for flag in FLAGS.values() if flag.autoattack}
+            keys.add('fp16')
         kept = {key: value for key, value in cfg.test_cfg.items() if key in keys}
         if args.image_ids is not None:
             kept.pop('num_images', None)
-        cfg.test_cfg = ConfigDict(**{**kept, **evaluation, **loop})
-        has_attacks = True
+        cfg.test_cfg = ConfigDict({**kept, **settings, **loop})
     if has_attacks and args.tta:
         raise ConfigError(
             '--tta and attacks exclude each other: the attacks need the gradient of a '
@@ -295,19 +262,13 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
         )
 
 
-def _option(key: str, evaluation: dict[str, Any]) -> str:
-    """What a setting of the loop is called on the command line."""
-    return (next(iter(evaluation[key])) if key == 'speed' else key).replace('_', '-')
+def _flag(key: str) -> str:
+    return '--' + key.replace('_', '-')
 
 
-def _refuse_for_autoattack(evaluation: dict[str, Any]) -> None:
-    for key in (*_DETECTION, 'speed'):
-        if key in evaluation:
-            option = _option(key, evaluation)
-            raise ConfigError(f'--{option} is no setting of autoattack.')
-
-
-def _attack_loop(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+def _attack_loop(
+    cfg: Config, args: argparse.Namespace, given: dict[str, Any]
+) -> dict[str, Any]:
     """The loop of the ordinary attacks, each with one norm and all radii and steps."""
     norms = given.pop('norm', ['linf'])
     if len(norms) > 1:
@@ -315,7 +276,7 @@ def _attack_loop(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, A
     for key in given:
         if not any(takes(name, key) for name in args.attack):
             names = ' or '.join(args.attack)
-            raise ConfigError(f'--{key.replace("_", "-")} is no setting of {names}.')
+            raise ConfigError(f'{_flag(key)} is no setting of {names}.')
     attacks = {}
     for name in args.attack:
         for label, values in _curve(name, given).items():
@@ -337,8 +298,7 @@ def _curve(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
         sizes = [to_pixels(v) if key == 'eps' else v for v in values]
         if len(set(sizes)) < len(values):
             raise ConfigError(
-                f'--{key.replace("_", "-")} {" ".join(map(str, values))} names one '
-                'value twice.'
+                f'{_flag(key)} {" ".join(map(str, values))} names one value twice.'
             )
         if not takes(name, key):
             values = [None]
@@ -361,11 +321,11 @@ def _autoattack_loop(
         raise ConfigError(
             'autoattack cannot be combined with other attacks: run them on their own.'
         )
-    for key in ('step_size', 'num_steps', 'restarts', 'target', 'target_class'):
-        if key in given:
+    for key in given:
+        if key not in _OF_AUTOATTACK:
             raise ConfigError(
-                f'--{key.replace("_", "-")} is no setting of autoattack: choose the '
-                'steps of its members, as in --members apgd-ce:n_iter=20,n_restarts=2.'
+                f'{_flag(key)} is no setting of autoattack: choose the steps of its '
+                'members, as in --members apgd-ce:n_iter=20,n_restarts=2.'
             )
     if not _is_classifier(cfg):
         raise ConfigError(
@@ -383,15 +343,11 @@ def _autoattack_loop(
         {'norm': norm} if eps is None else {'norm': norm, 'eps': eps}
         for norm, eps in zip(norms, radii, strict=True)
     ]
-    options = {
-        name: getattr(args, option)
-        for option, name in _AUTOATTACK.items()
-        if getattr(args, option) is not None
-    }
     read_balls(threats)
-    Ensemble.read(options.get('version'), options.get('attacks'))
+    Ensemble.read(args.version, args.members)
     load_package()
-    return {'type': 'mmrobust.AutoAttackTestLoop', 'threats': threats, **options}
+    version = {} if args.version is None else {'version': args.version}
+    return {'type': 'mmrobust.AutoAttackTestLoop', 'threats': threats, **version}
 
 
 def _set_visualization(cfg: Config, args: argparse.Namespace, classifier: bool) -> None:
