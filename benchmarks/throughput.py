@@ -37,6 +37,7 @@ from mmrobust.objective.classifier import make_oracle
 from mmrobust.report import device_name, package_versions
 from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
 from mmrobust.utils.acceleration import Acceleration
+from mmrobust.utils.configs import read_config
 from mmrobust.utils.files import write_atomically
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -276,7 +277,7 @@ def effect_row(
     device: torch.device,
 ) -> Row:
     """Measures AP without and with an accelerated PGD, as tools/test.py has it."""
-    cfg = cli.read_config(config)
+    cfg = read_config(config)
     torch._dynamo.reset()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / 'report.json'
@@ -314,7 +315,7 @@ def rows(args: argparse.Namespace, device: torch.device, late: Any) -> Iterator[
         if late():
             return
         name = path.split('/')[-1].split('_')[0].removesuffix('.py')
-        cfg = cli.read_config(path)
+        cfg = read_config(path)
         own = subjects[name] = Subject(cfg, device, tuple(args.size), args.batch_size)
         if 'attack' in args.measure:
             for row in attack_rows(own, take(own.batch, [0]), *attacks):

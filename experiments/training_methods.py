@@ -20,6 +20,7 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmrobust import cli
+from mmrobust.report import markdown_table
 from mmrobust.utils.files import write_atomically
 
 EPS = 8
@@ -161,15 +162,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     names = ['benign', *ATTACKS]
     columns = ['detector', 'training', 'updates', 'seconds', *names]
-    lines = [
-        '| ' + ' | '.join(columns) + ' |',
-        '| --- | --- ' + '| ---: ' * (len(columns) - 2) + '|',
+    cells = [
+        [row['detector'], row['method'], row['updates'], row['seconds']]
+        + [f'{row[name]:.3f}' for name in names]
+        for row in rows
     ]
-    for row in rows:
-        cells = [row['detector'], row['method'], row['updates'], row['seconds']]
-        cells += [f'{row[name]:.3f}' for name in names]
-        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
-    return '\n'.join(lines) + '\n'
+    return markdown_table(columns, cells, 'llr') + '\n'
 
 
 if __name__ == '__main__':

@@ -14,11 +14,11 @@ from mmrobust.studies.backbone_plan import (
     Sweep,
     check_config,
     parse_checkpoints,
-    parse_each,
     parse_lrs,
     parse_seeds,
 )
 from mmrobust.studies.backbone_transfer import run_sweep
+from mmrobust.studies.study import parse_each
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,24 +9,13 @@ from pathlib import Path
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
-from mmrobust.attacks import ATTACK_NAMES, attack_preset
+from mmrobust.attacks import ATTACK_NAMES, OPTIONS, attack_preset, takes
 from mmrobust.utils.validation import positive_int
-from mmrobust.attacks.presets import takes
 from mmrobust.weights import read_checkpoint
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 from mmrobust.studies.attack_matrix import Detector, Plan, choose, parse_detectors
 from mmrobust.studies.attack_transfer import run_matrix
-
-_ATTACK = (
-    'norm',
-    'eps',
-    'step_size',
-    'num_steps',
-    'restarts',
-    'target',
-    'target_class',
-)
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,19 +56,7 @@ def parse_args() -> argparse.Namespace:
         metavar='NAME',
         help=f'one of: {", ".join(ATTACK_NAMES)} (default mim)',
     )
-    group.add_argument('--norm', help='linf (default), l2 or l1')
-    group.add_argument('--eps', help='radius of the perturbation (default 4)')
-    group.add_argument('--step-size', help='default: 2.5 * eps / steps, at most eps')
-    group.add_argument('--num-steps', type=int, help='default: as in tools/test.py')
-    group.add_argument('--restarts', type=int, help='runs per image (default 1)')
-    group.add_argument(
-        '--target',
-        choices=['most-likely', 'least-likely', 'next'],
-        help='which other class mislabel and dag aim at (default most-likely)',
-    )
-    group.add_argument(
-        '--target-class', metavar='NAME', help='the class that targeted aims at'
-    )
+    cli.add_attack_options(group, curves=False)
     group.add_argument(
         '--seed', type=int, default=0, help='seed of the attack (default 0)'
     )
@@ -93,14 +70,12 @@ def main() -> None:
     """Runs the matrix."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    given = {key: getattr(args, key) for key in _ATTACK}
-    for key, value in given.items():
-        if value is not None and not takes(args.attack, key):
+    given = cli.given(args, OPTIONS)
+    for key in given:
+        if not takes(args.attack, key):
             option = key.replace('_', '-')
             raise ConfigError(f'--{option} is no setting of {args.attack}.')
-    preset = attack_preset(
-        args.attack, **{key: v for key, v in given.items() if v is not None}
-    )
+    preset = attack_preset(args.attack, **given)
     ATTACKS.build(preset)  # refuses impossible settings before any work
     if args.num_images is not None:
         positive_int(args.num_images, '--num-images')

@@ -31,6 +31,7 @@ from mmrobust.analysis import (
     mean_ap,
     worst_case_map,
 )
+from mmrobust.report import markdown_table
 
 BENIGN = 'benign'
 _ROUNDS = 3
@@ -197,12 +198,8 @@ def mean(values: Iterable[float]) -> float:
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; numbers get three digits."""
-    lines = ['| ' + ' | '.join(header) + ' |', '| --- ' + '| ---: ' * (len(header) - 1)]
-    lines[1] += '|'
-    for row in rows:
-        cells = [f'{c:.3f}' if isinstance(c, float) else str(c) for c in row]
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+    cells = [[f'{c:.3f}' if isinstance(c, float) else c for c in row] for row in rows]
+    return markdown_table(header, cells) + '\n'
 
 
 def parse_args() -> argparse.Namespace:

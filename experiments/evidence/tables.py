@@ -19,6 +19,7 @@ from typing import Any
 from grid import SLOWER
 from mmrobust import cli
 from mmrobust.errors import ConfigError
+from mmrobust.report import markdown_table
 from mmrobust.utils.files import write_atomically
 
 MAP = 'coco/bbox_mAP'
@@ -185,12 +186,7 @@ MASKS = [
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; numbers to the right."""
-    lines = [
-        '| ' + ' | '.join(head) + ' |',
-        '| --- ' + '| ---: ' * (len(head) - 1) + '|',
-    ]
-    lines += ['| ' + ' | '.join(row) + ' |' for row in rows]
-    return '\n'.join(lines) + '\n'
+    return markdown_table(head, rows) + '\n'
 
 
 def rows_of(records: Store, claim: str) -> list[tuple[str, str]]:

@@ -36,6 +36,7 @@ from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
+from mmrobust.report import markdown_table
 from mmrobust.threat import to_pixels
 from mmrobust.utils.files import write_atomically
 from mmrobust.utils.validation import positive_int
@@ -273,12 +274,11 @@ def table(report: dict[str, Any]) -> str:
         f'losses {", ".join(report["losses"])}; '
         + ', '.join(f'{k} {v}' for k, v in report['machine'].items()),
         '',
-        '| attack | ' + ' | '.join(columns) + ' |',
-        '| --- ' + '| ---: ' * len(columns) + '|',
+        markdown_table(
+            ['attack', *columns],
+            [[n, *(_cell(row.get(c)) for c in columns)] for n, row in rows.items()],
+        ),
     ]
-    for name, row in rows.items():
-        cells = [_cell(row.get(column)) for column in columns]
-        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     for peer, own in TWINS.items():
         same = rows.get(peer, {}).get('same values')
         if same is not None:

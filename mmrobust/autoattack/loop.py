@@ -19,7 +19,7 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from ..distributed import same_buffers
-from ..errors import ConfigError
+from ..errors import ConfigError, doing
 from ..evaluation import AdversarialImages, Progress, choose_images, dumps_renamed
 from ..objective.classifier import check_labels
 from ..registry import LOOPS
@@ -317,7 +317,10 @@ class AutoAttackTestLoop(TestLoop):
             # The package seeds what it draws; a model that draws itself starts from
             # here, so that a resumed run continues the same.
             seed = derive_seed(self.seed, view.name, ball.name, number)
-            with seeded(seed, self.device):
+            with (
+                doing(f'attacking shard {number} by {name}'),
+                seeded(seed, self.device),
+            ):
                 record, adversarial = attack_shard(
                     self.logits,
                     partial(self._build, view, ball, members),

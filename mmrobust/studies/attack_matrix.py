@@ -20,7 +20,14 @@ from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..report import markdown_table, package_versions
 from ..utils.files import file_sha256
-from .study import environment, new_figure, settings_of, versions_text, write_report
+from .study import (
+    environment,
+    new_figure,
+    parse_each,
+    settings_of,
+    versions_text,
+    write_report,
+)
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 _PAIR = re.compile(r'(.+?\.(?:py|json|ya?ml)):(.+)')
@@ -161,15 +168,9 @@ def choose(option: str, names: Sequence[str] | None, known: Sequence[str]) -> li
     Raises:
         ConfigError: for an unknown name, or one given twice.
     """
-    for name in names or ():
-        if name not in known:
-            raise ConfigError(
-                f'{option} {name!r} is none of the detectors: choose from '
-                f'{", ".join(known)}.'
-            )
-        if list(names or ()).count(name) > 1:
-            raise ConfigError(f'{option} has {name!r} twice.')
-    return list(names or known)
+    wanted = f'one of {", ".join(known)}'
+    read = {name: name for name in known}.get
+    return list(parse_each(option, names or known, read, wanted))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 
-from ..errors import ConfigError
+from ..errors import ConfigError, doing
 from ..evaluation import AttackTestLoop, PicturePipeline, choose_images
 from ..registry import LOOPS
 from ..utils.models import bare_model
@@ -87,7 +87,8 @@ def run_test(cfg: Config, prepare: Callable[[Any], None] | None = None) -> Any:
         loop: Any = runner.test_loop
         if prepare:
             prepare(loop)
-        runner.test()
+        with doing(f'testing {cfg.load_from}'):
+            runner.test()
     return loop
 
 

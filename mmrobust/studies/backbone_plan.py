@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..utils.files import file_sha256
 from ..utils.models import state_digest
 from ..weights import check_normalization
-from .study import choose_metric, trial_keys, usual_keys
+from .study import choose_metric, parse_each, trial_keys, usual_keys
 
 # How the target task is learnt. `fixed`: the backbone stays as it is, all else learns.
 # `full`: what the config lets learn, which for detectors usually is not the stem.
@@ -38,8 +38,6 @@ _NEEDED = (
 _HEADS = re.compile(r'(^|\.)(head|bbox_head|mask_head)(\.\d+)?$')
 # What of a dataset's config says nothing about where its images come from.
 _PREPARATION = ('pipeline', 'test_mode', '_scope_', 'lazy_init')
-
-Value = TypeVar('Value')
 
 
 @dataclass(frozen=True)
@@ -143,16 +141,12 @@ def parse_checkpoints(items: Sequence[str]) -> dict[float, str]:
     """
     found: dict[float, str] = {}
     for item in items:
-        label, separator, path = item.partition('=')
-        if not (separator and label and path):
-            raise ConfigError(
-                f'--checkpoints {item!r} must be EPS=FILE, for instance 4=a.pth.'
-            )
+        label, _, path = item.partition('=')
         eps = _float(label)
-        if eps is None or eps < 0:
+        if eps is None or eps < 0 or not path:
             raise ConfigError(
-                f'--checkpoints {item!r}: eps {label!r} must be a number of at least '
-                '0 (0 for a standard backbone).'
+                f'--checkpoints {item!r} must be EPS=FILE, for instance 4=a.pth, with '
+                'an eps of at least 0 (0 for a standard backbone).'
             )
         if eps in found:
             raise ConfigError(
@@ -181,34 +175,6 @@ def parse_seeds(items: Sequence[str]) -> tuple[int, ...]:
         return int(text) if whole else None
 
     return parse_each('--seeds', items, read, 'a whole number from 0 to 2**32 - 1')
-
-
-def parse_each(
-    option: str,
-    items: Sequence[str],
-    read: Callable[[str], Value | None],
-    wanted: str = '',
-) -> tuple[Value, ...]:
-    """Reads the values of an option.
-
-    Args:
-        option: its name.
-        items: what stands behind it.
-        read: gives a value, or None for what is none.
-        wanted: names what a value is.
-
-    Raises:
-        ConfigError: for what is no value, or one given twice.
-    """
-    values: list[Value] = []
-    for item in items:
-        value = read(item)
-        if value is None:
-            raise ConfigError(f'{option} {item!r} must be {wanted}.')
-        if value in values:
-            raise ConfigError(f'{option} has {value} twice: give it once.')
-        values.append(value)
-    return tuple(values)
 
 
 def _float(text: str) -> float | None:

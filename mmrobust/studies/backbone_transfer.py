@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..distributed import start_processes
-from ..errors import ConfigError
+from ..errors import ConfigError, doing
 from ..report import package_versions
 from ..utils.files import finite, write_atomically
 from ..utils.models import bare_model
@@ -136,7 +136,8 @@ def run_one(sweep: Sweep, run: Run, found: Findings) -> dict[str, Any]:
         cfg.resume, cfg.load_from = True, resumed
     started = time.monotonic()
     with running(cfg, run.name.replace('/', '_')) as runner:
-        runner.train()
+        with doing(f'training {run.name}'):
+            runner.train()
         validated = _numbers(runner.val_loop.run()) if found.selection else {}
         tested = _numbers(runner.test_loop.run())
         result = {

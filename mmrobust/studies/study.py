@@ -1,4 +1,4 @@
-"""The compared figure, folder, report and plot that both studies have in common."""
+"""Parts that both studies share: options, Runners, the figure, folder and report."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,6 +26,8 @@ from ..report import package_versions
 from ..utils.files import finite, replacing, write_atomically
 from ..utils.runner import build_runner, release
 from ..utils.store import Store
+
+Value = TypeVar('Value')
 
 # Settings without influence on the figures.
 _IGNORED = re.compile(
@@ -74,6 +76,34 @@ def running(cfg: Config, name: str) -> Iterator[Runner]:
         yield runner
     finally:
         release(runner)
+
+
+def parse_each(
+    option: str,
+    items: Sequence[str],
+    read: Callable[[str], Value | None],
+    wanted: str = '',
+) -> tuple[Value, ...]:
+    """Reads the values of an option.
+
+    Args:
+        option: its name.
+        items: what stands behind it.
+        read: gives a value, or None for what is none.
+        wanted: names what a value is.
+
+    Raises:
+        ConfigError: for what is no value, or one given twice.
+    """
+    values: list[Value] = []
+    for item in items:
+        value = read(item)
+        if value is None:
+            raise ConfigError(f'{option} {item!r} must be {wanted}.')
+        if value in values:
+            raise ConfigError(f'{option} has {value} twice: give it once.')
+        values.append(value)
+    return tuple(values)
 
 
 def settings_of(node: Any, name: str = '') -> Any:

@@ -504,9 +504,9 @@ def test_pairs_are_read() -> None:
 def test_choices_are_among_the_detectors() -> None:
     assert choose('--targets', None, ['a', 'b']) == ['a', 'b']
     assert choose('--targets', ['b'], ['a', 'b']) == ['b']
-    with pytest.raises(ConfigError, match=r"--targets 'c' is none of the detectors"):
+    with pytest.raises(ConfigError, match=r"--targets 'c' must be one of a, b"):
         choose('--targets', ['c'], ['a', 'b'])
-    with pytest.raises(ConfigError, match=r"--sources has 'a' twice"):
+    with pytest.raises(ConfigError, match='--sources has a twice'):
         choose('--sources', ['a', 'a'], ['a', 'b'])
 
 
@@ -563,7 +563,10 @@ def test_the_tool(
         (('small=small.py:no.pth',), "checkpoint 'no.pth' does not exist"),
         ((*PAIRS, '--attack', 'pdg'), "attack 'pdg' is unknown"),
         ((*PAIRS, '--eps', '0.03'), 'looks like the [0, 1] scale'),
-        ((*PAIRS, '--targets', 'medium'), "--targets 'medium' is none of"),
+        (
+            (*PAIRS, '--targets', 'medium'),
+            "--targets 'medium' must be one of small, large",
+        ),
         ((*PAIRS, '--num-images', '0'), '--num-images=0 must be a whole number'),
         ((*PAIRS, '--num-images', '9'), 'num_images=9 is more than the 5 images'),
         (('a=small.py:large.pth',), 'say with --metric'),
