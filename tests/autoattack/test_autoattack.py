@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import runpy
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -741,6 +742,21 @@ def test_balls_are_checked_in_both_directions() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ('threats', 'sentence'),
+    [
+        ([dict(norm='l3')], "norm='l3' is unknown: choose from linf, l2, l1"),
+        ([dict(norm='linf', eps=0)], 'leaves AutoAttack nothing to do'),
+        ([dict(norm='l2'), dict(norm='l2', eps=510)], 'the same eps twice'),
+        ([dict(norm='l2', radius=1)], "write dict\\(norm='linf', eps=4\\)"),
+        ([], 'threats is empty'),
+    ],
+)
+def test_balls_that_are_none(threats: list, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_balls(threats)
+
+
 def test_images_must_be_of_one_size(tmp_path: Path) -> None:
     root = pictures(tmp_path / 'data', linear())
     other = np.zeros((SIDE, SIDE + 2, 3), np.uint8)
@@ -858,6 +874,8 @@ def test_resolutions_of_a_pipeline() -> None:
     ]:
         with pytest.raises(ConfigError, match='cannot be brought to other resolutions'):
             at_resolution(loader_with(*steps), 224)
+    with pytest.raises(ConfigError, match='resolution=0 must be a whole number'):
+        at_resolution(loader_with(), 0)
 
 
 def test_several_norms_at_several_resolutions(data: Path, tmp_path: Path) -> None:
@@ -925,16 +943,27 @@ def test_members_are_read() -> None:
 Call = Callable[..., str]
 
 
-@pytest.fixture
-def project(data: Path, tmp_path: Path) -> Path:
-    """A classifier's config with mmengine's own loop, and its checkpoint."""
-    cfg = config(data, tmp_path / 'unused')
+@pytest.fixture(scope='module')
+def template(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's config with mmengine's own loop, and two checkpoints."""
+    folder = tmp_path_factory.mktemp('template')
+    cfg = config(data, folder)
     cfg.pop('work_dir')
     cfg['test_cfg'] = dict()
-    Config(cfg).dump(tmp_path / 'config.py')
-    for name, classes in (('good', CLASSES), ('five', 5)):
-        runner = runner_for(config(data, tmp_path / 'x', classes), linear(classes))
-        torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / f'{name}.pth')
+    Config(cfg).dump(folder / 'config.py')
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        for name, classes in (('good', CLASSES), ('five', 5)):
+            runner = runner_for(config(data, folder / 'x', classes), linear(classes))
+            weights = dict(state_dict=runner.model.state_dict())
+            torch.save(weights, folder / f'{name}.pth')
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    for path in template.glob('*.*'):
+        shutil.copy(path, tmp_path)
     return tmp_path
 
 
@@ -1001,20 +1030,14 @@ AUTO = ('--attack', 'autoattack')
     [
         (('--attack', 'autoattack', 'pgd'), 'cannot be combined with other attacks'),
         ((*AUTO, '--norm', 'linf', 'l2', '--eps', '4'), '1 radii for 2 norms'),
-        ((*AUTO, '--norm', 'l3'), "norm='l3' is unknown: choose from linf, l2, l1"),
         ((*AUTO, '--eps', '0.016'), 'write eps=4.08 if that was meant'),
-        ((*AUTO, '--eps', '0'), 'leaves AutoAttack nothing to do'),
-        ((*AUTO, '--norm', 'l2', 'l2'), 'one norm with the same eps twice'),
         ((*AUTO, '--num-steps', '3'), '--num-steps is no setting of autoattack'),
-        ((*AUTO, '--version', 'plus', '--members', 'fab'), 'has its own members'),
         ((*AUTO, '--members', 'pgd'), "no member 'pgd'"),
         ((*AUTO, '--tta'), '--tta and attacks exclude each other'),
-        ((*AUTO, '--image-ids', 'gone.txt'), "'gone.txt' cannot be read"),
         (
             (*AUTO, '--image-ids', 'gone.txt', '--num-images', '2'),
             'num_images and image_ids exclude each other',
         ),
-        ((*AUTO, '--resolutions', '0'), 'resolution=0 must be a whole number'),
         ((*AUTO, '--batch-size', '0'), 'shard_size=0 must be a whole number'),
         (('--members', 'fab'), '--members needs --attack autoattack'),
         (('--attack', 'pgd', '--version', 'plus'), '--version is no setting of pgd'),
