@@ -185,7 +185,7 @@ def check_attack(
 def check_prediction(
     model: Any, batch: dict[str, Any], attacked: list[list[Tensor]]
 ) -> str:
-    """The model predicts on every attacked image, alone as in mmdet's test loaders.
+    """Lets the model predict on every attacked image, alone as in mmdet's test loaders.
 
     Where it does not even on the clean images, the reason says so.
     """
@@ -207,7 +207,7 @@ def check_prediction(
 
 
 def check_gradient(oracle: LossOracle, images: Sequence[Tensor]) -> float:
-    """The raw gradient reaches every image; the oracle itself would hide NaN."""
+    """Checks that the raw gradient reaches every image, as the oracle hides NaN."""
     with seeded(SEED, torch.device('cpu')):
         leaves = [image.clone().requires_grad_() for image in images]
         loss = oracle._loss(list(range(len(images))), leaves)

@@ -82,7 +82,7 @@ def synthetic_batch(
 
 
 def _pipeline(config: Config) -> dict[str, dict[str, Any]]:
-    """Everything with a type in the training loader, transforms included."""
+    """Finds all with a type in the training loader, transforms included."""
     loads = dicts(config.to_dict().get('train_dataloader', {}))
     return {str(part.get('type')): part for part in loads}
 
@@ -105,7 +105,7 @@ class Drawing:
             self.image[int(label), box[1] : box[3], box[0] : box[2]] += 150
 
     def sample(self) -> Any:
-        """The sample without masks."""
+        """Makes the sample without masks."""
         from mmdet.structures import DetDataSample
         from mmdet.structures.bbox import HorizontalBoxes
 
@@ -132,7 +132,7 @@ class Drawing:
         return sample
 
     def bitmaps(self) -> Any:
-        """The rectangles as bitmaps."""
+        """Makes bitmaps of the rectangles."""
         from mmdet.structures.mask import BitmapMasks
 
         masks = np.zeros((len(self.boxes), self.height, self.width), dtype=np.uint8)
@@ -141,7 +141,7 @@ class Drawing:
         return BitmapMasks(masks, self.height, self.width)
 
     def polygons(self) -> Any:
-        """The rectangles as polygons."""
+        """Makes polygons of the rectangles."""
         from mmdet.structures.mask import PolygonMasks
 
         corners = [[0, 1, 2, 1, 2, 3, 0, 3]] * len(self.boxes)
@@ -152,7 +152,7 @@ class Drawing:
         return PolygonMasks(polygons, self.height, self.width)
 
     def semantic(self) -> torch.Tensor:
-        """Class map (1, H, W): stuff 81 above 82, the objects, ignored borders."""
+        """Makes a class map (1, H, W): stuff 81 above 82, the objects, ignored borders."""
         labels = torch.full((1, self.height, self.width), 82)
         labels[:, : self.height // 2] = 81
         for box, label in zip(self.boxes.int().tolist(), self.labels, strict=True):
@@ -161,7 +161,7 @@ class Drawing:
         return labels
 
     def proposals(self) -> InstanceData:
-        """Boxes around the objects and somewhere else."""
+        """Makes boxes around the objects and somewhere else."""
         generator = torch.Generator().manual_seed(len(self.boxes))
         noise = torch.randn(16, len(self.boxes), 4, generator=generator) * 4
         moved = (self.boxes + noise).reshape(-1, 4)

@@ -193,12 +193,12 @@ class Entry:
 
     @property
     def fall(self) -> float:
-        """How much the perturbation cost, without what resizing cost."""
+        """Cost of the perturbation, without what resizing cost."""
         return self.control - self.value
 
     @property
     def white_box(self) -> bool:
-        """Whether the images were made for this very target."""
+        """True if the images were made for this very target."""
         return self.source == self.target
 
 
@@ -224,7 +224,7 @@ class Matrix:
 
     @property
     def complete(self) -> bool:
-        """Whether every target has been tested."""
+        """True once every target has been tested."""
         return len(self.clean) == len(self.plan.targets)
 
     def entry(self, source: str, target: str) -> Entry | None:

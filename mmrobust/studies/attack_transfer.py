@@ -267,7 +267,7 @@ def image_files(follower: PicturePipeline) -> dict[Any, str]:
 
 
 def _control(source: Source, sources: list[Source]) -> str:
-    """One name for all sources whose images have the same sizes."""
+    """Gives all sources whose images have the same sizes one name."""
     sizes = source.detector.resizing()
     first = next(each for each in sources if each.detector.resizing() == sizes)
     return f'clean, at the size of {first.detector.name}'

@@ -90,7 +90,7 @@ class Study:
 
     @property
     def finished(self) -> list[dict[str, Any]]:
-        """The results that are there."""
+        """Results of the runs that have been run."""
         return [result for result in self.results.values() if result]
 
     @property
@@ -100,7 +100,7 @@ class Study:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has been run."""
+        """True once every run has been run."""
         return None not in self.results.values()
 
     def notes(self) -> list[str]:
