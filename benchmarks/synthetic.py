@@ -152,7 +152,7 @@ class Drawing:
         return PolygonMasks(polygons, self.height, self.width)
 
     def semantic(self) -> torch.Tensor:
-        """Makes a class map (1, H, W): stuff 81 above 82, the objects, ignored borders."""
+        """Makes a class map (1, H, W): stuff 81 above 82, objects, ignored borders."""
         labels = torch.full((1, self.height, self.width), 82)
         labels[:, : self.height // 2] = 81
         for box, label in zip(self.boxes.int().tolist(), self.labels, strict=True):
