@@ -194,9 +194,12 @@ def combine(tables: Sequence[MatchTable], assignment: np.ndarray) -> MatchTable:
         _columns(table, assignment[table.image] == number)
         for number, table in enumerate(tables)
     ]
-    joined = {key: np.concatenate([p[key] for p in parts], -1) for key in parts[0]}
-    order = np.argsort(joined['image'], kind='stable')
-    return replace(tables[0], **{key: each[..., order] for key, each in joined.items()})
+    found: dict[str, Any] = {
+        key: np.concatenate([part[key] for part in parts], -1) for key in parts[0]
+    }
+    order = np.argsort(found['image'], kind='stable')
+    found = {key: values[..., order] for key, values in found.items()}
+    return replace(tables[0], **found)
 
 
 def check_same_images(tables: Sequence[MatchTable]) -> None:

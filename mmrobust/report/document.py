@@ -16,19 +16,12 @@ MISSING = '-'
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in the unit of its metric and, if it was resampled, its interval.
-
-    Attributes:
-        value: the figure.
-        low: lower end of the interval.
-        high: upper end.
-        percent: the unit is percent; other figures are shares of 1.
-    """
+    """A figure in the unit of its metric and, if it was resampled, its interval."""
 
     value: float
     low: float | None = None
     high: float | None = None
-    percent: bool = False
+    percent: bool = False  # other figures are shares of 1
 
     @classmethod
     def of(cls, value: Any, low: Any = None, high: Any = None) -> Figure | None:
@@ -59,32 +52,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the page's chart of figures.
-
-    Attributes:
-        label: the attack's name.
-        figure: its length.
-        kind: ``'benign'``, ``'attack'`` or ``'worst'``.
-    """
+    """A bar of the page's chart of figures."""
 
     label: str
     figure: Figure
-    kind: str = 'attack'
+    kind: str = 'attack'  # or 'benign' or 'worst'
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
-
-    Attributes:
-        head: titles of the columns.
-        rows: as many cells each.
-        texts: how many columns on the left hold text; the others hold numbers.
-    """
+    """A table of texts, with as many cells in each row as titles in the head."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    texts: int = 1
+    texts: int = 1  # columns on the left that hold text; the others hold numbers
 
 
 # A paragraph (in which ``**`` and backticks mean what they mean in Markdown), a list of
@@ -94,83 +75,52 @@ Part: TypeAlias = 'str | list[str] | Table'
 
 @dataclass(frozen=True)
 class Shares:
-    """A drawing for the page: how a total divides, a bar of parts for each row.
-
-    Attributes:
-        title: says what is divided.
-        rows: a label and the counts of the parts by name, the same names in each row.
-    """
+    """A drawing for the page: how a total divides, a bar of parts for each row."""
 
     title: str
-    rows: Sequence[tuple[str, Mapping[str, int]]]
+    rows: Sequence[tuple[str, Mapping[str, int]]]  # a label, and counts by name
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A drawing for the page: figures against eps, steps or queries.
-
-    Attributes:
-        title: describes the picture.
-        unit: label of the horizontal axis.
-        name: label of the vertical axis.
-        lines: a label and the points of each line, by rising value.
-        level: a figure that is drawn as a level line, labelled ``benign``.
-        factors: the values on the horizontal axis grow by factors.
-    """
+    """A drawing for the page: figures against eps, steps or queries."""
 
     title: str
-    unit: str
-    name: str
-    lines: Sequence[tuple[str, Sequence[tuple[float, Figure]]]]
-    level: Figure | None = None
-    factors: bool = False
+    unit: str  # label of the horizontal axis
+    name: str  # label of the vertical axis
+    lines: Sequence[tuple[str, Sequence[tuple[float, Figure]]]]  # by rising value
+    level: Figure | None = None  # a level line, labelled 'benign'
+    factors: bool = False  # the values on the horizontal axis grow by factors
 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the report.
-
-    Attributes:
-        key: names the section in the page.
-        title: its heading.
-        parts: paragraphs, lists and tables.
-        drawings: pictures that the page has above the parts.
-        page_only: the section is too long for the Markdown.
-    """
+    """A titled part of the report; its key names it in the page."""
 
     key: str
     title: str
     parts: list[Part] = field(default_factory=list)
-    drawings: Sequence[Shares | Lines] = ()
-    page_only: bool = False
+    drawings: Sequence[Shares | Lines] = ()  # above the parts, in the page only
+    page_only: bool = False  # too long for the Markdown
 
 
 @dataclass(frozen=True)
 class Document:
     """A report ready to be written as Markdown or as a page.
 
-    Attributes:
-        title: heading of the page.
-        facts: names of model and data, in the head of the page.
-        figure: name of the figure that the bars show.
-        bars: figures that the page draws.
-        parts: the table of figures and what there is to say about it.
-        sections: all others, in the order of the Markdown; the page has ``'checks'`` in
-            front and ``'repeat'`` at the end.
-        warnings: the sentences of the section ``'checks'``, if there are any.
-        config_text: the full config, for the end of the page.
-        complete: all attacks have been run.
+    The sections are in the order of the Markdown; the page has ``'checks'`` in front
+    and ``'repeat'`` at its end.
     """
 
     title: str
-    facts: Mapping[str, str]
-    figure: str
+    facts: Mapping[str, str]  # about model and data, for the head of the page
+    figure: str  # name of the figure that the bars show
     bars: Sequence[Bar]
-    parts: Sequence[Part]
+    parts: Sequence[Part]  # the table of figures, and what there is to say about it
     sections: Sequence[Section]
-    warnings: Sequence[str]
+    warnings: Sequence[str]  # the sentences of the section 'checks'
     config_text: str
-    complete: bool
+    complete: bool  # all attacks have been run
 
 
 def is_number(value: Any) -> bool:

@@ -131,20 +131,18 @@ def _section(section: Section, **attributes: str) -> _Raw:
 
 def _tiles(document: Document) -> _Raw:
     """Returns the figures that people look for first."""
-    bars, name, digits = document.bars, document.figure, _digits(document.bars)
-    shown = []
-    benign, attacks, worst = (
-        [bar for bar in bars if bar.kind == kind]
-        for kind in ('benign', 'attack', 'worst')
-    )
-    if len(benign) == 1:
-        shown.append((benign[0], f'{name}, no attack'))
-    if attacks:
-        lowest = min(attacks, key=lambda bar: bar.figure.value)
-        shown.append((lowest, f'{name} under {lowest.label}, lowest'))
-    if len(worst) == 1:
-        shown.append((worst[0], f'{name}, {worst[0].label}'))
-    tiles = [(f'{bar.figure.value:.{digits}f}', text) for bar, text in shown]
+    name, digits, tiles = document.figure, _digits(document.bars), []
+    texts = {
+        'benign': '{}, no attack',
+        'attack': '{} under {}, lowest',
+        'worst': '{}, {}',
+    }
+    for kind, text in texts.items():
+        bars = [bar for bar in document.bars if bar.kind == kind]
+        if len(bars) == 1 or (bars and kind == 'attack'):
+            bar = min(bars, key=lambda bar: bar.figure.value)
+            value = f'{bar.figure.value:.{digits}f}'
+            tiles.append((value, text.format(name, bar.label)))
     warnings = len(document.warnings)
     tiles.append((str(warnings), 'warning' if warnings == 1 else 'warnings'))
     boxes = (

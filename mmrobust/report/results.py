@@ -28,51 +28,31 @@ _COUNTS = ('forwards', 'backwards', 'queries', 'seconds')
 
 @dataclass
 class AttackResult:
-    """Metrics of one attack and what they cost.
-
-    Attributes:
-        name: the attack's name.
-        settings: norm, eps, step_size, num_steps, objective, restarts.
-        metrics: as the evaluator gives them, without prefix.
-        checks: sentences about anything that makes the figures doubtful.
-        forwards: images that went forwards through the network for the attack.
-        backwards: images that went backwards through it.
-        seconds: of attacks and predictions, added up over images.
-        boxes: mAP with its interval, and counts of errors, if the model detects boxes.
-        images: images that were attacked.
-        queries: forward passes that only asked for the output, of attacks without
-            gradients.
-        quantized: the same attacked images rounded to 8 bits, stored as pictures and
-            scored through the unchanged pipeline: ``metrics``, ``boxes`` (or None)
-            and ``radius``, the largest perturbation after rounding.
-        members: of an ensemble only, in their order: ``name``, ``settings``,
-            ``images`` (on how many it ran), ``chosen`` (on how many it is the worst),
-            ``mAP`` (after this member), ``forwards``, ``backwards``, ``seconds``.
-        watched: statistics of the gradients, as far as the attack was watched.
-        asks: what the attack asks the model for: ``'gradients'``, ``'values'`` or
-            ``'nothing'``.
-        baseline: it is no search but what every attack has to beat (noise).
-        transferable: its gradients are bent so that its images fool other models too.
-        base: the attack that points of a curve, like ``pgd-eps2``, have in common.
-    """
+    """Metrics of one attack and what they cost."""
 
     name: str
-    settings: dict[str, Any]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    checks: list[str] = field(default_factory=list)
-    forwards: int = 0
+    settings: dict[str, Any]  # as the attack's describe() gives them
+    metrics: dict[str, Any] = field(default_factory=dict)  # as the evaluator gives them
+    checks: list[str] = field(default_factory=list)  # what makes the figures doubtful
+    forwards: int = 0  # images that went through the network for the attack
     backwards: int = 0
-    seconds: float = 0.0
-    boxes: dict[str, Any] | None = None
-    images: int = 0
-    queries: int = 0
+    seconds: float = 0.0  # of attacks and predictions, added up over images
+    boxes: dict[str, Any] | None = None  # mAP with its interval, counts of errors
+    images: int = 0  # images that were attacked
+    queries: int = 0  # forward passes of attacks that ask for the output only
+    # The same attacked images rounded to 8 bits, stored as pictures and scored through
+    # the unchanged pipeline: metrics, boxes (or None) and radius, the largest
+    # perturbation after rounding.
     quantized: dict[str, Any] | None = None
+    # Of an ensemble only, in their order: name, settings, images (on how many it ran),
+    # chosen (on how many it is the worst), mAP (after this member), and its costs.
     members: list[dict[str, Any]] | None = None
-    watched: dict[str, Any] | None = None
+    watched: dict[str, Any] | None = None  # statistics of the gradients
+    # Of the attack: see :class:`mmrobust.attacks.Attack`.
     asks: str = 'gradients'
     baseline: bool = False
     transferable: bool = False
-    base: str | None = None
+    base: str | None = None  # what points of a curve, like 'pgd-eps2', have in common
 
     @classmethod
     def of(cls, name: str, attack: Any, **fields: Any) -> AttackResult:
@@ -168,19 +148,12 @@ def _end(key: str) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """Attacks along an axis.
+    """Attacks along an axis."""
 
-    Attributes:
-        label: what they have in common, like ``'pgd, 10 steps'``.
-        axis: ``'eps'``, ``'steps'`` or ``'queries'``.
-        norm: of the perturbations, for the unit of eps.
-        points: value on the axis and attack, by rising value.
-    """
-
-    label: str
-    axis: str
-    norm: str
-    points: tuple[tuple[float, AttackResult], ...]
+    label: str  # what they have in common, like 'pgd, 10 steps'
+    axis: str  # 'eps', 'steps' or 'queries'
+    norm: str  # of the perturbations, for the unit of eps
+    points: tuple[tuple[float, AttackResult], ...]  # by rising value on the axis
 
 
 def agreed_settings(attack: AttackResult, axis: str, *free: str) -> dict[str, Any]:

@@ -46,40 +46,23 @@ _PACKAGES = (
 
 @dataclass
 class RobustnessReport:
-    """Everything needed to read the figures and to repeat the run.
+    """Everything needed to read the figures and to repeat the run."""
 
-    Attributes:
-        config: path of the config file.
-        checkpoint: path of the checkpoint.
-        checkpoint_sha256: its hash, if it is a local file.
-        seed: seed of the attacks.
-        versions: package versions.
-        dataset: ``ann_file`` and ``num_images``.
-        checks: sentences about what makes all figures doubtful.
-        environment: command, date, device and the like.
-        config_text: the full config.
-        benign: metrics without attack.
-        attacks: one result per attack.
-        benign_boxes: as ``AttackResult.boxes``, without attack.
-        worst_case: the lowest mAP that a choice of passes, image by image, was found
-            to give.
-        space: where the perturbations live: ``'input'``, the network's input, or
-            ``'original'``, the pixels of the dataset's pictures.
-    """
-
-    config: str | None
-    checkpoint: str | None
-    checkpoint_sha256: str | None
-    seed: int
+    config: str | None  # path of the config file
+    checkpoint: str | None  # path or address
+    checkpoint_sha256: str | None  # of a local file
+    seed: int  # of the attacks
     versions: dict[str, str]
-    dataset: dict[str, Any]
-    checks: list[str] = field(default_factory=list)
+    dataset: dict[str, Any]  # type, ann_file, data_root, num_images
+    checks: list[str] = field(default_factory=list)  # what makes all figures doubtful
     environment: dict[str, Any] = field(default_factory=dict)
     config_text: str = ''
-    benign: dict[str, Any] = field(default_factory=dict)
+    benign: dict[str, Any] = field(default_factory=dict)  # metrics without attack
     attacks: list[AttackResult] = field(default_factory=list)
-    benign_boxes: dict[str, Any] | None = None
+    benign_boxes: dict[str, Any] | None = None  # as AttackResult.boxes, without attack
+    # The lowest mAP that a choice of passes, image by image, was found to give.
     worst_case: dict[str, Any] | None = None
+    # Where perturbations live: 'input' of the network, or 'original' pictures' pixels.
     space: str = 'input'
 
     @classmethod
@@ -97,8 +80,7 @@ class RobustnessReport:
             versions=package_versions(),
             dataset={
                 'type': type(dataset).__name__,
-                'ann_file': getattr(dataset, 'ann_file', None),
-                'data_root': getattr(dataset, 'data_root', None),
+                **{k: getattr(dataset, k, None) for k in ('ann_file', 'data_root')},
                 'num_images': len(dataset),
             },
             checks=list(notes),
@@ -176,7 +158,7 @@ class RobustnessReport:
 
     def document(self, complete: bool = True) -> Document:
         """Returns the report for people, in tables and sentences."""
-        headline = Headline(self.benign, self.benign_boxes)
+        headline = self._headline()
         passes = [(sections.BENIGN_LABEL, self.benign_boxes)]
         passes += [(attack.name, attack.boxes) for attack in self.attacks]
         warnings = list(self.checks)
@@ -213,6 +195,9 @@ class RobustnessReport:
             complete=complete,
         )
 
+    def _headline(self) -> Headline:
+        return Headline(self.benign, self.benign_boxes)
+
     def _how_to_repeat(self) -> Section:
         facts = {
             'config': self.config,
@@ -240,8 +225,7 @@ class RobustnessReport:
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
-        headline = Headline(self.benign, self.benign_boxes)
-        return sections.figure_bars(headline, self.attacks, self.worst_case)
+        return sections.figure_bars(self._headline(), self.attacks, self.worst_case)
 
     def more(self) -> list[Section]:
         """Returns sections that only this kind of report has."""
