@@ -157,21 +157,13 @@ def split_events(hit: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True, eq=False)
 class _Ranked:
-    """One class in the order of the scores.
+    """One class in the order of the scores."""
 
-    Attributes:
-        image: (n,) of each event.
-        hit: (T, n) bool.
-        error: (T, n) bool, the event is an error at this threshold.
-        errors_before: (n,) detections before it that are errors everywhere.
-        error_image: (m,) of those.
-    """
-
-    image: np.ndarray
-    hit: np.ndarray
-    error: np.ndarray
-    errors_before: np.ndarray
-    error_image: np.ndarray
+    image: np.ndarray  # (n,) of each event
+    hit: np.ndarray  # (T, n) bool
+    error: np.ndarray  # (T, n) bool, the event is an error at this threshold
+    errors_before: np.ndarray  # (n,) detections before it that are errors everywhere
+    error_image: np.ndarray  # (m,) of those
 
 
 def _ranked(table: MatchTable, label: int) -> _Ranked:
@@ -193,17 +185,13 @@ def _ranked(table: MatchTable, label: int) -> _Ranked:
 
 @dataclass(frozen=True, eq=False)
 class CocoSummary:
-    """COCO's average precisions, each in [0, 1], NaN where there is no object.
+    """COCO's average precisions, each in [0, 1], NaN where there is no object."""
 
-    Attributes:
-        metrics: ``mAP``, ``mAP_50``, ``mAP_75``, ``mAP_s``, ``mAP_m``, ``mAP_l``, with
-            the meaning and the values of mmdet's ``CocoMetric`` (small: area up to
-            32^2 square pixels of the original image, medium up to 96^2), unrounded.
-        per_class: (K,) average precision of each class.
-    """
-
+    # mAP, mAP_50, mAP_75, mAP_s, mAP_m, mAP_l, with the meaning and the values of
+    # mmdet's CocoMetric (small: area up to 32^2 square pixels of the original image,
+    # medium up to 96^2), unrounded
     metrics: dict[str, float]
-    per_class: np.ndarray
+    per_class: np.ndarray  # (K,) average precision of each class
 
 
 def coco_ap(

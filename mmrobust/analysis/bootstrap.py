@@ -14,21 +14,13 @@ from .matching import MatchTable, check_same_images
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile bootstrap interval.
+    """A percentile bootstrap interval."""
 
-    Attributes:
-        estimate: the value on all images.
-        low: lower end.
-        high: upper end.
-        confidence: share of the resamples inside.
-        resamples: how many were drawn.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    confidence: float
-    resamples: int
+    estimate: float  # the value on all images
+    low: float  # lower end
+    high: float  # upper end
+    confidence: float  # share of the resamples inside
+    resamples: int  # how many were drawn
 
 
 def bootstrap_map(

@@ -21,21 +21,15 @@ from ..errors import ConfigError
 class Detections:
     """What a detector found in one image.
 
-    Attributes:
-        img_id: the dataset's id of the image, an int or a str.
-        bboxes: (N, 4) boxes in pixels of the original image.
-        scores: (N,) confidences, higher is surer.
-        labels: (N,) class indices.
-
     Raises:
         ConfigError: if lengths differ or a number is not finite; pycocotools would
             count a box of NaN as a hit.
     """
 
-    img_id: Any
-    bboxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
+    img_id: Any  # the dataset's id of the image, an int or a str
+    bboxes: np.ndarray  # (N, 4) boxes in pixels of the original image
+    scores: np.ndarray  # (N,) confidences, higher is surer
+    labels: np.ndarray  # (N,) class indices
 
     def __post_init__(self) -> None:
         boxes, scores = _boxes(self.bboxes), np.asarray(self.scores).reshape(-1)
@@ -80,26 +74,17 @@ class Detections:
 class GroundTruth:
     """What is annotated in one image.
 
-    Attributes:
-        img_id: the dataset's id of the image.
-        bboxes: (M, 4) boxes in pixels of the original image.
-        labels: (M,) class indices.
-        ignore: (M,) bool, crowd or otherwise not to be counted.
-        areas: (M,) in square pixels, deciding between small, medium and large.
-        height: of the image in pixels.
-        width: of the image in pixels.
-
     Raises:
         ConfigError: if lengths differ or a number is not finite.
     """
 
-    img_id: Any
-    bboxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-    areas: np.ndarray
-    height: int
-    width: int
+    img_id: Any  # the dataset's id of the image
+    bboxes: np.ndarray  # (M, 4) boxes in pixels of the original image
+    labels: np.ndarray  # (M,) class indices
+    ignore: np.ndarray  # (M,) bool, crowd or otherwise not to be counted
+    areas: np.ndarray  # (M,) in square pixels, deciding between small, medium and large
+    height: int  # of the image in pixels
+    width: int  # of the image in pixels
 
     def __post_init__(self) -> None:
         boxes = _boxes(self.bboxes)

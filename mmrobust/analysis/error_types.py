@@ -32,32 +32,22 @@ class ErrorCounts:
     Every detection that is counted is one of: correct, duplicate, misclassified,
     mislocalised, both, hallucinated, ignored. Every object that is counted is one of:
     found, misclassified, mislocalised, missed.
-
-    Attributes:
-        correct: hits an object of its class; equals ``objects_found``.
-        duplicate: has the place and class of an object that a surer detection has.
-        misclassified: has the place of an object of another class.
-        mislocalised: right class, but an IoU between 0.1 and 0.5.
-        both: wrong class and an IoU between 0.1 and 0.5.
-        hallucinated: on background, an IoU below 0.1 with every object.
-        ignored: on a crowd of its class, neither right nor wrong.
-        objects_found: hit by a detection of their class.
-        objects_misclassified: not found, and a misclassified detection is on them.
-        objects_mislocalised: not found, none such, and a mislocalised one is on them.
-        missed: not found, and neither of the two.
     """
 
-    correct: int = 0
+    correct: int = 0  # hits an object of its class; equals objects_found
+    # has the place and class of an object that a surer detection has
     duplicate: int = 0
-    misclassified: int = 0
-    mislocalised: int = 0
-    both: int = 0
-    hallucinated: int = 0
-    ignored: int = 0
-    objects_found: int = 0
+    misclassified: int = 0  # has the place of an object of another class
+    mislocalised: int = 0  # right class, but an IoU between 0.1 and 0.5
+    both: int = 0  # wrong class and an IoU between 0.1 and 0.5
+    hallucinated: int = 0  # on background, an IoU below 0.1 with every object
+    ignored: int = 0  # on a crowd of its class, neither right nor wrong
+    objects_found: int = 0  # hit by a detection of their class
+    # not found, and a misclassified detection is on them
     objects_misclassified: int = 0
+    # not found, none such, and a mislocalised one is on them
     objects_mislocalised: int = 0
-    missed: int = 0
+    missed: int = 0  # not found, and neither of the two
 
 
 def count_errors(

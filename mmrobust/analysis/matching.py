@@ -31,28 +31,19 @@ class MatchTable:
 
     Detections stand in the order of the images and, within an image and class, of
     falling scores: a stable sort by score gives pycocotools' ranking.
-
-    Attributes:
-        img_ids: of the I images; ``image`` and ``gt_image`` count along them.
-        num_classes: K.
-        image: (D,) index of the detection's image.
-        label: (D,) class of the detection.
-        score: (D,) its confidence.
-        hit: (T, D) bool, it hits an object of its class at the T IoU thresholds.
-        ignored: (T, D) bool, it counts neither as a hit nor as an error (crowd).
-        gt_image: (G,) image of each object that counts.
-        gt_label: (G,) class of each object that counts.
     """
 
-    img_ids: tuple
-    num_classes: int
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
+    img_ids: tuple  # of the I images; image and gt_image count along them
+    num_classes: int  # K
+    image: np.ndarray  # (D,) index of the detection's image
+    label: np.ndarray  # (D,) class of the detection
+    score: np.ndarray  # (D,) its confidence
+    # (T, D) bool, it hits an object of its class at the T IoU thresholds
     hit: np.ndarray
+    # (T, D) bool, it counts neither as a hit nor as an error (crowd)
     ignored: np.ndarray
-    gt_image: np.ndarray
-    gt_label: np.ndarray
+    gt_image: np.ndarray  # (G,) image of each object that counts
+    gt_label: np.ndarray  # (G,) class of each object that counts
 
     @property
     def num_images(self) -> int:

@@ -21,27 +21,16 @@ from .matching import MatchTable, check_same_images, combine
 
 @dataclass(frozen=True, eq=False)
 class WorstCase:
-    """The found combination of attacks.
+    """The found combination of attacks."""
 
-    Attributes:
-        assignment: (I,) index of the attack on each image.
-        mean_ap: mAP of the combination, in [0, 1].
-        single: (A,) mAP of each attack on all images.
-        per_image: mAP of the choice by image scores.
-        start: what the search began from: 'per_image' or an attack's index as text.
-        rounds: passes over the images.
-        switches: how many times an image changed its attack.
-        converged: whether it ended by tolerance, not by the limit on the rounds.
-    """
-
-    assignment: np.ndarray
-    mean_ap: float
-    single: np.ndarray
-    per_image: float
-    start: str
-    rounds: int
-    switches: int
-    converged: bool
+    assignment: np.ndarray  # (I,) index of the attack on each image
+    mean_ap: float  # mAP of the combination, in [0, 1]
+    single: np.ndarray  # (A,) mAP of each attack on all images
+    per_image: float  # mAP of the choice by image scores
+    start: str  # what the search began from: 'per_image' or an attack's index as text
+    rounds: int  # passes over the images
+    switches: int  # how many times an image changed its attack
+    converged: bool  # whether it ended by tolerance, not by the limit on the rounds
 
 
 def worst_case_map(
@@ -196,24 +185,15 @@ class RankedDetections:
     Whatever attack an image gets, its detections keep their place among those of the
     other images, so places are given once. They fall with the score; equal scores
     stand in the order of the images, as in pycocotools.
-
-    Attributes:
-        key: (D,) attack * I + image, rising.
-        label: (D,) class.
-        rank: (D,) place in the ranking, each once.
-        hit: (T, D) bool.
-        ignored: (T, D) bool.
-        num_keys: A * I.
-        num_images: I.
     """
 
-    key: np.ndarray
-    label: np.ndarray
-    rank: np.ndarray
-    hit: np.ndarray
-    ignored: np.ndarray
-    num_keys: int
-    num_images: int
+    key: np.ndarray  # (D,) attack * I + image, rising
+    label: np.ndarray  # (D,) class
+    rank: np.ndarray  # (D,) place in the ranking, each once
+    hit: np.ndarray  # (T, D) bool
+    ignored: np.ndarray  # (T, D) bool
+    num_keys: int  # A * I
+    num_images: int  # I
 
 
 def rank_detections(tables: Sequence[MatchTable]) -> RankedDetections:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
 from mmrobust.report import AttackResult, RobustnessReport
-from mmrobust.utils.files import file_sha256, write_atomically
+from mmrobust.utils.files import file_sha256
 
 SETTINGS = {
     'norm': 'linf',
@@ -92,20 +91,6 @@ def test_the_dataset_is_named_by_what_it_has(dataset, shown):
     report = _report()
     report.dataset = {**dataset, 'num_images': 5}
     assert f'- dataset: {shown}, 5 images\n' in report.markdown()
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / 'r.json'
-    write_atomically(path, 'old')
-
-    def fail(*args):
-        raise OSError('disk full')
-
-    monkeypatch.setattr(os, 'replace', fail)
-    with pytest.raises(OSError, match='disk full'):
-        write_atomically(path, 'new')
-    assert path.read_text() == 'old'
-    assert os.listdir(tmp_path) == ['r.json']
 
 
 def test_hash_of_a_file(tmp_path):
