@@ -31,7 +31,7 @@ from mmrobust.batch import (
     with_images,
 )
 from mmrobust.errors import ConfigError
-from mmrobust.evaluation.subset import choose_images, restrict_metrics
+from mmrobust.evaluation import choose_images, restrict_metrics
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.objective.ground_truth import count_classes_of
 from mmrobust.utils.seeding import derive_seed, seeded

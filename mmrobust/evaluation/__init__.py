@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from .adversarial_images import AdversarialImages, dumps_renamed
-from .hooks import AttackVisualizationHook
+from .box_analysis import BoxAnalysis
+from .images import Progress, choose_images, restrict_metrics
 from .loops import AttackTestLoop, AttackValLoop
-from .original_pixels import PicturePipeline
-from .progress import Progress
-from .subset import choose_images
+from .picture_pipeline import PicturePipeline
+from .visualization import AttackVisualizationHook
 
 __all__ = [
     'AdversarialImages',
     'AttackTestLoop',
     'AttackValLoop',
     'AttackVisualizationHook',
+    'BoxAnalysis',
     'PicturePipeline',
     'Progress',
     'choose_images',
     'dumps_renamed',
+    'restrict_metrics',
 ]

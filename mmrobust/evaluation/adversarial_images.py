@@ -13,14 +13,13 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
-from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..batch import image_id
 from ..errors import ConfigError
-from ..utils.files import write_atomically
+from ..utils.files import replacing, write_atomically
 
 
 class AdversarialImages:
@@ -64,22 +63,19 @@ class AdversarialImages:
                     'adversarial images are saved by their img_id, which the samples '
                     "do not have: add 'img_id' to the meta_keys of PackDetInputs."
                 )
-            # Processes may share a padded image.
             stem = self._stem(key)
-            temporary = f'{stem}.{get_rank()}-{os.getpid()}.tmp.npz'
-            np.savez_compressed(
-                temporary,
-                image=array,
-                img_path=str(sample.get('img_path', '')),
-                ori_shape=sample.get('ori_shape', array.shape[1:]),
-            )
-            os.replace(temporary, f'{stem}.npz')
-            picture = array.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
             # Not in place, which would change the file of another attack, too, that
-            # took it over.
-            temporary = f'{stem}.{get_rank()}-{os.getpid()}.tmp.png'
-            cv2.imwrite(temporary, picture)
-            os.replace(temporary, f'{stem}.png')
+            # took it over; and processes may share a padded image.
+            with replacing(f'{stem}.npz') as temporary:
+                np.savez_compressed(
+                    temporary,
+                    image=array,
+                    img_path=str(sample.get('img_path', '')),
+                    ori_shape=sample.get('ori_shape', array.shape[1:]),
+                )
+            picture = array.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+            with replacing(f'{stem}.png') as temporary:
+                cv2.imwrite(str(temporary), picture)
 
     def take_over(
         self, other: AdversarialImages, samples: Sequence[BaseDataElement]
@@ -91,12 +87,12 @@ class AdversarialImages:
                 theirs = f'{other._stem(image_id(sample))}{end}'
                 if os.path.exists(ours) and os.path.samefile(ours, theirs):
                     continue  # from a run before; renaming would leave both names
-                temporary = f'{ours}.{get_rank()}-{os.getpid()}.tmp'
-                try:
-                    os.link(theirs, temporary)
-                except OSError:  # a disk without links
-                    shutil.copyfile(theirs, temporary)
-                os.replace(temporary, ours)
+                with replacing(ours) as temporary:
+                    temporary.unlink()
+                    try:
+                        os.link(theirs, temporary)
+                    except OSError:  # a disk without links
+                        shutil.copyfile(theirs, temporary)
 
     def has(self, samples: Sequence[BaseDataElement]) -> bool:
         """Whether the images of one batch are there."""

@@ -1,86 +1,151 @@
-"""One attack on all images: first what it finds, then what that scores."""
+"""One attack on all images: what it finds, what that scores, and what it cost."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 from mmengine.dist import collect_results, get_world_size
+from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 
-from ..attacks import Attack, Ensemble
+from ..analysis import Detections
+from ..attacks import Attack
 from ..checks import pass_verdicts
+from ..errors import doing
 from ..report import AttackResult
 from ..utils.store import StorePart
 from .adversarial_images import AdversarialImages, dumps_renamed
-from .box_analysis import BENIGN
-from .ensemble import EnsemblePass
-from .outcome import Outcome
-from .progress import Progress
-
-if TYPE_CHECKING:
-    from .attack_evaluation import AttackEvaluation
+from .attacker import Attacker, Outcome
+from .box_analysis import BENIGN, BoxAnalysis
+from .ensemble import EnsemblePass, result_of
+from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
+from .visualization import Gallery
 
 _COSTS = ('forwards', 'backwards', 'queries', 'seconds')
-# Sums over images: what a record of an image says, by member.
+# What the records of images say about cost, by image and member.
 _Costs = dict[str, dict[str, dict[str, Any]]]
 
 
-class AttackPass:
-    """The pass of an attack, or of an ensemble of some.
+class Scores:
+    """Metrics and the analysis of boxes, of one pass after the other.
 
     Args:
-        evaluation: the loop, with its data, model and records.
-        name: of the attack in the evaluation.
-        attack: the attack.
+        evaluator: the metrics.
+        analysis: of the boxes, if there is any.
+        size: images of the dataset.
+
+    Attributes:
+        expected: names of the metrics of the first pass that was computed.
     """
 
     def __init__(
-        self, evaluation: AttackEvaluation, name: str, attack: Attack | Ensemble
+        self, evaluator: Evaluator, analysis: BoxAnalysis | None, size: int
     ) -> None:
-        self.evaluation = evaluation
-        self.name = name
-        self.result = AttackResult.of(name, attack, **_on_curve(name))
-        self.members: dict[str, Attack] = {}
-        self.ensemble: EnsemblePass | None = None
-        if isinstance(attack, Ensemble):
-            assert evaluation.analysis is not None
-            self.members = attack.members
-            self.ensemble = EnsemblePass(
-                name, attack, evaluation.analysis, evaluation.benign_boxes
-            )
-        else:
-            self.members = {name: attack}
-        settings = [[key, _settings(member)] for key, member in self.members.items()]
-        self.records: StorePart = evaluation.records.part(
-            name,
-            [settings, evaluation.attack_configs.get(name), evaluation.save_adv],
-        )
+        self.evaluator = evaluator
+        self.analysis = analysis
+        self.size = size
+        self.expected: list[str] | None = None
+        self._boxes: list[Detections | None] = []
+        for metric in evaluator.metrics:
+            metric.results.clear()  # of a run that was interrupted, in a notebook say
+
+    def add(
+        self, outputs: Sequence[BaseDataElement], data_batch: Any
+    ) -> list[Detections | None]:
+        """Takes in the predictions on a batch.
+
+        Returns:
+            Their boxes, where there is an analysis and it can read them.
+        """
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        if self.analysis is None:
+            return []
+        boxes = [self.analysis.read(output) for output in outputs]
+        self._boxes += boxes
+        return boxes
+
+    def compute(
+        self, name: str, keep: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Ends a pass.
+
+        Args:
+            name: of the pass.
+            keep: whether it takes part in the worst case.
+
+        Returns:
+            Its metrics, and what :meth:`.BoxAnalysis.finish` says.
+        """
+        files = nullcontext() if name == BENIGN else dumps_renamed(self.evaluator, name)
+        with files, doing(f'computing the metrics of {name}'):
+            metrics = dict(self.evaluator.evaluate(self.size))
+        if self.expected is None:
+            self.expected = list(metrics)
+        boxes = None
+        if self.analysis:
+            known = [each for each in self._boxes if each is not None]
+            boxes = self.analysis.finish(name, known, keep)
+        self._boxes = []
+        return metrics, boxes
+
+
+@dataclass
+class AttackPass:
+    """The pass of an attack, or of an ensemble of some.
+
+    Predictions are scored as they are made. Only the choice of an ensemble, which is
+    made when all images are done, and pictures of 8 bits need a second pass through
+    the data: a metric may write files as it goes, so that it can only follow one pass
+    at a time.
+
+    Attributes:
+        name: of the attack in the evaluation.
+        attack: the attack.
+        images: that are attacked.
+        attacker: attacks and predicts.
+        records: what was found out before.
+        scores: what predictions are scored by.
+        ensemble: chooses among the examples of members, if the attack has some.
+        gallery: draws images for the report.
+        save_adv: folder for the adversarial images.
+        show: called after each batch with its index, itself and its outcomes.
+    """
+
+    name: str
+    attack: Attack
+    images: EvaluatedImages
+    attacker: Attacker
+    records: StorePart
+    scores: Scores
+    ensemble: EnsemblePass | None = None
+    gallery: Gallery | None = None
+    save_adv: str | None = None
+    show: Callable[[int, dict, list[Outcome]], None] = lambda *_: None
+
+    def __post_init__(self) -> None:
+        self.result = result_of(self.name, self.attack, **_on_curve(self.name))
+        self.members = self.attack.members or {self.name: self.attack}
         # Where the images of the attack, or those chosen from an ensemble, are.
-        self.saver = AdversarialImages.maybe(
-            evaluation.save_adv, name, {**attack.describe(), 'space': evaluation.space}
-        )
-        if evaluation.gallery:
-            evaluation.gallery.start(name, self.records.folder)
-        self.savers = {
-            key: AdversarialImages.maybe(
-                evaluation.save_adv,
-                f'{name}/{key}',
-                {**member.describe(), 'space': evaluation.space},
-            )
+        self._saver = self._saver_of(self.name, self.attack)
+        self._savers = {
+            key: self._saver_of(f'{self.name}/{key}', member)
             if self.ensemble
-            else self.saver
+            else self._saver
             for key, member in self.members.items()
         }
+        if self.gallery:
+            self.gallery.start(self.name, self.records.folder)
 
     def run(self, progress: Progress) -> AttackResult:
         """Attacks what is not on record, and scores everything."""
         costs: _Costs = {}
         progress.start(self.name)
-        for index, data_batch in enumerate(self.evaluation.dataloader):
+        for index, data_batch, parts in self.images:
             shown: list[Outcome] = []
-            parts = list(self.evaluation.parts(index, data_batch))
             for (part, keys), outcomes in zip(
                 parts, self._outcomes(parts), strict=True
             ):
@@ -90,40 +155,40 @@ class AttackPass:
                 worst = self.ensemble.add(outcomes) if self.ensemble else self.name
                 shown.append(outcomes[worst])
                 self._draw(part, keys, outcomes[worst])
-            self._show(index, data_batch, shown)
+            if not self.ensemble:
+                outputs = [output for outcome in shown for output in outcome.outputs]
+                self.scores.add(outputs, data_batch)
+            self.show(index, data_batch, shown)
             progress.update(index + 1)
         progress.finish()
         self.records.wait_for_others()
         costs = self._add_up(costs)
-        chosen = (
-            self.ensemble.choose(self.result, costs, self.records)
-            if self.ensemble
-            else None
-        )
-        metrics, self.result.boxes = self._score('outputs', chosen)
-        self.result.metrics = metrics
-        if self.evaluation.quantize:
-            quantized, boxes = self._score('quantized', chosen)
+        choice: Callable[[Any], str] = lambda _: self.name  # noqa: E731
+        if self.ensemble:
+            choice = self.ensemble.choose(self.result, costs, self.records)
+            self._read_again('outputs', choice)
+        self.result.metrics, self.result.boxes = self._score(self.name)
+        if self.attacker.quantize:
+            self._read_again('quantized', choice)
+            metrics, boxes = self._score(f'{self.name}.quantized', keep=False)
             sizes = [
                 cost['radius'] for each in costs.values() for cost in each.values()
             ]
+            known = [size for size in sizes if size is not None]
             self.result.quantized = {
-                'metrics': quantized,
+                'metrics': metrics,
                 'boxes': boxes,
-                'radius': max(
-                    (size for size in sizes if size is not None), default=None
-                ),
+                'radius': max(known, default=None),
             }
         return self.result
 
     # ---------------------------------------------------------------------- attacking
 
-    def _outcomes(self, parts: Sequence[tuple[dict, list]]) -> list[dict[str, Outcome]]:
+    def _outcomes(self, parts: Sequence[NamedPart]) -> list[dict[str, Outcome]]:
         """What the members made of each part, from the records or freshly."""
         found = [self._on_record(part, keys) for part, keys in parts]
-        for group in self.evaluation.attacker.groups([part for part, _ in parts]):
-            known = [outcomes for place in group if (outcomes := found[place])]
-            if len(known) == len(group):
+        for group in self.attacker.groups([part for part, _ in parts]):
+            if all(found[place] is not None for place in group):
                 continue
             # All of them anew: in another group rounding would not be the same.
             fresh = self._attack([parts[place][0] for place in group])
@@ -140,42 +205,43 @@ class AttackPass:
             return None
         return {key: Outcome.unpack(each, part) for key, each in record.items()}
 
+    def _all_there(self, record: dict[str, Any], part: dict, keys: list) -> bool:
+        """Whether images and pictures that belong to a record are still on disk."""
+        if self.gallery and any(self.gallery.lacks(self.name, key) for key in keys):
+            return False
+        used = [self._savers[key] for key in record]
+        return all(each.has(part['data_samples']) for each in used if each)
+
     def _attack(self, parts: list[dict]) -> list[dict[str, Outcome]]:
         """Has every member attack a group; what is broken leaves it."""
-        attacker, left = self.evaluation.attacker, list(range(len(parts)))
+        left = list(range(len(parts)))
         outcomes: list[dict[str, Outcome]] = [{} for _ in parts]
         for key, member in self.members.items():
-            if len(left) == 1:
-                fresh = [attacker.attack(member, parts[left[0]])]
-            else:
-                fresh = attacker.attack_together(member, [parts[i] for i in left])
-            saver = self.savers[key]
+            name = key if key == self.name else f'{key} of {self.name}'
+            ids = [each for place in left for each in ids_of(parts[place])]
+            with doing(f'attacking {names_of(ids)} with {name}'):
+                if len(left) == 1:
+                    fresh = [self.attacker.attack(member, parts[left[0]])]
+                else:
+                    group = [parts[place] for place in left]
+                    fresh = self.attacker.attack_together(member, group)
+            saver = self._savers[key]
             for place, outcome in zip(left, fresh, strict=True):
                 outcomes[place][key] = outcome
                 if saver:
-                    samples = parts[place]['data_samples']
-                    saver.save(samples, outcome.found or ())
+                    saver.save(parts[place]['data_samples'], outcome.found or ())
             if self.ensemble:
                 left = [i for i in left if not self.ensemble.is_broken(outcomes[i])]
             if not left:
                 break
         return outcomes
 
-    def _all_there(self, record: dict[str, Any], part: dict, keys: list) -> bool:
-        """Whether images and pictures that belong to a record are still on disk."""
-        gallery = self.evaluation.gallery
-        if gallery and any(gallery.lacks(self.name, key) for key in keys):
-            return False
-        used = [self.savers[key] for key in record]
-        return all(each.has(part['data_samples']) for each in used if each)
-
     def _draw(self, part: dict, keys: list, outcome: Outcome) -> None:
         """Draws freshly attacked images for the report."""
-        gallery = self.evaluation.gallery
-        if gallery is None or outcome.inputs is None:
+        if self.gallery is None or outcome.inputs is None:
             return
         for index, key in enumerate(keys):
-            gallery.draw(
+            self.gallery.draw(
                 self.name,
                 key,
                 part['inputs'][index],
@@ -184,61 +250,39 @@ class AttackPass:
                 part['data_samples'][index],
             )
 
-    def _show(self, index: int, data_batch: dict, outcomes: list[Outcome]) -> None:
-        """Hands freshly attacked images to the hooks."""
-        images = [image for outcome in outcomes for image in outcome.inputs or ()]
-        outputs = [output for outcome in outcomes for output in outcome.outputs]
-        if len(images) < len(outputs):
-            return  # from records, which hold no images
-        # Not after_test_iter: hooks there read the clean picture from disk and would
-        # draw the attacked boxes on it, over the benign results.
-        self.evaluation.runner.call_hook(
-            'after_attack_iter',
-            batch_idx=index,
-            data_batch=data_batch,
-            adversarial=images,
-            outputs=outputs,
-            attack=self.name,
-            gt_frame=self.evaluation.gt_frame,
-        )
+    def _saver_of(self, name: str, attack: Attack) -> AdversarialImages | None:
+        about = {**attack.describe(), 'space': self.attacker.space}
+        return AdversarialImages.maybe(self.save_adv, name, about)
 
     # ------------------------------------------------------------------------ scoring
 
-    def _score(
-        self, what: str, chosen: Callable[[Any], str] | None
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Computes the metrics of the predictions that are on record.
+    def _read_again(self, what: str, choice: Callable[[Any], str]) -> None:
+        """Scores predictions that are on record.
 
         Args:
             what: ``'outputs'`` or ``'quantized'``.
-            chosen: names the member for an image, or BENIGN, of an ensemble.
+            choice: names the member for an image, or BENIGN.
         """
-        evaluation, analysis = self.evaluation, self.evaluation.analysis
-        found = []
-        for index, data_batch in enumerate(evaluation.dataloader):
+        for _, data_batch, parts in self.images:
             outputs: list[BaseDataElement] = []
-            for part, keys in evaluation.parts(index, data_batch):
-                key = chosen(keys[0]) if chosen else self.name
+            for part, keys in parts:
+                key = choice(keys[0])
                 if what == 'outputs':
                     self._save_chosen(key, part)
                 if key == BENIGN:
-                    record, field = evaluation.benign_records.read(keys), 'outputs'
+                    assert self.ensemble is not None
+                    record, field = self.ensemble.benign_records.read(keys), 'outputs'
                 else:
                     record, field = (self.records.read(keys) or {})[key], what
                 assert record is not None
                 outputs += getattr(Outcome.unpack(record, part), field)
-            evaluation.evaluator.process(data_samples=outputs, data_batch=data_batch)
-            if analysis:
-                found += [analysis.read(output) for output in outputs]
-        name = self.name if what == 'outputs' else f'{self.name}.{what}'
-        with dumps_renamed(evaluation.evaluator, name):
-            count = len(evaluation.dataloader.dataset)
-            metrics = dict(evaluation.evaluator.evaluate(count))
-        boxes = None
-        if analysis:
-            known = [each for each in found if each is not None]
-            boxes = analysis.finish(name, known, keep=what == 'outputs')
-        missing = [key for key in evaluation.benign_metrics if key not in metrics]
+            self.scores.add(outputs, data_batch)
+
+    def _score(
+        self, name: str, keep: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        metrics, boxes = self.scores.compute(name, keep)
+        missing = [key for key in self.scores.expected or () if key not in metrics]
         if missing:
             # CocoMetric gives no numbers at all when nothing is detected any more.
             metrics.update(dict.fromkeys(missing, 0.0))
@@ -249,14 +293,14 @@ class AttackPass:
 
     def _save_chosen(self, member: str, part: dict) -> None:
         """Puts an ensemble's example where those of other attacks are."""
-        if not self.ensemble or self.saver is None:
+        if self._saver is None:
             return
         samples = part['data_samples']
-        source = self.savers.get(member)
+        source = self._savers.get(member)
         if source:
-            self.saver.take_over(source, samples)
+            self._saver.take_over(source, samples)
         else:
-            self.saver.save(samples, self.evaluation.attacker.clean(part))
+            self._saver.save(samples, self.attacker.clean(part))
 
     def _add_up(self, costs: _Costs) -> _Costs:
         """Sums costs over images; several processes may share a padded one.
@@ -277,11 +321,11 @@ class AttackPass:
                 for name in _COSTS:
                     setattr(result, name, getattr(result, name) + cost[name])
             outside += next(iter(members.values()))['outside']
-        result.images = len(self.evaluation.dataloader.dataset)
+        result.images = self.scores.size
         if outside:
             result.checks.append(
                 f'{outside} boxes lie outside their image: is the frame of the boxes '
-                f'({self.evaluation.gt_frame}) right?'
+                f'({self.attacker.gt_frame}) right?'
             )
         for key, rows in watched.items():
             if self.members[key].threat.eps == 0:
@@ -300,7 +344,8 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     for key in ('zero_share', 'all_zero_share'):
         known = [row[key] for row in rows if row[key] is not None]
         means[key] = sum(known) / len(known) if known else None
-    risen = [row['best'] > row['first'] for row in rows if None not in _ends(row)]
+    ends = [(row['first'], row['best']) for row in rows]
+    risen = [best > first for first, best in ends if None not in (first, best)]
     means['risen_share'] = sum(risen) / len(risen) if risen else None
     means['non_finite'] = sum(row['non_finite'] for row in rows)
     return means
@@ -310,18 +355,3 @@ def _on_curve(name: str) -> dict[str, str]:
     """The attack that points of a curve, like ``pgd-eps2``, have in common."""
     match = re.fullmatch(r'(.+?)((-eps\d[\w.]*)?(-steps\d+)?)', name)
     return {'base': match[1]} if match and match[2] else {}
-
-
-def _ends(row: dict[str, Any]) -> tuple[Any, Any]:
-    return row['first'], row['best']
-
-
-def _settings(attack: Attack) -> dict[str, Any]:
-    """What tells an attack from others."""
-    # Figures of an objective that is weighted by classes depend on the weights.
-    weights = attack.objective.class_weights
-    return {
-        'type': type(attack).__name__,
-        **attack.describe(),
-        'class_weights': None if weights is None else weights.tolist(),
-    }

@@ -1,10 +1,11 @@
-"""Attacking single images of a model and predicting on what came out."""
+"""Attacking single images of a model, and predicting on what came out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,31 +13,20 @@ from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..attacks import Attack, RandomNoise
+from ..attacks import Attack
 from ..batch import (
     attack_samples,
-    check_batch,
     count_boxes_outside,
     float_images,
     image_id,
-    split_batch,
     with_images,
 )
-from ..blame import models_own
-from ..checks import WatchedOracle, examine
+from ..checks import WatchedOracle
 from ..distributed import alone
-from ..errors import ConfigError
-from ..objective import (
-    NotStackedError,
-    Objective,
-    Seams,
-    StackedOracle,
-    find_seams,
-    loss_mode,
-)
+from ..errors import doing
+from ..objective import Seams, StackedOracle, loss_mode
 from ..objective.classifier import (
     ClassifierOracle,
-    check_labels,
     classifier_samples,
     is_classifier,
     make_oracle,
@@ -44,24 +34,78 @@ from ..objective.classifier import (
 from ..objective.detections import DetectionOracle
 from ..objective.inputs import Inputs
 from ..utils.acceleration import Acceleration
-from ..utils.models import bare_model
+from ..utils.models import bare_model, device_of
+from ..utils.packing import pack, unpack
 from ..utils.seeding import attack_generator, derive_seed, seeded
-from .original_pixels import (
-    PicturePipeline,
-    ResizedOracle,
-    as_picture,
-    radius,
-    through_file,
+from .images import ids_of, names_of
+from .original_pixels import ResizedOracle, as_picture, radius, through_file
+from .picture_pipeline import PicturePipeline
+
+# All that a record holds of an outcome beside predictions.
+_FIGURES = (
+    *('forwards', 'backwards', 'queries', 'seconds', 'outside'),
+    *('watched', 'radius'),
 )
-from .outcome import Outcome
+
+
+@dataclass
+class Outcome:
+    """What an attack made of the images of one part of a batch, and at what cost.
+
+    Attributes:
+        outputs: the model's predictions on the attacked images.
+        forwards: images that went forwards through the network for the attack.
+        backwards: images that went backwards through it.
+        queries: of the forwards, those of attacks that use no gradient.
+        seconds: time of the attack and of the predictions.
+        outside: ground-truth boxes that lie outside their image.
+        watched: of each image, see :meth:`mmrobust.checks.WatchedOracle.summary`.
+        quantized: the predictions on the images as pictures of 8 bits, if asked for.
+        radius: the largest perturbation of these in pixel units.
+        inputs: the attacked images as the network saw them, (C, H, W) in pixel units;
+            None if the outcome comes from a record.
+        found: the same in the space of the attack, for saving.
+    """
+
+    outputs: list[BaseDataElement]
+    forwards: int = 0
+    backwards: int = 0
+    queries: int = 0
+    seconds: float = 0.0
+    outside: int = 0
+    watched: list[dict[str, Any]] = field(default_factory=list)
+    quantized: list[BaseDataElement] | None = None
+    radius: float | None = None
+    inputs: list[Tensor] | None = field(default=None, repr=False)
+    found: list[Tensor] | None = field(default=None, repr=False)
+
+    def cost(self) -> dict[str, Any]:
+        """All but predictions and images."""
+        return {name: getattr(self, name) for name in _FIGURES}
+
+    def pack(self, part: dict) -> dict[str, Any]:
+        """The record of the outcome, see :func:`mmrobust.utils.packing.pack`."""
+        record = self.cost()
+        for name in ('outputs', 'quantized'):
+            predicted = getattr(self, name)
+            if predicted is not None:
+                pairs = zip(predicted, part['data_samples'], strict=True)
+                record[name] = [pack(*pair) for pair in pairs]
+        return record
+
+    @classmethod
+    def unpack(cls, record: dict[str, Any], part: dict) -> Outcome:
+        """The outcome that a record holds."""
+        content = {name: record[name] for name in _FIGURES}
+        for name in ('outputs', 'quantized'):
+            if name in record:
+                pairs = zip(record[name], part['data_samples'], strict=True)
+                content[name] = [unpack(*pair) for pair in pairs]
+        return cls(**content)
 
 
 class Attacker:
-    """Attacks the parts of batches that stand for themselves.
-
-    Of a detector that is every single image: losses are normalised over a batch and
-    images padded to the largest, so that only an image alone has an adversarial
-    example, and a prediction, of its own. A classifier keeps images apart by itself.
+    """Attacks parts of batches that stand for themselves, and predicts on them.
 
     Args:
         model: the model, possibly in a distributed wrapper.
@@ -76,11 +120,11 @@ class Attacker:
         quantize: predict also on the attacked image as a picture of 8 bits.
         speed: accelerates attacks, and neither predictions nor trials; it has the
             model prepared.
-        attack_batch_size: how many images of a detector may share the network's passes
-            in an attack, if :meth:`check_groups` finds that they can.
+        group_size: how many images of a detector may share the network's passes in an
+            attack.
 
     Attributes:
-        seams: the parts of the model that take several images; None if images are
+        seams: the parts of the model that take several images; without them images are
             attacked one by one.
     """
 
@@ -94,7 +138,7 @@ class Attacker:
         space: str = 'input',
         quantize: bool = False,
         speed: Acceleration | None = None,
-        attack_batch_size: int = 1,
+        group_size: int = 1,
     ) -> None:
         self.wrapped = model
         self.model = bare_model(model)
@@ -105,19 +149,14 @@ class Attacker:
         self.space = space
         self.quantize = quantize
         self.speed = speed or Acceleration()
-        self.attack_batch_size = attack_batch_size
+        self.group_size = group_size
         self.seams: Seams | None = None
         self.classifier = is_classifier(self.model)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    def parts(self, data_batch: dict) -> list[dict]:
-        """The parts of a batch that stand for themselves."""
-        return [data_batch] if self.classifier else split_batch(data_batch)
+        return device_of(self.model)
 
     def groups(self, parts: Sequence[dict]) -> list[list[int]]:
         """Which parts are attacked together: those that make inputs of one shape."""
@@ -128,7 +167,7 @@ class Attacker:
         for place, part in enumerate(parts):
             shape = inputs.padded([image.shape for image in part['inputs']])
             shapes.setdefault(shape, []).append(place)
-        size = self.attack_batch_size
+        size = self.group_size
         return [
             places[start : start + size]
             for places in shapes.values()
@@ -158,8 +197,8 @@ class Attacker:
     ) -> list[Outcome]:
         """Attacks a batch, and predicts on what became of each of its parts."""
         started = time.monotonic()
-        with self._asking():
-            samples, _ = self.samples(batch)
+        with self.asking():
+            samples = self.samples(batch)
             seeds = [derive_seed(self.seed, each) for each in ids_of(batch)]
             oracle = self.oracle(
                 attack, batch, samples, seeds if len(parts) > 1 else None
@@ -185,7 +224,7 @@ class Attacker:
             outcome = Outcome(self.predict(with_images(part, inputs[own])))
             outcome.forwards = oracle.forwards // count
             outcome.backwards = oracle.backwards // count
-            outcome.queries = outcome.forwards if attack.gradient_free else 0
+            outcome.queries = outcome.forwards if attack.asks == 'values' else 0
             if not self.classifier:
                 outcome.outside = count_boxes_outside(samples[own])
             outcome.watched = seen[own]
@@ -240,12 +279,20 @@ class Attacker:
         # A model may write into the samples, which tell what it has added.
         samples = [sample.clone() for sample in part['data_samples']]
         part = {**part, 'data_samples': samples}
-        with alone(), seeded(seed, self.device), autocast(enabled=self.fp16):
+        where = f'predicting on {names_of(ids_of(part))}'
+        with doing(where), seeded(seed, self.device):
+            return self.predict_unseeded(part)
+
+    @torch.no_grad()
+    def predict_unseeded(self, part: dict) -> list[BaseDataElement]:
+        """The stock prediction as it comes."""
+        with alone(), autocast(enabled=self.fp16):
             outputs: list[BaseDataElement] = self.wrapped.test_step(part)
         return outputs
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def asking(self) -> Iterator[None]:
+        """Inside, the model can be asked for its losses."""
         with alone(), loss_mode(self.model):
             yield
 
@@ -273,138 +320,8 @@ class Attacker:
             return DetectionOracle(self.model, part, samples)
         return make_oracle(self.model, part, samples, attack.objective)
 
-    def samples(self, part: dict) -> tuple[list[BaseDataElement], int]:
-        """The ground truth as losses need it, and how many boxes lie outside."""
+    def samples(self, part: dict) -> list[BaseDataElement]:
+        """The ground truth as losses need it."""
         if self.classifier:
-            return classifier_samples(part['data_samples'], self.device), 0
-        samples = attack_samples(part['data_samples'], self.device, self.gt_frame)
-        return samples, count_boxes_outside(samples)
-
-    def examine(
-        self,
-        part: dict,
-        score: Callable[[BaseDataElement], float],
-        norm: str,
-        eps: float,
-    ) -> dict[str, Any]:
-        """Makes the trials of :func:`mmrobust.checks.examine` on an image.
-
-        Args:
-            part: a batch of one image.
-            score: of a prediction, from 0 to 1.
-            norm: of the radius.
-            eps: in pixel units of 0-255.
-        """
-        samples, _ = self.samples(part)
-
-        def oracle() -> Any:
-            return _Asked(
-                make_oracle(self.model, part, samples, Objective()), self._asking
-            )
-
-        @torch.no_grad()
-        def score_of(images: list[Tensor]) -> float:
-            # Not seeded here: whether that makes a difference is the question.
-            with alone(), autocast(enabled=self.fp16):
-                (output,) = self.wrapped.test_step(with_images(part, images))
-            return score(output)
-
-        generator = attack_generator(derive_seed(self.seed, ids_of(part)[0], 'trial'))
-        images = float_images(part, self.device)
-        return examine(images, oracle, score_of, generator, norm, eps)
-
-    def check(self, attacks: Sequence[Attack], dataset: Any, collate: Any) -> list[str]:
-        """Asks for every named objective once, before a pass that may take hours.
-
-        Of a classifier also for the others, whose output and labels may not fit; of a
-        detector for one of them, so that a model without losses is found.
-
-        Returns:
-            Sentences for the report's checks.
-
-        Raises:
-            ConfigError: if the model does not have the losses that an attack names.
-        """
-        meta = getattr(dataset, 'metainfo', {})
-        for attack in attacks:
-            names = meta.get('thing_classes', meta.get('classes'))
-            attack.objective.class_names = names
-        named = [
-            a
-            for a in attacks
-            if self.classifier
-            or a.reads == 'detections'
-            or a.objective.terms is not None
-        ]
-        named = named or [a for a in attacks if not isinstance(a, RandomNoise)][:1]
-        if not named:
-            return []
-        part = collate([dataset[0]])
-        check_batch(part)
-        if not isinstance(self.model.data_preprocessor, torch.nn.Module):
-            raise ConfigError(
-                'model.data_preprocessor of the config is no module that prepares '
-                'images: give DetDataPreprocessor, or one of its kind.'
-            )
-        with self._asking(), seeded(self.seed, self.device):
-            samples, _ = self.samples(part)
-            for attack in named:
-                oracle = self.oracle(attack, part, samples)
-                with models_own():
-                    oracle.value(float_images(part, self.device))
-                if isinstance(oracle, ClassifierOracle):
-                    scores = oracle.scores
-                    check_labels(dataset, scores.shape[1])
-                    if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-4:
-                        return [
-                            'the outputs look like probabilities and not like logits, '
-                            'which hides gradients: take the softmax out of the head'
-                        ]
-        return []
-
-    def check_groups(self, dataset: Any, collate: Any) -> list[str]:
-        """Tries out whether images can be attacked together, if that is asked for.
-
-        Returns:
-            A sentence for the report's checks if they cannot.
-        """
-        self.seams = None
-        if self.attack_batch_size == 1:
-            return []
-        part = collate([dataset[0]])
-        try:
-            with self._asking():
-                samples, _ = self.samples(part)
-                self.seams = find_seams(self.model, part, samples)
-        except NotStackedError as error:
-            self.attack_batch_size = 1
-            return [
-                f'images are attacked one by one, since {type(self.model).__name__} '
-                f'does not allow more of attack_batch_size: {error}'
-            ]
-        return []
-
-
-class _Asked:
-    """An oracle that enters a context for every question."""
-
-    def __init__(self, oracle: Any, asking: Callable[[], Any]) -> None:
-        self._oracle, self._asking = oracle, asking
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._oracle, name)
-
-    def value(self, images: Sequence[Tensor]) -> Tensor:
-        with self._asking():
-            values: Tensor = self._oracle.value(images)
-        return values
-
-    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        with self._asking():
-            answer: tuple[Tensor, list[Tensor]] = self._oracle.value_and_grad(images)
-        return answer
-
-
-def ids_of(part: dict) -> list[Any]:
-    """The ids of a part's images."""
-    return [image_id(sample) for sample in part['data_samples']]
+            return classifier_samples(part['data_samples'], self.device)
+        return attack_samples(part['data_samples'], self.device, self.gt_frame)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,14 @@ from ..analysis import (
     restrict,
     worst_case_map,
 )
-from ..attacks import Ensemble
+from ..attacks import Attack
 from ..batch import image_id
-from ..checks import comparison_verdicts
+from ..checks import comparison_verdicts, figure_of
 from ..errors import ConfigError
-from ..report import AttackResult, figure_of
+from ..report import AttackResult
 from ..utils.store import StorePart
+from .attacker import Outcome
 from .box_analysis import BENIGN, BoxAnalysis
-from .outcome import Outcome
 
 
 class WorstOf:
@@ -45,6 +45,17 @@ class WorstOf:
         found = worst_case_map(tables, seed=analysis.seed, max_rounds=rounds)
         if not self.mean_ap <= found.mean_ap:
             self.assignment, self.mean_ap = found.assignment, found.mean_ap
+
+
+def result_of(name: str, attack: Attack, **fields: Any) -> AttackResult:
+    """Starts the result of an attack."""
+    return AttackResult(
+        name,
+        {**attack.describe(), **fields},
+        asks=attack.asks,
+        baseline=attack.baseline,
+        transferable=attack.transferable,
+    )
 
 
 def check_readable(found: Mapping[Any, Detections | None]) -> dict[Any, Detections]:
@@ -67,23 +78,26 @@ class EnsemblePass:
 
     Args:
         name: of the ensemble in the evaluation.
-        ensemble: its members.
+        members: its attacks by name.
         analysis: reads boxes and holds the ground truth.
         benign: detections on the clean images, by image id.
+        benign_records: predictions on the clean images.
     """
 
     def __init__(
         self,
         name: str,
-        ensemble: Ensemble,
+        members: Mapping[str, Attack],
         analysis: BoxAnalysis,
-        benign: dict[Any, Detections | None],
+        benign: Mapping[Any, Detections | None],
+        benign_records: StorePart,
     ) -> None:
         self.name = name
-        self.ensemble = ensemble
+        self.members = members
         self.analysis = analysis
+        self.benign_records = benign_records
         self._clean = check_readable(benign)
-        self._found: dict[str, list[Detections]] = {key: [] for key in ensemble.members}
+        self._found: dict[str, list[Detections]] = {key: [] for key in members}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
         """Whether nothing of the image is detected, so that no member need go on.
@@ -148,7 +162,7 @@ class EnsemblePass:
         names, matches = list(tables), list(tables.values())
         best = WorstOf(matches[0])
         result.members = []
-        for number, (key, member) in enumerate(self.ensemble.members.items(), 2):
+        for number, (key, member) in enumerate(self.members.items(), 2):
             # One round on the way, so that members can be compared.
             best.search(matches[:number], self.analysis, rounds=1)
             ran = [each[key] for each in costs.values() if key in each]
@@ -188,20 +202,24 @@ class EnsemblePass:
 
         On the other images the late ones show what an early one has found.
         """
-        members = self.ensemble.members
         ids = tables[BENIGN].img_ids
-        ran = np.array([len(costs.get(str(each), ())) == len(members) for each in ids])
+        ran = np.array(
+            [len(costs.get(str(each), ())) == len(self.members) for each in ids]
+        )
         if not ran.any():
             return
         boxes = {
             key: {'mAP': asdict(self._interval(restrict(table, ran)))}
             for key, table in tables.items()
         }
-        results = [
-            AttackResult.of(key, member, boxes=boxes[key])
-            for key, member in members.items()
-        ]
-        found = comparison_verdicts(figure_of({}, boxes[BENIGN]), results)
+        benign = figure_of({}, boxes[BENIGN])
+        found = comparison_verdicts(
+            None if benign is None else benign.value,
+            [
+                replace(result_of(key, member), boxes=boxes[key])
+                for key, member in self.members.items()
+            ],
+        )
         where = f'on the {int(ran.sum())} images that every member attacked'
         for key, sentences in found.items():
             result.checks += [f'{key}: {where}, {text}' for text in sentences]

@@ -12,18 +12,16 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from ..attacks import Ensemble, RandomNoise
-from ..checks import trial_verdicts
 from ..errors import ConfigError
-from ..objective.classifier import is_classifier
 from ..registry import LOOPS
 from ..report import RobustnessReport, device_name, package_versions
-from ..utils.models import bare_model, state_digest
+from ..utils.models import state_digest
 from ..utils.store import Store
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
-from .gallery import Gallery
-from .subset import annotations_digest, choose_images, enough_for_groups
+from .images import annotations_digest, choose_images, enough_for_groups
+from .preparation import try_out
+from .visualization import Gallery
 
 
 @LOOPS.register_module()
@@ -169,11 +167,11 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
             raise ConfigError(f'report={report!r} must be a .json file.')
         self.resume = resume
 
-    def _analysis(self) -> BoxAnalysis | None:
-        if not self.attacks or is_classifier(bare_model(self.runner.model)):
+    def _start_analysis(self) -> BoxAnalysis | None:
+        if not self.attacks or self.attacker.classifier:
             return None
-        if any(isinstance(attack, Ensemble) for attack in self.attacks.values()):
-            return super()._analysis()
+        if any(attack.members for attack in self.attacks.values()):
+            return super()._start_analysis()
         return BoxAnalysis.maybe(self.dataloader.dataset, self.seed)
 
     def _open_records(self) -> Store:
@@ -201,36 +199,23 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         }
         return Store(Path(self.report).with_suffix('.records'), run)
 
-    def _gallery(self) -> Gallery | None:
+    def _start_gallery(self) -> Gallery | None:
         if not self.attacks or not self.gallery_images:
             return None
         return Gallery(self.runner.visualizer, self.gallery_images, self.gt_frame)
 
     @master_only
     def _try_out(self) -> list[str]:
-        searches = [
-            a
-            for a in self._all_attacks()
-            if not isinstance(a, RandomNoise) and not a.gradient_free
-        ]
-        if not self.analysis or not searches or not self.check_images:
+        if not self.analysis:
             return []
-        # Of a curve the largest ball, where an attack has to show that it is one.
-        balls = [a.threat for a in searches if a.threat.norm == searches[0].threat.norm]
-        threat, loader = max(balls, key=lambda ball: ball.eps), self.dataloader
-        records = self.records.part('trials', [threat.norm, threat.eps])
-        trials = []
-        for index in self.analysis.with_objects(self.check_images):
-            (part,) = self.attacker.parts(loader.collate_fn([loader.dataset[index]]))
-            keys = [f'image {index}']
-            trial = records.read(keys, part['inputs'])
-            if trial is None:
-                trial = self.attacker.examine(
-                    part, self.analysis.score, threat.norm, threat.eps
-                )
-                records.write(keys, trial, part['inputs'])
-            trials.append(trial)
-        return trial_verdicts(trials)
+        return try_out(
+            self.attacks,
+            self.attacker,
+            self.images,
+            self.analysis,
+            self.records.part,
+            self.check_images,
+        )
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         pictures = self.gallery.pictures() if self.gallery else []

@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader
 from ..batch import check_batch
 from ..checks.dataset import check_has_boxes, check_one_image_each, gives_rgb
 from ..errors import ConfigError, doing
-from ..evaluation.hooks import ConvertedWeightsHook
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model
 from ..utils.validation import positive_int
 from ..weights import check_normalization
 from .adversary import Adversary, NoAdversary
+from .converted_weights import ConvertedWeightsHook
 from .finite_updates import Guard, finite_updates
 from .replay import ReplayDataLoader, ReplayIterator
 from .resume import TrainingStateHook, settle_checkpoint

@@ -27,7 +27,7 @@ from mmrobust.objective.class_weights import class_weights
 from mmrobust.cli import as_sentence
 from mmrobust.evaluation.attacker import Attacker, Outcome
 from mmrobust.evaluation.box_analysis import BoxAnalysis
-from mmrobust.evaluation.subset import restrict_metrics
+from mmrobust.evaluation.images import restrict_metrics
 from mmrobust.evaluation.adversarial_images import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS

@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from evaluated import Evaluation, ap, attack_of
-from mmrobust.evaluation import gallery
+from evaluated import Evaluation, attack_of
+from mmrobust.evaluation import visualization
 from mmrobust.evaluation.attacker import Attacker, Outcome
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -153,18 +153,14 @@ def test_pictures_of_other_settings_are_not_shown(
     assert np.array_equal(found, expected)
 
 
-def test_a_picture_is_not_worth_an_evaluation(
-    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_that_cannot_be_drawn_is_named(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any) -> None:
         raise ValueError('no such font')
 
-    said: list[str] = []
-    monkeypatch.setattr(gallery, 'attack_samples', fail)
-    monkeypatch.setattr(gallery, 'print_log', lambda text, **_: said.append(text))
-    report = evaluate(dict(pgd=ATTACKS['pgd']), gallery=2)
-    assert report['complete'] is True
-    assert ap(attack_of(report, 'pgd')) < ap(report['benign'])
-    assert shown(tmp_path / 'r.html') == []
-    assert len(said) == 2
-    assert said[0].endswith('under pgd cannot be drawn: no such font')
+    monkeypatch.setattr(visualization, 'attack_picture', fail)
+    with pytest.raises(ValueError, match='no such font') as caught:
+        evaluate(dict(pgd=ATTACKS['pgd']), gallery=2)
+    (note,) = caught.value.__notes__
+    assert note.startswith('while drawing image 10 under pgd, which gallery=0')

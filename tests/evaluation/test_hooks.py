@@ -16,8 +16,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from mmrobust.evaluation.hooks import AttackVisualizationHook
-from mmrobust.evaluation.pictures import attack_picture
+from mmrobust.evaluation.visualization import AttackVisualizationHook, attack_picture
 from torch import Tensor
 
 HEIGHT, WIDTH = 64, 96

@@ -22,12 +22,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmrobust.attacks import Attack
-from mmrobust.utils import store as records_module
 from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.attacker import Attacker
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.utils.store import StorePart, Store
-from mmrobust.evaluation.subset import annotations_digest
+from mmrobust.evaluation.images import annotations_digest
 from mmrobust.evaluation.adversarial_images import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
@@ -599,15 +598,3 @@ def test_images_are_saved_although_the_first_run_did_not(
         evaluate()
     evaluate(save_adv=str(tmp_path / 'adv'))
     assert len(images_of(tmp_path / 'adv')) == 6
-
-
-def test_processes_do_not_write_into_one_temporary_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On two machines they may have the same number."""
-    written = []
-    monkeypatch.setattr(records_module.os, 'replace', lambda a, b: written.append(a))
-    for rank in (0, 1):
-        monkeypatch.setattr(records_module, 'get_rank', lambda rank=rank: rank)
-        StorePart(tmp_path, 'x').write([7], {'a': 1})
-    assert len(set(written)) == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -25,27 +23,16 @@ def test_not_finite_values_are_refused() -> None:
         as_picture(torch.tensor([[[float('nan')]]]))
 
 
-def test_a_file_holds_the_picture(tmp_path: Path) -> None:
+def test_a_file_holds_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    path = tmp_path / 'picture.png'
-    assert np.array_equal(through_file(picture, path), picture)
-    assert np.array_equal(cv2.imread(str(path)), picture)
     assert np.array_equal(through_file(picture), picture)
-
-
-def test_a_file_that_lost_something_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture = np.full((8, 8, 3), 9, np.uint8)
     monkeypatch.setattr(cv2, 'imread', lambda *_: picture + 1)
     with pytest.raises(ConfigError, match='does not hold what was written'):
-        through_file(picture, tmp_path / 'a.png')
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'missing/a\.png.*cannot be written'):
-        through_file(np.zeros((8, 8, 3), np.uint8), tmp_path / 'missing' / 'a.png')
+        through_file(picture)
+    monkeypatch.setattr(cv2, 'imwrite', lambda *_: False)
+    with pytest.raises(ConfigError, match='does not hold what was written'):
+        through_file(picture)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +41,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_what_no_file_holds_is_refused(picture: np.ndarray) -> None:
     with pytest.raises(ConfigError, match=r'only uint8 pictures \(H, W, 3\)'):
         through_file(picture)
-
-
-def test_formats_that_lose_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'must end in \.png'):
-        through_file(np.zeros((8, 8, 3), np.uint8), tmp_path / 'a.jpg')
 
 
 def test_radii_are_those_of_whole_pictures() -> None:

@@ -17,12 +17,8 @@ from mmengine.dataset import pseudo_collate
 import tiny
 from mmrobust.datasets.digits import make_digits
 from mmrobust.errors import ConfigError
-from mmrobust.evaluation.original_pixels import PicturePipeline
-from mmrobust.evaluation.original_pixels.resize import (
-    Geometry,
-    Resizer,
-    bilinear_weights,
-)
+from mmrobust.evaluation.original_pixels import Geometry, Resizer, bilinear_weights
+from mmrobust.evaluation.picture_pipeline import PicturePipeline
 
 LOAD = dict(type='LoadImageFromFile')
 ANNOTATIONS = dict(type='LoadAnnotations', with_bbox=True)

@@ -21,12 +21,8 @@ from mmrobust.attacks import PGD, TransferPGD
 from mmrobust.batch import attack_samples, float_images
 from mmrobust.checks import WatchedOracle
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from mmrobust.evaluation.original_pixels import (
-    Geometry,
-    PicturePipeline,
-    ResizedOracle,
-    Resizer,
-)
+from mmrobust.evaluation.original_pixels import Geometry, ResizedOracle, Resizer
+from mmrobust.evaluation.picture_pipeline import PicturePipeline
 
 SIZES = [Geometry((12, 9), (7, 14), (8, 16)), Geometry((5, 6), (5, 6), (5, 6))]
 

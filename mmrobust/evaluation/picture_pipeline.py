@@ -12,8 +12,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ...errors import ConfigError
-from .resize import Geometry, Resizer
+from ..errors import ConfigError
+from .original_pixels import Geometry, Resizer
 
 _RESIZING = ('Resize', 'FixScaleResize', 'ResizeShortestEdge')
 _ANNOTATIONS = ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_seg')

@@ -1,0 +1,268 @@
+"""Attacks on a picture as it lies on disk, before it is resized, and its 8 bits.
+
+:class:`Resizer` is the differentiable copy of a test pipeline's resizing and padding,
+:class:`ResizedOracle` an oracle on original pixels made of one on the network's input.
+:func:`as_picture` and :func:`through_file` make of an attacked image what a file of
+8 bits per channel holds.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attacks.diversity import Placement
+from ..errors import ConfigError
+from ..threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes (height, width) of a picture on its way to the network.
+
+    Attributes:
+        original: of the picture on disk.
+        resized: after resizing.
+        input: after padding right and bottom, as the network gets it.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    input: tuple[int, int]
+
+
+class Resizer:
+    """Original pixels (C, H, W) to the network's input (C, h, w), with a gradient.
+
+    Bilinear as OpenCV's ``INTER_LINEAR``: half-pixel centres, the border repeated, and
+    no smoothing when it shrinks. OpenCV rounds 8-bit pictures to whole numbers, which
+    has no gradient, so this copy differs from it by that rounding.
+
+    Both directions are a product with a matrix that is mostly zeros: a small part of a
+    detector's cost, and its gradient is the same on every call, which the one of
+    ``F.interpolate`` is not on a GPU.
+
+    Args:
+        geometry: the sizes.
+        pad_val: what is padded with, one number or one per channel.
+    """
+
+    def __init__(
+        self, geometry: Geometry, pad_val: float | tuple[float, ...] = 0
+    ) -> None:
+        self.geometry = geometry
+        self.pad_val = pad_val
+        self._matrices: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether pictures reach the network as they are."""
+        return self.geometry.original == self.geometry.input
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """Resizes and pads.
+
+        Args:
+            picture: float (C, H, W) of the original size.
+
+        Returns:
+            The network's input (C, h, w); the picture itself where nothing changes.
+
+        Raises:
+            ConfigError: for a picture of another size.
+        """
+        original, resized, whole = (
+            self.geometry.original,
+            self.geometry.resized,
+            self.geometry.input,
+        )
+        if tuple(picture.shape[-2:]) != original:
+            raise ConfigError(
+                f'a picture of {original[0]} x {original[1]} pixels was expected, and '
+                f'this one has {picture.shape[-2]} x {picture.shape[-1]}.'
+            )
+        if resized != original:
+            # In double precision on a GPU, where a product may be one of TF32.
+            wide = picture.double() if picture.is_cuda else picture
+            rows, columns = self._weights(wide)
+            picture = (rows @ wide @ columns.T).to(picture)
+        if whole != resized:
+            picture = self._pad(picture, whole[0] - resized[0], whole[1] - resized[1])
+        return picture
+
+    def _pad(self, picture: Tensor, bottom: int, right: int) -> Tensor:
+        if not isinstance(self.pad_val, tuple):
+            return F.pad(picture, (0, right, 0, bottom), value=self.pad_val)
+        channels = [
+            F.pad(channel, (0, right, 0, bottom), value=value)
+            for channel, value in zip(picture, self.pad_val, strict=True)
+        ]
+        return torch.stack(channels)
+
+    def _weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (like.dtype, like.device)
+        if key not in self._matrices:
+            pairs = zip(self.geometry.original, self.geometry.resized, strict=True)
+            rows, columns = (bilinear_weights(*pair).to(like) for pair in pairs)
+            self._matrices[key] = rows, columns
+        return self._matrices[key]
+
+
+def bilinear_weights(source: int, target: int) -> Tensor:
+    """Share (target, source) that each pixel of a line has in each of the resized."""
+    places = torch.arange(target)
+    centres = (places.double() + 0.5) * (source / target) - 0.5
+    centres = centres.clamp(0, source - 1)
+    left = centres.floor().long()
+    share = centres - left
+    weights = torch.zeros(target, source, dtype=torch.float64)
+    weights[places, left] = 1 - share
+    # Not where left is the last pixel: its neighbour would be itself.
+    inside = left + 1 < source
+    weights[places[inside], left[inside] + 1] = share[inside]
+    return weights
+
+
+class ResizedOracle:
+    """Answers about original pixels what an oracle says about the network's input.
+
+    Counts and everything else are the inner oracle's.
+
+    Args:
+        oracle: of the batch's network inputs.
+        resizers: one for each image, from :meth:`PicturePipeline.resizer`.
+    """
+
+    def __init__(self, oracle: Any, resizers: Sequence[Resizer]) -> None:
+        self.oracle = oracle
+        self.resizers = list(resizers)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.oracle, name)
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        """Objective (N,) of pictures (C, H, W) in original pixels."""
+        with torch.no_grad():
+            return self.oracle.value(self._inputs(images))
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Objective (N,), and its gradient with respect to the original pixels."""
+        with torch.enable_grad():
+            leaves = [image.detach().requires_grad_() for image in images]
+            inputs = self._inputs(leaves)
+        values, grads = self.oracle.value_and_grad([each.detach() for each in inputs])
+        # Image by image: resizing has no memory, and each is let go at once.
+        pulled = [
+            torch.autograd.grad(each, leaf, grad)[0]
+            for each, leaf, grad in zip(inputs, leaves, grads, strict=True)
+        ]
+        return values, pulled
+
+    @property
+    def samples(self) -> Any:
+        """The inner oracle's, in the frame of the network's input."""
+        return self.oracle.samples
+
+    @samples.setter
+    def samples(self, samples: Any) -> None:
+        self.oracle.samples = samples
+
+    def on_input(
+        self, placements: Sequence[Placement | None]
+    ) -> list[Placement | None]:
+        """Where pictures that lie somewhere on their canvas lie on the input."""
+        found: list[Placement | None] = []
+        for place, resizer in zip(placements, self.resizers, strict=True):
+            if place is None:
+                found.append(None)
+                continue
+            size = resizer.geometry
+            pairs = zip(size.resized, size.original, strict=True)
+            vertical, horizontal = (new / old for new, old in pairs)
+            found.append(place.resized((vertical, horizontal), size.input))
+        return found
+
+    def _inputs(self, images: Sequence[Tensor]) -> list[Tensor]:
+        pairs = zip(self.resizers, images, strict=True)
+        return [resizer(image) for resizer, image in pairs]
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """Rounds an image to 8 bits.
+
+    Rounding moves each value by at most one half. Where the clean image is of 8 bits
+    and eps a whole number, the bounds of the linf ball are whole numbers, so the
+    rounded image is inside it if the image was; l2 and l1 balls have no such bounds,
+    see :func:`radius`.
+
+    Args:
+        image: (C, H, W) in pixel units of 0-255.
+
+    Returns:
+        uint8 (H, W, C), rounded to the nearest whole number, not truncated.
+
+    Raises:
+        ConfigError: if a value is not finite.
+    """
+    array = image.detach().cpu().numpy()
+    if not np.isfinite(array).all():
+        raise ConfigError('an attacked image has values that are not finite.')
+    rounded = np.rint(array).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(rounded.transpose(1, 2, 0))
+
+
+def through_file(picture: np.ndarray) -> np.ndarray:
+    """Writes a picture as a PNG file and reads it back.
+
+    Args:
+        picture: uint8 (H, W, 3), BGR.
+
+    Raises:
+        ConfigError: for another form, or if the file does not hold the picture.
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ConfigError(
+            f'only uint8 pictures (H, W, 3) are written, and this one is '
+            f'{picture.dtype} of shape {picture.shape}.'
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'picture.png')
+        written = cv2.imwrite(path, picture)
+        read = cv2.imread(path, cv2.IMREAD_COLOR) if written else None
+    if read is None or not np.array_equal(read, picture):
+        raise ConfigError(
+            f'the picture {path!r} does not hold what was written: is the disk full?'
+        )
+    return np.asarray(read)
+
+
+def radius(adversarial: np.ndarray, clean: np.ndarray, norm: str) -> float:
+    """Size of the perturbation in pixel units, of pictures of one shape.
+
+    Args:
+        adversarial: the attacked picture, of any numeric type.
+        clean: the original one.
+        norm: ``'linf'``, ``'l2'`` or ``'l1'`` over all values.
+
+    Raises:
+        ConfigError: for another norm, or pictures of different shapes.
+    """
+    ThreatModel(norm)  # refuses unknown norms
+    if adversarial.shape != clean.shape:
+        raise ConfigError(
+            f'pictures of shapes {adversarial.shape} and {clean.shape} have no '
+            'distance.'
+        )
+    delta = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
+    if norm == 'linf':
+        return float(delta.max(initial=0))
+    return float(delta.sum() if norm == 'l1' else np.sqrt((delta**2).sum()))

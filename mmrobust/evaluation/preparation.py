@@ -1,0 +1,288 @@
+"""What is checked and tried out before the passes, which may take hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attacks import Attack
+from ..batch import check_batch, float_images, with_images
+from ..checks import examine, trial_verdicts
+from ..errors import ConfigError, doing
+from ..objective import NotStackedError, Objective, find_seams
+from ..objective.classifier import ClassifierOracle, check_labels, make_oracle
+from ..objective.counting import weights_for_evaluation
+from ..registry import ATTACKS
+from ..utils.seeding import attack_generator, derive_seed, seeded
+from ..utils.store import StorePart
+from .attacker import Attacker
+from .box_analysis import BENIGN, BoxAnalysis
+from .images import EvaluatedImages, ids_of
+
+
+def build_attacks(attacks: Any) -> dict[str, Attack]:
+    """Builds attacks from their configs by name.
+
+    Raises:
+        ConfigError: for what is no set of named attacks.
+    """
+    if not isinstance(attacks, dict):
+        raise ConfigError(
+            f'attacks={attacks!r} must be a dict from names to attacks, like '
+            "dict(pgd=dict(type='mmrobust.PGD', eps=4))."
+        )
+    built = {}
+    for name, attack in attacks.items():
+        if not isinstance(name, str) or not name or set(name) & set('/\\'):
+            raise ConfigError(
+                f'{name!r} in attacks is no name of an attack: it names keys and files.'
+            )
+        if name == BENIGN:
+            raise ConfigError(f'no attack can be called {BENIGN!r}: rename it.')
+        built[name] = ATTACKS.build(attack) if isinstance(attack, dict) else attack
+        if not isinstance(built[name], Attack):
+            raise ConfigError(
+                f'{name}={attack!r} in attacks must be a dict, like '
+                "dict(type='mmrobust.PGD', eps=4)."
+            )
+    return built
+
+
+def refuse_for_classifiers(
+    attacks: Iterable[Attack], space: str, quantize: bool, attack_batch_size: int
+) -> None:
+    """Refuses what is for detectors alone.
+
+    Raises:
+        ConfigError: naming what to use in its place.
+    """
+    if any(attack.members for attack in attacks):
+        raise ConfigError(
+            'the ensemble is for detectors: use autoattack for a classifier.'
+        )
+    if space != 'input' or quantize:
+        raise ConfigError(
+            'original pixels and pictures of 8 bits are for detectors: leave '
+            'space and quantize out for a classifier.'
+        )
+    if attack_batch_size > 1:
+        raise ConfigError(
+            'attack_batch_size is for detectors: a classifier attacks the images '
+            'of a batch together anyway, so set batch_size of the dataloader.'
+        )
+
+
+def single_attacks(attacks: Iterable[Attack]) -> list[Attack]:
+    """The attacks, with the members of an ensemble in its place."""
+    found: list[Attack] = []
+    for attack in attacks:
+        found += attack.members.values() if attack.members else [attack]
+    return found
+
+
+def weigh_classes(
+    attacks: Mapping[str, Attack], attacker: Attacker, train_loader: Any, dataset: Any
+) -> list[str]:
+    """Weights classes for the objectives that need it.
+
+    Args:
+        attacks: the attacks by name.
+        attacker: of the model.
+        train_loader: config of the data whose objects are counted, if there is one.
+        dataset: the evaluated one, counted otherwise.
+
+    Returns:
+        Notes for the report.
+    """
+    single = single_attacks(attacks.values())
+    waiting = [each for each in single if each.objective.needs_class_weights]
+    if not waiting:
+        return []
+    if attacker.classifier:
+        raise ConfigError(
+            "the objective 'cwa' is for detectors: use 'total' for a classifier."
+        )
+    weights, notes = weights_for_evaluation(train_loader, dataset)
+    for attack in waiting:
+        attack.objective.class_weights = weights
+    return notes
+
+
+def check_objectives(
+    attacks: Mapping[str, Attack], attacker: Attacker, images: EvaluatedImages
+) -> list[str]:
+    """Refuses attacks that the model has no losses for; ensembles go without.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        ConfigError: if the model does not have the losses that an attack names.
+    """
+    single = [attack for attack in attacks.values() if not attack.members]
+    notes = _ask(single, attacker, images)
+    for ensemble in attacks.values():
+        for name, member in list((ensemble.members or {}).items()):
+            try:
+                _ask([member], attacker, images)
+            except ConfigError as error:
+                assert ensemble.members is not None
+                if len(ensemble.members) == 1:
+                    raise ConfigError(
+                        f'no member of the ensemble works: {error}'
+                    ) from error
+                del ensemble.members[name]
+                notes.append(f'the ensemble goes without {name}: {error}')
+    return notes
+
+
+def _ask(
+    attacks: Sequence[Attack], attacker: Attacker, images: EvaluatedImages
+) -> list[str]:
+    """Asks for every named objective once.
+
+    Of a classifier also for the others, whose output and labels may not fit; of a
+    detector for one of them, so that a model without losses is found.
+    """
+    meta = getattr(images.dataset, 'metainfo', {})
+    for attack in attacks:
+        names = meta.get('thing_classes', meta.get('classes'))
+        attack.objective.class_names = names
+    named = [
+        attack
+        for attack in attacks
+        if attacker.classifier
+        or attack.reads == 'detections'
+        or attack.objective.terms is not None
+    ]
+    named = named or [each for each in attacks if each.asks != 'nothing'][:1]
+    if not named:
+        return []
+    part = images.load(0)
+    check_batch(part)
+    if not isinstance(attacker.model.data_preprocessor, torch.nn.Module):
+        raise ConfigError(
+            'model.data_preprocessor of the config is no module that prepares '
+            'images: give DetDataPreprocessor, or one of its kind.'
+        )
+    with attacker.asking(), seeded(attacker.seed, attacker.device):
+        samples = attacker.samples(part)
+        for attack in named:
+            oracle = attacker.oracle(attack, part, samples)
+            with doing('asking the model for its losses, before any attack'):
+                oracle.value(float_images(part, attacker.device))
+            if isinstance(oracle, ClassifierOracle):
+                scores = oracle.scores
+                check_labels(images.dataset, scores.shape[1])
+                if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-4:
+                    return [
+                        'the outputs look like probabilities and not like logits, '
+                        'which hides gradients: take the softmax out of the head'
+                    ]
+    return []
+
+
+def form_groups(attacker: Attacker, images: EvaluatedImages) -> list[str]:
+    """Tries out whether images can be attacked together, if that is asked for.
+
+    Returns:
+        A sentence for the report's checks if they cannot.
+    """
+    if attacker.group_size == 1:
+        return []
+    part = images.load(0)
+    try:
+        with attacker.asking():
+            samples = attacker.samples(part)
+            attacker.seams = find_seams(attacker.model, part, samples)
+    except NotStackedError as error:
+        attacker.group_size = 1
+        return [
+            f'images are attacked one by one, since {type(attacker.model).__name__} '
+            f'does not allow more of attack_batch_size: {error}'
+        ]
+    return []
+
+
+def try_out(
+    attacks: Mapping[str, Attack],
+    attacker: Attacker,
+    images: EvaluatedImages,
+    analysis: BoxAnalysis,
+    records_of: Callable[[str, Any], StorePart],
+    count: int,
+) -> list[str]:
+    """Makes the trials of :func:`mmrobust.checks.examine` on the first images.
+
+    Args:
+        attacks: the attacks by name; without a search there are no trials.
+        attacker: of the model.
+        images: of which those with objects are taken.
+        analysis: scores predictions.
+        records_of: gives the records of the trials for a name and settings.
+        count: how many images.
+
+    Returns:
+        Sentences for the report.
+    """
+    single = single_attacks(attacks.values())
+    searches = [each for each in single if each.asks == 'gradients']
+    if not searches or not count:
+        return []
+    # Of a curve the largest ball, where an attack has to show that it is one.
+    balls = [a.threat for a in searches if a.threat.norm == searches[0].threat.norm]
+    threat = max(balls, key=lambda ball: ball.eps)
+    records = records_of('trials', [threat.norm, threat.eps])
+    trials = []
+    for index in analysis.with_objects(count):
+        ((part, _),) = images.parts(index, images.load(index))
+        keys = [f'image {index}']
+        trial = records.read(keys, part['inputs'])
+        if trial is None:
+            with doing(f'trying out image {index} of the dataset'):
+                trial = _examine(attacker, part, analysis, threat.norm, threat.eps)
+            records.write(keys, trial, part['inputs'])
+        trials.append(trial)
+    return trial_verdicts(trials)
+
+
+def _examine(
+    attacker: Attacker, part: dict, analysis: BoxAnalysis, norm: str, eps: float
+) -> dict[str, Any]:
+    samples = attacker.samples(part)
+
+    def oracle() -> Any:
+        asked = make_oracle(attacker.model, part, samples, Objective())
+        return _Asked(asked, attacker.asking)
+
+    def score_of(images: list[Tensor]) -> float:
+        # Not seeded here: whether that makes a difference is the question.
+        (output,) = attacker.predict_unseeded(with_images(part, images))
+        return analysis.score(output)
+
+    generator = attack_generator(derive_seed(attacker.seed, ids_of(part)[0], 'trial'))
+    images = float_images(part, attacker.device)
+    return examine(images, oracle, score_of, generator, norm, eps)
+
+
+class _Asked:
+    """An oracle that enters a context for every question."""
+
+    def __init__(self, oracle: Any, asking: Callable[[], Any]) -> None:
+        self._oracle, self._asking = oracle, asking
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._oracle, name)
+
+    def value(self, images: Sequence[Tensor]) -> Tensor:
+        with self._asking():
+            values: Tensor = self._oracle.value(images)
+        return values
+
+    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        with self._asking():
+            answer: tuple[Tensor, list[Tensor]] = self._oracle.value_and_grad(images)
+        return answer

@@ -1,0 +1,336 @@
+"""Pictures of attacked images, for the report's page and for the visualizer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+from torch import Tensor
+
+from ..batch import attack_samples, image_id
+from ..errors import doing
+from ..registry import HOOKS
+from ..utils.files import replacing
+
+_TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
+_MIN_SIDE = 320
+_TITLE_HEIGHT = 28
+
+
+class Gallery:
+    """Draws the first images of the set under every attack, for the report's page.
+
+    Args:
+        visualizer: whose drawing functions are used.
+        count: images per attack.
+        gt_frame: of the ground truth, see :func:`mmrobust.batch.attack_samples`.
+        score_thr: detections below it are not drawn.
+    """
+
+    def __init__(
+        self, visualizer: Visualizer, count: int, gt_frame: str, score_thr: float = 0.3
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory()
+        self._folders: dict[str, Path] = {}
+        self.visualizer = visualizer
+        self.count = count if is_main_process() else 0
+        self.gt_frame = gt_frame
+        self.score_thr = score_thr
+        self._clean: dict[Any, BaseDataElement] = {}
+
+    def start(self, attack: str, folder: Path | None) -> None:
+        """Begins an attack.
+
+        Args:
+            attack: its name.
+            folder: of its records, beside which its pictures are kept; None for a
+                temporary folder.
+        """
+        above = Path(self._temporary.name) / quote(attack, safe='')
+        self._folders[attack] = (above if folder is None else folder) / 'pictures'
+        self._folders[attack].mkdir(parents=True, exist_ok=True)
+
+    def remember(self, key: Any, output: BaseDataElement) -> None:
+        """Takes the benign prediction of an image, if it is among the first ones."""
+        if len(self._clean) < self.count:
+            self._clean[key] = output.cpu()
+
+    def draw(
+        self,
+        attack: str,
+        key: Any,
+        clean: Tensor,
+        attacked: Tensor,
+        output: BaseDataElement,
+        sample: BaseDataElement,
+    ) -> None:
+        """Draws an image under an attack, if it is among the first ones.
+
+        Args:
+            attack: the attack's name.
+            key: of the image.
+            clean: the network's input (C, H, W), 0-255.
+            attacked: the same under attack.
+            output: the prediction on it.
+            sample: the data loader's, with the ground truth.
+        """
+        if key not in self._clean:
+            return
+        with doing(f'drawing image {key} under {attack}, which gallery=0 leaves out'):
+            (truth,) = attack_samples([sample], 'cpu', self.gt_frame)
+            picture = attack_picture(
+                self.visualizer,
+                clean,
+                attacked,
+                self._clean[key],
+                output,
+                truth,
+                self.score_thr,
+                attack,
+            )
+        with replacing(self._path(attack, key)) as temporary:
+            mmcv.imwrite(picture[..., ::-1], str(temporary))
+
+    def lacks(self, attack: str, key: Any) -> bool:
+        """Whether the image has to be drawn under an attack, and is not yet."""
+        return key in self._clean and not self._path(attack, key).is_file()
+
+    def pictures(self) -> list[tuple[str, Path]]:
+        """Titles and files of what was drawn, image by image."""
+        paths = [
+            (f'{attack}, image {key}', self._path(attack, key))
+            for key in self._clean
+            for attack in self._folders
+        ]
+        return [(title, path) for title, path in paths if path.is_file()]
+
+    def _path(self, attack: str, key: Any) -> Path:
+        name = quote(str(key), safe='')[-100:]
+        return self._folders[attack] / f'{name}.png'
+
+
+@HOOKS.register_module()
+class AttackVisualizationHook(Hook):
+    """Draws clean image | attacked image | amplified difference.
+
+    With the detections on either image and the ground truth. mmdet's own
+    DetVisualizationHook reads the picture from disk again and would draw the attacked
+    boxes on the clean image. Pictures go through the runner's visualizer to all its
+    backends (files, TensorBoard, ...).
+
+    Args:
+        num_images: images to draw per attack and process, the first ones of the set.
+        score_thr: detections below this score are not drawn.
+        out_dir: write PNG files to this folder of the run's log directory instead of
+            handing them to the visualizer's backends.
+    """
+
+    def __init__(
+        self, num_images: int = 8, score_thr: float = 0.3, out_dir: str | None = None
+    ) -> None:
+        self.num_images = num_images
+        self.score_thr = score_thr
+        self.out_dir = out_dir
+        self._clean: dict[Any, BaseDataElement] = {}
+        self._drawn: dict[str, int] = {}
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Forgets the pictures of an earlier evaluation."""
+        self._clean.clear()
+        self._drawn.clear()
+
+    before_val_epoch = before_test_epoch
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Remembers the benign detections of the images that will be drawn."""
+        for output in outputs or ():
+            if len(self._clean) < self.num_images:
+                self._clean[image_id(output)] = output.cpu()
+
+    after_val_iter = after_test_iter
+
+    @master_only
+    def after_attack_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict,
+        adversarial: Sequence[Tensor],
+        outputs: Sequence[BaseDataElement],
+        attack: str,
+        gt_frame: str,
+    ) -> None:
+        """Draws the images of one attacked batch."""
+        for i, output in enumerate(outputs):
+            number = self._drawn.get(attack, 0)
+            key = image_id(output)
+            if number >= self.num_images or key not in self._clean:
+                continue
+            (truth,) = attack_samples([data_batch['data_samples'][i]], 'cpu', gt_frame)
+            picture = attack_picture(
+                runner.visualizer,
+                data_batch['inputs'][i],
+                adversarial[i],
+                self._clean[key],
+                output,
+                truth,
+                self.score_thr,
+                attack,
+            )
+            # An id may be a path, as WIDER FACE's are.
+            name = f'attack_{attack}_{quote(str(key), safe="")}'
+            self._emit(runner, name, picture, number)
+            self._drawn[attack] = number + 1
+
+    def _emit(self, runner: Runner, name: str, picture: np.ndarray, step: int) -> None:
+        if self.out_dir is None:
+            runner.visualizer.add_image(name, picture, step)
+            return
+        folder = os.path.join(
+            runner.work_dir, runner.timestamp, self.out_dir, 'attacks'
+        )
+        mmcv.imwrite(picture[..., ::-1], os.path.join(folder, f'{name}.png'))
+
+
+def attack_picture(
+    visualizer: Visualizer,
+    clean: Tensor,
+    attacked: Tensor,
+    clean_output: BaseDataElement,
+    attacked_output: BaseDataElement,
+    truth: BaseDataElement,
+    score_thr: float,
+    name: str,
+) -> np.ndarray:
+    """Draws clean | attacked | amplified difference.
+
+    Args:
+        visualizer: whose drawing functions are used; its image is replaced.
+        clean: loader's image (3, H, W), BGR, or grey (1, H, W), 0-255.
+        attacked: the adversarial image, same shape.
+        clean_output: prediction on the clean image, boxes in the original frame.
+        attacked_output: prediction on the attacked image.
+        truth: ground truth in the input frame.
+        score_thr: detections below it are not drawn.
+        name: of the attack, for the title.
+
+    Returns:
+        RGB picture, uint8 (height, width, 3).
+    """
+    attacked, attacked_output = attacked.detach().cpu(), attacked_output.cpu()
+    delta = _rgb(attacked) - _rgb(clean)
+    largest = max(float(np.abs(delta).max()), 1e-6)
+    factor = max(1, int(127 / largest))
+    scale = max(1, round(_MIN_SIDE / min(clean.shape[1:])))
+    classes = (visualizer.dataset_meta or {}).get('classes')
+    panels = [
+        (f'clean: {_found(clean_output, score_thr, classes)}', _rgb(clean)),
+        (f'{name}: {_found(attacked_output, score_thr, classes)}', _rgb(attacked)),
+        (f'difference x {factor} (largest {largest:.1f})', 128 + factor * delta),
+    ]
+    outputs = [clean_output, attacked_output, None]
+    drawn = []
+    for (title, pixels), output in zip(panels, outputs, strict=True):
+        image = np.ascontiguousarray(pixels.round().clip(0, 255).astype(np.uint8))
+        image = cv2.resize(
+            image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST
+        )
+        if output is not None:
+            image = _draw(visualizer, image, output, truth, score_thr, scale)
+        drawn.append(_titled(image, title))
+    height = max(image.shape[0] for image in drawn)
+    drawn = [
+        np.pad(
+            image, ((0, height - image.shape[0]), (0, 6), (0, 0)), constant_values=255
+        )
+        for image in drawn
+    ]
+    return np.concatenate(drawn, axis=1)
+
+
+def _rgb(image: Tensor) -> np.ndarray:
+    array = image.float().cpu().numpy().transpose(1, 2, 0)[..., ::-1]
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+
+
+def _kept(output: BaseDataElement, score_thr: float) -> Any:
+    if 'pred_instances' not in output:  # a panoptic segmentation or a class
+        return ()
+    instances = output.pred_instances
+    return instances[instances.scores >= score_thr]
+
+
+def _found(output: BaseDataElement, score_thr: float, classes: Any) -> str:
+    if 'pred_label' in output:
+        label = int(output.pred_label)
+        score = float(output.pred_score[label])
+        return f'{classes[label] if classes else label} ({score:.2f})'
+    if 'pred_instances' not in output:
+        return 'no boxes predicted'
+    count = len(_kept(output, score_thr))
+    return f'{count} detection' + ('' if count == 1 else 's')
+
+
+def _draw(
+    visualizer: Visualizer,
+    image: np.ndarray,
+    output: BaseDataElement,
+    truth: BaseDataElement,
+    score_thr: float,
+    scale: int,
+) -> np.ndarray:
+    classes = (visualizer.dataset_meta or {}).get('classes')
+    visualizer.set_image(image)
+    boxes = truth.gt_instances.bboxes if 'gt_instances' in truth else ()
+    boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
+    if len(boxes):
+        visualizer.draw_bboxes(
+            boxes * scale, edge_colors=_TRUTH, line_widths=2, line_styles='--'
+        )
+    found = _kept(output, score_thr)
+    if len(found):
+        # Predictions come in the original image's frame.
+        factors = found.bboxes.new_tensor(output.get('scale_factor', (1.0, 1.0)))
+        boxes = found.bboxes * factors.repeat(2) * scale
+        limits = boxes.new_tensor(image.shape[1::-1]).repeat(2)
+        boxes = boxes.clamp(min=boxes.new_zeros(4), max=limits - 1)
+        visualizer.draw_bboxes(boxes, edge_colors=_DETECTION, line_widths=2)
+        labels = [
+            f'{classes[label] if classes else int(label)} {score:.2f}'
+            for label, score in zip(found.labels, found.scores, strict=True)
+        ]
+        visualizer.draw_texts(
+            labels,
+            boxes[:, :2],
+            font_sizes=11,
+            colors='white',
+            bboxes=[
+                {'facecolor': 'black', 'alpha': 0.6, 'pad': 0.5, 'edgecolor': 'none'}
+            ]
+            * len(labels),
+        )
+    return visualizer.get_image()
+
+
+def _titled(image: np.ndarray, title: str) -> np.ndarray:
+    bar = np.full((_TITLE_HEIGHT, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(bar, title, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, 16)
+    return np.concatenate([bar, image])
