@@ -10,8 +10,9 @@ import torch
 from mmengine.dist import is_distributed
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.structures import BaseDataElement
+from torch.utils.data import DataLoader
 
 from ..analysis import Detections
 from ..attacks import Attack
@@ -30,7 +31,13 @@ from .attack_pass import AttackPass, Scores
 from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
 from .ensemble import EnsemblePass, check_readable
-from .images import EvaluatedImages, Progress, restrict_metrics
+from .images import (
+    EvaluatedImages,
+    Progress,
+    choose_images,
+    enough_for_groups,
+    restrict_metrics,
+)
 from .picture_pipeline import PicturePipeline
 from .preparation import (
     build_attacks,
@@ -42,55 +49,90 @@ from .preparation import (
 from .visualization import Gallery
 
 
-class AttackEvaluation:
+class AttackEvaluation(BaseLoop):
     """The part of an evaluation that the validation and the test loop share.
 
     The loops differ in the names of their hooks and in ``val_step``/``test_step``,
     which do the same in mmengine; and only the test loop keeps results on disk, draws
-    pictures and writes a report.
+    pictures and writes a report. Benign metrics keep their names, so that ``save_best``
+    works as before; attacked ones are prefixed, like ``pgd/coco/bbox_mAP``.
+
+    Args:
+        runner: the runner.
+        dataloader: the data loader or its config; its pipeline has to load boxes.
+        evaluator: the evaluator or its config.
+        attacks: name to attack config, for instance
+            ``dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=10))``.
+        seed: seed of every random draw; each image's draws depend on it and on the
+            image's id alone.
+        gt_frame: ``'auto'`` reads the frame of the boxes off the pipeline;
+            ``'original'`` or ``'input'`` set it.
+        num_images: evaluate on this many images, a fixed choice by ``seed``.
+        save_adv: folder for the adversarial images, without loss; none by default.
+        space: ``'input'`` attacks the network's input, as papers do; ``'original'``
+            attacks the picture on disk, before the pipeline resizes it.
+        quantize: also round every attacked image to 8 bits, write it as a picture,
+            read it back and score it through the unchanged pipeline.
+        fp16: predict under autocast, which attacks do not follow.
+        speed: options of :class:`.Acceleration`, for attacks alone, for
+            instance ``dict(autocast='bfloat16')``.
+        attack_batch_size: how many images of a detector share the network's passes in
+            an attack, where their inputs are of one shape and the model allows it.
+            Losses stay those of single images; what is found is the same up to
+            rounding, which depends on the other images. 1 for bit by bit the same
+            whatever the batches.
 
     Attributes:
-        attacks: by name.
-        images: the evaluated ones.
+        images: the evaluated ones, if there are attacks.
         attacker: attacks single images, and predicts.
         scores: what predictions are scored by.
         analysis: of the boxes of all passes, if the loop analyses any.
         records: what was found out so far.
         gallery: pictures for the report, if the loop writes one.
-        speed: how attacks are accelerated.
+
+    Raises:
+        ConfigError: for settings or data that cannot give a valid attack.
     """
 
-    runner: Runner
-    dataloader: Any
     evaluator: Evaluator
     fp16: bool
     stage: str
 
-    def _set_up(
+    def __init__(
         self,
-        attacks: dict[str, Any],
-        seed: int,
-        gt_frame: str,
-        num_images: int | None,
-        save_adv: str | None,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        attacks: dict[str, Any] | None = None,
+        seed: int = 0,
+        gt_frame: str = 'auto',
+        num_images: int | None = None,
+        save_adv: str | None = None,
         space: str = 'input',
         quantize: bool = False,
+        fp16: bool = False,
         speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
     ) -> None:
+        loader = choose_images(dataloader, num_images, seed)
+        loader = enough_for_groups(loader, attack_batch_size if attacks else 1)
+        # Of the loop of mmengine that the class is mixed with.
+        super().__init__(runner, loader, evaluator, fp16=fp16)  # type: ignore[call-arg]
         self.speed = Acceleration.read(speed)
         self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
-        self.attacks = build_attacks(attacks)
+        self.attacks = build_attacks(attacks or {})
         # Not all of an attack's settings need be in its description.
-        self.attack_configs = {k: v for k, v in attacks.items() if isinstance(v, dict)}
+        self._configs = {
+            k: v for k, v in (attacks or {}).items() if isinstance(v, dict)
+        }
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f'seed={seed!r} must be a whole number of at least 0.')
         self.seed = seed
         self.save_adv = save_adv
         self.space, self.quantize = space, quantize
-        dataset = self.dataloader.dataset
+        self.gt_frame = gt_frame
         if num_images is not None:
-            restrict_metrics(self.evaluator, dataset)
+            restrict_metrics(self.evaluator, self.dataloader.dataset)
         if gt_frame not in ('auto', 'original', 'input'):
             raise ConfigError(
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
@@ -100,10 +142,12 @@ class AttackEvaluation:
                 f"space={space!r} is unknown: choose 'input' to attack the network's "
                 "input, or 'original' to attack the picture before it is resized."
             )
-        self.gt_frame = gt_frame
-        self.pixels: PicturePipeline | None = None
-        if not self.attacks:
-            return
+        if self.attacks:
+            self._read_data()
+
+    def _read_data(self) -> None:
+        """Checks the data that is attacked, and finds out how it is loaded."""
+        dataset: Any = self.dataloader.dataset
         if is_distributed() and not getattr(self.dataloader.sampler, 'round_up', True):
             raise ConfigError(
                 'results are put together from equal shares of the processes: set '
@@ -112,13 +156,16 @@ class AttackEvaluation:
         check_has_boxes(dataset, 'attack')
         check_categories(self.evaluator.metrics, dataset)
         classifier = is_classifier(bare_model(self.runner.model))
+        self.pixels: PicturePipeline | None = None
         if classifier:
             given = self.attacks.values()
-            refuse_for_classifiers(given, space, quantize, self.attack_batch_size)
+            refuse_for_classifiers(
+                given, self.space, self.quantize, self.attack_batch_size
+            )
         else:
-            if gt_frame == 'auto':
+            if self.gt_frame == 'auto':
                 self.gt_frame = gt_frame_of(dataset)
-            if space == 'original' or quantize:
+            if self.space == 'original' or self.quantize:
                 self.pixels = PicturePipeline(dataset)
         self.images = EvaluatedImages(self.dataloader, whole_batches=classifier)
 
@@ -297,7 +344,7 @@ class AttackEvaluation:
             )
         members = attack.members or {name: attack}
         settings = [[key, _settings(member)] for key, member in members.items()]
-        depends = [settings, self.attack_configs.get(name), self.save_adv]
+        depends = [settings, self._configs.get(name), self.save_adv]
 
         def show(index: int, data_batch: dict, outcomes: list[Outcome]) -> None:
             self._call_hooks(name, index, data_batch, outcomes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +18,16 @@ from ..utils.models import state_digest
 from ..utils.store import Store
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
-from .images import annotations_digest, choose_images, enough_for_groups
+from .images import annotations_digest
 from .preparation import try_out
 from .visualization import Gallery
 
 
 @LOOPS.register_module()
 class AttackValLoop(AttackEvaluation, ValLoop):
-    """mmengine's ValLoop plus one pass per attack.
-
-    Benign metrics keep their names, so that ``save_best`` works as before; attacked
-    ones are prefixed, like ``pgd/coco/bbox_mAP``.
-
-    Args:
-        runner: the runner.
-        dataloader: the data loader or its config; its pipeline has to load boxes.
-        evaluator: the evaluator or its config.
-        attacks: name to attack config, for instance
-            ``dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=10))``.
-        seed: seed of every random draw; each image's draws depend on it and on the
-            image's id alone.
-        gt_frame: ``'auto'`` reads the frame of the boxes off the pipeline;
-            ``'original'`` or ``'input'`` set it.
-        num_images: evaluate on this many images, a fixed choice by ``seed``.
-        save_adv: folder for the adversarial images, without loss; none by default.
-        fp16: predict under autocast, which attacks do not follow.
-        speed: options of :class:`.Acceleration`, for attacks alone, for
-            instance ``dict(autocast='bfloat16')``.
-        attack_batch_size: how many images of a detector share the network's passes in
-            an attack, where their inputs are of one shape and the model allows it.
-            Losses stay those of single images; what is found is the same up to
-            rounding, which depends on the other images. 1 for bit by bit the same
-            whatever the batches.
-
-    Raises:
-        ConfigError: for settings or data that cannot give a valid attack.
-    """
+    """mmengine's ValLoop plus one pass per attack, see :class:`.AttackEvaluation`."""
 
     stage = 'val'
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        evaluator: Evaluator | dict | list,
-        attacks: dict[str, Any] | None = None,
-        seed: int = 0,
-        gt_frame: str = 'auto',
-        num_images: int | None = None,
-        save_adv: str | None = None,
-        fp16: bool = False,
-        speed: Mapping[str, Any] | None = None,
-        attack_batch_size: int = 1,
-    ) -> None:
-        loader = choose_images(dataloader, num_images, seed)
-        loader = enough_for_groups(loader, attack_batch_size if attacks else 1)
-        super().__init__(runner, loader, evaluator, fp16=fp16)
-        self._set_up(
-            attacks or {},
-            seed,
-            gt_frame,
-            num_images,
-            save_adv,
-            speed=speed,
-            attack_batch_size=attack_batch_size,
-        )
 
 
 @LOOPS.register_module()
@@ -92,29 +36,18 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
 
     Args:
         runner: the runner.
-        dataloader: see :class:`AttackValLoop`.
-        evaluator: see :class:`AttackValLoop`.
-        attacks: see :class:`AttackValLoop`.
-        seed: see :class:`AttackValLoop`.
-        gt_frame: see :class:`AttackValLoop`.
-        num_images: see :class:`AttackValLoop`.
-        save_adv: see :class:`AttackValLoop`.
+        dataloader: the data loader or its config; its pipeline has to load boxes.
+        evaluator: the evaluator or its config.
         report: path of the JSON report, by default ``robustness.json`` in the work
             directory; a Markdown twin is written beside it. It is rewritten after
             every pass.
         resume: keep what was found out image by image in ``<report>.records`` until
             the report is complete, and go on from there after an interruption. Several
             processes then need a disk that they share.
-        space: ``'input'`` attacks the network's input, as papers do; ``'original'``
-            attacks the picture on disk, before the pipeline resizes it.
-        quantize: also round every attacked image to 8 bits, write it as a picture,
-            read it back and score it through the unchanged pipeline.
         check_images: images on which the evaluation itself is tried out, see
             :func:`mmrobust.checks.examine`; 0 for none. By default 4.
-        gallery: images in the report's page, per attack. By default 4.
-        fp16: see :class:`AttackValLoop`.
-        speed: see :class:`AttackValLoop`.
-        attack_batch_size: see :class:`AttackValLoop`.
+        gallery: images in the report's page, per attack; 0 for none. By default 4.
+        **settings: see :class:`.AttackEvaluation`.
     """
 
     stage = 'test'
@@ -127,35 +60,13 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         runner: Runner,
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
-        attacks: dict[str, Any] | None = None,
-        seed: int = 0,
-        gt_frame: str = 'auto',
-        num_images: int | None = None,
-        save_adv: str | None = None,
         report: str | None = None,
         resume: bool = True,
-        space: str = 'input',
-        quantize: bool = False,
         check_images: int | None = None,
         gallery: int | None = None,
-        fp16: bool = False,
-        speed: Mapping[str, Any] | None = None,
-        attack_batch_size: int = 1,
+        **settings: Any,
     ) -> None:
-        loader = choose_images(dataloader, num_images, seed)
-        loader = enough_for_groups(loader, attack_batch_size if attacks else 1)
-        super().__init__(runner, loader, evaluator, fp16=fp16)
-        self._set_up(
-            attacks or {},
-            seed,
-            gt_frame,
-            num_images,
-            save_adv,
-            space,
-            quantize,
-            speed,
-            attack_batch_size,
-        )
+        super().__init__(runner, dataloader, evaluator, **settings)
         self.check_images = _count(
             check_images, 'check_images', self.default_check_images
         )
