@@ -131,6 +131,7 @@ class AttackEvaluation(BaseLoop):
         self.save_adv = save_adv
         self.space, self.quantize = space, quantize
         self.gt_frame = gt_frame
+        self.pixels: PicturePipeline | None = None
         if num_images is not None:
             restrict_metrics(self.evaluator, self.dataloader.dataset)
         if gt_frame not in ('auto', 'original', 'input'):
@@ -156,7 +157,6 @@ class AttackEvaluation(BaseLoop):
         check_has_boxes(dataset, 'attack')
         check_categories(self.evaluator.metrics, dataset)
         classifier = is_classifier(bare_model(self.runner.model))
-        self.pixels: PicturePipeline | None = None
         if classifier:
             given = self.attacks.values()
             refuse_for_classifiers(

@@ -49,13 +49,14 @@ class EvaluatedImages:
 
     def __init__(self, dataloader: DataLoader, whole_batches: bool) -> None:
         self.dataloader = dataloader
-        self.dataset: Any = dataloader.dataset
+        dataset: Any = dataloader.dataset
+        self.dataset = dataset
         self.whole_batches = whole_batches
         self.unique_ids = False
-        if hasattr(self.dataset, 'get_data_info'):
-            infos = map(self.dataset.get_data_info, range(len(self.dataset)))
+        if hasattr(dataset, 'get_data_info'):
+            infos = map(dataset.get_data_info, range(len(dataset)))
             ids = {info.get('img_id', info.get('sample_idx')) for info in infos}
-            self.unique_ids = len(ids) == len(self.dataset)
+            self.unique_ids = len(ids) == len(dataset)
 
     def __iter__(self) -> Iterator[tuple[int, dict, list[NamedPart]]]:
         """Goes through the loader: index, batch and parts."""
