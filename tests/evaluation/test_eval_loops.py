@@ -32,6 +32,7 @@ from mmrobust.evaluation.adversarial_images import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 Build = Callable[..., Runner]
 
@@ -801,6 +802,21 @@ def test_hooks_fire_once(build: Build, trained: Path) -> None:
     expected += ['after_attack_iter'] * 12
     expected += ['after_test_epoch', 'after_test']
     assert count.calls == expected
+
+
+@pytest.mark.parametrize(('quantize', 'passes'), [(False, 1 + 2 + 2), (True, 8)])
+def test_predictions_are_scored_in_the_pass_that_makes_them(
+    evaluate: Callable, monkeypatch: pytest.MonkeyPatch, quantize: bool, passes: int
+) -> None:
+    """One more pass for the choice of an ensemble, and one for pictures of 8 bits."""
+    stock, made = DataLoader.__iter__, []
+    monkeypatch.setattr(
+        DataLoader, '__iter__', lambda own: made.append(1) or stock(own)
+    )
+    noise = dict(type='mmrobust.RandomNoise')
+    both = dict(type='mmrobust.Ensemble', members=dict(noise=noise))
+    evaluate(dict(noise=NOISE, other=noise, both=both), quantize=quantize)
+    assert len(made) == passes
 
 
 def test_the_ema_weights_are_the_attacked_ones(
