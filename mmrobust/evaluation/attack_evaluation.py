@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 from ..analysis import Detections
 from ..attacks import Attack
 from ..batch import check_batch, gt_frame_of, image_id
-from ..checks import comparison_verdicts, figure_of
+from ..checks import comparison_verdicts
 from ..checks.dataset import check_categories, check_has_boxes
 from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..objective.classifier import is_classifier
-from ..report import RobustnessReport
+from ..report import RobustnessReport, figure_of
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model
 from ..utils.store import Store, StorePart
@@ -385,8 +385,7 @@ class AttackEvaluation(BaseLoop):
     def _compare(self, report: RobustnessReport) -> None:
         """Judges the passes by each other."""
         benign = figure_of(report.benign, report.benign_boxes)
-        value = None if benign is None else benign.value
-        found = comparison_verdicts(value, report.attacks)
+        found = comparison_verdicts(benign, report.attacks)
         for result in report.attacks:
             result.checks += found.get(result.name, [])
 

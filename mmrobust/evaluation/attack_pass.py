@@ -21,7 +21,7 @@ from ..utils.store import StorePart
 from .adversarial_images import AdversarialImages, dumps_renamed
 from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
-from .ensemble import EnsemblePass, result_of
+from .ensemble import EnsemblePass
 from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
 from .visualization import Gallery
 
@@ -127,7 +127,7 @@ class AttackPass:
     show: Callable[[int, dict, list[Outcome]], None] = lambda *_: None
 
     def __post_init__(self) -> None:
-        self.result = result_of(self.name, self.attack, **_on_curve(self.name))
+        self.result = AttackResult.of(self.name, self.attack, **_on_curve(self.name))
         self.members = self.attack.members or {self.name: self.attack}
         # Where the images of the attack, or those chosen from an ensemble, are.
         self._saver = self._saver_of(self.name, self.attack)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from ..analysis import (
 )
 from ..attacks import Attack
 from ..batch import image_id
-from ..checks import comparison_verdicts, figure_of
+from ..checks import comparison_verdicts
 from ..errors import ConfigError
-from ..report import AttackResult
+from ..report import AttackResult, figure_of
 from ..utils.store import StorePart
 from .attacker import Outcome
 from .box_analysis import BENIGN, BoxAnalysis
@@ -45,17 +45,6 @@ class WorstOf:
         found = worst_case_map(tables, seed=analysis.seed, max_rounds=rounds)
         if not self.mean_ap <= found.mean_ap:
             self.assignment, self.mean_ap = found.assignment, found.mean_ap
-
-
-def result_of(name: str, attack: Attack, **fields: Any) -> AttackResult:
-    """Starts the result of an attack."""
-    return AttackResult(
-        name,
-        {**attack.describe(), **fields},
-        asks=attack.asks,
-        baseline=attack.baseline,
-        transferable=attack.transferable,
-    )
 
 
 def check_readable(found: Mapping[Any, Detections | None]) -> dict[Any, Detections]:
@@ -212,14 +201,11 @@ class EnsemblePass:
             key: {'mAP': asdict(self._interval(restrict(table, ran)))}
             for key, table in tables.items()
         }
-        benign = figure_of({}, boxes[BENIGN])
-        found = comparison_verdicts(
-            None if benign is None else benign.value,
-            [
-                replace(result_of(key, member), boxes=boxes[key])
-                for key, member in self.members.items()
-            ],
-        )
+        results = [
+            AttackResult.of(key, member, boxes=boxes[key])
+            for key, member in self.members.items()
+        ]
+        found = comparison_verdicts(figure_of({}, boxes[BENIGN]), results)
         where = f'on the {int(ran.sum())} images that every member attacked'
         for key, sentences in found.items():
             result.checks += [f'{key}: {where}, {text}' for text in sentences]
