@@ -391,14 +391,6 @@ def test_versions(version: str) -> None:
     assert Ensemble(version='fast', eps=8).threat.eps == 8
 
 
-def test_the_fast_version_runs(evaluate: Callable[..., Any]) -> None:
-    fast = dict(type='mmrobust.Ensemble', version='fast', eps=4)
-    report, metrics = evaluate(dict(fast=fast), num_images=2)
-    (found,) = report['attacks']
-    assert [row['name'] for row in found['members']] == list(VERSIONS['fast'])
-    assert metrics[f'fast/{MAP}'] < 0.5 * metrics[MAP]
-
-
 def test_larger_radii_in_l1_are_a_default() -> None:
     members = dict(
         default=dict(type='mmrobust.APGD'),
@@ -432,11 +424,6 @@ def test_larger_radii_in_l1_are_a_default() -> None:
 def test_impossible_settings(settings: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Ensemble(**settings)
-
-
-def test_an_attack_cannot_be_called_benign(evaluate: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match="no attack can be called 'benign'"):
-        evaluate(dict(benign=pgd()))
 
 
 def test_a_validation_gives_the_same(

@@ -261,11 +261,6 @@ def test_a_wrapped_dataset_is_refused(evaluate: Evaluation, coco: Path) -> None:
         )
 
 
-def test_an_unknown_space_is_refused(evaluate: Evaluation) -> None:
-    with pytest.raises(ConfigError, match="space='pixels' is unknown"):
-        evaluate(dict(pgd=PGD), space='pixels')
-
-
 def test_classifiers_are_refused(
     evaluate: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
