@@ -346,19 +346,3 @@ def _digest_of_images(images: Sequence[Tensor]) -> str:
 
 def _as_text(ids: Sequence[Any]) -> list[str]:
     return [str(each) for each in ids]
-
-
-changes = differences
-
-
-class RunFolder(Store):
-    """A store that is opened by :meth:`open`."""
-
-    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        self.folder: Any = folder
-        self._given = run
-        self.digest = digest_of(run)
-
-    def open(self) -> None:
-        """Makes the folder, or checks that it belongs to this run."""
-        super().__init__(self.folder, self._given)
