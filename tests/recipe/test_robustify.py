@@ -415,7 +415,10 @@ def refuse(
         node: Any = cfg
         for parent in parents:
             node = node[parent]
-        node.pop(key) if value is None else node.update({key: value})
+        if value is None:
+            node.pop(key)
+        else:
+            node[key] = value  # update() would merge dicts
     with pytest.raises(ConfigError, match=sentence) as caught:
         robustify(cfg, **options)
     assert str(caught.value).endswith('.')
