@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
 import quick
+import stored
 import tiny
 from evaluated import Evaluation
 
@@ -87,31 +88,9 @@ def build_runner(coco: Path, tmp_path: Path) -> Callable[..., Runner]:
 
 
 @pytest.fixture(scope='session')
-def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint of an FCOS that has learned the tiny dataset by heart."""
-    folder = tmp_path_factory.mktemp('trained')
-    init_default_scope('mmdet')
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    cfg = tiny.runner_config(
-        coco,
-        folder,
-        tiny.fcos(),
-        experiment_name='trained',
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=45),
-        optim_wrapper=dict(
-            type='OptimWrapper',
-            optimizer=dict(type='AdamW', lr=4e-3),
-            clip_grad=dict(max_norm=10),
-        ),
-        param_scheduler=[dict(type='MultiStepLR', milestones=[36], gamma=0.2)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=45)),
-        val_dataloader=None,
-        val_evaluator=None,
-        val_cfg=None,
-    )
-    Runner.from_cfg(Config(cfg)).train()
-    return folder / 'epoch_45.pth'
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of an FCOS that knows the tiny dataset by heart."""
+    return stored.checkpoint('fcos', tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def _resnet(out_indices: tuple[int, ...]) -> dict:
     return dict(
         type='ResNet',
         depth=18,
-        base_channels=8,
+        base_channels=4,
         out_indices=out_indices,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
@@ -87,7 +87,7 @@ def fcos() -> dict:
         backbone=_resnet((1, 2, 3)),
         neck=dict(
             type='FPN',
-            in_channels=[16, 32, 64],
+            in_channels=[8, 16, 32],
             out_channels=16,
             add_extra_convs='on_output',
             num_outs=4,
@@ -179,7 +179,7 @@ def _two_stage(kind: str) -> dict:
         type=kind,
         data_preprocessor=_PREPROCESSOR,
         backbone=_resnet((0, 1, 2, 3)),
-        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4),
+        neck=dict(type='FPN', in_channels=[4, 8, 16, 32], out_channels=16, num_outs=4),
         rpn_head=dict(
             type='RPNHead',
             in_channels=16,
@@ -240,7 +240,7 @@ def retinanet() -> dict:
         type='RetinaNet',
         data_preprocessor=_PREPROCESSOR,
         backbone=_resnet((1, 2, 3)),
-        neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=16, num_outs=3),
+        neck=dict(type='FPN', in_channels=[8, 16, 32], out_channels=16, num_outs=3),
         bbox_head=dict(
             type='RetinaHead',
             num_classes=len(CLASSES),
@@ -293,7 +293,7 @@ def mmdet_model(config: str, **backbone: Any) -> dict:
         feedforward = model[part]['layer_cfg']['ffn_cfg']
         feedforward['feedforward_channels'] = 32
     outputs = model['backbone']['out_indices']
-    model['backbone'] = {**_resnet(tuple(outputs)), **backbone}
+    model['backbone'] = {**_resnet(tuple(outputs)), 'base_channels': 8, **backbone}
     model['neck']['in_channels'] = [8 * 2**i for i in outputs]
     model['test_cfg'] = dict(max_per_img=10)
     if 'dn_cfg' in model:

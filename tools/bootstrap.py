@@ -2,7 +2,7 @@
 
     python tools/bootstrap.py demo     train two detectors, attack both, compare
     python tools/bootstrap.py test     run the tests
-    python tools/bootstrap.py lint     ruff and mypy
+    python tools/bootstrap.py lint     ruff, layers of imports, mypy
     python tools/bootstrap.py audit    look for known vulnerabilities of the packages
     python tools/bootstrap.py setup    only set up
 
@@ -30,12 +30,15 @@ STACKS = {
     'openmmlab': ('.venv', 'openmmlab,demo,test,dev'),
     'onedl': ('.venv-onedl', 'onedl,demo,test,dev'),
 }
+# lint-imports, which has no module that Python could run
+IMPORTS = 'from importlinter.cli import lint_imports_command as run; run()'
 JOBS: dict[str, list[list[str]]] = {
     'demo': [['tools/demo.py']],
     'test': [['-m', 'pytest', '-n', str(min(8, os.cpu_count() or 1))]],
     'lint': [
         ['-m', 'ruff', 'check', '.'],
         ['-m', 'ruff', 'format', '--check', '.'],
+        ['-c', IMPORTS, '--no-cache'],
         ['-m', 'mypy', 'mmrobust', 'benchmarks', 'tools'],
     ],
     # Strict: a package that the service does not know must not count as a good one.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.base import Oracle
+from ..attacks import Oracle
 
 # Columns of the one tensor that summary() reads off the device.
 _COLUMNS = (

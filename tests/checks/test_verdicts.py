@@ -283,12 +283,6 @@ def _pgds(*radii, **settings):
             'pgd',
             'should be near 0',
         ),
-        (
-            'flipped',
-            _pgds(2, random_start=False, keep_best=False, step_size=0.2),
-            'pgd_2',
-            'above the benign',
-        ),
     ],
 )
 def test_a_defect_shows_in_the_comparison(trained, defect, attacks, name, expected):

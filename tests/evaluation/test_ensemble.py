@@ -41,13 +41,20 @@ MAP = 'coco/bbox_mAP'
 
 @ATTACKS.register_module(force=True)
 class Only(Attack):
-    """Grey noise on some images, nothing on the others."""
+    """Grey noise on some images, nothing on the others.
+
+    Or white images: the stored detector finds none of the objects there.
+    """
 
     def __init__(
-        self, ids: Sequence[int] = (), strength: float = 60, **kwargs: Any
+        self,
+        ids: Sequence[int] = (),
+        strength: float = 60,
+        white: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.ids, self.strength = list(ids), strength
+        self.ids, self.strength, self.white = list(ids), strength, white
 
     def perturb(
         self, oracle: Any, images: Sequence[Tensor], generator: Any
@@ -56,6 +63,8 @@ class Only(Attack):
         (sample,) = oracle.samples
         if sample.img_id not in self.ids:
             return list(images)
+        if self.white:
+            return [torch.full_like(image, 255) for image in images]
         (own,) = generator
         return [
             (image + self.strength * torch.randn(image.shape, generator=own)).clamp(
@@ -66,11 +75,12 @@ class Only(Attack):
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Attack.describe`."""
-        return {**super().describe(), 'ids': self.ids, 'strength': self.strength}
+        own = dict(ids=self.ids, strength=self.strength, white=self.white)
+        return {**super().describe(), **own}
 
 
-def only(*ids: int, strength: float = 60) -> dict[str, Any]:
-    return dict(type='mmrobust.Only', ids=ids, strength=strength)
+def only(*ids: int, **settings: Any) -> dict[str, Any]:
+    return dict(type='mmrobust.Only', ids=ids, **settings)
 
 
 def pgd(**kwargs: Any) -> dict[str, Any]:
@@ -170,7 +180,9 @@ def test_it_is_what_its_members_are_together(
 ) -> None:
     """Members by themselves, combined by hand; and pycocotools on the choice."""
     members = dict(
-        a=only(10, 12, strength=30), b=only(11, 12, 13, strength=15), c=only(14, 15)
+        a=only(10, 12, strength=12),
+        b=only(11, 12, 13, strength=6),
+        c=only(14, 15, strength=12),
     )
     evaluator = dict(
         type='CocoMetric',
@@ -258,10 +270,8 @@ def test_later_members_work_on_what_is_left(
         return stock(self, attack, part)
 
     monkeypatch.setattr(Attacker, 'attack', noted)
-    # So strong that nothing is found on these three.
-    members = dict(
-        a=only(10, 12, strength=2000), b=only(13, strength=2000), c=only(11, 14)
-    )
+    # Nothing is found on three of them.
+    members = dict(a=only(10, 12, white=True), b=only(13, white=True), c=only(11, 14))
     report, metrics = evaluate({'all': ensemble(members)})
     left = [
         image for image in (10, 11, 12, 13, 14, 15) if image in seen.get('[11, 14]', [])
@@ -286,9 +296,9 @@ def test_a_member_that_stood_back_may_be_chosen(
         self.assignment = np.full(6, 2)
 
     monkeypatch.setattr(ensemble_module.WorstOf, 'search', last_on_all)
-    members = dict(a=only(10, 12, strength=2000), b=only(11))
+    members = dict(a=only(10, 12, white=True), b=only(11))
     report, metrics = evaluate(
-        {'all': ensemble(members), 'each': dict(only(10, 12, strength=2000), eps=4)}
+        {'all': ensemble(members), 'each': dict(only(10, 12, white=True), eps=4)}
     )
     found = attacks_of(report)
     a, b = found['all']['members']
@@ -449,7 +459,7 @@ def test_a_validation_gives_the_same(
 
 
 def test_classifiers_are_refused(tmp_path: Path) -> None:
-    from engine.test_classifiers import runner_config
+    from training.test_classifiers import runner_config
 
     init_default_scope('mmpretrain')
     place = tmp_path / 'test' / 'class0'

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stored
 import tiny
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -25,15 +26,7 @@ from torch import Tensor
 
 EPS = 16
 CPU = torch.device('cpu')
-# Updates that learn three images by heart. A DETR would take too long; a fresh one has
-# scores that depend on the image.
-TRAINING = {
-    'fcos': (60, 3e-3),
-    'retinanet': (60, 3e-3),
-    'faster_rcnn': (40, 3e-3),
-    'detr': (0, 1e-3),
-}
-FAMILIES = list(TRAINING)
+FAMILIES = ['fcos', 'retinanet', 'faster_rcnn', 'detr']
 
 
 class Trained:
@@ -43,20 +36,13 @@ class Trained:
         dataset = DATASETS.build(tiny.dataset(root, test=True))
         self.batch = pseudo_collate([dataset[i] for i in range(3)])
         self.samples = attack_samples(self.batch['data_samples'], 'cpu', 'original')
-        torch.manual_seed(0)
-        config = ConfigDict(tiny.FAMILIES[family]())
-        self.model = tiny.filled(MODELS.build(config)).train()
-        steps, rate = TRAINING[family]
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate)
-        for _ in range(steps):
-            data = {'inputs': self.batch['inputs'], 'data_samples': self.samples}
-            losses = self.model(**self.model.data_preprocessor(data), mode='loss')
-            loss, _ = self.model.parse_losses(losses)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-        self.model.eval()
+        if family == 'detr':
+            # Too large to be stored; a fresh one has scores that depend on the image.
+            torch.manual_seed(0)
+            config = ConfigDict(tiny.FAMILIES[family]())
+            self.model = tiny.filled(MODELS.build(config)).eval()
+        else:
+            self.model = stored.detector(family)
 
     @cache  # noqa: B019  (lives as long as the module's tests)
     def attacked(self, name: str, seed: int = 0, **settings: Any) -> tuple[Any, ...]:
@@ -262,14 +248,18 @@ def test_gradient_and_determinism(trained, family, name):
         directions = [grad / grad.abs().max().clamp_min(1e-12) for grad in grads]
         assert torch.equal(value(oracle, 0.0).float(), values)
         assert torch.equal(value(fresh(), 0.0).float(), values)
-        step = 0.05
-        rise = (value(oracle, step) - value(oracle, -step)) / (2 * step)
+        rises = [
+            (value(oracle, step) - value(oracle, -step)) / (2 * step)
+            for step in (0.02, 0.05, 0.12)
+        ]
     if family == 'faster_rcnn':
         return  # its proposals are constants to the gradient, but move with the image
     slopes = torch.stack(
         [(g.double() * d).sum() for g, d in zip(grads, directions, strict=True)]
     )
     assert (slopes > 0).any()
+    # A kink of the network or rounding may spoil a difference over one step.
+    rise = torch.stack(rises).median(0).values
     torch.testing.assert_close(rise, slopes, rtol=0.1, atol=1e-3)
 
 
