@@ -31,16 +31,11 @@ _STRIDE = 16
 
 
 def conv_stem(in_channels: int, layers: Iterable[tuple[int, int]]) -> nn.Sequential:
-    """Layers of a 3 x 3 convolution, LayerNorm over the channels and GELU.
+    """Builds layers of a 3 x 3 convolution, LayerNorm over the channels and GELU.
 
-    Args:
-        in_channels: channels of the image.
-        layers: (width, stride) of each layer.
-
-    Returns:
-        From (n, in_channels, h, w) to (n, last width, h / s, w / s), sides rounded up,
-        where s is the product of the strides. Layer i has its convolution at index 3i,
-        its norm at 3i + 1.
+    The stem leads from (n, in_channels, h, w) to (n, last width, h / s, w / s), sides
+    rounded up, where s is the product of the strides; ``layers`` are (width, stride).
+    Layer i has its convolution at index 3i, its norm at 3i + 1.
     """
     modules: list[nn.Module] = []
     for width, stride in layers:
@@ -54,15 +49,10 @@ def conv_stem(in_channels: int, layers: Iterable[tuple[int, int]]) -> nn.Sequent
 
 
 def conv_stem_16(in_channels: int, out_channels: int) -> nn.Sequential:
-    """The stem of total stride 16: four layers of stride 2, then a 1 x 1 convolution.
+    """Builds four layers of stride 2, then a 1 x 1 convolution without a norm.
 
-    Args:
-        in_channels: channels of the image.
-        out_channels: channels of a token.
-
-    Returns:
-        From (n, in_channels, h, w) to (n, out_channels, h / 16, w / 16), sides rounded
-        up. The 1 x 1 convolution has index 12 and no norm after it.
+    The stem leads from (n, in_channels, h, w) to (n, out_channels, h / 16, w / 16),
+    sides rounded up. The 1 x 1 convolution has index 12.
     """
     stem = conv_stem(in_channels, [(width, 2) for width in _WIDTHS])
     stem.append(nn.Conv2d(_WIDTHS[-1], out_channels, 1))

@@ -28,7 +28,7 @@ def _up(channels: int) -> nn.Module:
 
 
 def _rescale(level: int, channels: int) -> tuple[list[nn.Module], int]:
-    """From stride 16 to a level's own stride, and the channels it then has."""
+    """Returns layers from stride 16 to a level's own, and the channels they give."""
     if level == 0:
         half = channels // 2
         return [_up(channels), _norm(half), nn.GELU(), _up(half)], channels // 4

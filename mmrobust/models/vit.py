@@ -74,11 +74,7 @@ class ViTBase(backbones.VisionTransformer):
 def _check_stem_settings(
     backbone: str, arch: str | dict, published: dict[str, str], settings: dict[str, Any]
 ) -> None:
-    """Refuses architectures without a published ConvStem, and settings of patches.
-
-    Raises:
-        ConfigError: naming what is wrong.
-    """
+    """Refuses architectures without a published ConvStem, and settings of patches."""
     if isinstance(arch, str) and arch not in published:
         raise ConfigError(
             f'arch={arch!r} of {backbone} has no published ConvStem: choose '
