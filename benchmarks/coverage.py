@@ -29,7 +29,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.errors import ConfigError
-from mmrobust.report import Table, package_versions
+from mmrobust.report import markdown_table, package_versions
 from mmrobust.utils.files import write_atomically
 
 from benchmarks.examine import (
@@ -158,11 +158,11 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
         f'**{good} of {len(rows)} families work**: {count("trains")} train, '
         f'{attacked}, {count("predicts")} predict. Folders out of scope: '
         f'{len(skipped)}.',
-        Table(head, lines, texts=len(head)).markdown(),
+        markdown_table(head, lines, 'l'),
     ]
     if skipped:
-        table = Table(['folder', 'why'], sorted(skipped.items()), texts=2)
-        blocks += ['## Out of scope', table.markdown()]
+        table = markdown_table(['folder', 'why'], sorted(skipped.items()), 'l')
+        blocks += ['## Out of scope', table]
     blocks += [
         '## How to repeat it',
         f'- command: `{command}`\n'

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from mmrobust.errors import ConfigError
-from mmrobust.report import Table as TextTable
+from mmrobust.report import markdown_table
 from torch.profiler import ProfilerActivity, profile
 
 # How figures are written, by key of a row.
@@ -59,7 +59,7 @@ class Table:
             ]
             for row in self.rows
         ]
-        text = TextTable(list(self.columns.values()), cells).markdown()
+        text = markdown_table(list(self.columns.values()), cells)
         return '\n\n'.join([f'**{self.title}**', text, *self.notes])
 
 
