@@ -24,9 +24,7 @@ from mmrobust import cli
 from mmrobust.attacks import APGD, PGD, Attack
 from mmrobust.batch import float_images, with_images
 from mmrobust.errors import ConfigError
-from mmrobust.objective import Objective, loss_mode
-from mmrobust.objective.classifier import make_oracle
-from mmrobust.objective.inputs import Inputs
+from mmrobust.objective import Inputs, Objective, loss_mode, make_oracle
 from mmrobust.report import package_versions
 from mmrobust.training import (
     Adversary,

@@ -14,9 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmrobust.batch import attack_samples, float_images, split_batch
 from mmrobust.errors import ConfigError
-from mmrobust.objective import Objective
-from mmrobust.objective.classifier import classifier_samples, is_classifier
-from mmrobust.objective.inputs import Inputs
+from mmrobust.objective import Inputs, Objective, classifier_samples, is_classifier
 from torch import Tensor
 
 from benchmarks.examine import settle

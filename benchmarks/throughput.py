@@ -32,8 +32,7 @@ from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images, take
 from mmrobust.errors import ConfigError
-from mmrobust.objective import Objective, loss_mode
-from mmrobust.objective.classifier import make_oracle
+from mmrobust.objective import Objective, loss_mode, make_oracle
 from mmrobust.report import device_name, package_versions
 from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
 from mmrobust.utils.acceleration import Acceleration

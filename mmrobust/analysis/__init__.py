@@ -8,12 +8,13 @@ from __future__ import annotations
 from .average_precision import CocoSummary, FastAP, coco_ap, mean_ap
 from .bootstrap import Interval, bootstrap_difference, bootstrap_map
 from .detections import Detections, GroundTruth
-from .error_types import ErrorCounts, count_errors
+from .error_types import SCORE_THR, ErrorCounts, count_errors
 from .image_score import broken, image_score, image_scores, worst_per_image
 from .matching import MatchTable, combine, match_detections, restrict
 from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
+    'SCORE_THR',
     'CocoSummary',
     'Detections',
     'ErrorCounts',

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..distributed import same_buffers
 from ..errors import ConfigError, doing
 from ..evaluation import AdversarialImages, Progress, choose_images, dumps_renamed
-from ..objective.classifier import check_labels
+from ..objective import check_labels
 from ..registry import LOOPS
 from ..utils.models import bare_model, frozen, state_digest
 from ..utils.seeding import derive_seed, seeded

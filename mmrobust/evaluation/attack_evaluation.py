@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 from ..analysis import Detections
 from ..attacks import Attack
 from ..batch import check_batch, gt_frame_of, image_id
-from ..checks import comparison_verdicts
-from ..checks.dataset import check_categories, check_has_boxes
+from ..checks import check_categories, check_has_boxes, comparison_verdicts
 from ..distributed import same_buffers
 from ..errors import ConfigError
-from ..objective.classifier import is_classifier
+from ..objective import is_classifier
 from ..report import RobustnessReport, figure_of
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model

@@ -24,15 +24,17 @@ from ..batch import (
 from ..checks import WatchedOracle
 from ..distributed import alone
 from ..errors import doing
-from ..objective import Seams, StackedOracle, loss_mode
-from ..objective.classifier import (
+from ..objective import (
     ClassifierOracle,
+    DetectionOracle,
+    Inputs,
+    Seams,
+    StackedOracle,
     classifier_samples,
     is_classifier,
+    loss_mode,
     make_oracle,
 )
-from ..objective.detections import DetectionOracle
-from ..objective.inputs import Inputs
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model, device_of
 from ..utils.packing import pack, unpack

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
 from ..analysis import (
+    SCORE_THR,
     Detections,
     GroundTruth,
     MatchTable,
@@ -24,9 +25,8 @@ from ..analysis import (
     match_detections,
     worst_case_map,
 )
-from ..analysis.error_types import SCORE_THR
 from ..errors import ConfigError
-from ..objective.detections import has_boxes
+from ..objective import has_boxes
 
 BENIGN = 'benign'
 SIZES = ('small', 'medium', 'large')

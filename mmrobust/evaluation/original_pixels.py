@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.diversity import Placement
+from ..attacks import Placement
 from ..errors import ConfigError
 from ..threat import ThreatModel
 

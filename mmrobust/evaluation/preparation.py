@@ -12,9 +12,15 @@ from ..attacks import Attack
 from ..batch import check_batch, float_images, with_images
 from ..checks import examine, trial_verdicts
 from ..errors import ConfigError, doing
-from ..objective import NotStackedError, Objective, find_seams
-from ..objective.class_weights import weights_for_evaluation
-from ..objective.classifier import ClassifierOracle, check_labels, make_oracle
+from ..objective import (
+    ClassifierOracle,
+    NotStackedError,
+    Objective,
+    check_labels,
+    find_seams,
+    make_oracle,
+    weights_for_evaluation,
+)
 from ..registry import ATTACKS
 from ..utils.seeding import attack_generator, derive_seed, seeded
 from ..utils.store import StorePart

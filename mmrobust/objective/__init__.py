@@ -7,21 +7,53 @@ An :class:`Objective` says which loss terms, on which ground truth, with which s
 
 from __future__ import annotations
 
-from .base import NAMED, TARGETS, Objective
+from .base import NAMED, TARGETS, Kind, Objective
 from .batched import NotStackedError, Seams, StackedOracle, find_seams
+from .class_weights import (
+    class_weights,
+    classes_of,
+    count_classes,
+    weighted_classification_loss,
+    weights_for_evaluation,
+)
+from .classifier import (
+    ClassifierOracle,
+    check_labels,
+    classifier_samples,
+    is_classifier,
+    make_oracle,
+    mixed_first,
+)
+from .detections import DetectionOracle, has_boxes
+from .inputs import Inputs
 from .loss_mode import LossState, loss_mode
 from .oracle import LossOracle, gradients
 
 __all__ = [
     'NAMED',
     'TARGETS',
+    'ClassifierOracle',
+    'DetectionOracle',
+    'Inputs',
+    'Kind',
     'LossOracle',
     'LossState',
     'NotStackedError',
     'Objective',
     'Seams',
     'StackedOracle',
+    'check_labels',
+    'class_weights',
+    'classes_of',
+    'classifier_samples',
+    'count_classes',
     'find_seams',
     'gradients',
+    'has_boxes',
+    'is_classifier',
     'loss_mode',
+    'make_oracle',
+    'mixed_first',
+    'weighted_classification_loss',
+    'weights_for_evaluation',
 ]

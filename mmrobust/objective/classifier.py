@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..batch import float_images
 from ..errors import ConfigError
 from ..utils.seeding import seeded
-from . import LossOracle, Objective, gradients
+from .base import Objective
+from .oracle import LossOracle, gradients
 
 
 def is_classifier(model: nn.Module) -> bool:

@@ -13,14 +13,15 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..objective import Objective
-from ..objective.class_weights import (
+from ..objective import (
+    Objective,
     class_weights,
     classes_of,
     count_classes,
+    is_classifier,
+    mixed_first,
     weighted_classification_loss,
 )
-from ..objective.classifier import is_classifier, mixed_first
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model

@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..objective.loss_mode import LossState
+from ..objective import LossState
 from ..utils.models import replaced
 
 

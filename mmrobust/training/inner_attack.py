@@ -14,8 +14,7 @@ from ..attacks import APGD, PGD, Attack
 from ..batch import float_images, take, with_images
 from ..distributed import alone
 from ..errors import ConfigError
-from ..objective import LossOracle, Objective, loss_mode
-from ..objective.classifier import is_classifier, make_oracle
+from ..objective import LossOracle, Objective, is_classifier, loss_mode, make_oracle
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model, device_of

@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..batch import check_batch
-from ..checks.dataset import check_has_boxes, check_one_image_each, gives_rgb
+from ..checks import check_has_boxes, check_one_image_each, gives_rgb
 from ..errors import ConfigError, doing
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration

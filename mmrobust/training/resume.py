@@ -21,7 +21,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..checks.dataset import keeps_images
+from ..checks import keeps_images
 from ..errors import ConfigError
 from ..registry import HOOKS
 from ..utils.models import bare_model
