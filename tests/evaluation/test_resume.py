@@ -317,7 +317,7 @@ def test_classifiers(
     evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record holds a whole batch; metrics need what heads write beside it."""
-    from engine.test_classifiers import runner_config
+    from training.test_classifiers import runner_config
     from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
 

@@ -95,12 +95,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp('resumed')
     tiny.make_coco(folder / 'coco', num_images=5)
-    here = Path(__file__).parent
-    paths = [
-        str(here.parents[2]),
-        str(here.parents[1]),
-        os.environ.get('PYTHONPATH', ''),
-    ]
+    tests = Path(__file__).parents[1]
+    paths = [str(tests.parent), str(tests), os.environ.get('PYTHONPATH', '')]
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(paths),
