@@ -23,7 +23,7 @@ from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
 from .ensemble import EnsemblePass
 from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
-from .visualization import Gallery
+from .visualization import AttackedImage, Gallery
 
 _COSTS = ('forwards', 'backwards', 'queries', 'seconds')
 # What the records of images say about cost, by image and member.
@@ -240,15 +240,10 @@ class AttackPass:
         """Draws freshly attacked images for the report."""
         if self.gallery is None or outcome.inputs is None:
             return
-        for index, key in enumerate(keys):
-            self.gallery.draw(
-                self.name,
-                key,
-                part['inputs'][index],
-                outcome.inputs[index],
-                outcome.outputs[index],
-                part['data_samples'][index],
-            )
+        inputs, samples = part['inputs'], part['data_samples']
+        rows = (keys, inputs, outcome.inputs, outcome.outputs, samples)
+        for row in zip(*rows, strict=True):
+            self.gallery.draw(self.name, AttackedImage(*row))
 
     def _saver_of(self, name: str, attack: Attack) -> AdversarialImages | None:
         about = {**attack.describe(), 'space': self.attacker.space}

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..attacks import Placement
 from ..errors import ConfigError
-from ..threat import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ class Resizer:
         self.pad_val = pad_val
         self._matrices: dict[tuple, tuple[Tensor, Tensor]] = {}
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether pictures reach the network as they are."""
-        return self.geometry.original == self.geometry.input
-
     def __call__(self, picture: Tensor) -> Tensor:
         """Resizes and pads.
 
@@ -80,11 +74,8 @@ class Resizer:
         Raises:
             ConfigError: for a picture of another size.
         """
-        original, resized, whole = (
-            self.geometry.original,
-            self.geometry.resized,
-            self.geometry.input,
-        )
+        size = self.geometry
+        original, resized, whole = size.original, size.resized, size.input
         if tuple(picture.shape[-2:]) != original:
             raise ConfigError(
                 f'a picture of {original[0]} x {original[1]} pixels was expected, and '
@@ -100,13 +91,13 @@ class Resizer:
         return picture
 
     def _pad(self, picture: Tensor, bottom: int, right: int) -> Tensor:
-        if not isinstance(self.pad_val, tuple):
-            return F.pad(picture, (0, right, 0, bottom), value=self.pad_val)
-        channels = [
-            F.pad(channel, (0, right, 0, bottom), value=value)
-            for channel, value in zip(picture, self.pad_val, strict=True)
-        ]
-        return torch.stack(channels)
+        one = not isinstance(self.pad_val, tuple)
+        values: Any = [self.pad_val] * len(picture) if one else self.pad_val
+        channels = zip(picture, values, strict=True)
+        edges = (0, right, 0, bottom)
+        return torch.stack(
+            [F.pad(each, edges, value=value) for each, value in channels]
+        )
 
     def _weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (like.dtype, like.device)
@@ -227,13 +218,8 @@ def through_file(picture: np.ndarray) -> np.ndarray:
         picture: uint8 (H, W, 3), BGR.
 
     Raises:
-        ConfigError: for another form, or if the file does not hold the picture.
+        ConfigError: if the file does not hold the picture.
     """
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ConfigError(
-            f'only uint8 pictures (H, W, 3) are written, and this one is '
-            f'{picture.dtype} of shape {picture.shape}.'
-        )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'picture.png')
         written = cv2.imwrite(path, picture)
@@ -252,16 +238,7 @@ def radius(adversarial: np.ndarray, clean: np.ndarray, norm: str) -> float:
         adversarial: the attacked picture, of any numeric type.
         clean: the original one.
         norm: ``'linf'``, ``'l2'`` or ``'l1'`` over all values.
-
-    Raises:
-        ConfigError: for another norm, or pictures of different shapes.
     """
-    ThreatModel(norm)  # refuses unknown norms
-    if adversarial.shape != clean.shape:
-        raise ConfigError(
-            f'pictures of shapes {adversarial.shape} and {clean.shape} have no '
-            'distance.'
-        )
     delta = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
     if norm == 'linf':
         return float(delta.max(initial=0))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,19 +15,88 @@ import mmcv
 import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from ..batch import attack_samples, image_id
-from ..errors import doing
+from ..errors import short
 from ..registry import HOOKS
 from ..utils.files import replacing
 
 _TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
 _MIN_SIDE = 320
 _TITLE_HEIGHT = 28
+
+
+@dataclass
+class AttackedImage:
+    """An image under an attack.
+
+    Attributes:
+        key: its id, or what stands for it.
+        clean: the network's input (C, H, W), 0-255.
+        attacked: the same under attack.
+        output: the prediction on it.
+        sample: the data loader's, with the ground truth.
+    """
+
+    key: Any
+    clean: Tensor
+    attacked: Tensor
+    output: BaseDataElement
+    sample: BaseDataElement
+
+
+class _Drawing:
+    """Draws the images whose benign predictions it remembers: the first of the set.
+
+    Args:
+        count: how many images.
+        score_thr: detections below it are not drawn.
+    """
+
+    def __init__(self, count: int, score_thr: float) -> None:
+        self.count = count
+        self.score_thr = score_thr
+        self.clean: dict[Any, BaseDataElement] = {}
+
+    def remember(self, key: Any, output: BaseDataElement) -> None:
+        """Takes the benign prediction of an image, if it is among the first ones."""
+        if len(self.clean) < self.count:
+            self.clean[key] = output.cpu()
+
+    def draw(
+        self, visualizer: Visualizer, gt_frame: str, attack: str, image: AttackedImage
+    ) -> np.ndarray | None:
+        """Draws an image under an attack, see :func:`attack_picture`.
+
+        Returns:
+            None for an image that is not among the first ones, and, with a warning, for
+            one that cannot be drawn: an evaluation of hours goes on without a picture.
+        """
+        if image.key not in self.clean:
+            return None
+        try:
+            (truth,) = attack_samples([image.sample], 'cpu', gt_frame)
+            return attack_picture(
+                visualizer,
+                image.clean,
+                image.attacked,
+                self.clean[image.key],
+                image.output,
+                truth,
+                self.score_thr,
+                attack,
+            )
+        except Exception as error:
+            text = (
+                f'image {image.key} under {attack} cannot be drawn: {short(str(error))}'
+            )
+            print_log(text, logger='current', level=logging.WARNING)
+            return None
 
 
 class Gallery:
@@ -36,19 +106,15 @@ class Gallery:
         visualizer: whose drawing functions are used.
         count: images per attack.
         gt_frame: of the ground truth, see :func:`mmrobust.batch.attack_samples`.
-        score_thr: detections below it are not drawn.
     """
 
-    def __init__(
-        self, visualizer: Visualizer, count: int, gt_frame: str, score_thr: float = 0.3
-    ) -> None:
+    def __init__(self, visualizer: Visualizer, count: int, gt_frame: str) -> None:
         self._temporary = tempfile.TemporaryDirectory()
         self._folders: dict[str, Path] = {}
+        self._drawing = _Drawing(count if is_main_process() else 0, score_thr=0.3)
+        self.remember = self._drawing.remember
         self.visualizer = visualizer
-        self.count = count if is_main_process() else 0
         self.gt_frame = gt_frame
-        self.score_thr = score_thr
-        self._clean: dict[Any, BaseDataElement] = {}
 
     def start(self, attack: str, folder: Path | None) -> None:
         """Begins an attack.
@@ -62,56 +128,22 @@ class Gallery:
         self._folders[attack] = (above if folder is None else folder) / 'pictures'
         self._folders[attack].mkdir(parents=True, exist_ok=True)
 
-    def remember(self, key: Any, output: BaseDataElement) -> None:
-        """Takes the benign prediction of an image, if it is among the first ones."""
-        if len(self._clean) < self.count:
-            self._clean[key] = output.cpu()
-
-    def draw(
-        self,
-        attack: str,
-        key: Any,
-        clean: Tensor,
-        attacked: Tensor,
-        output: BaseDataElement,
-        sample: BaseDataElement,
-    ) -> None:
-        """Draws an image under an attack, if it is among the first ones.
-
-        Args:
-            attack: the attack's name.
-            key: of the image.
-            clean: the network's input (C, H, W), 0-255.
-            attacked: the same under attack.
-            output: the prediction on it.
-            sample: the data loader's, with the ground truth.
-        """
-        if key not in self._clean:
-            return
-        with doing(f'drawing image {key} under {attack}, which gallery=0 leaves out'):
-            (truth,) = attack_samples([sample], 'cpu', self.gt_frame)
-            picture = attack_picture(
-                self.visualizer,
-                clean,
-                attacked,
-                self._clean[key],
-                output,
-                truth,
-                self.score_thr,
-                attack,
-            )
-        with replacing(self._path(attack, key)) as temporary:
-            mmcv.imwrite(picture[..., ::-1], str(temporary))
+    def draw(self, attack: str, image: AttackedImage) -> None:
+        """Draws an image under an attack, if it is among the first ones."""
+        picture = self._drawing.draw(self.visualizer, self.gt_frame, attack, image)
+        if picture is not None:
+            with replacing(self._path(attack, image.key)) as temporary:
+                mmcv.imwrite(picture[..., ::-1], str(temporary))
 
     def lacks(self, attack: str, key: Any) -> bool:
-        """Whether the image has to be drawn under an attack, and is not yet."""
-        return key in self._clean and not self._path(attack, key).is_file()
+        """Returns whether the image is to be drawn under an attack, and is not yet."""
+        return key in self._drawing.clean and not self._path(attack, key).is_file()
 
     def pictures(self) -> list[tuple[str, Path]]:
-        """Titles and files of what was drawn, image by image."""
+        """Returns titles and files of what was drawn, image by image."""
         paths = [
             (f'{attack}, image {key}', self._path(attack, key))
-            for key in self._clean
+            for key in self._drawing.clean
             for attack in self._folders
         ]
         return [(title, path) for title, path in paths if path.is_file()]
@@ -140,16 +172,12 @@ class AttackVisualizationHook(Hook):
     def __init__(
         self, num_images: int = 8, score_thr: float = 0.3, out_dir: str | None = None
     ) -> None:
-        self.num_images = num_images
-        self.score_thr = score_thr
         self.out_dir = out_dir
-        self._clean: dict[Any, BaseDataElement] = {}
-        self._drawn: dict[str, int] = {}
+        self._drawing = _Drawing(num_images, score_thr)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Forgets the pictures of an earlier evaluation."""
-        self._clean.clear()
-        self._drawn.clear()
+        """Forgets the images of an earlier evaluation."""
+        self._drawing.clean.clear()
 
     before_val_epoch = before_test_epoch
 
@@ -162,8 +190,7 @@ class AttackVisualizationHook(Hook):
     ) -> None:
         """Remembers the benign detections of the images that will be drawn."""
         for output in outputs or ():
-            if len(self._clean) < self.num_images:
-                self._clean[image_id(output)] = output.cpu()
+            self._drawing.remember(image_id(output), output)
 
     after_val_iter = after_test_iter
 
@@ -179,35 +206,24 @@ class AttackVisualizationHook(Hook):
         gt_frame: str,
     ) -> None:
         """Draws the images of one attacked batch."""
-        for i, output in enumerate(outputs):
-            number = self._drawn.get(attack, 0)
+        inputs, samples = data_batch['inputs'], data_batch['data_samples']
+        for clean, attacked, output, sample in zip(
+            inputs, adversarial, outputs, samples, strict=True
+        ):
             key = image_id(output)
-            if number >= self.num_images or key not in self._clean:
+            image = AttackedImage(key, clean, attacked, output, sample)
+            picture = self._drawing.draw(runner.visualizer, gt_frame, attack, image)
+            if picture is None:
                 continue
-            (truth,) = attack_samples([data_batch['data_samples'][i]], 'cpu', gt_frame)
-            picture = attack_picture(
-                runner.visualizer,
-                data_batch['inputs'][i],
-                adversarial[i],
-                self._clean[key],
-                output,
-                truth,
-                self.score_thr,
-                attack,
-            )
             # An id may be a path, as WIDER FACE's are.
             name = f'attack_{attack}_{quote(str(key), safe="")}'
-            self._emit(runner, name, picture, number)
-            self._drawn[attack] = number + 1
-
-    def _emit(self, runner: Runner, name: str, picture: np.ndarray, step: int) -> None:
-        if self.out_dir is None:
-            runner.visualizer.add_image(name, picture, step)
-            return
-        folder = os.path.join(
-            runner.work_dir, runner.timestamp, self.out_dir, 'attacks'
-        )
-        mmcv.imwrite(picture[..., ::-1], os.path.join(folder, f'{name}.png'))
+            if self.out_dir is None:
+                step = list(self._drawing.clean).index(key)
+                runner.visualizer.add_image(name, picture, step)
+            else:
+                folder = Path(runner.work_dir, runner.timestamp, self.out_dir)
+                path = folder / 'attacks' / f'{name}.png'
+                mmcv.imwrite(picture[..., ::-1], str(path))
 
 
 def attack_picture(
@@ -256,12 +272,9 @@ def attack_picture(
         if output is not None:
             image = _draw(visualizer, image, output, truth, score_thr, scale)
         drawn.append(_titled(image, title))
-    height = max(image.shape[0] for image in drawn)
+    # All of one height, with a white gap between them.
     drawn = [
-        np.pad(
-            image, ((0, height - image.shape[0]), (0, 6), (0, 0)), constant_values=255
-        )
-        for image in drawn
+        np.pad(each, ((0, 0), (0, 6), (0, 0)), constant_values=255) for each in drawn
     ]
     return np.concatenate(drawn, axis=1)
 

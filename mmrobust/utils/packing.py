@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 _ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData, LabelData)}
 _PLAIN = (str, int, float, bool, type(None))
-# Whole numbers from this many on are compressed: maps of classes, a number per pixel.
+# Whole numbers from this many on are compressed: 100 masks of a picture take 30 MB.
 _MANY = 10_000
 
 
 def pack(output: BaseDataElement, sample: BaseDataElement) -> dict[str, Any]:
-    """What the model added to a sample, as tensors, numbers and text if possible."""
+    """Returns what the model added to a sample, see :func:`pack_value`."""
     fields = set(output.keys()) - set(sample.keys())
     about = set(output.metainfo_keys()) - set(sample.metainfo_keys())
     return {
@@ -28,7 +27,7 @@ def pack(output: BaseDataElement, sample: BaseDataElement) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any], sample: BaseDataElement) -> BaseDataElement:
-    """The sample with what the model had added to it; the given one stays."""
+    """Returns a copy of the sample with what the model had added to it."""
     output = sample.clone()
     for name, value in packed['fields'].items():
         setattr(output, name, unpack_value(value))
@@ -37,12 +36,10 @@ def unpack(packed: dict[str, Any], sample: BaseDataElement) -> BaseDataElement:
 
 
 def pack_value(value: Any) -> Any:
-    """What a record can hold of a value."""
+    """Returns what a record can hold of a value, ``{'raw': value}`` if nothing."""
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in 'biuf':
-            return {'raw': value}
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
         return {'array': pack_value(torch.from_numpy(np.ascontiguousarray(value)))}
     if isinstance(value, Tensor):
         return _pack_tensor(value.detach())
@@ -53,12 +50,13 @@ def pack_value(value: Any) -> Any:
         return type(value)(map(pack_value, value))
     if type(value) in _PLAIN:
         return value
-    return _pack_boxes(value)
+    name = _box_type(value)
+    if name is None:
+        return {'raw': value}
+    return {'boxes': value.tensor.detach().cpu().clone(), 'type': name}
 
 
 def _pack_tensor(value: Tensor) -> Any:
-    if value.dtype == torch.bool and value.dim() == 3:
-        return {'masks': _encode(value), 'shape': list(value.shape)}
     # A copy: part of a larger tensor would keep all of it, on disk too.
     value = value.cpu().clone()
     if value.is_floating_point() or value.numel() < _MANY:
@@ -71,36 +69,23 @@ def _pack_tensor(value: Tensor) -> Any:
     }
 
 
-def _pack_boxes(value: Any) -> dict[str, Any]:
+def _box_type(value: Any) -> str | None:
+    """Returns the name under which mmdet knows the class of boxes, if it does."""
     # Not at the top: mmdet may be missing where there are classifiers only.
     try:
-        from mmdet.structures.bbox import BaseBoxes, get_box_type
-    except ImportError:
-        return {'raw': value}
-    if not isinstance(value, BaseBoxes):
-        return {'raw': value}
-    try:
-        name, _ = get_box_type(type(value))
-    except (KeyError, AssertionError):  # a class that is not registered
-        return {'raw': value}
-    return {'boxes': value.tensor.detach().cpu().clone(), 'type': name}
+        from mmdet.structures.bbox import get_box_type
 
-
-def _unpack_boxes(packed: dict[str, Any]) -> Any:
-    from mmdet.structures.bbox import get_box_type
-
-    _, kind = get_box_type(packed['type'])
-    return kind(packed['boxes'], clone=False)
+        return str(get_box_type(type(value))[0])
+    except (ImportError, KeyError, AssertionError):
+        return None
 
 
 def unpack_value(packed: Any) -> Any:
-    """The value that :func:`pack_value` was given."""
+    """Returns the value that :func:`pack_value` was given."""
     if isinstance(packed, (list, tuple)):
         return type(packed)(map(unpack_value, packed))
     if not isinstance(packed, dict):
         return packed
-    if 'masks' in packed:
-        return _decode(packed['masks'], packed['shape'])
     if 'zlib' in packed:
         content = bytearray(zlib.decompress(packed['zlib'].numpy().tobytes()))
         flat = torch.frombuffer(content, dtype=packed['empty'].dtype)
@@ -108,32 +93,17 @@ def unpack_value(packed: Any) -> Any:
     if 'array' in packed:
         return unpack_value(packed['array']).numpy()
     if 'boxes' in packed:
-        return _unpack_boxes(packed)
+        from mmdet.structures.bbox import get_box_type
+
+        return get_box_type(packed['type'])[1](packed['boxes'], clone=False)
     if 'raw' in packed:
         return packed['raw']
     fields = {key: unpack_value(inner) for key, inner in packed['fields'].items()}
     return _ELEMENTS[packed['element']](**fields)
 
 
-def _encode(masks: Tensor) -> list[dict[str, Any]]:
-    """Run lengths, since 100 masks of a picture take 30 MB and more."""
-    arrays = masks.detach().cpu().numpy().astype(np.uint8)
-    found = [coco_mask.encode(np.asfortranarray(array)) for array in arrays]
-    return [
-        {'size': list(each['size']), 'counts': each['counts'].decode()}
-        for each in found
-    ]
-
-
-def _decode(encoded: list[dict[str, Any]], shape: list[int]) -> Tensor:
-    if not encoded:
-        return torch.zeros(shape, dtype=torch.bool)
-    stacked = np.stack([coco_mask.decode(each) for each in encoded])
-    return torch.from_numpy(stacked.astype(bool))
-
-
 def is_plain(content: Any) -> bool:
-    """Whether a record can be read from disk without running foreign code."""
+    """Returns whether a record can be read from disk without running foreign code."""
     if isinstance(content, dict):
         return 'raw' not in content and all(map(is_plain, content.values()))
     return not isinstance(content, (list, tuple)) or all(map(is_plain, content))

@@ -15,7 +15,6 @@ import tiny
 import torch
 from mmdet.models.backbones import ResNet
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -96,12 +95,8 @@ def evaluate(
     build_runner: Callable[..., Runner],
     trained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Any]:
     """The report, and metrics as the runner gives them."""
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
-    monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))
-    monkeypatch.setattr('gc.collect', lambda: 0)
 
     def run(
         attacks: dict[str, Any], overrides: dict[str, Any] | None = None, **loop: Any

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmrobust.attacks import PGD
@@ -190,12 +189,10 @@ def scales() -> Iterator[Scales]:
 def test_what_an_evaluation_holds_does_not_grow_with_the_pixels(
     build_runner: Callable[..., Runner],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     scales: Scales,
     stage: str,
 ) -> None:
     """In a test records are on disk, in a validation in memory."""
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
     data = tiny.make_coco(tmp_path / 'data', IMAGES, sizes=[(96, 128)])
     model = tiny.fcos()
     model['test_cfg'].update(score_thr=0.0)  # 20 boxes on every image

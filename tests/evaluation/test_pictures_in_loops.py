@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 from evaluated import Evaluation, ap, attack_of
-from mmengine.config import Config
 from mmengine.runner import Runner
 from mmrobust.evaluation import attack_evaluation
 from mmrobust.errors import ConfigError
@@ -164,10 +163,8 @@ def test_masks(
     build_runner: Callable[..., Runner],
     coco: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Boxes and masks come out in the frame of the picture on disk."""
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
     torch.manual_seed(0)
     model = tiny.mask_rcnn()
     model['test_cfg']['rcnn'].update(score_thr=0.0, max_per_img=3)
@@ -250,15 +247,6 @@ def test_a_pipeline_that_cannot_be_followed_is_refused(
     with pytest.raises(ConfigError, match=text):
         evaluate(dict(pgd=PGD), overrides=altered(coco, change), **loop)
     assert not (tmp_path / 'r.json').exists()
-
-
-def test_a_wrapped_dataset_is_refused(evaluate: Evaluation, coco: Path) -> None:
-    loader = tiny.loader(coco, test=True)
-    loader['dataset'] = dict(type='ConcatDataset', datasets=[loader['dataset']])
-    with pytest.raises(ConfigError, match='no pipeline of its own'):
-        evaluate(
-            dict(pgd=PGD), overrides=dict(test_dataloader=loader), space='original'
-        )
 
 
 def test_classifiers_are_refused(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from evaluated import Evaluation
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
@@ -24,7 +25,6 @@ from mmengine.runner import Runner
 from mmrobust.attacks import Attack
 from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.attacker import Attacker
-from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.utils.store import StorePart, Store
 from mmrobust.evaluation.images import annotations_digest
 from mmrobust.evaluation.adversarial_images import AdversarialImages
@@ -54,17 +54,8 @@ class Interrupted(BaseException):
 
 
 @pytest.fixture
-def evaluate(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Evaluate:
+def evaluate(evaluate: Evaluation) -> Evaluate:
     """Tests the trained detector with a new runner, as another process would."""
-    # What takes longer than a tiny evaluation.
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
-    monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))
-    monkeypatch.setattr('gc.collect', lambda: 0)
 
     def run(
         attacks: dict[str, Any] | None = None,
@@ -72,21 +63,8 @@ def evaluate(
         model: dict | None = None,
         **loop: Any,
     ) -> dict[str, Any]:
-        loop = {'report': str(tmp_path / 'r.json'), **loop}
-        runner = build_runner(
-            model,
-            **{
-                'load_from': str(trained),
-                'test_cfg': dict(
-                    type='mmrobust.AttackTestLoop',
-                    attacks=attacks or dict(pgd=PGD),
-                    **loop,
-                ),
-                **(overrides or {}),
-            },
-        )
-        runner.test()
-        return timeless(json.loads(Path(loop['report']).read_text()))
+        attacks = attacks or dict(pgd=PGD)
+        return timeless(evaluate(attacks, None, model, overrides, **loop))
 
     return run
 
@@ -257,15 +235,10 @@ def test_the_same_runner_goes_on(
 # ---------------------------------------------------------------- other kinds of models
 
 
-def interrupted_and_whole(
-    evaluate: Evaluate, tmp_path: Path, *args: Any, **kwargs: Any
-) -> tuple[Any, Any]:
-    whole = evaluate(*args, report=str(tmp_path / 'whole.json'), **kwargs)
-    for owner, name, call in ((Attacker, 'predict', 4), (Attacker, 'attack', 3)):
-        with pytest.raises(Interrupted), interruption(owner, name, call):
-            evaluate(*args, **kwargs)
-    assert list(tmp_path.rglob('*.record'))
-    return evaluate(*args, **kwargs), whole
+def interrupt_twice(evaluate: Evaluate, *args: Any) -> None:
+    for name, call in (('predict', 4), ('attack', 3)):
+        with pytest.raises(Interrupted), interruption(Attacker, name, call):
+            evaluate(*args)
 
 
 def test_masks(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
@@ -288,9 +261,7 @@ def test_masks(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
     attacks = dict(pgd=dict(PGD, num_steps=1), both=ENSEMBLE)
     whole = evaluate(attacks, overrides, model, report=str(tmp_path / 'whole.json'))
     evaluator['outfile_prefix'] = str(tmp_path / 'found')
-    for owner, name, call in ((Attacker, 'predict', 4), (Attacker, 'attack', 3)):
-        with pytest.raises(Interrupted), interruption(owner, name, call):
-            evaluate(attacks, overrides, model)
+    interrupt_twice(evaluate, attacks, overrides, model)
     assert len(list(tmp_path.rglob('*.record'))) == 6 + 2
     assert evaluate(attacks, overrides, model) == whole
     for end in ('segm', 'pgd.segm', 'both.segm', 'both.bbox'):
@@ -313,9 +284,7 @@ def checkpoint_of(model: dict, folder: Path) -> Path:
     return path
 
 
-def test_classifiers(
-    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classifiers(evaluate: Evaluate, tmp_path: Path) -> None:
     """A record holds a whole batch; metrics need what heads write beside it."""
     from training.test_classifiers import runner_config
     from mmengine.registry import init_default_scope
@@ -375,9 +344,10 @@ def test_images_without_ids(evaluate: Evaluate, coco: Path, tmp_path: Path) -> N
         test_dataloader=loader,
         test_evaluator=dict(type='VOCMetric', eval_mode='11points'),
     )
-    found, whole = interrupted_and_whole(
-        evaluate, tmp_path, dict(pgd=dict(PGD, num_steps=1)), overrides
-    )
+    attacks = dict(pgd=dict(PGD, num_steps=1))
+    whole = evaluate(attacks, overrides, report=str(tmp_path / 'whole.json'))
+    interrupt_twice(evaluate, attacks, overrides)
+    found = evaluate(attacks, overrides)
     assert found == whole
     assert found['attacks'][0]['cost']['backwards'] == 12
 
@@ -469,11 +439,8 @@ def test_a_changed_run_is_refused(
     assert not work
 
 
-def test_any_change_of_an_annotation_is_noticed(
-    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_change_of_an_annotation_is_noticed(coco: Path, tmp_path: Path) -> None:
     """The losses of Mask R-CNN read masks."""
-    monkeypatch.setattr('gc.collect', lambda: 0)
     root = tmp_path / 'data'
     shutil.copytree(coco, root)
 

@@ -15,7 +15,6 @@ from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
 import tiny
-from mmrobust.datasets.digits import make_digits
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation.original_pixels import Geometry, Resizer, bilinear_weights
 from mmrobust.evaluation.picture_pipeline import PicturePipeline
@@ -74,29 +73,6 @@ def test_the_differentiable_copy_is_opencv_up_to_its_rounding(
         assert (batch['inputs'][0] - found).abs().max() < 1e-3
 
 
-def test_on_embedded_photographs_the_copy_is_the_pipeline_up_to_rounding(
-    tmp_path: Path,
-) -> None:
-    make_digits(tmp_path / 'digits', num_train=1, num_val=6)
-    config = dict(
-        type='mmrobust.DigitsDataset',
-        data_root=str(tmp_path / 'digits'),
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        test_mode=True,
-        pipeline=[LOAD, resize(96, 96), ANNOTATIONS, PACK],
-    )
-    dataset = DATASETS.build(config)
-    follower = PicturePipeline(dataset)
-    for index in range(len(dataset)):
-        data = dataset[index]
-        img_id = data['data_samples'].img_id
-        copy = follower.resizer(img_id)(follower.picture(img_id))
-        difference = (copy - data['inputs'].float()).abs()
-        assert difference.max() < 0.85
-        assert difference.mean() < 0.3
-
-
 def test_resizing_follows_the_definition() -> None:
     """From 3 pixels to 2: centres at 0.25 and 1.75; to 6: the border is repeated."""
     assert bilinear_weights(3, 2).tolist() == [[0.75, 0.25, 0], [0, 0.25, 0.75]]
@@ -134,7 +110,6 @@ def test_where_nothing_changes_the_picture_itself_comes_back(coco: Path) -> None
     follower = PicturePipeline(built(coco))
     picture = follower.picture(10)
     resizer = follower.resizer(10)
-    assert resizer.is_identity
     assert resizer(picture) is picture
 
 
