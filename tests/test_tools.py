@@ -209,7 +209,7 @@ PGD = ('--attack', 'pgd')
         ((*PGD, '--eps', '4', '4/255'), '--eps 4 4/255 names one value twice'),
         ((*PGD, '--num-steps', '5', '5'), '--num-steps 5 5 names one value twice'),
         ((*PGD, '--norm', 'linf', 'l2'), 'only autoattack takes several'),
-        ((*PGD, '--check-images', '-1'), 'check_images=-1 must be a whole number, or'),
+        ((*PGD, '--check-images', '-1'), 'check_images=-1 must be a whole number of'),
         (('--space', 'original'), '--space needs --attack'),
         (('--quantize',), '--quantize needs --attack'),
         (('--check-images', '2'), '--check-images needs --attack'),

@@ -25,7 +25,7 @@ from ..report import RobustnessReport, figure_of
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model
 from ..utils.store import Store, StorePart
-from ..utils.validation import positive_int
+from ..utils.validation import positive_int, whole_number
 from .attack_pass import AttackPass, Scores
 from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
@@ -113,20 +113,20 @@ class AttackEvaluation(BaseLoop):
         speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
     ) -> None:
+        attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
         loader = choose_images(dataloader, num_images, seed)
-        loader = enough_for_groups(loader, attack_batch_size if attacks else 1)
+        if attacks and attack_batch_size > 1:
+            loader = enough_for_groups(loader, attack_batch_size)
         # Of the loop of mmengine that the class is mixed with.
         super().__init__(runner, loader, evaluator, fp16=fp16)  # type: ignore[call-arg]
         self.speed = Acceleration.read(speed)
-        self.attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
+        self.attack_batch_size = attack_batch_size
         self.attacks = build_attacks(attacks or {})
         # Not all of an attack's settings need be in its description.
         self._configs = {
             k: v for k, v in (attacks or {}).items() if isinstance(v, dict)
         }
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f'seed={seed!r} must be a whole number of at least 0.')
-        self.seed = seed
+        self.seed = whole_number(seed, 'seed')
         self.save_adv = save_adv
         self.space, self.quantize = space, quantize
         self.gt_frame = gt_frame

@@ -127,9 +127,7 @@ def enough_for_groups(
     Groups are of one input shape, so batches are larger than they. Batches decide
     nothing else.
     """
-    wanted = _BATCHES * positive_int(attack_batch_size, 'attack_batch_size')
-    if attack_batch_size == 1:
-        return dataloader
+    wanted = _BATCHES * attack_batch_size
     if isinstance(dataloader, dict):
         if dataloader.get('batch_sampler') is not None:
             return dataloader
@@ -197,14 +195,14 @@ class Progress:
         self.logger = logger
         self.interval = interval
         self._number = 0
-        self._started = self._logged = time.monotonic()
 
     def start(self, name: str) -> None:
         """Begins the pass of an attack."""
         self._number += 1
         self._name = name
+        self._title = f'Attack {self._number}/{len(self.names)}: {name}'
         self._started = self._logged = time.monotonic()
-        self.logger.info(f'Attack {self._number}/{len(self.names)}: {name}')
+        self.logger.info(self._title)
 
     def update(self, done: int) -> None:
         """Reports that ``done`` batches of the pass are finished."""
@@ -215,12 +213,10 @@ class Progress:
         left = (now - self._started) / done * (self.batches - done)
         eta = datetime.timedelta(seconds=round(left))
         self.logger.info(
-            f'Attack {self._number}/{len(self.names)}: {self._name} '
-            f'[{done}/{self.batches}]  eta of this attack: {eta}'
+            f'{self._title} [{done}/{self.batches}]  eta of this attack: {eta}'
         )
 
-    def finish(self) -> float:
-        """Ends the pass and returns its seconds."""
+    def finish(self) -> None:
+        """Ends the pass."""
         seconds = time.monotonic() - self._started
         self.logger.info(f'{self._name} took {seconds:.1f} s')
-        return seconds

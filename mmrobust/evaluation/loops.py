@@ -16,6 +16,7 @@ from ..registry import LOOPS
 from ..report import RobustnessReport, device_name, package_versions
 from ..utils.models import state_digest
 from ..utils.store import Store
+from ..utils.validation import whole_number
 from .attack_evaluation import AttackEvaluation
 from .box_analysis import BoxAnalysis
 from .images import annotations_digest
@@ -67,10 +68,11 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         **settings: Any,
     ) -> None:
         super().__init__(runner, dataloader, evaluator, **settings)
-        self.check_images = _count(
-            check_images, 'check_images', self.default_check_images
-        )
-        self.gallery_images = _count(gallery, 'gallery', self.default_gallery)
+        if check_images is None:
+            check_images = self.default_check_images
+        self.check_images = whole_number(check_images, 'check_images')
+        gallery = self.default_gallery if gallery is None else gallery
+        self.gallery_images = whole_number(gallery, 'gallery')
         self.report = report or os.path.join(runner.work_dir, 'robustness.json')
         # Its twins have other endings, and nothing else may be overwritten by mistake.
         name = isinstance(self.report, str) and self.report.endswith('.json')
@@ -131,12 +133,3 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         pictures = self.gallery.pictures() if self.gallery else []
         report.write(self.report, complete, pictures)
-
-
-def _count(value: int | None, name: str, default: int) -> int:
-    """A number of images, 0 among them, or the default."""
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f'{name}={value!r} must be a whole number, or 0 for none.')
-    return value

@@ -9,17 +9,24 @@ from ..errors import ConfigError
 
 
 def positive_int(value: Any, name: str) -> int:
-    """Reads a count of at least 1.
+    """Reads a count of at least 1, see :func:`whole_number`."""
+    return whole_number(value, name, least=1)
+
+
+def whole_number(value: Any, name: str, least: int = 0) -> int:
+    """Reads a whole number of at least ``least``.
 
     Raises:
         ConfigError: for anything else.
     """
     try:
-        valid = not isinstance(value, bool) and value == int(value) and value >= 1
+        valid = not isinstance(value, bool) and value == int(value) and value >= least
     except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
-        raise ConfigError(f'{name}={value!r} must be a whole number of at least 1.')
+        raise ConfigError(
+            f'{name}={value!r} must be a whole number of at least {least}.'
+        )
     return int(value)
 
 
