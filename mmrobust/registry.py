@@ -19,7 +19,7 @@ def _child(name: str, parent: Registry, *packages: str) -> Registry:
 
 
 LOOPS = _child('loop', root.LOOPS, 'training', 'evaluation', 'autoattack')
-HOOKS = _child('hook', root.HOOKS, 'training', 'evaluation')
+HOOKS = _child('hook', root.HOOKS, 'training', 'evaluation', 'weights')
 OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'training')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'training'

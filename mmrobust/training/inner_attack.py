@@ -143,16 +143,8 @@ class PGDAdversary(AttackAdversary):
         keep_best: bool = False,
         **common: Any,
     ) -> None:
-        attack = PGD(
-            norm,
-            eps,
-            step_size,
-            num_steps,
-            objective,
-            random_start=random_start,
-            keep_best=keep_best,
-        )
-        super().__init__(attack, **common)
+        settings = (norm, eps, step_size, num_steps, objective, random_start)
+        super().__init__(PGD(*settings, keep_best=keep_best), **common)
 
 
 @ADVERSARIES.register_module()

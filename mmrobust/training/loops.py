@@ -1,9 +1,9 @@
 """Adversarial train loops, by epoch and by iteration.
 
-A batch comes from the replaying data loader, the loop hands it to the adversary, which
-perturbs its images and calls the stock ``model.train_step`` on them. That is the one
-seam that works alike on one device, under DDP, with AMP, EMA, gradient clipping and
-compile, and it leaves checkpoints that load in plain mmdet.
+A batch comes from the replaying data loader (:mod:`.replay`), the loop hands it to the
+adversary, which perturbs its images and calls the stock ``model.train_step`` on them:
+see ``_update``. That is the one seam that works alike on one device, under DDP, with
+AMP, EMA, gradient clipping and compile, and it leaves plain mmdet's checkpoints.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model
 from ..utils.validation import positive_int
-from ..weights import check_normalization
+from ..weights import ConvertedWeightsHook, check_normalization
 from .adversary import Adversary, NoAdversary
-from .converted_weights import ConvertedWeightsHook
 from .finite_updates import Guard, finite_updates
 from .replay import ReplayDataLoader, ReplayIterator
 from .resume import TrainingStateHook, settle_checkpoint
 
 
 class _AdversarialTraining:
-    """The part that both loops share: checks, the frame of a training, one update."""
+    """The part that both loops share: checks, the frame of a training, one update.
+
+    Both read ``__init__`` -> ``_set_up`` and ``run`` -> ``_check``, ``_train``, in which
+    ``_update`` follows ``_update`` and, where it is due, a validation.
+    """
 
     runner: Runner
     dataloader: DataLoader
@@ -85,11 +88,10 @@ class _AdversarialTraining:
 
     def _check(self) -> None:
         """Refuses what would silently not be the training that was asked for."""
-        model, wrapper = bare_model(self.runner.model), self.runner.optim_wrapper
-        dataset = self.dataloader.dataset
+        wrapper, dataset = self.runner.optim_wrapper, self.dataloader.dataset
         check_normalization(self.runner.model, gives_rgb(dataset))
         if not isinstance(self.adversary, NoAdversary):
-            check_one_image_each(model)
+            check_one_image_each(bare_model(self.runner.model))
         if not hasattr(wrapper, '_accumulative_counts'):
             raise ConfigError(
                 f'{type(wrapper).__name__} holds several optimizers, which adversarial '
@@ -181,11 +183,10 @@ class _AdversarialTraining:
             done: counts the epochs or updates that have been made.
             total: number of epochs or updates.
         """
-        runner = self.runner
         with (
             self._accelerated(),
             finite_updates(
-                runner.model, runner.optim_wrapper, self.max_skipped
+                self.runner.model, self.runner.optim_wrapper, self.max_skipped
             ) as self._guard,
         ):
             # Interrupted after the checkpoint and before its validation.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -161,8 +161,7 @@ class ReplayDataLoader(DataLoader):
     def _replays(self) -> Iterator[Any]:
         done, self._done = self._done, 0
         for batch in super().__iter__():
-            for _ in range(done, self.times):
-                yield batch
+            yield from repeat(batch, self.times - done)
             done = 0
 
 
@@ -183,20 +182,14 @@ class ReplayIterator:
     ) -> None:
         self._loader = loader
         self._times = times
-        self._batches = batches
         self._pass = 0
-        self._left = 0
-        self._batch: Any = None
+        self._replays = self._endless(batches)
 
     def __iter__(self) -> ReplayIterator:
         return self
 
     def __next__(self) -> Any:
-        if self._left == 0:
-            self._batch = self._next_batch()
-            self._left = self._times
-        self._left -= 1
-        return self._batch
+        return next(self._replays)
 
     def skip_iter(self, num_iters: int) -> None:
         """Goes on after ``num_iters`` iterations; only at the beginning.
@@ -205,25 +198,25 @@ class ReplayIterator:
         """
         batches, replays = divmod(num_iters, self._times)
         while missing := self._loader.start(self._pass, batches):
-            self._next_pass(missing < batches)
+            if missing == batches:
+                raise _no_batch()
+            self._next_pass()
             batches = missing
         for _ in range(replays):
             next(self)
 
-    def _next_batch(self) -> Any:
-        if self._batches is None:
-            self._batches = iter(self._loader)
-        for batch in self._batches:
-            return batch
-        self._next_pass()
-        self._batches = iter(self._loader)
-        for batch in self._batches:
-            return batch
+    def _endless(self, batches: Iterator[Any] | None) -> Iterator[Any]:
+        empty = 0
+        while empty < 2:  # the first pass may have been used up
+            empty += 1
+            for batch in iter(self._loader) if batches is None else batches:
+                empty = 0
+                yield from repeat(batch, self._times)
+            batches = None
+            self._next_pass()
         raise _no_batch()
 
-    def _next_pass(self, had_batches: bool = True) -> None:
-        if not had_batches:
-            raise _no_batch()
+    def _next_pass(self) -> None:
         self._pass += 1
         for owner in (self._loader, self._loader.batch_sampler):
             sampler: Any = getattr(owner, 'sampler', None)

@@ -12,11 +12,18 @@ import os
 import random
 from collections import deque
 from glob import glob
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import (
+    gather_object,
+    get_rank,
+    get_world_size,
+    is_main_process,
+    master_only,
+)
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -24,6 +31,7 @@ from mmengine.runner import Runner
 from ..checks import keeps_images
 from ..errors import ConfigError
 from ..registry import HOOKS
+from ..utils.files import replacing
 from ..utils.models import bare_model
 from ..utils.seeding import derive_seed, generator_states, set_generator_states
 from ..weights import read_checkpoint
@@ -34,14 +42,12 @@ from .adversary import Adversary
 class TrainingStateHook(Hook):
     """Keeps in checkpoints the state of every process that mmengine leaves out.
 
-    That is the carried perturbation, the random generators, gradients that wait for
-    the rest of an accumulation, the size of the next batch in multi-scale training,
+    That is the adversary's state, the random generators, gradients that wait for the
+    rest of an accumulation, the size of the next batch in multi-scale training,
     statistics of other processes, the place in a pass over the data, and whether a
     validation is still to come. Checkpoints are written in one piece, and none is
-    removed before the next is whole.
-
-    The adversarial train loops register the hook themselves. A checkpoint loads
-    anywhere as before: it has one more key.
+    removed before the next is whole; they load in plain mmdet, having one more key.
+    The adversarial train loops register the hook themselves.
 
     Args:
         adversary: the loop's adversary.
@@ -80,13 +86,7 @@ class TrainingStateHook(Hook):
                 if is_main_process() and hook.file_backend.isfile(path):
                     hook.file_backend.remove(path)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Gathers the state of all processes if a checkpoint follows."""
         self._gathered = None
         if get_world_size() > 1 and any(_saves_now(h, runner) for h in runner.hooks):
@@ -96,9 +96,7 @@ class TrainingStateHook(Hook):
         """Gathers the state of all processes."""
         self._gather(runner, runner.iter)
 
-    def after_val_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
+    def after_val_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Gathers the state of all processes; the best checkpoint may follow."""
         self._gather(runner, runner.iter)
 
@@ -137,9 +135,9 @@ class TrainingStateHook(Hook):
         }
         if getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
             state['gradients'] = {
-                name: parameter.grad.cpu()
-                for name, parameter in model.named_parameters()
-                if parameter.grad is not None
+                name: weight.grad.cpu()
+                for name, weight in model.named_parameters()
+                if weight.grad is not None
             }
         if get_world_size() > 1:
             # BatchNorm's statistics, of which checkpoints have the first process's.
@@ -206,14 +204,12 @@ class TrainingStateHook(Hook):
         self.adversary.load_state_dict(own['adversary'])
         for module, size in zip(_batch_resizes(model), own['sizes'], strict=False):
             module._input_size = size
-        gradients = own.get('gradients', {})
-        for name, parameter in model.named_parameters():
-            if name in gradients:
-                parameter.grad = gradients[name].to(parameter)
-        buffers = own.get('buffers', {})
-        for name, buffer in model.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
+        weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        gradients, statistics = own.get('gradients', {}), own.get('buffers', {})
+        for name in weights.keys() & gradients.keys():
+            weights[name].grad = gradients[name].to(weights[name])
+        for name in buffers.keys() & statistics.keys():
+            buffers[name].copy_(statistics[name])
         set_generator_states(own['generators'])
 
 
@@ -244,16 +240,16 @@ def save_in_one_piece(runner: Any) -> None:
     """
     stock = runner.save_checkpoint
 
+    @master_only
     def save(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         if '://' in out_dir or any(args[:1]) or kwargs.get('backend_args'):
             stock(out_dir, filename, *args, **kwargs)
             return
-        partial = os.path.join(out_dir, f'.{filename}.partial')
-        stock(out_dir, os.path.basename(partial), *args, **kwargs)
-        if is_main_process():
-            with open(partial, 'rb+') as file:
+        os.makedirs(out_dir, exist_ok=True)
+        with replacing(os.path.join(out_dir, filename)) as temporary:
+            stock(out_dir, temporary.name, *args, **kwargs)
+            with open(temporary, 'rb+') as file:
                 os.fsync(file.fileno())
-            os.replace(partial, os.path.join(out_dir, filename))
 
     runner.save_checkpoint = save
 
@@ -294,11 +290,8 @@ def newest_checkpoint(work_dir: str) -> tuple[str | None, dict[str, Any]]:
     Raises:
         ConfigError: if none is whole.
     """
-    note = os.path.join(work_dir, 'last_checkpoint')
-    last = ''
-    if os.path.isfile(note):
-        with open(note, encoding='utf-8') as file:
-            last = file.read().strip()
+    note = Path(work_dir, 'last_checkpoint')
+    last = note.read_text(encoding='utf-8').strip() if note.is_file() else ''
     if '://' in last:
         return last, {}
     folders = {
@@ -334,11 +327,10 @@ def newest_checkpoint(work_dir: str) -> tuple[str | None, dict[str, Any]]:
 class SeedUpdatesHook(Hook):
     """Starts the random numbers of every epoch and update from the run's seed.
 
-    mmengine does not save the state of the generators. With this hook a resumed run of
-    a stock loop draws what an uninterrupted one draws (mixing, dropout, random samplers
-    and starts, and with ``num_workers=0`` augmentation), for loops by epoch; loops by
-    iteration leave out the augmentation of one batch. The adversarial train loops
-    resume exactly without it.
+    mmengine does not save the generators' state. With this hook a resumed run of a
+    stock loop draws what an uninterrupted one draws: dropout, random samplers, and with
+    ``num_workers=0`` augmentation (of loops by iteration all but one batch's). The
+    adversarial train loops resume exactly without it.
     """
 
     priority = 'VERY_HIGH'
@@ -347,9 +339,7 @@ class SeedUpdatesHook(Hook):
         """Before the loader's iterator exists."""
         self._seed(runner, 'epoch', runner.epoch)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Before the update."""
         self._seed(runner, 'update', runner.iter)
 

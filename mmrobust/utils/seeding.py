@@ -91,28 +91,26 @@ def generator_states() -> dict[str, Any]:
 
     Tensors and numbers only, so that a checkpoint with them loads without pickled code.
     """
-    numpy_state: Any = np.random.get_state()
-    _, words, position, has_spare, spare = numpy_state
-    _, numbers, python_spare = random.getstate()
+    cuda = torch.cuda.is_available()
+    cpu, gpu, numpy, python = _states(torch.device('cuda' if cuda else 'cpu'))
+    _, words, position, has_spare, spare = numpy
+    _, numbers, python_spare = python
     states = {
-        'torch': torch.get_rng_state(),
+        'torch': cpu,
         'numpy': torch.from_numpy(words.astype(np.int64)),
         'numpy_rest': [int(position), int(has_spare), float(spare)],
         'python': torch.tensor(numbers),
         'python_spare': python_spare,
     }
-    if torch.cuda.is_available():
-        states['cuda'] = torch.cuda.get_rng_state()
-    return states
+    return {**states, 'cuda': gpu} if cuda else states
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
     """Puts back what :func:`generator_states` gave, from any device."""
-    torch.set_rng_state(states['torch'].cpu())
-    position, has_spare, spare = states['numpy_rest']
     words = states['numpy'].cpu().numpy().astype(np.uint32)
-    np.random.set_state(('MT19937', words, position, has_spare, spare))
-    numbers = tuple(states['python'].tolist())
-    random.setstate((3, numbers, states['python_spare']))
-    if 'cuda' in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states['cuda'].cpu())
+    numpy = ('MT19937', words, *states['numpy_rest'])
+    python = (3, tuple(states['python'].tolist()), states['python_spare'])
+    gpu = (
+        states['cuda'].cpu() if 'cuda' in states and torch.cuda.is_available() else None
+    )
+    _set_states((states['torch'].cpu(), gpu, numpy, python), torch.device('cuda'))

@@ -19,7 +19,11 @@ from .normalization import (
     check_normalization,
     note,
 )
-from .pretrained import PretrainedBackbone, PretrainedClassifier
+from .pretrained import (
+    ConvertedWeightsHook,
+    PretrainedBackbone,
+    PretrainedClassifier,
+)
 from .sources import SOURCES, Source, Weights, converted_normalization, read_weights
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     'UNIT',
     'Architecture',
     'Converted',
+    'ConvertedWeightsHook',
     'Normalization',
     'PretrainedBackbone',
     'PretrainedClassifier',

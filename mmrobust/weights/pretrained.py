@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..registry import WEIGHT_INITIALIZERS
+from ..registry import HOOKS, WEIGHT_INITIALIZERS
+from ..utils.models import bare_model
 from .architectures import recognise
 from .checkpoints import misfits
 from .layouts import find_layout, rename, to_mm
 from .normalization import note
-from .sources import Weights, read_weights
+from .sources import Weights, converted_normalization, read_weights
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -220,6 +223,25 @@ def _resizable(
     # The class token has a place in some; mmpretrain takes the rest for a square.
     patches = theirs[1] - (ours[1] - rows * columns)
     return [name] if patches > 0 and isqrt(patches) ** 2 == patches else []
+
+
+@HOOKS.register_module()
+class ConvertedWeightsHook(Hook):
+    """Remembers how ``load_from`` weights of tools/convert_backbone.py want images.
+
+    The adversarial train loops register it themselves and compare it with the data
+    preprocessor. Notes of an ``init_cfg`` are gone with the weights they were about.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Leaves the note with the model."""
+        needed = converted_normalization(checkpoint)
+        if needed is None or runner._resume:
+            return
+        model = bare_model(runner.model)
+        for module in model.modules():
+            note(module, None)
+        note(model, needed)
 
 
 def _initialise_children(module: nn.Module) -> None:
