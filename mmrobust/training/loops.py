@@ -37,7 +37,7 @@ from .resume import TrainingStateHook, settle_checkpoint
 class _AdversarialTraining:
     """The part that both loops share: checks, the frame of a training, one update.
 
-    Both read ``__init__`` -> ``_set_up`` and ``run`` -> ``_check``, ``_train``, in which
+    Loops call ``_set_up`` when they are made, then ``_check`` and ``_train``, in which
     ``_update`` follows ``_update`` and, where it is due, a validation.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from mmengine.config import Config
+import updates
 from mmengine.hooks import EMAHook, Hook
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
@@ -42,52 +42,39 @@ RUNS = dict(
     epoch_pgd=('Epoch', PGD),
     iter_pgd=('Iter', PGD),
 )
-# Each value once with each method and once in each loop.
-TURNS = (0, 1, 1, 0)
+# One of each method, one of each loop.
+TWO = {name: RUNS[name] for name in ('epoch_free', 'iter_pgd')}
 
 
-def runs(*extra: Any) -> Any:
-    """Runs a test as all of them; with values of a third argument, by turns."""
-    if not extra:
-        return pytest.mark.parametrize(('kind', 'adversary'), RUNS.values(), ids=RUNS)
-    name, *values = extra
-    cases = [
-        (*run, values[turn % len(values)])
-        for turn, run in zip(TURNS, RUNS.values(), strict=True)
+def runs(cases: dict[str, tuple], *values: Any) -> Any:
+    """Runs a test as some of them, each with its value of the argument ``value``."""
+    names = ['kind', 'adversary', *(['value'] if values else [])]
+    rows = [
+        (*case, values[number % len(values)]) if values else case
+        for number, case in enumerate(cases.values())
     ]
-    return pytest.mark.parametrize(('kind', 'adversary', name), cases, ids=RUNS)
+    return pytest.mark.parametrize(names, rows, ids=list(cases))
 
 
 @pytest.fixture
-def build(build_runner: Build, coco: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(build: Build) -> Build:
     """Runs of six updates on the tiny dataset, two images in each."""
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    hooks = dict(
+        param_scheduler=dict(type='ParamSchedulerHook'),
+        sampler_seed=dict(type='DistSamplerSeedHook'),
+        checkpoint=None,
+        logger=None,
+    )
 
-    def make(
-        kind: str, adversary: dict, model: dict | None = None, **overrides: Any
-    ) -> Runner:
+    def make(kind: str, adversary: dict, *model: dict, **overrides: Any) -> Runner:
         passes = 1 if adversary.get('replays') == 2 else 2
-        by_epoch = kind == 'Epoch'
-        length = dict(max_epochs=passes) if by_epoch else dict(max_iters=6)
-        loop = f'mmrobust.Adv{kind}BasedTrainLoop'
-        loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
-        if not by_epoch:
-            loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
-            overrides['log_processor'] = dict(by_epoch=False)
-        settings: dict[str, Any] = dict(
-            train_cfg=dict(type=loop, adversary=adversary, **length),
-            train_dataloader=loader,
-            default_hooks=dict(
-                param_scheduler=dict(type='ParamSchedulerHook'),
-                sampler_seed=dict(type='DistSamplerSeedHook'),
-                checkpoint=None,
-                logger=None,
-            ),
-            val_dataloader=None,
-            val_evaluator=None,
-            val_cfg=None,
+        train_cfg = (
+            updates.epochs(passes, adversary)
+            if kind == 'Epoch'
+            else updates.iters(6, adversary)
         )
-        return build_runner(model, **{**settings, **overrides})
+        settings: dict[str, Any] = dict(train_cfg=train_cfg, default_hooks=hooks)
+        return build(*model, **{**settings, **overrides})
 
     return make
 
@@ -155,9 +142,6 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-# ------------------------------------------------------------ averages of weights
-
-
 class Sources(Hook):
     """The weights after every update."""
 
@@ -168,71 +152,107 @@ class Sources(Hook):
         self.states.append(weights_of(runner.model))
 
 
-@runs('update_buffers', False, True)
-def test_ema_is_the_average_by_hand(
-    build: Build, kind: str, adversary: dict, update_buffers: bool
+class First(Hook):
+    """Copies the weights before the first update to a dict."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+
+    def before_train(self, runner: Runner) -> None:
+        self.weights.update(weights_of(runner.model))
+
+
+# ------------------------------------------------------------ all at once
+
+FROZEN = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1', 'backbone.layer2')
+
+
+@runs(RUNS, False, True, True, False)
+def test_features_together(
+    build: Build, coco: Path, kind: str, adversary: dict, value: bool
 ) -> None:
-    """Of the weights after every update, replays included; inner steps do not count."""
-    ema = dict(type='EMAHook', momentum=0.25, update_buffers=update_buffers)
-    runner = build(kind, adversary, custom_hooks=[ema])
-    sources, watch = Sources(), Watch(runner)
-    runner.register_hook(sources)
-    runner.train()
-    watch.check_images(6)
-    assert len(sources.states) == 6
-    average = {k: v.double() for k, v in sources.states[0].items()}
-    for state in sources.states[1:]:
-        average = {k: 0.75 * v + 0.25 * state[k].double() for k, v in average.items()}
-    (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
-    found = weights_of(hook.ema_model.module)
-    parameters = {name for name, _ in runner.model.named_parameters()}
-    last = sources.states[-1]
-    for name, value in found.items():
-        if not value.is_floating_point():
-            # PGD's inner steps see BatchNorm's statistics and do not add to them.
-            assert int(last[name]) == 6
-        elif name in parameters or update_buffers:
-            torch.testing.assert_close(value.double(), average[name])
-        else:
-            assert torch.equal(value, last[name])
-    name = 'backbone.conv1.weight'
-    assert not torch.allclose(found[name], last[name], rtol=1e-4)
-    if update_buffers:
-        return
-    # The average does not reach into the training.
-    alone = build(kind, adversary)
-    alone.train()
-    for name, value in weights_of(alone.model).items():
-        assert torch.equal(value, last[name]), name
-
-
-# ------------------------------------------------------------ gradients
-
-
-@runs()
-def test_clipping_limits_the_update(build: Build, kind: str, adversary: dict) -> None:
-    """The gradients that the optimizer gets; the largest of them is cut."""
-    runner = build(
-        kind,
-        adversary,
+    """Averaged weights, clipping, a scaled learning rate, frozen stages, many sizes."""
+    loader = tiny.loader(coco, test=False, batch_size=2)
+    scales = [(64, 48), (96, 72), (128, 96)]
+    resize = dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
+    loader['dataset']['pipeline'][2] = resize
+    sampler = 'DefaultSampler' if kind == 'Epoch' else 'InfiniteSampler'
+    loader['sampler'] = dict(type=sampler, shuffle=True)
+    model = tiny.fcos()
+    model['backbone'].update(frozen_stages=2)
+    settings: dict[str, Any] = dict(
+        model=model,
+        train_dataloader=loader,
+        auto_scale_lr=dict(enable=True, base_batch_size=8),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=2)
+        ],
         optim_wrapper=dict(
             type='OptimWrapper',
             optimizer=dict(type='SGD', lr=0.01),
             clip_grad=dict(max_norm=0.5),
         ),
     )
+    ema = dict(type='EMAHook', momentum=0.25, update_buffers=value)
+    runner = build(kind, adversary, custom_hooks=[ema], **settings)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    before, sources, watch = {}, Sources(), Watch(runner)
     norms: list[float] = []
 
     def note(optimizer: Any, *args: Any) -> None:
-        grads = [w.grad for group in optimizer.param_groups for w in group['params']]
-        norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+        weights = [w for group in optimizer.param_groups for w in group['params']]
+        grads = [w.grad.flatten() for w in weights if w.grad is not None]
+        norms.append(float(torch.cat(grads).norm()))
 
     runner.optim_wrapper.optimizer.register_step_pre_hook(note)
-    watch = Watch(runner)
+    runner.register_hook(sources)
+    runner.register_hook(First(before))
     runner.train()
     watch.check_images(6)
+    assert len({tuple(i.shape) for images in watch.clean for i in images}) > 3
+    # The gradients that the optimizer gets; the largest of them is cut.
     assert norms == pytest.approx([0.5] * 6, rel=1e-4)
+    # 0.01 is for 8 images, a batch has 2, however often it is replayed.
+    assert watch.lr == pytest.approx([0.00125, *[0.0025] * 5])
+    last = sources.states[-1]
+    changed = {name for name in last if not torch.equal(last[name], before[name])}
+    assert not [name for name in changed if name.startswith(FROZEN)]
+    # The gradient comes through to what is not frozen, and to the image.
+    assert 'backbone.layer3.0.conv1.weight' in changed
+    check_average(runner, sources.states, value)
+    if value or kind == 'Iter':
+        return
+    # The average does not reach into the training.
+    alone = build(kind, adversary, **settings)
+    alone.train()
+    for name, weight in weights_of(alone.model).items():
+        assert torch.equal(weight, last[name]), name
+
+
+def check_average(
+    runner: Runner, states: list[dict[str, Tensor]], buffers: bool
+) -> None:
+    """By hand, after every update, replays included; inner steps do not count."""
+    assert len(states) == 6
+    average = {k: v.double() for k, v in states[0].items()}
+    for state in states[1:]:
+        average = {k: 0.75 * v + 0.25 * state[k].double() for k, v in average.items()}
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    found = weights_of(hook.ema_model.module)
+    parameters = {name for name, _ in runner.model.named_parameters()}
+    for name, value in found.items():
+        if not value.is_floating_point():
+            # PGD's inner steps see BatchNorm's statistics and do not add to them.
+            assert int(states[-1][name]) == (0 if name.startswith(FROZEN) else 6)
+        elif name in parameters or buffers:
+            torch.testing.assert_close(value.double(), average[name])
+        else:
+            assert torch.equal(value, states[-1][name])
+    name = 'backbone.layer3.0.conv1.weight'
+    assert not torch.equal(found[name], states[-1][name])
+
+
+# ------------------------------------------------------------ gradients
 
 
 def test_clipping_does_not_reach_the_perturbation() -> None:
@@ -293,23 +313,6 @@ def test_accumulated_batches_are_one_large_batch(counts: int) -> None:
     torch.testing.assert_close(*pieces, rtol=1e-4, atol=1e-6)
 
 
-@runs()
-def test_the_scaled_learning_rate(build: Build, kind: str, adversary: dict) -> None:
-    """By the images of a batch, however often it is replayed."""
-    runner = build(
-        kind,
-        adversary,
-        auto_scale_lr=dict(enable=True, base_batch_size=8),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=2)
-        ],
-    )
-    watch = Watch(runner)
-    runner.train()
-    # 0.01 is for 8 images, a batch has 2.
-    assert watch.lr == pytest.approx([0.00125, *[0.0025] * 5])
-
-
 # ------------------------------------------------------------ mixed precision
 
 
@@ -344,11 +347,11 @@ BF16 = dict(
 )
 
 
-@runs('model', tiny.fcos, tiny.faster_rcnn)
+@runs(TWO, tiny.faster_rcnn, tiny.fcos)
 def test_bfloat16_trains(
-    build: Build, kind: str, adversary: dict, model: Callable[[], dict]
+    build: Build, kind: str, adversary: dict, value: Callable[[], dict]
 ) -> None:
-    runner = build(kind, adversary, model(), optim_wrapper=BF16)
+    runner = build(kind, adversary, value(), optim_wrapper=BF16)
     kinds: set[tuple[bool, torch.dtype]] = set()
     runner.model.neck.register_forward_hook(
         lambda module, args, out: kinds.add(
@@ -370,28 +373,6 @@ def test_bfloat16_trains(
 # ------------------------------------------------------------ sizes and mixtures
 
 
-@runs()
-def test_images_of_several_sizes(
-    build: Build, coco: Path, kind: str, adversary: dict
-) -> None:
-    """RandomChoiceResize; the perturbation follows the image into every size."""
-    loader = tiny.loader(coco, test=False, batch_size=2)
-    loader['dataset']['pipeline'][2] = dict(
-        type='RandomChoiceResize',
-        scales=[(64, 48), (96, 72), (128, 96)],
-        keep_ratio=True,
-    )
-    loader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
-    if kind == 'Epoch':
-        loader['sampler']['type'] = 'DefaultSampler'
-    runner = build(kind, adversary, train_dataloader=loader)
-    watch = Watch(runner)
-    runner.train()
-    watch.check_images(6)
-    shapes = {tuple(image.shape) for images in watch.clean for image in images}
-    assert len(shapes) > 3
-
-
 def with_augment(**augment: Any) -> dict:
     model = tiny.fcos()
     model['data_preprocessor'] = dict(
@@ -404,12 +385,10 @@ RESIZE = dict(type='BatchSyncRandomResize', random_size_range=(32, 128), interva
 PAD = dict(type='BatchFixedSizePad', size=(96, 160))
 
 
-@runs('augment', RESIZE, PAD)
-def test_batch_augments(
-    build: Build, kind: str, adversary: dict, augment: dict
-) -> None:
+@runs(TWO, RESIZE, PAD)
+def test_batch_augments(build: Build, kind: str, adversary: dict, value: dict) -> None:
     """They change what the network sees, not what the loader handed out."""
-    runner = build(kind, adversary, with_augment(**augment))
+    runner = build(kind, adversary, with_augment(**value))
     inner: list[tuple[int, int]] = []
 
     def note(module: nn.Module, args: tuple) -> None:
@@ -421,7 +400,7 @@ def test_batch_augments(
     runner.train()
     watch.check_images(6)
     assert len(inner) == 6
-    assert len(set(inner)) > 2 if augment is RESIZE else set(inner) == {(96, 160)}
+    assert len(set(inner)) > 2 if value is RESIZE else set(inner) == {(96, 160)}
     if adversary is FREE:
         for first in range(0, 6, 2):  # the second replay of each batch
             for before, after in zip(*watch.boxes[first : first + 2], strict=True):
@@ -495,7 +474,7 @@ def yolox() -> dict:
     return model
 
 
-@runs()
+@runs(TWO)
 def test_mosaic_mixup_and_their_end(
     build: Build, coco: Path, kind: str, adversary: dict
 ) -> None:
@@ -503,8 +482,7 @@ def test_mosaic_mixup_and_their_end(
     by_epoch = kind == 'Epoch'
     overrides: dict[str, Any] = {}
     if by_epoch:
-        loop = 'mmrobust.AdvEpochBasedTrainLoop'
-        overrides['train_cfg'] = dict(type=loop, max_epochs=2, adversary=adversary)
+        overrides['train_cfg'] = updates.epochs(2, adversary)
         overrides['custom_hooks'] = [
             # Its count is one off: 0 is the last pass.
             dict(type='YOLOXModeSwitchHook', num_last_epochs=0, priority=48),
@@ -530,31 +508,6 @@ def test_mosaic_mixup_and_their_end(
     else:
         assert with_l1 == [False] * 6
     assert all(torch.tensor(log['loss']).isfinite() for log in watch.logs)
-
-
-# ------------------------------------------------------------ parts of the model
-
-
-@runs()
-def test_frozen_stages_stay_and_let_the_gradient_through(
-    build: Build, kind: str, adversary: dict
-) -> None:
-    model = tiny.fcos()
-    model['backbone'].update(frozen_stages=2, norm_eval=True)
-    runner = build(kind, adversary, model)
-    runner._init_model_weights()
-    runner._init_model_weights = lambda: None
-    before = weights_of(runner.model)
-    watch = Watch(runner)
-    runner.train()
-    watch.check_images(6)
-    frozen = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1', 'backbone.layer2')
-    changed = set()
-    for name, value in weights_of(runner.model).items():
-        if not torch.equal(value, before[name]):
-            changed.add(name)
-            assert not name.startswith(frozen), name
-    assert 'backbone.layer3.0.conv1.weight' in changed
 
 
 # ------------------------------------------------------------ several images a sample
@@ -617,7 +570,7 @@ def soft_teacher(root: Path) -> tuple[dict, dict]:
     return model, loader
 
 
-@runs()
+@runs(TWO)
 def test_teacher_and_student_are_refused(
     build: Build, coco: Path, kind: str, adversary: dict
 ) -> None:
@@ -639,12 +592,9 @@ def test_teacher_and_student_train_without_an_adversary(
 ) -> None:
     """The control of an experiment; as mmengine's own loop, bit for bit."""
     states = []
-    for loop in ('IterBasedTrainLoop', 'mmrobust.AdvIterBasedTrainLoop'):
+    adversary: dict = dict(type='mmrobust.NoAdversary')
+    for train_cfg in (updates.iters(2, None), updates.iters(2, adversary)):
         model, loader = soft_teacher(coco)
-        adversary: dict = dict(type='mmrobust.NoAdversary')
-        train_cfg = dict(type=loop, max_iters=2)
-        if loop.startswith('mmrobust'):
-            train_cfg['adversary'] = adversary
         runner = build(
             'Iter',
             adversary,
