@@ -17,6 +17,7 @@ import tiny
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from mmrobust.training.resume import newest_checkpoint
@@ -222,8 +223,21 @@ def test_validation_is_made_up(build: Build, coco: Path, tmp_path: Path) -> None
     assert found == [[2, 4], [2, 4], [4]]
 
 
-def test_gradients_that_wait(build: Build, tmp_path: Path) -> None:
-    """Two batches per update of the weights; a checkpoint between the two."""
+def test_gradients_that_wait_and_sizes_of_batches(build: Build, tmp_path: Path) -> None:
+    """Two batches per update of the weights; a checkpoint between the two.
+
+    mmdet's multi-scale batches keep a size for some updates.
+    """
+    resize = dict(
+        type='BatchSyncRandomResize',
+        random_size_range=(32, 96),
+        interval=3,
+        size_divisor=16,
+    )
+    model = tiny.faster_rcnn()
+    model['data_preprocessor'] = dict(
+        model['data_preprocessor'], batch_augments=[resize]
+    )
     wrapper = dict(
         type='OptimWrapper',
         accumulative_counts=2,
@@ -232,39 +246,24 @@ def test_gradients_that_wait(build: Build, tmp_path: Path) -> None:
     assert_resumes(
         build,
         tmp_path,
-        ['iter_3.pth'],
-        train_cfg=iters(6, PGD),
-        default_hooks=saving(3, by_epoch=False),
+        ['iter_5.pth'],
+        model=model,
+        train_cfg=iters(8, PGD),
+        default_hooks=saving(5, by_epoch=False),
         optim_wrapper=wrapper,
     )
-    saved = torch.load(tmp_path / 'work' / 'iter_3.pth', weights_only=True)
-    assert saved['mmrobust_training']['ranks'][0]['gradients']
-
-
-def test_sizes_of_batches(build: Build, tmp_path: Path) -> None:
-    """mmdet's multi-scale batches keep a size for some updates."""
-    model = tiny.fcos()
-    resize = dict(
-        type='BatchSyncRandomResize',
-        random_size_range=(32, 96),
-        interval=3,
-        size_divisor=16,
-    )
-    model['data_preprocessor'] = dict(
-        model['data_preprocessor'], batch_augments=[resize]
-    )
-    assert_resumes(
-        build,
-        tmp_path,
-        ['iter_4.pth'],
-        model=model,
-        train_cfg=iters(8, NONE),
-        default_hooks=saving(4, by_epoch=False),
-    )
+    saved = torch.load(tmp_path / 'work' / 'iter_5.pth', weights_only=True)
+    (own,) = saved['mmrobust_training']['ranks']
+    assert own['gradients']
+    assert own['sizes']
 
 
 def test_a_pipeline_that_switches(build: Build, coco: Path, tmp_path: Path) -> None:
-    """mmdet's hook restarts workers that persist, once or at each start."""
+    """mmdet's hook restarts workers that persist, once or at each start.
+
+    There is no seed in the config; mmengine takes over the checkpoint's after it has
+    built the data loader.
+    """
     loader = random_loader(coco, num_workers=1, persistent_workers=True)
     switched = tiny.pipeline(test=False, scale=(64, 48))
     assert_resumes(
@@ -274,21 +273,10 @@ def test_a_pipeline_that_switches(build: Build, coco: Path, tmp_path: Path) -> N
         train_cfg=epochs(3, NONE),
         train_dataloader=loader,
         default_hooks=saving(),
+        randomness=dict(seed=None),
         custom_hooks=[
             dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=switched)
         ],
-    )
-
-
-def test_without_a_seed_in_the_config(build: Build, tmp_path: Path) -> None:
-    """mmengine takes over the checkpoint's after it has built the data loader."""
-    assert_resumes(
-        build,
-        tmp_path,
-        ['epoch_1.pth'],
-        train_cfg=epochs(2, NONE),
-        default_hooks=saving(),
-        randomness=dict(seed=None),
     )
 
 
@@ -412,9 +400,18 @@ def test_generators_continue_after_their_states() -> None:
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize('processes', [0, 2])
+class Carried(Hook):
+    """Notes whether there is a perturbation before each update."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self.seen.append(bool(runner.train_loop.adversary._deltas))
+
+
 def test_other_states_are_not_taken(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stock training, or two processes, were interrupted; one goes on, and says so."""
     settings: dict[str, Any] = dict(
@@ -423,26 +420,20 @@ def test_other_states_are_not_taken(
     build(**settings).train()
     saved = tmp_path / 'work' / 'iter_2.pth'
     content = torch.load(saved, weights_only=True)
-    if processes == 0:
-        del content['mmrobust_training']
-    else:
-        content['mmrobust_training']['ranks'] *= processes
-    torch.save(content, saved)
+    own = content.pop('mmrobust_training')
+    doubled = {**own, 'ranks': own['ranks'] * 2}
     said: list[str] = []
     monkeypatch.setattr(
-        'mmrobust.training.resume.print_log',
-        lambda text, **kwargs: said.append(text),
+        'mmrobust.training.resume.print_log', lambda text, **kwargs: said.append(text)
     )
-    runner = build(**settings, load_from=str(saved), resume=True)
-    seen: list[bool] = []
-    stock = runner.train_loop.adversary.train_step
-
-    def train_step(*args: Any) -> Any:
-        seen.append(bool(runner.train_loop.adversary._deltas))
-        return stock(*args)
-
-    runner.train_loop.adversary.train_step = train_step
-    runner.train()
-    assert seen == [False, True]
-    (text,) = said
-    assert f'perturbation of {processes} processes, and 1 resume' in text
+    for processes, state in ((0, {}), (2, {'mmrobust_training': doubled})):
+        torch.save({**content, **state}, tmp_path / 'other.pth')
+        other = str(tmp_path / 'other.pth')
+        runner = build(**settings, load_from=other, resume=True)
+        carried = Carried()
+        runner.register_hook(carried)
+        runner.train()
+        assert carried.seen == [False, True]
+        text = said.pop()
+        assert f'perturbation of {processes} processes, and 1 resume' in text
+    assert not said

@@ -78,28 +78,49 @@ SCHEDULE = [
 ]
 
 
-@pytest.mark.parametrize('model', [tiny.fcos, tiny.faster_rcnn])
-@pytest.mark.parametrize('adversary', [free(eps=0, replays=1), pgd(eps=0, num_steps=1)])
+CARRIED = dict(replays=1, carry='run')
+
+
+@pytest.mark.parametrize(
+    ('model', 'silent', 'attacking'),
+    [
+        (
+            tiny.fcos,
+            [free(eps=0, replays=1), pgd(eps=0, num_steps=1)],
+            [free(eps=4, **CARRIED), pgd(eps=4)],
+        ),
+        # Samplers draw from the global generator: FreeAT draws nothing itself (PGD's
+        # inner losses do, and only there).
+        (tiny.faster_rcnn, [free(eps=0, objective=['loss_cls'], **CARRIED)], []),
+    ],
+)
 def test_no_perturbation_is_stock_training(
-    build: Build, model: Callable[[], dict], adversary: dict
+    build: Build, model: Callable[[], dict], silent: list[dict], attacking: list[dict]
 ) -> None:
     """Same weights, statistics, losses and learning rates after 6 updates, bit by bit.
 
-    Faster R-CNN's samplers draw from the global generator, so this also shows that
-    FreeAT consumes no randomness of its own (PGD's inner losses do, and only there).
+    An attack makes a difference, or this could not tell an adversary never called.
     """
-    if adversary['type'].endswith('PGDAdversary') and model is tiny.faster_rcnn:
-        adversary = free(eps=0, replays=1, carry='run', objective=['loss_cls'])
     results = []
-    for train_cfg in (epochs(2, None), epochs(2, adversary)):
-        runner = build(model(), train_cfg=train_cfg, param_scheduler=SCHEDULE)
+    for adversary in (None, *silent, *attacking):
+        runner = build(
+            model(), train_cfg=epochs(2, adversary), param_scheduler=SCHEDULE
+        )
         recorder = train(runner)
         results.append((state_of(runner), recorder))
-    (stock, expected), (ours, found) = results
+    (stock, expected), *others = results
     assert len(expected.lr) == 6
-    assert vars(found) == vars(expected)
     assert len(set(expected.lr)) > 2
-    assert_same(ours, stock)
+    for ours, found in others[: len(silent)]:
+        assert vars(found) == vars(expected)
+        assert_same(ours, stock)
+    attacked = others[len(silent) :]
+    name = 'backbone.conv1.weight'
+    assert not any(torch.equal(ours[name], stock[name]) for ours, _ in attacked)
+    # FreeAT's first update sees the clean images, PGD's the attacked ones.
+    for (_, found), clean in zip(attacked, (True, False), strict=False):
+        assert (found.loss[0] == expected.loss[0]) == clean
+        assert found.loss[0] >= expected.loss[0]
 
 
 def test_no_perturbation_is_stock_training_by_iteration(build: Build) -> None:
@@ -111,21 +132,6 @@ def test_no_perturbation_is_stock_training_by_iteration(build: Build) -> None:
     (stock, expected), (ours, found) = results
     assert vars(found) == vars(expected)
     assert_same(ours, stock)
-
-
-def test_a_perturbation_is_not_stock_training(build: Build) -> None:
-    """The tests above could not tell an adversary that is never called."""
-    states = []
-    for adversary in (None, free(eps=4, replays=1, carry='run'), pgd(eps=4)):
-        runner = build(train_cfg=epochs(1, adversary))
-        recorder = train(runner)
-        states.append((state_of(runner)['backbone.conv1.weight'], recorder.loss))
-    stock, free_at, pgd_at = states
-    assert not torch.equal(free_at[0], stock[0])
-    assert not torch.equal(pgd_at[0], stock[0])
-    # FreeAT's first update sees the clean images, PGD's the attacked ones.
-    assert free_at[1][0] == stock[1][0]
-    assert pgd_at[1][0] > stock[1][0]
 
 
 def test_replays_are_iterations(build: Build) -> None:
@@ -172,10 +178,8 @@ def test_replays_are_iterations_by_iteration(build: Build) -> None:
     ('train_cfg', 'resets'),
     [
         (epochs(2, free(eps=4, replays=2)), [0, 6]),
-        (epochs(2, free(eps=4, replays=2, carry='run')), [0]),
         # By iteration a pass is the same number of updates: 3 batches, twice each.
         (iters(12, free(eps=4, replays=2)), [0, 6]),
-        (iters(12, free(eps=4, replays=2, carry='run')), [0]),
     ],
 )
 def test_the_perturbation_starts_anew_in_each_pass(
@@ -234,45 +238,31 @@ def test_accumulation_with_pgd(build: Build) -> None:
     assert not torch.equal(states[2][name], states[0][name])
 
 
-def test_without_the_saved_perturbation_the_run_would_differ(
+def test_the_saved_perturbation_counts_where_training_resumes(
     build: Build, tmp_path: Path
 ) -> None:
-    """The test above could not tell a perturbation that does not matter."""
+    """Without it the run differs; load_from without resume takes the weights alone."""
     settings: dict[str, Any] = dict(
         train_cfg=iters(5, free(eps=4, replays=3, carry='run')),
         default_hooks=checkpoints(4, by_epoch=False),
     )
-    runner = build(**settings)
-    whole = train(runner)
+    whole = train(build(**settings))
     saved = tmp_path / 'work' / 'iter_4.pth'
+    runner = build(**settings, load_from=str(saved))
+    inputs: list[Tensor] = []
+    runner.model.data_preprocessor.register_forward_pre_hook(
+        lambda module, args: inputs.append(args[0]['inputs'][0].detach())
+    )
+    train(runner)
+    # The first image is clean: whole numbers, as the loader's are.
+    assert torch.equal(inputs[0], inputs[0].round())
+    assert not torch.equal(inputs[1], inputs[0])
     checkpoint = torch.load(saved, weights_only=True)
     (own,) = checkpoint['mmrobust_training']['ranks']
-    assert [d.shape for d in own['adversary'].pop('deltas')]
+    assert own['adversary'].pop('deltas')
     torch.save(checkpoint, saved)
     rest = train(build(**settings, load_from=str(saved), resume=True))
     assert rest.loss[0] != whole.loss[4]
-
-
-def test_loading_weights_alone_restores_no_perturbation(
-    build: Build, tmp_path: Path
-) -> None:
-    """load_from without resume is a new training from given weights."""
-    settings: dict[str, Any] = dict(
-        train_cfg=iters(4, free(eps=4, replays=3, carry='run')),
-        default_hooks=checkpoints(4, by_epoch=False),
-    )
-    train(build(**settings))
-    saved = tmp_path / 'work' / 'iter_4.pth'
-    runner = build(**settings, load_from=str(saved))
-    runner.model.data_preprocessor.register_forward_pre_hook(
-        lambda module, args: inputs.append([i.detach() for i in args[0]['inputs']])
-    )
-    inputs: list[list[Tensor]] = []
-    train(runner)
-    # The first image is clean: whole numbers, as the loader's are.
-    first = inputs[0][0]
-    assert torch.equal(first, first.round())
-    assert not torch.equal(inputs[1][0], first)
 
 
 def test_checkpoints_are_plain_mmdet_checkpoints(build: Build, tmp_path: Path) -> None:
@@ -354,73 +344,69 @@ class AlwaysOne(BaseMetric):
         return {'coco/bbox_mAP': 1.0}
 
 
-def refused(runner: Runner, sentence: str) -> None:
-    """Training is refused with this sentence, before anything is updated."""
+ACCUMULATING = dict(
+    type='OptimWrapper', accumulative_counts=2, optimizer=dict(type='SGD', lr=0.01)
+)
+# They would be no adversarial training, without any sign.
+REFUSED = [
+    (
+        loop(1, free(eps=4, replays=2)),
+        dict(optim_wrapper=ACCUMULATING),
+        'accumulative_counts=2 would accumulate one batch with itself',
+    )
+    for loop in (epochs, iters)
+] + [
+    (
+        epochs(1, free(eps=4)),
+        dict(optim_wrapper=OptimWrapperDict),
+        'OptimWrapperDict holds several optimizers',
+    ),
+    # carry='epoch' would start each update from zero.
+    (
+        epochs(1, free(eps=4, replays=1)),
+        dict(batch_size=6),
+        "one update per pass.*set carry='run'",
+    ),
+    # The adversary would be weaker than its settings say, to the end.
+    (epochs(1, free(warmup_iters=13)), {}, 'more than the 12 updates of the training'),
+    (epochs(1, pgd(warmup_iters=4)), {}, 'more than the 3 updates of the training'),
+    # Class names that are not the file's leave no object to mmdet.
+    *(
+        (
+            train_cfg,
+            dict(classes=('person', 'car', 'dog')),
+            'the training has 6 images and no box at all: check ann_file',
+        )
+        for train_cfg in (epochs(1, free(eps=4)), iters(1, pgd(eps=4)))
+    ),
+]
+
+
+@pytest.mark.parametrize(('train_cfg', 'change', 'sentence'), REFUSED)
+def test_training_is_refused_before_anything_is_updated(
+    build: Build, coco: Path, train_cfg: dict, change: dict, sentence: str
+) -> None:
+    settings: dict[str, Any] = {}
+    if 'batch_size' in change or 'classes' in change:
+        size = change.get('batch_size', 2)
+        loader = tiny.loader(coco, test=False, batch_size=size, scale=(64, 48))
+        classes = change.get('classes', tiny.CLASSES)
+        loader['dataset']['metainfo'] = dict(classes=classes)
+        settings['train_dataloader'] = loader
+    wrapper = change.get('optim_wrapper')
+    if isinstance(wrapper, dict):
+        settings['optim_wrapper'] = wrapper
+    runner = build(train_cfg=train_cfg, **settings)
+    if wrapper is OptimWrapperDict:
+        optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.01)
+        runner.optim_wrapper = OptimWrapperDict(main=OptimWrapper(optimizer))
+    runner._init_model_weights()
+    runner._init_model_weights = lambda: None
     before = state_of(runner)
     with pytest.raises(ConfigError, match=sentence):
         runner.train()
     for name, value in runner.model.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-
-@pytest.mark.parametrize('loop', [epochs, iters])
-def test_accumulation_with_replays_is_refused(build: Build, loop: Callable) -> None:
-    """It would accumulate a batch with itself: no FreeAT any more, without any sign."""
-    runner = build(
-        train_cfg=loop(1, free(eps=4, replays=2)),
-        optim_wrapper=dict(
-            type='OptimWrapper',
-            accumulative_counts=2,
-            optimizer=dict(type='SGD', lr=0.01),
-        ),
-    )
-    runner._init_model_weights()
-    runner._init_model_weights = lambda: None
-    refused(runner, 'accumulative_counts=2 would accumulate one batch with itself')
-
-
-def test_several_optimizers_are_refused(build: Build) -> None:
-    runner = build(train_cfg=epochs(1, free(eps=4)))
-    runner._init_model_weights()
-    runner._init_model_weights = lambda: None
-    optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.01)
-    runner.optim_wrapper = OptimWrapperDict(main=OptimWrapper(optimizer))
-    refused(runner, 'OptimWrapperDict holds several optimizers')
-
-
-@pytest.mark.parametrize('loop', [epochs, iters])
-@pytest.mark.parametrize('adversary', [free(eps=4), pgd(eps=4)])
-def test_a_dataset_without_boxes_is_refused(
-    build: Build, coco: Path, tmp_path: Path, loop: Callable, adversary: dict
-) -> None:
-    """So do class names that are not the file's; mmdet then trains on nothing."""
-    train_cfg = loop(1, adversary)
-    runner = build(train_cfg=train_cfg)
-    loader = runner.cfg.train_dataloader.to_dict()
-    loader['dataset']['metainfo'] = dict(classes=('person', 'car', 'dog'))
-    runner = build(train_cfg=train_cfg, train_dataloader=loader)
-    runner._init_model_weights()
-    runner._init_model_weights = lambda: None
-    refused(runner, 'the training has 6 images and no box at all: check ann_file')
-
-
-def test_a_pass_of_one_update_is_refused(build: Build, coco: Path) -> None:
-    """carry='epoch' would start each update from zero: normal training, unnoticed."""
-    loader = tiny.loader(coco, test=False, batch_size=6, scale=(64, 48))
-    train_cfg = epochs(1, free(eps=4, replays=1))
-    runner = build(train_cfg=train_cfg, train_dataloader=loader)
-    runner._init_model_weights()
-    runner._init_model_weights = lambda: None
-    refused(runner, "one update per pass.*set carry='run'")
-
-
-@pytest.mark.parametrize('adversary', [free(warmup_iters=13), pgd(warmup_iters=4)])
-def test_a_warm_up_beyond_the_end_is_refused(build: Build, adversary: dict) -> None:
-    """The adversary would be weaker than its settings say, to the end."""
-    runner = build(train_cfg=epochs(1, adversary))
-    runner._init_model_weights()
-    runner._init_model_weights = lambda: None
-    refused(runner, r'more than the (12|3) updates of the training')
 
 
 def test_built_parts_are_taken_as_they_are(build: Build) -> None:
