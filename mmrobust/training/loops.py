@@ -37,8 +37,8 @@ from .resume import TrainingStateHook, settle_checkpoint
 class _AdversarialTraining:
     """The part that both loops share: checks, the frame of a training, one update.
 
-    Loops call ``_set_up`` when they are made, then ``_check`` and ``_train``, in which
-    ``_update`` follows ``_update`` and, where it is due, a validation.
+    ``run`` of a loop calls ``_check`` and ``_train``, in which ``_update`` follows
+    ``_update`` and, where it is due, a validation.
     """
 
     runner: Runner
@@ -55,33 +55,38 @@ class _AdversarialTraining:
     # How many updates of the pass that is under way have been made.
     updates_of_pass = 0
 
-    def _set_up(
+    # Otherwise the loop repeats the batches, and a pass has as many as in mmengine.
+    repeats_in_loader = True
+
+    def __init__(
         self,
         runner: Runner,
         dataloader: DataLoader | dict,
         adversary: Adversary | dict,
-        max_skipped: int,
-        speed: Mapping[str, Any] | None,
-        intervals: dict[str, Any],
-    ) -> DataLoader:
-        """Reads the settings that both loops have; returns the built data loader."""
-        for key in {'val_begin', 'val_interval'} & set(intervals):
-            intervals[key] = positive_int(intervals[key], key)
+        max_skipped: int = 20,
+        speed: Mapping[str, Any] | None = None,
+        **stock: Any,
+    ) -> None:
+        for key in ('max_epochs', 'max_iters', 'val_begin', 'val_interval'):
+            if key in stock:
+                stock[key] = positive_int(stock[key], key)
         self.max_skipped = positive_int(max_skipped, 'max_skipped')
         self.speed = Acceleration.read(speed)
         self.adversary = (
             ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
         )
         settle_checkpoint(runner)
-        if not isinstance(dataloader, dict):
-            return dataloader
-        diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
-        return runner.build_dataloader(
-            dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
-        )
-
-    def _add_hooks(self, updates_per_epoch: int) -> None:
-        self.adversary.updates_per_epoch = updates_per_epoch
+        if isinstance(dataloader, dict):
+            diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
+            dataloader = runner.build_dataloader(
+                dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
+            )
+        replays = self.adversary.replays
+        self.adversary.updates_per_epoch = len(dataloader) * replays
+        times = replays if self.repeats_in_loader else 1
+        # Before mmengine's loop, which counts the iterations by the loader's length.
+        loader = ReplayDataLoader(dataloader, times, runner.seed)
+        super().__init__(runner, loader, **stock)  # type: ignore[call-arg]
         self._state = TrainingStateHook(self.adversary)
         self.runner.register_hook(self._state, priority=self._state.priority)
         self.runner.register_hook(ConvertedWeightsHook())
@@ -222,30 +227,13 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
             in a row end the training.
         speed: options of :class:`.Acceleration`, for updates and the
             attacks in them, for instance ``dict(autocast='bfloat16')``.
-        **kwargs: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
+        **stock: as EpochBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
         ConfigError: before the first update, for gradient accumulation with FreeAT,
             several optimizers, samples of several images, or a dataset without any
             box; later, for too many updates in a row that are not finite.
     """
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        max_epochs: int,
-        adversary: Adversary | dict,
-        max_skipped: int = 20,
-        speed: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        max_epochs = positive_int(max_epochs, 'max_epochs')
-        stock = self._set_up(runner, dataloader, adversary, max_skipped, speed, kwargs)
-        # Replayed before super().__init__, which counts the iterations by its length.
-        loader = ReplayDataLoader(stock, self.adversary.replays, runner.seed)
-        super().__init__(runner, loader, max_epochs, **kwargs)
-        self._add_hooks(len(loader))
 
     def run(self) -> Any:
         """Launches training."""
@@ -288,10 +276,8 @@ class AdvEpochBasedTrainLoop(_AdversarialTraining, EpochBasedTrainLoop):
     def _resume_pass(self, resumed: dict) -> None:
         """Goes on in the middle of a pass."""
         self.updates_of_pass = resumed.get('updates_of_pass', 0)
-        if self.updates_of_pass == 0:
-            return
-        before, now = resumed['length_of_pass'], len(self.dataloader)
-        if before != now:
+        before, now = resumed.get('length_of_pass'), len(self.dataloader)
+        if self.updates_of_pass and before != now:
             raise ConfigError(
                 f'the checkpoint is from the middle of a pass of {before} updates, and '
                 f'a pass has {now} now: resume with the batch size, the number of '
@@ -310,31 +296,20 @@ class AdvIterBasedTrainLoop(_AdversarialTraining, IterBasedTrainLoop):
         adversary: config for the ``ADVERSARIES`` registry.
         max_skipped: as :class:`AdvEpochBasedTrainLoop`'s.
         speed: see :class:`AdvEpochBasedTrainLoop`.
-        **kwargs: as IterBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
+        **stock: as IterBasedTrainLoop's (``val_begin``, ``val_interval``, ...).
 
     Raises:
         ConfigError: as :class:`AdvEpochBasedTrainLoop`.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        max_iters: int,
-        adversary: Adversary | dict,
-        max_skipped: int = 20,
-        speed: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        max_iters = positive_int(max_iters, 'max_iters')
-        stock = self._set_up(runner, dataloader, adversary, max_skipped, speed, kwargs)
-        loader = ReplayDataLoader(stock, 1, runner.seed)
-        replays = self.adversary.replays
-        super().__init__(runner, loader, max_iters, **kwargs)
+    repeats_in_loader = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # mmengine 0.10.7 has begun the first pass by now, newer forks have not.
         begun = getattr(self.dataloader_iterator, '_iterator', None)  # type: ignore[has-type]
-        self.dataloader_iterator = ReplayIterator(loader, replays, begun)
-        self._add_hooks(len(loader) * replays)
+        loader: Any = self.dataloader
+        self.dataloader_iterator = ReplayIterator(loader, self.adversary.replays, begun)
 
     def run(self) -> Any:
         """Launches training."""

@@ -337,7 +337,7 @@ def test_a_kill_while_saving_loses_nothing(
     for key, value in outcome(resumed).items():
         assert torch.equal(value, expected[key]), key
     assert [path.name for path in work.glob('*.pth')] == ['epoch_3.pth']
-    assert not list(work.glob('.*.partial'))
+    assert not list(work.glob('.*.pth'))
 
 
 def checkpoint(path: Path, content: dict, age: int) -> None:

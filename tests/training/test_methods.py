@@ -17,7 +17,6 @@ from mmrobust.training import (
     CWATAdversary,
     FreeAdversary,
     MTDAdversary,
-    NoAdversary,
     PGDAdversary,
 )
 from mmrobust.training import Adversary
@@ -25,7 +24,6 @@ from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from torch import Tensor, nn
 from updates import (
-    assert_same_state,
     make_batch,
     make_model,
     sgd,
@@ -289,18 +287,6 @@ def test_the_share_is_right_on_average() -> None:
     assert mean == pytest.approx(0.3, abs=0.03)  # four standard deviations
     assert adversary.chosen(7, 8) == adversary.chosen(4, 8)
     assert FreeAdversary().chosen(0, 8) == list(range(8))
-
-
-def test_the_control_is_stock_training_bit_for_bit() -> None:
-    batches = [make_batch([(64, 96), (80, 64)], seed) for seed in range(3)]
-    ours = make_model()
-    theirs = deepcopy(ours)
-    train(NoAdversary(), ours, batches)
-    wrapper = sgd(theirs)
-    for batch in batches:
-        theirs.train_step(batch, optim_wrapper=wrapper)
-    assert_same_state(ours, theirs)
-    assert NoAdversary().describe()['eps'] == 0
 
 
 def test_cls_plus_reg_is_the_sum_of_the_two() -> None:

@@ -52,29 +52,85 @@ def groups_of(
     return found
 
 
-def test_the_table_of_a_toy_model() -> None:
-    found = groups_of(
-        Toy(),
-        backbone_lr_mult=0.1,
-        bias_lr_mult=2.0,
-        bias_decay_mult=0.0,
-        norm_decay_mult=0.25,
-    )
-    expected = {
-        # In the backbone: a tenth of what the rules give elsewhere.
-        'backbone.0.weight': (0.1, 0.5),
-        'backbone.0.bias': (0.2, 0.0),
-        'backbone.1.weight': (0.1, 0.125),
-        'backbone.1.bias': (0.1, 0.125),  # mmengine: no bias rule in norm layers
-        'head.0.weight': (1.0, 0.5),
-        'head.0.bias': (2.0, 0.0),
-        'head.1.weight': (1.0, 0.125),
-        'head.1.bias': (1.0, 0.125),
-        'scale': (1.0, 0.5),
-        'backbone_neck.weight': (1.0, 0.5),
-        'backbone_neck.bias': (2.0, 0.0),
+class Outer(nn.Module):
+    """A detector inside another one has its backbone deeper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = Toy()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'rules', 'expected'),
+    [
+        (
+            Toy,
+            dict(
+                backbone_lr_mult=0.1,
+                bias_lr_mult=2.0,
+                bias_decay_mult=0.0,
+                norm_decay_mult=0.25,
+            ),
+            {
+                # In the backbone: a tenth of what the rules give elsewhere.
+                'backbone.0.weight': (0.1, 0.5),
+                'backbone.0.bias': (0.2, 0.0),
+                'backbone.1.weight': (0.1, 0.125),
+                'backbone.1.bias': (0.1, 0.125),  # mmengine: no bias rule in norms
+                'head.0.weight': (1.0, 0.5),
+                'head.0.bias': (2.0, 0.0),
+                'head.1.weight': (1.0, 0.125),
+                'head.1.bias': (1.0, 0.125),
+                'scale': (1.0, 0.5),
+                'backbone_neck.weight': (1.0, 0.5),
+                'backbone_neck.bias': (2.0, 0.0),
+            },
+        ),
+        # The multiplier comes on top of a user's rule for a part of the backbone.
+        (
+            Toy,
+            dict(backbone_lr_mult=0.1, custom_keys={'backbone.1': dict(lr_mult=0.5)}),
+            {
+                'backbone.1.weight': (0.05, 0.5),
+                'backbone.0.weight': (0.1, 0.5),
+                'head.0.weight': (1.0, 0.5),
+            },
+        ),
+        # mmengine takes a shortcut without settings, which must not be taken here.
+        (
+            Toy,
+            {},
+            {
+                'backbone.0.weight': (0.1, 0.5),
+                'backbone.1.bias': (0.1, 0.5),
+                'head.0.weight': (1.0, 0.5),
+            },
+        ),
+        # Another component of the name, wherever it stands.
+        (
+            Outer,
+            dict(backbone_lr_mult=0.1),
+            {
+                'student.backbone.0.weight': (0.1, 0.5),
+                'student.head.0.weight': (1.0, 0.5),
+            },
+        ),
+        (
+            Toy,
+            dict(backbone_lr_mult=0.1, backbone_key='head'),
+            {'head.0.weight': (0.1, 0.5), 'backbone.0.weight': (1.0, 0.5)},
+        ),
+    ],
+    ids=['all', 'custom keys', 'nothing', 'deeper', 'key'],
+)
+def test_the_table_of_a_toy_model(
+    kind: type[nn.Module], rules: dict, expected: dict
+) -> None:
+    found = groups_of(kind(), **rules)
+    assert {k: found[k] for k in expected} == {
+        k: pytest.approx(v) for k, v in expected.items()
     }
-    assert found == {k: pytest.approx(v) for k, v in expected.items()}
+    assert len(found) == 11
 
 
 def test_native_custom_keys_drop_the_other_rules_inside_the_backbone() -> None:
@@ -90,40 +146,6 @@ def test_native_custom_keys_drop_the_other_rules_inside_the_backbone() -> None:
     assert different == {'backbone.0.bias', 'backbone.1.bias'}
     assert native['backbone.1.bias'] == pytest.approx((0.1, 0.5))
     assert ours['backbone.1.bias'] == pytest.approx((0.1, 0.0))
-
-
-def test_custom_keys_of_the_user_stay_in_force() -> None:
-    """The multiplier comes on top of a rule for a part of the backbone."""
-    found = groups_of(
-        Toy(), backbone_lr_mult=0.1, custom_keys={'backbone.1': dict(lr_mult=0.5)}
-    )
-    assert found['backbone.1.weight'][0] == pytest.approx(0.05)
-    assert found['backbone.0.weight'][0] == pytest.approx(0.1)
-    assert found['head.0.weight'][0] == 1.0
-
-
-def test_without_settings_the_backbone_gets_a_tenth() -> None:
-    """mmengine takes a shortcut without paramwise_cfg, which must not be taken here."""
-    found = groups_of(Toy())
-    assert found['backbone.0.weight'] == pytest.approx((0.1, 0.5))
-    assert found['backbone.1.bias'] == pytest.approx((0.1, 0.5))
-    assert found['head.0.weight'] == (1.0, 0.5)
-
-
-def test_another_component_of_the_name() -> None:
-    """Wherever it stands: a detector inside another one has its backbone deeper."""
-
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.student = Toy()
-
-    found = groups_of(Outer(), backbone_lr_mult=0.1)
-    assert found['student.backbone.0.weight'][0] == pytest.approx(0.1)
-    assert found['student.head.0.weight'][0] == 1.0
-    found = groups_of(Toy(), backbone_lr_mult=0.1, backbone_key='head')
-    assert found['head.0.weight'][0] == pytest.approx(0.1)
-    assert found['backbone.0.weight'][0] == 1.0
 
 
 def test_the_table_of_a_detector() -> None:
@@ -143,14 +165,24 @@ def test_the_table_of_a_detector() -> None:
     assert found['bbox_head.conv_cls.bias'] == (2.0, 0.0)
 
 
-def test_no_match_is_refused() -> None:
-    """Training the backbone at full speed would go unnoticed."""
-    sentence = (
-        r"backbone_lr_mult=0.1 matched no trainable parameter.*'trunk'.*"
-        r'top-level modules: backbone, backbone_neck, head, scale\)'
-    )
+@pytest.mark.parametrize(
+    ('rules', 'sentence'),
+    [
+        # Training the backbone at full speed would go unnoticed.
+        (
+            dict(backbone_key='trunk'),
+            r"backbone_lr_mult=0.1 matched no trainable parameter.*'trunk'.*"
+            r'top-level modules: backbone, backbone_neck, head, scale\)',
+        ),
+        *(
+            (dict(backbone_lr_mult=factor), 'backbone_lr_mult=')
+            for factor in (-0.1, float('nan'), float('inf'), 'x', None)
+        ),
+    ],
+)
+def test_what_is_refused(rules: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        groups_of(Toy(), backbone_key='trunk')
+        groups_of(Toy(), **rules)
 
 
 def test_a_wholly_frozen_backbone_is_no_match() -> None:
@@ -158,9 +190,3 @@ def test_a_wholly_frozen_backbone_is_no_match() -> None:
     model.backbone.requires_grad_(False)
     with pytest.raises(ConfigError, match='matched no trainable parameter'):
         groups_of(model)
-
-
-@pytest.mark.parametrize('factor', [-0.1, float('nan'), float('inf'), 'x', None])
-def test_an_impossible_multiplier_is_refused(factor: Any) -> None:
-    with pytest.raises(ConfigError, match='backbone_lr_mult='):
-        groups_of(Toy(), backbone_lr_mult=factor)

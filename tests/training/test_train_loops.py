@@ -301,13 +301,6 @@ def test_checkpoints_are_plain_mmdet_checkpoints(build: Build, tmp_path: Path) -
     assert 'scores' in inference_detector(detector, str(image)).pred_instances
 
 
-def test_epoch_checkpoints_need_no_perturbation(build: Build, tmp_path: Path) -> None:
-    """With carry='epoch', the next pass starts from zero."""
-    train(build(train_cfg=epochs(1, free(eps=4, replays=2))))
-    saved = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=True)
-    assert saved['mmrobust_training']['ranks'][0]['adversary'] == {}
-
-
 def test_a_best_checkpoint_carries_the_perturbation(
     build: Build, coco: Path, tmp_path: Path
 ) -> None:
