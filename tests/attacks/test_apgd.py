@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attacks.functions import Recorder, generator, normal, wavy
 from torch import Tensor, nn
 
 from mmrobust.attacks import APGD, LARGER_RADII, PGD
@@ -11,34 +12,6 @@ from mmrobust.attacks.search import Search, SparseSearch
 from mmrobust.threat import ThreatModel
 
 RADII = {'linf': 8.0, 'l2': 128.0, 'l1': 1530.0}
-
-
-class Recorder:
-    """An oracle for a function of one image that remembers what it was asked."""
-
-    def __init__(self, function):
-        self.function, self.values, self.grads = function, 0, 0
-        self.points: list[Tensor] = []  # of the first image
-
-    def value(self, images):
-        self.values += 1
-        self.points.append(images[0].detach())
-        return torch.stack([self.function(image) for image in images]).detach()
-
-    def value_and_grad(self, images):
-        self.grads += 1
-        leaves = [image.detach().clone().requires_grad_() for image in images]
-        self.points.append(leaves[0].detach())
-        values = torch.stack([self.function(leaf) for leaf in leaves])
-        return values.detach(), list(torch.autograd.grad(values.sum(), leaves))
-
-
-def _generator(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _weights(*shape: int) -> Tensor:
-    return torch.randn(shape or (3, 6, 6), generator=_generator(1))
 
 
 # The authors' implementation, in float64 and from the same start, so that no sign of
@@ -49,18 +22,18 @@ class Classifier:
     """A small smooth network on [0, 1] images, as theirs and as an oracle."""
 
     def __init__(self, classes: int = 5, curvature: float = 1.0) -> None:
-        generator = _generator(11)
+        draws = generator(11)
         self.net = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(512, 5)
         )
         for weight in self.net.parameters():
             shape = weight.shape
-            weight.data = torch.randn(shape, generator=generator) * curvature
+            weight.data = torch.randn(shape, generator=draws) * curvature
             weight.data /= max(weight[0].numel(), 1) ** 0.5
             weight.requires_grad_(False)
-        self.images = torch.rand((6, 3, 8, 8), generator=generator)
+        self.images = torch.rand((6, 3, 8, 8), generator=draws)
         self.images[0].round_()
-        self.labels = torch.randint(0, classes, (6,), generator=generator)
+        self.labels = torch.randint(0, classes, (6,), generator=draws)
         self.seen: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -148,7 +121,7 @@ def test_every_iterate_is_the_reference_implementations(
         )
     recorder = model.oracle()
     ours = APGD(norm, RADII[norm], num_steps, random_start=False).perturb(
-        recorder, list(model.images * 255), _generator()
+        recorder, list(model.images * 255), generator()
     )
     _assert_same_path(model, recorder, ours, best, losses, num_steps)
 
@@ -156,9 +129,9 @@ def test_every_iterate_is_the_reference_implementations(
 def test_larger_radii_as_the_reference_implementation(base, monkeypatch):
     model, num_steps = Classifier(), 50
     attack = _theirs(base, model, 'l1', num_steps)
-    generator = _generator(8)
+    draws = generator(8)
     noise = torch.stack(
-        [torch.randn(image.shape, generator=generator) for image in model.images]
+        [torch.randn(image.shape, generator=draws) for image in model.images]
     )
     monkeypatch.setattr(base.torch, 'randn_like', lambda x: noise)
     eps = RADII['l1'] / 255
@@ -168,7 +141,7 @@ def test_larger_radii_as_the_reference_implementation(base, monkeypatch):
     recorder = model.oracle()
     ours = APGD(
         'l1', RADII['l1'], num_steps, radius_schedule=LARGER_RADII, random_start=True
-    ).perturb(recorder, list(model.images * 255), _generator(8))
+    ).perturb(recorder, list(model.images * 255), generator(8))
     clean, *recorder.points = recorder.points
     torch.testing.assert_close(clean, model.images)
     # One more point per radius, the last iterate's.
@@ -179,7 +152,7 @@ def test_larger_radii_as_the_reference_implementation(base, monkeypatch):
 
 
 def test_step_sizes_shrink_where_fixed_ones_oscillate():
-    clean, weights = torch.full((3, 6, 6), 128.0), 1 + 9 * _weights().abs()
+    clean, weights = torch.full((3, 6, 6), 128.0), 1 + 9 * normal().abs()
 
     def narrow(image: Tensor) -> Tensor:
         """A quartic valley, of different width in each value, inside the ball."""
@@ -187,12 +160,12 @@ def test_step_sizes_shrink_where_fixed_ones_oscillate():
         return -(weights * (image - peak) ** 4).sum()
 
     settings = dict(eps=8, num_steps=40, random_start=False)
-    (fixed,) = PGD(**settings).perturb(Recorder(narrow), [clean], _generator())
-    (adapted,) = APGD(**settings).perturb(Recorder(narrow), [clean], _generator())
+    (fixed,) = PGD(**settings).perturb(Recorder(narrow), [clean], generator())
+    (adapted,) = APGD(**settings).perturb(Recorder(narrow), [clean], generator())
     # Steps of 0.5 cannot end much nearer than that, halved ones can.
     assert narrow(adapted) > 0.05 * narrow(fixed) > narrow(clean)
     oracle = Recorder(narrow)
-    APGD(**settings).perturb(oracle, [clean], _generator())
+    APGD(**settings).perturb(oracle, [clean], generator())
     moves = [
         (after - before).abs().max()
         for before, after in zip(oracle.points, oracle.points[1:], strict=False)
@@ -255,10 +228,10 @@ def test_checkpoints_are_those_of_the_paper():
 def test_l1_sparsity_follows_the_best_iterate():
     clean = torch.full((1, 1, 10, 10), 100.0)
     search = SparseSearch(ThreatModel('l1', 600), clean, clean, share=0.2)
-    search.record(torch.tensor([0.0]), _weights(1, 1, 10, 10))
+    search.record(torch.tensor([0.0]), normal(1, 1, 10, 10))
     search.advance()
     assert (search.current - clean).abs().unique().tolist() == [0, 30]  # 600 / 20
-    search.record(torch.tensor([1.0]), _weights(1, 1, 10, 10))
+    search.record(torch.tensor([1.0]), normal(1, 1, 10, 10))
     search.adapt(1)
     # 20 of 100 changed: sparser than all, so 20 / 1.5 next, with the full step.
     assert search.share.item() == pytest.approx(0.2 / 1.5)
@@ -281,7 +254,7 @@ def test_two_steps_for_training():
     def run(function):
         oracle = Recorder(function)
         attack = APGD(eps=8, num_steps=2, random_start=False)
-        (best,) = attack.perturb(oracle, [clean], _generator())
+        (best,) = attack.perturb(oracle, [clean], generator())
         assert (oracle.grads, oracle.values) == (2, 1)
         return [point.item() for point in oracle.points], best.item()
 
@@ -302,10 +275,10 @@ def test_two_steps_for_training():
 
 @pytest.mark.parametrize('norm', ['l2', 'l1'])
 def test_two_steps_for_training_in_other_norms(norm):
-    clean, weights = torch.full((3, 8, 8), 128.0), _weights(3, 8, 8)
+    clean, weights = torch.full((3, 8, 8), 128.0), normal(3, 8, 8)
     oracle = Recorder(lambda image: (image * weights).sum())
     attack = APGD(norm, '90/255', num_steps=2, random_start=False, topk_share=0.05)
-    attack.perturb(oracle, [clean], _generator())
+    attack.perturb(oracle, [clean], generator())
     first = oracle.points[1] - clean
     assert attack.threat.distance(clean, clean + first) == pytest.approx(90, rel=1e-5)
     if norm == 'l2':  # a step of 180, scaled back onto the ball
@@ -320,33 +293,12 @@ def test_two_steps_for_training_in_other_norms(norm):
 # What holds for any function.
 
 
-def _wavy(image: Tensor) -> Tensor:
-    return torch.sin(image * 0.7).sum() + torch.cos(image[0] * image[-1] / 90).sum()
-
-
-@pytest.mark.parametrize('schedule', [None, LARGER_RADII])
-@pytest.mark.parametrize('random_start', [False, True])
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_never_below_the_start_and_never_outside(norm, random_start, schedule):
-    eps = RADII[norm] / 4
-    attack = APGD(
-        norm, eps, 12, random_start=random_start, restarts=2, radius_schedule=schedule
-    )
-    for seed in range(5):
-        generator = _generator(seed)
-        clean = torch.randint(0, 256, (3, 6, 5), generator=generator).float()
-        (best,) = attack.perturb(Recorder(_wavy), [clean], generator)
-        assert _wavy(best) >= _wavy(clean)
-        assert attack.threat.distance(clean, best) <= eps * (1 + 1e-5)
-        assert 0 <= best.min() <= best.max() <= 255
-
-
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 def test_no_radius_and_an_enormous_one(norm):
-    clean = torch.randint(0, 256, (3, 6, 5), generator=_generator()).float()
-    (same,) = APGD(norm, 0, 5).perturb(Recorder(_wavy), [clean], _generator())
+    clean = torch.randint(0, 256, (3, 6, 5), generator=generator()).float()
+    (same,) = APGD(norm, 0, 5).perturb(Recorder(wavy), [clean], generator())
     assert torch.equal(same, clean)
-    (far,) = APGD(norm, 1e6, 5).perturb(Recorder(torch.sum), [clean], _generator())
+    (far,) = APGD(norm, 1e6, 5).perturb(Recorder(torch.sum), [clean], generator())
     assert 0 <= far.min() <= far.max() <= 255
     assert far.sum() > clean.sum()
 
@@ -356,53 +308,9 @@ def test_augmented_images_outside_the_range_are_cut_off():
     oracle = Recorder(lambda image: -image.abs().sum())
     for norm in ('linf', 'l2', 'l1'):
         attack = APGD(norm, '8/255', 3, random_start=False)
-        attack.perturb(oracle, [clean], _generator())
+        attack.perturb(oracle, [clean], generator())
     points = torch.cat(oracle.points)
     assert 0 <= points.min() <= points.max() <= 255
-
-
-@pytest.mark.parametrize('schedule', [None, LARGER_RADII])
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_an_image_does_not_depend_on_its_batch(norm, schedule):
-    generator = _generator(6)
-    shapes = [(3, 5, 6), (3, 7, 4), (3, 5, 6), (3, 5, 6), (3, 7, 4)]
-    images = [
-        torch.randint(0, 256, shape, generator=generator).float() for shape in shapes
-    ]
-    attack = APGD(
-        norm, RADII[norm] / 8, 25, random_start=False, radius_schedule=schedule
-    )
-
-    def function(image: Tensor) -> Tensor:
-        return torch.sin(image * 0.05).sum() + (image.mean() / 60) ** 2
-
-    together = attack.perturb(Recorder(function), images, _generator())
-    for image, result in zip(images, together, strict=True):
-        (alone,) = attack.perturb(Recorder(function), [image], _generator())
-        assert not torch.equal(result, image)
-        if norm == 'linf':
-            assert torch.equal(result, alone)
-        else:  # sums over a batch may be rounded in another order
-            torch.testing.assert_close(result, alone, rtol=0, atol=1e-3)
-
-
-def test_a_value_for_the_whole_batch():
-    """As the loss of a batch in adversarial training is."""
-    images = [torch.full((1, 2, 2), 100.0), torch.full((1, 3, 2), 50.0)]
-
-    class Shared(Recorder):
-        def value_and_grad(self, images):
-            values, grads = super().value_and_grad(images)
-            return values.sum().reshape(1), grads
-
-        def value(self, images):
-            return super().value(images).sum().reshape(1)
-
-    found = APGD(eps=4, num_steps=5).perturb(
-        Shared(lambda image: image.sum()), images, _generator()
-    )
-    for clean, adversarial in zip(images, found, strict=True):
-        assert torch.equal(adversarial, clean + 4)
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
@@ -415,19 +323,19 @@ def test_values_and_gradients_that_are_no_numbers(norm, bad):
         return torch.where(total > 60, bad, total)
 
     attack = APGD(norm, RADII[norm] / 4, 20, random_start=False)
-    (best,) = attack.perturb(Recorder(broken), [clean], _generator())
+    (best,) = attack.perturb(Recorder(broken), [clean], generator())
     assert torch.isfinite(best).all()
     assert 20 < broken(best) <= 60
     # Nothing but NaN: the start comes back.
     (same,) = attack.perturb(
-        Recorder(lambda image: image.sum() * torch.nan), [clean], _generator()
+        Recorder(lambda image: image.sum() * torch.nan), [clean], generator()
     )
     assert torch.equal(same, clean)
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 def test_one_value_without_a_gradient_does_not_stop_the_others(norm):
-    clean, weights = torch.full((1, 4, 4), 100.0), 1 + _weights(1, 4, 4).abs()
+    clean, weights = torch.full((1, 4, 4), 100.0), 1 + normal(1, 4, 4).abs()
 
     class Broken(Recorder):
         def value_and_grad(self, images):
@@ -437,7 +345,7 @@ def test_one_value_without_a_gradient_does_not_stop_the_others(norm):
 
     oracle = Broken(lambda image: (image * weights).sum())
     attack = APGD(norm, RADII[norm] / 4, 20, random_start=False)
-    (best,) = attack.perturb(oracle, [clean], _generator())
+    (best,) = attack.perturb(oracle, [clean], generator())
     assert best[0, 0, 0] == 100
     assert attack.threat.distance(clean, best) == pytest.approx(
         attack.threat.eps, rel=1e-5
@@ -452,26 +360,8 @@ def test_a_start_that_is_no_number_is_left_behind():
         return torch.where(total == 0, torch.nan, total)
 
     attack = APGD(eps=4, num_steps=5, random_start=True)
-    (best,) = attack.perturb(Recorder(broken), [clean], _generator())
+    (best,) = attack.perturb(Recorder(broken), [clean], generator())
     assert torch.equal(best, clean + 4)
-
-
-@pytest.mark.parametrize(
-    ('settings', 'values', 'grads'),
-    [
-        (dict(num_steps=7, random_start=False), 1, 7),
-        (dict(num_steps=7, random_start=True), 2, 7),
-        (dict(num_steps=7, random_start=False, restarts=3), 3, 21),
-        (dict(num_steps=7, random_start=True, keep_best=False), 0, 7),
-        (dict(num_steps=10, radius_schedule=LARGER_RADII), 4, 10),
-        (dict(num_steps=10, radius_schedule=LARGER_RADII, keep_best=False), 2, 10),
-        (dict(norm='l1', num_steps=7, random_start=False), 1, 7),
-    ],
-)
-def test_the_cost_is_what_the_docstring_says(settings, values, grads):
-    oracle = Recorder(lambda image: image.sum())
-    APGD(eps='4/255', **settings).perturb(oracle, [torch.zeros(1, 2, 2)], _generator())
-    assert (oracle.values, oracle.grads) == (values, grads)
 
 
 def test_larger_radii_are_searched_first():
@@ -479,7 +369,7 @@ def test_larger_radii_are_searched_first():
     clean = torch.full((1, 2, 2), 100.0)
     schedule = [(2, 0.3), (1.5, 0.3), (1, 0.4)]
     APGD(eps=8, num_steps=10, random_start=False, radius_schedule=schedule).perturb(
-        oracle, [clean], _generator()
+        oracle, [clean], generator()
     )
     sizes = [(point - clean).abs().max().item() for point in oracle.points[1:]]
     # Per radius the start and one point per step; each starts at the best before.

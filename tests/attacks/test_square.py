@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from attacks.functions import Recorder, generator, wavy
+from torch import Tensor
 
 from mmrobust.attacks import PGD, Square
 from mmrobust.attacks.square import _hill
@@ -14,32 +15,6 @@ from mmrobust.registry import ATTACKS
 
 RADII = {'linf': 8.0, 'l2': 128.0, 'l1': 1530.0}
 ORDERS = {'linf': math.inf, 'l2': 2, 'l1': 1}
-
-
-class Recorder:
-    """An oracle for a function of one image that remembers what it was asked."""
-
-    def __init__(self, function):
-        self.function = function
-        self.points: list[Tensor] = []  # of the first image
-        self.seen: list[float] = []
-
-    def value(self, images):
-        values = torch.stack([self.function(image) for image in images])
-        self.points.append(images[0])
-        self.seen.append(float(values[0]))
-        return values
-
-    def value_and_grad(self, images):
-        raise AssertionError('a gradient was asked for')
-
-
-def _generator(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _weights(*shape: int) -> Tensor:
-    return torch.randn(shape or (3, 6, 6), generator=_generator(1))
 
 
 def _reference(norm: str, queries: int, eps: float, model=None, seed: int = 0):
@@ -75,7 +50,7 @@ def test_queries_are_counted_as_the_authors_do(norm):
     reference.attack_single_run(image, torch.zeros(1, dtype=torch.long))
     oracle = Recorder(lambda image: image.new_zeros(()))
     Square(norm, RADII[norm], num_queries=30, restarts=2).perturb(
-        oracle, [image[0] * 255], _generator()
+        oracle, [image[0] * 255], generator()
     )
     assert len(calls) == 30
     assert len(oracle.points) == 1 + 2 * 30
@@ -100,7 +75,7 @@ def test_a_linear_function_rises_as_with_the_authors(norm, least):
     for seed in range(3):
         oracle = Recorder(gain)
         attack = Square(norm, eps, num_queries=400)
-        attack.perturb(oracle, [clean], _generator(seed))
+        attack.perturb(oracle, [clean], generator(seed))
         ours.append(max(oracle.seen))
         reference = _reference(norm, 400, eps, network)
         torch.manual_seed(seed)
@@ -118,28 +93,24 @@ def test_a_linear_function_rises_as_with_the_authors(norm, least):
     assert 0.3 * optimum < max(ours) < optimum
 
 
-def _wavy(image: Tensor) -> Tensor:
-    return torch.sin(image * _weights(*image.shape) / 20).double().sum()
-
-
 @pytest.mark.parametrize('norm', sorted(RADII))
 @pytest.mark.parametrize('shape', [(3, 16, 16), (1, 5, 23), (3, 2, 3), (3, 1, 1)])
 def test_every_point_stays_in_the_ball_and_the_best_is_returned(norm, shape):
-    clean = torch.randint(0, 256, shape, generator=_generator(5)).float()
-    oracle = Recorder(_wavy)
+    clean = torch.randint(0, 256, shape, generator=generator(5)).float()
+    oracle = Recorder(wavy)
     attack = Square(norm, RADII[norm], num_queries=60, restarts=2)
-    (best,) = attack.perturb(oracle, [clean], _generator())
+    (best,) = attack.perturb(oracle, [clean], generator())
     for point in oracle.points:
         assert attack.threat.distance(clean, point) <= RADII[norm] * (1 + 1e-5)
         assert 0 <= point.min() <= point.max() <= 255
         assert not point.isnan().any()
-    assert _wavy(best) == max(oracle.seen)
+    assert wavy(best) == max(oracle.seen)
 
 
 def test_linf_starts_from_stripes_and_changes_one_square_at_a_time():
-    clean, oracle = torch.full((3, 20, 12), 100.0), Recorder(_wavy)
+    clean, oracle = torch.full((3, 20, 12), 100.0), Recorder(wavy)
     attack = Square(eps=8, num_queries=200)
-    attack.perturb(oracle, [clean], _generator())
+    attack.perturb(oracle, [clean], generator())
     start, *proposals = oracle.points[1:]
     assert torch.equal(start, start[:, :1].expand(3, 20, 12))
     assert set((start - clean).unique().tolist()) == {-8, 8}
@@ -166,9 +137,9 @@ def test_mass_moves_between_two_squares(norm):
     order = ORDERS[norm]
     # Far from the ends of the range, which would take mass away.
     clean, eps = torch.full((3, 20, 14), 128.0), 60.0
-    oracle = Recorder(_wavy)
+    oracle = Recorder(wavy)
     attack = Square(norm, f'{eps}/255', num_queries=120)
-    attack.perturb(oracle, [clean], _generator())
+    attack.perturb(oracle, [clean], generator())
     best, value = oracle.points[1] - clean, oracle.seen[1]
     assert best.norm(p=order) == pytest.approx(eps, rel=1e-4)
     for i, (point, seen) in enumerate(
@@ -196,7 +167,7 @@ def test_unused_mass_is_spent():
     clean = torch.cat([torch.zeros(1, 10, 10), torch.full((1, 10, 10), 255.0)])
     oracle = Recorder(lambda image: (image - clean).double().norm())
     attack = Square('l2', 100, num_queries=400)
-    (best,) = attack.perturb(oracle, [clean], _generator())
+    (best,) = attack.perturb(oracle, [clean], generator())
     assert oracle.seen[1] < 80
     assert attack.threat.distance(clean, best) > 95
 
@@ -216,111 +187,6 @@ def test_the_hill_is_the_papers(side, order):
     torch.testing.assert_close(
         _hill(height, width, order).float(), hill / hill.norm(p=order)
     )
-
-
-class Network:
-    """A small smooth classifier on [0, 1] images, and an oracle for its margin."""
-
-    def __init__(self) -> None:
-        generator = _generator(11)
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(1800, 4)
-        )
-        for weight in self.net.parameters():
-            fan_in = weight[0].numel()
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.data = noise * (2 / fan_in**0.5 if weight.dim() > 1 else 0)
-        self.images = torch.rand((24, 3, 15, 15), generator=generator)
-        with torch.no_grad():
-            self.labels = self.net(self.images).argmax(1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.net(images)
-
-    def value(self, images):
-        logits = self(torch.stack(list(images)) / 255)
-        right = logits.gather(1, self.labels[:, None])[:, 0]
-        others = logits.scatter(1, self.labels[:, None], -math.inf).amax(1)
-        return others - right
-
-    value_and_grad = Recorder.value_and_grad
-
-
-@pytest.mark.parametrize('norm', sorted(RADII))
-def test_as_successful_as_the_authors_at_equal_queries(norm):
-    network, eps, queries = Network(), {'linf': 9, 'l2': 130, 'l1': 1000}[norm], 80
-    images = list(network.images * 255)
-    wrong = {'ours': [], 'theirs': []}
-    for seed in range(3):
-        ours = Square(norm, eps, num_queries=queries).perturb(
-            network, images, [_generator(100 * seed + i) for i in range(len(images))]
-        )
-        wrong['ours'] += (network.value(ours) > 0).tolist()
-        reference = _reference(norm, queries, eps, network, seed)
-        theirs = reference.perturb(network.images, network.labels) * 255
-        wrong['theirs'] += (network.value(theirs) > 0).tolist()
-    rates = {name: sum(found) / len(found) for name, found in wrong.items()}
-    assert 0.3 < rates['theirs'] < 0.95  # or there is nothing to compare
-    # Two standard errors of the difference of 72 pairs are about 0.16.
-    assert rates['ours'] > rates['theirs'] - 0.1
-
-
-@pytest.mark.parametrize('norm', sorted(RADII))
-def test_an_image_does_not_depend_on_its_neighbours(norm):
-    images = [torch.full((3, 9, 7), 90.0), torch.full((3, 6, 12), 180.0)]
-    attack = Square(norm, RADII[norm], num_queries=40)
-    together = attack.perturb(Recorder(_wavy), images, [_generator(1), _generator(2)])
-    for seed, image, result in zip((1, 2), images, together, strict=True):
-        (alone,) = attack.perturb(Recorder(_wavy), [image], [_generator(seed)])
-        assert torch.equal(alone, result)
-    (other,) = attack.perturb(Recorder(_wavy), images[:1], [_generator(3)])
-    assert not torch.equal(other, together[0])
-
-
-def test_restarts_never_make_it_worse_and_the_clean_image_counts():
-    clean = torch.full((3, 8, 8), 100.0)
-    values = [
-        _wavy(
-            Square(eps=8, num_queries=15, restarts=restarts).perturb(
-                Recorder(_wavy), [clean], _generator()
-            )[0]
-        ).item()
-        for restarts in (1, 4, 12)
-    ]
-    assert values == sorted(values)
-    assert values[2] > values[0]
-    peak = Recorder(lambda image: -(image - clean).abs().sum())
-    (best,) = Square(eps=8, num_queries=15).perturb(peak, [clean], _generator())
-    assert torch.equal(best, clean)
-
-
-def test_values_that_are_no_numbers_are_never_chosen():
-    clean = torch.full((1, 4, 4), 100.0)
-
-    def broken(image: Tensor) -> Tensor:
-        total = (image - clean).sum()
-        return torch.where(total > 16, torch.tensor(torch.nan), total)
-
-    attack = Square(eps=4, num_queries=500)
-    (best,) = attack.perturb(Recorder(broken), [clean], _generator())
-    assert broken(best) == 16
-
-
-def test_a_value_in_common_is_the_value_of_each_image():
-    images = [torch.full((1, 4, 4), 100.0)] * 2
-
-    class Common(Recorder):
-        def value(self, images):
-            total = super().value(images).sum().reshape(1)
-            self.seen[-1] = float(total)
-            return total
-
-    oracle = Common(lambda image: image.sum())
-    attack = Square(eps=4, num_queries=100, p_init=0.1)
-    results = attack.perturb(oracle, images, _generator())
-    # They are kept together, so it ends when one is there: each query moves both.
-    assert torch.stack(results).sum() == max(oracle.seen) > 2 * 16 * 102
 
 
 def test_which_oracle_it_reads():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from attacks.functions import Recorder, generator, wavy
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
@@ -25,35 +26,8 @@ from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.registry import ATTACKS
 
 
-class Recorder:
-    """An oracle for a function of one image that remembers what it was asked."""
-
-    def __init__(self, function):
-        self.function, self.values = function, 0
-        self.points: list[Tensor] = []  # of the first image, with gradients
-
-    def value(self, images):
-        self.values += 1
-        return torch.stack([self.function(image) for image in images]).detach()
-
-    def value_and_grad(self, images):
-        leaves = [image.detach().clone().requires_grad_() for image in images]
-        self.points.append(leaves[0].detach())
-        values = torch.stack([self.function(leaf) for leaf in leaves])
-        return values.detach(), list(torch.autograd.grad(values.sum(), leaves))
-
-
-def _generator(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _clean(*shape: int) -> Tensor:
-    return torch.randint(60, 190, shape or (3, 9, 7), generator=_generator(5)).float()
-
-
-def _wavy(image: Tensor) -> Tensor:
-    weights = torch.randn(image.shape, generator=_generator(1), dtype=torch.float64)
-    return torch.sin(image.double() * weights / 10).sum()
+    return torch.randint(60, 190, shape or (3, 9, 7), generator=generator(5)).float()
 
 
 PLAIN = dict(decay=0, kernel_size=1, diversity_prob=0)
@@ -72,28 +46,28 @@ def test_with_everything_off_it_is_pgd(norm, random_start, keep_best):
         random_start=random_start,
         keep_best=keep_best,
     )
-    expected = PGD(**settings).perturb(Recorder(_wavy), [_clean()], _generator())
+    expected = PGD(**settings).perturb(Recorder(wavy), [_clean()], generator())
     plain = TransferPGD(**settings, **PLAIN)
-    found = plain.perturb(Recorder(_wavy), [_clean()], _generator())
+    found = plain.perturb(Recorder(wavy), [_clean()], generator())
     assert torch.equal(found[0], expected[0])
     momentum = TransferPGD(**settings, **{**PLAIN, 'decay': 1})
-    (other,) = momentum.perturb(Recorder(_wavy), [_clean()], _generator())
+    (other,) = momentum.perturb(Recorder(wavy), [_clean()], generator())
     assert not torch.equal(other, expected[0])
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 @pytest.mark.parametrize('decay', [0.5, 1.0])
 def test_momentum_by_hand(norm, decay):
-    clean, oracle = _clean(), Recorder(_wavy)
+    clean, oracle = _clean(), Recorder(wavy)
     attack = TransferPGD(norm, eps=30, num_steps=5, decay=decay, restarts=2)
-    (found,) = attack.perturb(oracle, [clean], _generator())
+    (found,) = attack.perturb(oracle, [clean], generator())
     assert len(oracle.points) == 10
     for points in (oracle.points[:5], oracle.points[5:]):  # the second run starts anew
         point, total = points[0], torch.zeros_like(clean)
         for i in range(5):
             assert torch.allclose(point, points[i], atol=1e-3)
             leaf = points[i].clone().requires_grad_()
-            (grad,) = torch.autograd.grad(_wavy(leaf), leaf)
+            (grad,) = torch.autograd.grad(wavy(leaf), leaf)
             total = decay * total + grad / grad.abs().mean()
             if norm == 'linf':
                 point = points[i] + 6 * total.sign()
@@ -110,17 +84,17 @@ def test_momentum_survives_gradients_of_any_size():
     for scale in (0.0, 1e-30, 1e30):
         oracle = Recorder(lambda image, scale=scale: (image * scale).sum())
         attack = TransferPGD(eps=10, num_steps=5, decay=1)
-        (found,) = attack.perturb(oracle, [_clean()], _generator())
+        (found,) = attack.perturb(oracle, [_clean()], generator())
         moved = 0 if scale == 0 else 10
         assert torch.allclose(found - _clean(), torch.full((3, 9, 7), float(moved)))
 
 
 @pytest.mark.parametrize('size', [3, 7, 15])
 def test_smoothing_is_the_papers_convolution(size):
-    weights = torch.randn(2, 8, 11, generator=_generator(2))
+    weights = torch.randn(2, 8, 11, generator=generator(2))
     attack = TransferPGD(decay=0, kernel_size=size)
     oracle = _Gradients(
-        Recorder(lambda image: (image * weights).sum()), attack, [_generator()]
+        Recorder(lambda image: (image * weights).sum()), attack, [generator()]
     )
     _, (grad,) = oracle.value_and_grad([torch.zeros(2, 8, 11)])
     radius = size // 2
@@ -141,11 +115,11 @@ def test_smoothing_is_the_papers_convolution(size):
 
 
 def test_the_gradient_of_a_diverse_input_is_that_of_the_image():
-    image, weights = _clean(1, 10, 12), torch.randn(1, 10, 12, generator=_generator())
+    image, weights = _clean(1, 10, 12), torch.randn(1, 10, 12, generator=generator())
     attack = TransferPGD(decay=0, diversity_prob=1, smallest=0.5)
     oracle = Recorder(lambda image: (image * weights).square().sum())
-    _, (grad,) = _Gradients(oracle, attack, [_generator()]).value_and_grad([image])
-    own = _generator()
+    _, (grad,) = _Gradients(oracle, attack, [generator()]).value_and_grad([image])
+    own = generator()
     torch.rand((), generator=own)  # whether to be diverse
     place = Placement.draw(image, 0.5, own)
     assert torch.equal(oracle.points[0], place.place(image))
@@ -163,9 +137,9 @@ def test_the_gradient_of_a_diverse_input_is_that_of_the_image():
 
 def test_places_fill_the_canvas_and_no_more():
     image, sizes, corners = torch.zeros(3, 40, 60), set(), set()
-    generator = _generator()
+    draws = generator()
     for _ in range(600):
-        place = Placement.draw(image, 0.9, generator)
+        place = Placement.draw(image, 0.9, draws)
         assert place.place(image).shape == image.shape
         bottom = place.corner[0] + place.size[0]
         right = place.corner[1] + place.size[1]
@@ -175,7 +149,7 @@ def test_places_fill_the_canvas_and_no_more():
         corners.add((bottom == 40, place.corner[0] == 0))
     assert (min(sizes), max(sizes)) == (36, 40)
     assert corners == {(a, b) for a in (True, False) for b in (True, False)}
-    tiny_image = Placement.draw(torch.zeros(1, 1, 1), 0.1, generator)
+    tiny_image = Placement.draw(torch.zeros(1, 1, 1), 0.1, draws)
     assert tiny_image.place(torch.ones(1, 1, 1)).shape == (1, 1, 1)
 
 
@@ -227,7 +201,7 @@ def test_the_ground_truth_follows_the_picture(kind, masks):
 
 
 def test_samples_without_a_place_stay_and_all_come_back_after_an_error():
-    oracle = Recorder(_wavy)
+    oracle = Recorder(wavy)
     oracle.samples = samples = ['label only', 'label only']
     place = Placement((4, 4), (4, 4), (0, 0))
 
@@ -259,7 +233,7 @@ def test_a_detector_sees_its_objects_where_they_are(coco):
             return loss(part, images)
 
         oracle._loss = spy
-        (found,) = attack.perturb(oracle, [image], _generator())
+        (found,) = attack.perturb(oracle, [image], generator())
     assert (oracle.forwards, oracle.backwards) == (3, 3)
     assert oracle.samples == samples
     assert attack.threat.distance(image, found) == 8
@@ -271,26 +245,17 @@ def test_a_detector_sees_its_objects_where_they_are(coco):
 
 
 def test_the_best_iterate_is_judged_by_the_image_itself():
-    clean, oracle = _clean(), Recorder(_wavy)
+    clean, oracle = _clean(), Recorder(wavy)
     settings = dict(eps=20, num_steps=8, diversity_prob=1)
     (best,) = TransferPGD(**settings, keep_best=True).perturb(
-        oracle, [clean], _generator()
+        oracle, [clean], generator()
     )
     assert oracle.values == 8 + 1
-    (last,) = TransferPGD(**settings).perturb(Recorder(_wavy), [clean], _generator())
-    assert _wavy(best) >= max(_wavy(last), _wavy(clean))
-    plain = Recorder(_wavy)
-    TransferPGD(eps=20, num_steps=8).perturb(plain, [clean], _generator())
+    (last,) = TransferPGD(**settings).perturb(Recorder(wavy), [clean], generator())
+    assert wavy(best) >= max(wavy(last), wavy(clean))
+    plain = Recorder(wavy)
+    TransferPGD(eps=20, num_steps=8).perturb(plain, [clean], generator())
     assert (plain.values, len(plain.points)) == (0, 8)
-
-
-def test_draws_depend_on_the_image_alone():
-    images = [_clean(3, 20, 20), _clean(3, 16, 24)]
-    attack = TransferPGD(eps=8, diversity_prob=0.5, smallest=0.6)
-    together = attack.perturb(Recorder(_wavy), images, [_generator(1), _generator(2)])
-    for seed, image, result in zip((1, 2), images, together, strict=True):
-        (alone,) = attack.perturb(Recorder(_wavy), [image], [_generator(seed)])
-        assert torch.equal(alone, result)
 
 
 def test_settings_in_the_report():
@@ -313,59 +278,20 @@ def _gains(make, pairs: int = 24, **settings) -> tuple[float, float]:
         source, target, clean = make(seed)
         for name, extra in (('pgd', PLAIN), ('variant', {**PLAIN, **settings})):
             attack = TransferPGD(eps=8, num_steps=10, **extra)
-            (found,) = attack.perturb(Recorder(source), [clean], _generator(seed))
+            (found,) = attack.perturb(Recorder(source), [clean], generator(seed))
             gains[name] += float(target(found) - target(clean)) / pairs
     return gains['pgd'], gains['variant']
 
 
-def test_smoothing_helps_where_the_quirks_are_finer_than_what_is_shared():
-    def make(seed: int):
-        generator = _generator(seed)
-        rows, columns = torch.arange(24.0), torch.arange(24.0)
-        phases = torch.rand(4, generator=generator) * 6
-        shared = torch.sin(rows / 4 + phases[0])[:, None] * torch.cos(
-            columns / 4 + phases[1]
-        )
-        own = torch.randn(2, 24, 24, generator=generator)
-        source, target = ((shared + 2 * noise)[None] for noise in own)
-        return (
-            lambda image: (image * source).sum(),
-            lambda image: (image * target).sum(),
-            torch.full((1, 24, 24), 128.0),
-        )
-
-    pgd, smooth = _gains(make, kernel_size=5)
-    assert pgd > 0
-    assert smooth > 1.2 * pgd
-
-
-def test_momentum_helps_where_the_quirks_change_along_the_way():
-    def make(seed: int):
-        generator = _generator(seed)
-        shared = torch.randn(1, 12, 12, generator=generator)
-
-        def model():
-            phase = torch.rand(shared.shape, generator=generator) * 6.3
-            return lambda image: (
-                image * shared + 4 * torch.sin(image * 1.5 + phase)
-            ).sum()
-
-        return model(), model(), torch.full((1, 12, 12), 128.0)
-
-    pgd, momentum = _gains(make, decay=1.0)
-    assert pgd > 0
-    assert momentum > 1.2 * pgd
-
-
 def test_diversity_helps_where_models_look_at_other_places():
     def make(seed: int):
-        generator = _generator(seed)
-        coarse = torch.randn(1, 1, 4, 4, generator=generator)
+        draws = generator(seed)
+        coarse = torch.randn(1, 1, 4, 4, generator=draws)
         template = torch.nn.functional.interpolate(coarse, size=(14, 14))
 
         def model():
             # Looks for one thing, on a grid of its own.
-            top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
+            top, left = torch.randint(0, 5, (2,), generator=draws).tolist()
 
             def look(image: Tensor) -> Tensor:
                 part = image[None, :, top : top + 42, left : left + 42] - 127.5

@@ -8,10 +8,13 @@ import torch
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from objective.test_objective import _batch, _model
 from torch import nn
 
+from mmrobust.batch import float_images
 from mmrobust.objective.class_weights import class_weights, weighted_classification_loss
 from mmrobust.errors import ConfigError
+from mmrobust.objective import LossOracle, Objective, loss_mode
 
 
 def test_weights_by_hand():
@@ -64,11 +67,6 @@ def test_cross_entropy_is_weighted_by_the_class_of_the_target():
 
 @pytest.mark.parametrize('family', ['fcos', 'faster_rcnn', 'retinanet', 'dab_detr'])
 def test_weights_of_one_change_nothing(coco, family):
-    from test_objective import _batch, _model  # the same models and images
-
-    from mmrobust.batch import float_images
-    from mmrobust.objective import LossOracle, Objective, loss_mode
-
     model = _model(family)
     batch, samples = _batch(coco, family)
     values = []
