@@ -26,7 +26,9 @@ class Oracle(Protocol):
     """Values and gradients of an objective on a fixed batch of N images.
 
     :class:`mmrobust.objective.LossOracle` is the detector's; an attack knows no more
-    of the network than this, so it can be tested on functions with a known optimum.
+    of the network than this, so it can be tested on functions with a known optimum. One
+    that knows where objects are may also have a context ``moved``, see
+    :meth:`mmrobust.objective.LossOracle.moved`.
     """
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
@@ -135,11 +137,6 @@ class Attack(ABC):
     ) -> None:
         self.threat = ThreatModel(norm=norm, eps=to_pixels(eps, norm=norm))
         self.objective = Objective(objective)
-
-    @property
-    def gradient_free(self) -> bool:
-        """Whether it asks for values only."""
-        return self.asks == 'values'
 
     @abstractmethod
     def perturb(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
-
-from .base import Oracle
 
 # Mid-grey, as far as possible from both ends of the pixel range.
 _CANVAS = 127.5
@@ -133,30 +129,3 @@ class Placement:
             resized = masks.resize(self.size).to_ndarray()
             placed[:, top : top + height, left : left + width] = resized
         return BitmapMasks(placed, *self.canvas)
-
-
-@contextmanager
-def following(oracle: Oracle, placements: Sequence[Placement | None]) -> Iterator[None]:
-    """Moves the ground truth of the oracle's samples inside the context.
-
-    Args:
-        oracle: one with ``samples``; one without, or with samples that have labels
-            only, answers for moved images as it is.
-        placements: one for each image, None for one that stays.
-    """
-    samples = getattr(oracle, 'samples', None)
-    if samples is None:
-        yield
-        return
-    if hasattr(oracle, 'on_input'):
-        # The images are pictures that are yet to be resized, the samples are not.
-        placements = oracle.on_input(placements)
-    owner: Any = oracle
-    owner.samples = [
-        sample if place is None or 'gt_instances' not in sample else place.move(sample)
-        for sample, place in zip(samples, placements, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        owner.samples = samples

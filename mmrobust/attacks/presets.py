@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ConfigError
@@ -24,12 +23,13 @@ _CLASSES: tuple[type[Attack], ...] = (
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
 
 
-def _presets() -> dict[str, tuple[type[Attack], Preset]]:
-    found = [(n, (c, p)) for c in _CLASSES for n, p in c.presets.items()]
-    return dict(sorted(found, key=lambda pair: pair[1][1].aimed))
-
-
-_PRESETS = _presets()
+_PRESETS: dict[str, tuple[type[Attack], Preset]] = {
+    name: (attack, preset)
+    for aimed in (False, True)
+    for attack in _CLASSES
+    for name, preset in attack.presets.items()
+    if preset.aimed == aimed
+}
 
 ATTACK_NAMES = tuple(_PRESETS)
 
@@ -147,36 +147,32 @@ def build_preset(name: str, **options: Any) -> Attack:
 
 def attack_table() -> str:
     """Returns the table of all named attacks in docs/attacks.md, as Markdown."""
-    return '\n'.join(_rows())
-
-
-def _rows() -> Iterator[str]:
-    yield '| name | search | what it maximises | source |'
-    yield '| --- | --- | --- | --- |'
+    rows = [
+        '| name | search | what it maximises | source |',
+        '| --- | --- | --- | --- |',
+    ]
     for name, (attack, preset) in _PRESETS.items():
         settings = dict(preset.settings)
         if settings.get('objective') == 'targeted':
             settings['objective'] = {'name': 'targeted', 'target_class': 0}
-        search = _search(attack(**settings))
         source = preset.source
         if source and '[' not in source:
-            source = ', '.join(
-                f'[{each}](https://arxiv.org/abs/{each})' for each in source.split()
-            )
-        yield f'| `{name}` | {search} | {preset.maximises} | {source} |'
+            source = f'[{source}](https://arxiv.org/abs/{source})'
+        search = _search(attack(**settings))
+        rows.append(f'| `{name}` | {search} | {preset.maximises} | {source} |')
+    return '\n'.join(rows)
 
 
 def _search(attack: Attack) -> str:
     settings = attack.describe()
-    steps, unit = settings['num_steps'], 'step'
-    if attack.asks == 'values':
-        unit = 'query'
-    text = attack.search
+    steps, parts = settings['num_steps'], [attack.search]
     if steps and attack.members is None:
-        plural = {'step': 'steps', 'query': 'queries'}[unit]
-        text += f', {steps} {unit if steps == 1 else plural}'
+        one, many = (
+            ('query', 'queries') if attack.asks == 'values' else ('step', 'steps')
+        )
+        parts.append(f', {steps} {one if steps == 1 else many}')
     if settings.get('random_start') is False:
-        text += ' from the image'
+        parts.append(' from the image')
     if settings.get('keep_best') is False:
-        text += ', last iterate'
-    return text
+        parts.append(', last iterate')
+    return ''.join(parts)

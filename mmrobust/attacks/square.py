@@ -126,7 +126,7 @@ class Square(Attack):
             ]
             for query in range(self.num_queries):
                 points = [
-                    run.start() if query == 0 else run.propose(self.share(query - 1))
+                    run.propose(self.share(query - 1)) if query else run.best
                     for run in runs
                 ]
                 # A batch may have a value in common.
@@ -159,12 +159,11 @@ class _Run(ABC):
         self, threat: ThreatModel, clean: Tensor, generator: torch.Generator
     ) -> None:
         self.threat, self.clean, self.generator = threat, clean, generator
-        self.best, self.value = clean, -math.inf
+        self.best, self.value = self.start(), -math.inf
 
+    @abstractmethod
     def start(self) -> Tensor:
-        """The first point, which is kept whatever its value."""
-        self.best = self._start()
-        return self.best
+        """Returns the first point."""
 
     def learn(self, point: Tensor, value: float) -> None:
         """Keeps a point that is better than the best."""
@@ -173,11 +172,7 @@ class _Run(ABC):
 
     @abstractmethod
     def propose(self, share: float) -> Tensor:
-        """A point to try: the best one but for squares of the share of the area."""
-
-    @abstractmethod
-    def _start(self) -> Tensor:
-        """See :meth:`start`."""
+        """Returns a point to try: the best one but for squares of that share."""
 
     def _side(self, share: float) -> int:
         height, width = self.clean.shape[-2:]
@@ -201,7 +196,8 @@ class _Run(ABC):
 class _Signs(_Run):
     """linf: every value moves by +eps or -eps, as far as the pixel range lets it."""
 
-    def _start(self) -> Tensor:
+    def start(self) -> Tensor:
+        """See :meth:`_Run.start`."""
         return self._moved(self.clean, self._signs(self.clean.shape[-1]))
 
     def propose(self, share: float) -> Tensor:
@@ -223,18 +219,18 @@ class _Signs(_Run):
 class _Mass(_Run):
     """l2 and l1: a perturbation whose mass wanders between squares.
 
-    Mass is the sum of squares (l2) or sizes (l1), of which the ball allows ``budget``
-    in total.
+    Mass is the sum of squares (l2) or sizes (l1), of which the ball allows
+    ``eps**order`` in total.
     """
 
     def __init__(
         self, threat: ThreatModel, clean: Tensor, generator: torch.Generator
     ) -> None:
-        super().__init__(threat, clean, generator)
         self.order = 2 if threat.norm == 'l2' else 1
-        self.budget = threat.eps**self.order
+        super().__init__(threat, clean, generator)
 
-    def _start(self) -> Tensor:
+    def start(self) -> Tensor:
+        """See :meth:`_Run.start`."""
         height, width = self.clean.shape[-2:]
         side = max(min(height, width) // 5, 1)
         delta = torch.zeros_like(self.clean)
@@ -251,7 +247,8 @@ class _Mass(_Run):
         side = min(max(self._side(share), 3) | 1, *self.clean.shape[-2:])
         target, source = self._window(side), self._window(side)
         delta = self.best - self.clean
-        unused = (self.budget - self._mass(delta).sum()).clamp_min(0)
+        budget = self.threat.eps**self.order
+        unused = (budget - self._mass(delta).sum()).clamp_min(0)
         old = delta[target].clone()
         available = self._mass(old)
         delta[target] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..utils.validation import number, positive_int, share
 from .base import Generators, Oracle, Preset, one_each
-from .diversity import Placement, following
+from .diversity import Placement
 from .pgd import PGD
 
 
@@ -190,7 +191,7 @@ class _Gradients:
                 leaf if place is None else place.place(leaf)
                 for leaf, place in zip(leaves, places, strict=True)
             ]
-        with following(self.oracle, places):
+        with _moved(self.oracle, places):
             shown = [image.detach() for image in placed]
             values, grads = self.oracle.value_and_grad(shown)
         grads = [
@@ -212,6 +213,11 @@ class _Gradients:
         chosen = float(torch.rand((), generator=generator)) < probability
         place = Placement.draw(image, self.attack.smallest, generator)
         return place if chosen else None
+
+
+def _moved(oracle: Oracle, places: Sequence[Placement | None]) -> Any:
+    """Moves the oracle's objects, if it has any, while the context lasts."""
+    return oracle.moved(places) if hasattr(oracle, 'moved') else nullcontext()
 
 
 def _gaussian(size: int) -> Tensor:

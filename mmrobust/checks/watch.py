@@ -22,9 +22,8 @@ _COUNTS = ('informative_calls', 'zero_calls', 'non_finite')
 class WatchedOracle:
     """An oracle that remembers, image by image, how its answers looked.
 
-    It answers exactly as the wrapped oracle does, which also gets every attribute that
-    is read from or set on this one (counts of passes, scores, the samples that
-    :class:`mmrobust.attacks.TransferPGD` moves along with its images). Values and
+    It answers exactly as the wrapped oracle does, whose attributes it also has (counts
+    of passes, scores, the context in which its objects are moved). Values and
     gradients are reduced where they are, one small operation each per call, and the
     host waits for none of them before :meth:`summary`.
 
@@ -36,10 +35,7 @@ class WatchedOracle:
         oracle: the oracle; always asked for the same images, in the same order.
     """
 
-    _oracle: Any
-
     def __init__(self, oracle: Oracle) -> None:
-        # Names with an underscore are this object's own, see __setattr__.
         self._oracle = oracle
         self._values: list[Tensor] = []  # of every call
         self._asked: list[int] = []  # which of them were for gradients
@@ -50,12 +46,6 @@ class WatchedOracle:
         if name == '_oracle':  # while being copied or unpickled, before it is set
             raise AttributeError(name)
         return getattr(self._oracle, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith('_'):
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self._oracle, name, value)
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """See :class:`mmrobust.attacks.Oracle`."""

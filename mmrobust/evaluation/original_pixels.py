@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,21 +159,10 @@ class ResizedOracle:
         ]
         return values, pulled
 
-    @property
-    def samples(self) -> Any:
-        """The inner oracle's, in the frame of the network's input."""
-        return self.oracle.samples
-
-    @samples.setter
-    def samples(self, samples: Any) -> None:
-        self.oracle.samples = samples
-
-    def on_input(
-        self, placements: Sequence[Placement | None]
-    ) -> list[Placement | None]:
-        """Where pictures that lie somewhere on their canvas lie on the input."""
+    def moved(self, places: Sequence[Placement | None]) -> AbstractContextManager[None]:
+        """See :meth:`LossOracle.moved`; places are those on the original picture."""
         found: list[Placement | None] = []
-        for place, resizer in zip(placements, self.resizers, strict=True):
+        for place, resizer in zip(places, self.resizers, strict=True):
             if place is None:
                 found.append(None)
                 continue
@@ -180,7 +170,8 @@ class ResizedOracle:
             pairs = zip(size.resized, size.original, strict=True)
             vertical, horizontal = (new / old for new, old in pairs)
             found.append(place.resized((vertical, horizontal), size.input))
-        return found
+        moved: AbstractContextManager[None] = self.oracle.moved(found)
+        return moved
 
     def _inputs(self, images: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(self.resizers, images, strict=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -92,6 +93,27 @@ class LossOracle:
                 grads.extend(gradients(loss, inputs))
                 self.backwards += len(part)
         return torch.stack(values), grads
+
+    @contextmanager
+    def moved(self, places: Sequence[Any]) -> Iterator[None]:
+        """Asks, while the context lasts, on ground truth that lies elsewhere.
+
+        Args:
+            places: one for each image, with a method ``move`` from a sample to the
+                moved one, or None for an image that stays. Samples of images that have
+                labels only stay, too.
+        """
+        samples = self.samples
+        self.samples = [
+            sample
+            if place is None or 'gt_instances' not in sample
+            else place.move(sample)
+            for sample, place in zip(samples, places, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            self.samples = samples
 
     def _parts(self, images: Sequence[Tensor]) -> list[list[int]]:
         indices = list(range(len(images)))

@@ -13,7 +13,7 @@ all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -95,8 +95,7 @@ def measured(
         for loss in {id(head.loss_cls): head.loss_cls for head in heads}.values():
             handle = loss.register_forward_hook(readers[id(loss)], with_kwargs=True)
             stack.callback(handle.remove)
-        for head in ssd:
-            stack.enter_context(_measured_ssd(head, measure))
+        stack.enter_context(_ssd_loss(model, partial(_measured_sum, measure)))
         yield
     calls = [reader.calls for reader in readers.values()]
     if readers and not any(read for read, _ in calls) and any(n for _, n in calls):
@@ -190,47 +189,25 @@ def _is_ssd(module: Any) -> bool:
     return isinstance(module, SSDHead)
 
 
-@contextmanager
-def _measured_ssd(head: Any, measure: Measure) -> Iterator[None]:
-    """SSD computes its loss by a function, from the arguments of a method."""
-    original = head.loss_by_feat_single
-
-    def loss_by_feat_single(
-        cls_score: Tensor,
-        bbox_pred: Tensor,
-        anchor: Tensor,
-        labels: Tensor,
-        label_weights: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        rest = (bbox_pred, anchor, labels, label_weights, *args)
-        _, loss_bbox = original(cls_score, *rest, **kwargs)
-        chosen = _assigned(labels, label_weights, head.num_classes)
-        values = measure(cls_score[chosen], labels[chosen], head.num_classes)
-        return values.sum(0)[None], loss_bbox
-
-    with replaced(head, 'loss_by_feat_single', loss_by_feat_single):
-        yield
+# Of scores, labels and weights of an image's anchors, and num_classes.
+SSDLoss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 @contextmanager
-def negatives_unmined(model: nn.Module) -> Iterator[None]:
-    """Makes SSD's classification loss the sum over all of its anchors.
-
-    It counts three negatives for every positive, so that without objects its loss
-    would be 0 whatever the image.
-    """
+def _ssd_loss(model: nn.Module, loss: SSDLoss) -> Iterator[None]:
+    """Replaces the classification loss of SSD, which is computed in a method."""
     with ExitStack() as stack:
         heads: list[Any] = [m for m in model.modules() if _is_ssd(m)]
         for head in heads:
-            loss = partial(_all_anchors, head.loss_by_feat_single)
-            stack.enter_context(replaced(head, 'loss_by_feat_single', loss))
+            changed = partial(_with_loss, head, head.loss_by_feat_single, loss)
+            stack.enter_context(replaced(head, 'loss_by_feat_single', changed))
         yield
 
 
-def _all_anchors(
+def _with_loss(
+    head: Any,
     original: Callable,
+    loss: SSDLoss,
     cls_score: Tensor,
     bbox_pred: Tensor,
     anchor: Tensor,
@@ -241,5 +218,26 @@ def _all_anchors(
 ) -> tuple[Tensor, Tensor]:
     rest = (bbox_pred, anchor, labels, label_weights, *args)
     _, loss_bbox = original(cls_score, *rest, **kwargs)
-    losses = F.cross_entropy(cls_score, labels, reduction='none') * label_weights
-    return losses.sum()[None], loss_bbox
+    return loss(cls_score, labels, label_weights, head.num_classes)[None], loss_bbox
+
+
+def _measured_sum(
+    measure: Measure, scores: Tensor, labels: Tensor, weights: Tensor, num_classes: int
+) -> Tensor:
+    chosen = _assigned(labels, weights, num_classes)
+    return measure(scores[chosen], labels[chosen], num_classes).sum(0)
+
+
+def _all_anchors(
+    scores: Tensor, labels: Tensor, weights: Tensor, num_classes: int
+) -> Tensor:
+    return (F.cross_entropy(scores, labels, reduction='none') * weights).sum()
+
+
+def negatives_unmined(model: nn.Module) -> AbstractContextManager[None]:
+    """Makes SSD's classification loss the sum over all of its anchors.
+
+    It counts three negatives for every positive, so that without objects its loss
+    would be 0 whatever the image.
+    """
+    return _ssd_loss(model, _all_anchors)

@@ -57,12 +57,16 @@ def test_images_alone_and_together_are_in_the_ball_and_no_worse_than_clean(name,
         # Sums over a batch may be rounded in another order.
         atol = 1e-3 if name.startswith('apgd') and norm != 'linf' else 0
         torch.testing.assert_close(found, alone, rtol=0, atol=atol)
-        best = max(oracle.seen) if name != 'diverse' else float(wavy(clean))
+        # Some points that these ask for are out of the ball, or moved on a canvas.
+        elsewhere = name in ('apgd, larger radii', 'diverse')
+        best = float(wavy(clean)) if elsewhere else max(oracle.seen)
         assert float(wavy(alone)) >= best - 1e-6
     assert not torch.equal(together[0] - images[0], together[2] - images[2])
 
 
-@EVERY
+@pytest.mark.parametrize(
+    ('name', 'norm'), [row for row in ROWS if 'from the image' not in row[0]]
+)
 def test_restarts_never_make_it_worse(name, norm):
     attack, clean, values = build(name, norm), torch.full((3, 8, 8), 100.0), []
     for attack.restarts in (1, 4, 12):

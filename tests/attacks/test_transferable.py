@@ -19,7 +19,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmrobust.attacks import PGD, TransferPGD
-from mmrobust.attacks.diversity import Placement, following
+from mmrobust.attacks.diversity import Placement
 from mmrobust.attacks.transferable import _Gradients
 from mmrobust.batch import attack_samples, float_images
 from mmrobust.objective import LossOracle, Objective, loss_mode
@@ -201,12 +201,11 @@ def test_the_ground_truth_follows_the_picture(kind, masks):
 
 
 def test_samples_without_a_place_stay_and_all_come_back_after_an_error():
-    oracle = Recorder(wavy)
-    oracle.samples = samples = ['label only', 'label only']
-    place = Placement((4, 4), (4, 4), (0, 0))
+    oracle = LossOracle(torch.nn.Module(), {}, ['label only'] * 2, Objective())
+    samples, place = oracle.samples, Placement((4, 4), (4, 4), (0, 0))
 
     def fail():
-        with following(oracle, [place, None]):
+        with oracle.moved([place, None]):
             assert oracle.samples == samples
             raise KeyError
 
