@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiny
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
@@ -81,6 +82,14 @@ class Evaluation:
         self.runner = self.build_runner(model, **{**settings, **(overrides or {})})
         self.runner.test()
         return dict(json.loads(Path(loop['report']).read_text()))
+
+
+def images_of(folder: Path) -> dict[str, np.ndarray]:
+    """Saved adversarial images by their path in a folder, without its ending."""
+    return {
+        str(path.relative_to(folder).with_suffix('')): np.load(path)['image']
+        for path in sorted(folder.rglob('*.npz'))
+    }
 
 
 def attack_of(report: dict[str, Any], name: str) -> dict[str, Any]:

@@ -356,35 +356,6 @@ def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
     assert found['cost']['seconds'] == pytest.approx(seconds, abs=0.05)
 
 
-@pytest.mark.parametrize(('norm', 'eps'), [('l2', 1500), ('l1', 60000)])
-def test_norms(
-    evaluate: Callable[..., Any], tmp_path: Path, norm: str, eps: int
-) -> None:
-    apgd = dict(type='mmrobust.APGD', num_steps=8)
-    members = dict(total=apgd, cls=dict(apgd, objective='cls'))
-    report, metrics = evaluate(
-        {'all': ensemble(members, norm=norm, eps=eps)},
-        num_images=3,
-        save_adv=str(tmp_path / 'adv'),
-    )
-    (found,) = report['attacks']
-    assert (found['norm'], found['eps']) == (norm, eps)
-    assert metrics[f'all/{MAP}'] < metrics[MAP]
-    for row in found['members']:
-        assert (row['settings']['norm'], row['settings']['eps']) == (norm, eps)
-    clean = {
-        sample.img_id: image.numpy().astype(float)
-        for batch in evaluate.runner.test_dataloader  # type: ignore[attr-defined]
-        for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True)
-    }
-    files = list((tmp_path / 'adv' / 'all' / 'total').glob('*.npz'))
-    assert len(files) == 3
-    for path in files:
-        delta = np.load(path)['image'] - clean[int(path.stem)]
-        size = np.abs(delta).sum() if norm == 'l1' else np.linalg.norm(delta)
-        assert 0.5 * eps < size <= eps * (1 + 1e-5)
-
-
 @pytest.mark.parametrize('version', list(VERSIONS))
 def test_versions(version: str) -> None:
     """Their members are attacks of one threat model, in the order of the table."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from evaluated import images_of
 from mmdet.evaluation import CocoMetric, DumpDetResults
 from mmdet.structures import DetDataSample
 from mmengine.hooks import EMAHook, Hook
@@ -60,11 +61,6 @@ def evaluate(build_runner: Build, trained: Path) -> Callable[..., dict[str, Any]
         return dict(runner.test())
 
     return run
-
-
-def images_of(folder: Path) -> dict[str, np.ndarray]:
-    """Saved adversarial images by their id."""
-    return {path.stem: np.load(path)['image'] for path in folder.glob('*.npz')}
 
 
 def stock_metrics(
@@ -163,18 +159,6 @@ def make_voc(coco: Path, root: Path) -> None:
             f'<annotation>{size}<depth>3</depth></size>{objects}</annotation>'
         )
     (root / 'VOC2007' / 'ids.txt').write_text('\n'.join(ids))
-
-
-def test_an_attack_does_not_depend_on_the_others(
-    evaluate: Callable, tmp_path: Path
-) -> None:
-    alone = evaluate(dict(pgd=PGD), save_adv=str(tmp_path / 'alone'))
-    after = evaluate(dict(noise=NOISE, pgd=PGD), save_adv=str(tmp_path / 'after'))
-    assert {key: after[key] for key in alone} == alone
-    expected = images_of(tmp_path / 'alone' / 'pgd')
-    found = images_of(tmp_path / 'after' / 'pgd')
-    assert expected.keys() == found.keys()
-    assert all(np.array_equal(found[key], expected[key]) for key in expected)
 
 
 # ------------------------------------------------------------ what stays as it is
@@ -293,7 +277,7 @@ class _Metrics(Hook):
 # --------------------------------------------- each image for itself, repeatably
 
 
-def test_batches_and_order_do_not_matter(
+def test_batches_order_and_other_attacks_do_not_matter(
     evaluate: Callable, coco: Path, tmp_path: Path
 ) -> None:
     """An image's adversarial example depends on the image, its id and the seed."""
@@ -303,20 +287,24 @@ def test_batches_and_order_do_not_matter(
     turned.write_text(json.dumps(content))
     reverse = tiny.loader(coco, test=True)
     reverse['dataset']['ann_file'] = str(turned)
-    found = {}
+    found, figures = {}, {}
     for name, loader in dict(
         one=tiny.loader(coco, test=True),
         three=tiny.loader(coco, test=True, batch_size=3),
         # The last batch is smaller than the others.
         four=tiny.loader(coco, test=True, batch_size=4),
         reverse=reverse,
+        after_noise=tiny.loader(coco, test=True),
     ).items():
         folder = tmp_path / name
-        attacks = dict(pgd=dict(PGD, num_steps=2))
-        evaluate(attacks, dict(test_dataloader=loader), save_adv=str(folder))
+        attacks = dict(noise=NOISE) if name == 'after_noise' else {}
+        attacks['pgd'] = dict(PGD, num_steps=2)
+        overrides = dict(test_dataloader=loader)
+        figures[name] = evaluate(attacks, overrides, save_adv=str(folder))
         found[name] = images_of(folder / 'pgd')
     assert len(found['one']) == 6
-    for name in ('three', 'four', 'reverse'):
+    assert figures['after_noise'].items() >= figures['one'].items()
+    for name in ('three', 'four', 'reverse', 'after_noise'):
         assert found[name].keys() == found['one'].keys()
         for key, image in found['one'].items():
             assert np.array_equal(found[name][key], image), (name, key)
@@ -777,6 +765,7 @@ def test_without_attacks_the_loop_is_mmengines(
         (dict(space='disk'), "space='disk' is unknown"),
         (dict(attacks=dict(benign=PGD)), "no attack can be called 'benign'"),
         (dict(attack_batch_size=0), 'attack_batch_size=0 must be a whole number'),
+        (dict(attack_batch_size=None), 'attack_batch_size=None must be a whole'),
         (dict(report='robustness.txt'), r"report='robustness.txt' must be a .json"),
         (
             dict(attacks=dict(x=dict(type='mmrobust.PGD', eps=-4))),
@@ -835,16 +824,10 @@ def on(root: Path, **kwargs: Any) -> dict:
     return dict(test_dataloader=loader, test_evaluator=evaluator)
 
 
-@pytest.mark.parametrize('batch_size', [1, 7])
-def test_odd_images_are_evaluated(
-    evaluate: Callable, tmp_path: Path, batch_size: int
-) -> None:
+def test_odd_images_are_evaluated(evaluate: Callable, tmp_path: Path) -> None:
     root = odd_dataset(tmp_path / 'odd', list(ODD))
-    metrics = evaluate(
-        dict(pgd=PGD),
-        on(root, batch_size=batch_size),
-        save_adv=str(tmp_path / 'adv'),
-    )
+    overrides, adv = on(root, batch_size=7), str(tmp_path / 'adv')
+    metrics = evaluate(dict(pgd=PGD), overrides, save_adv=adv)
     assert f'pgd/{MAP}' in metrics
     saved = images_of(tmp_path / 'adv' / 'pgd')
     clean = loaded(evaluate.runner)  # type: ignore[attr-defined]

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
-from evaluated import attack_of
+from evaluated import attack_of, images_of
 from mmrobust.evaluation.attacker import Attacker
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
@@ -47,15 +46,6 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return found
 
 
-def _images(folder: Path) -> dict[str, np.ndarray]:
-    found = {}
-    for path in sorted(folder.rglob('*.np[yz]')):
-        content = np.load(path)
-        image = content['image'] if path.suffix == '.npz' else content
-        found[str(path.relative_to(folder))] = image
-    return found
-
-
 def test_figures_are_those_of_single_images(
     evaluate: Callable, groups: list, tmp_path: Path
 ) -> None:
@@ -69,7 +59,7 @@ def test_figures_are_those_of_single_images(
                 save_adv=str(folder),
             )
         )
-        images.append(_images(folder))
+        images.append(images_of(folder))
         if size == 1:
             assert not groups
     assert groups == GROUPS * 2
@@ -195,12 +185,6 @@ def test_a_model_that_does_not_allow_it_is_attacked_image_by_image(
     assert report['environment']['attack_batch_size'] == 1
     (sentence,) = (text for text in report['checks'] if 'one by one' in text)
     assert 'OwnPreprocessor' in sentence
-
-
-@pytest.mark.parametrize('size', [0, 'many', None])
-def test_sizes_that_are_none_are_refused(evaluate: Callable, size: Any) -> None:
-    with pytest.raises(ConfigError, match='attack_batch_size'):
-        evaluate(dict(pgd=PGD2), attack_batch_size=size)
 
 
 def test_a_built_loader_with_small_batches_is_refused(

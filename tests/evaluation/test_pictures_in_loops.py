@@ -219,33 +219,14 @@ def test_masks(
 # ------------------------------------------------------------------------ refusals
 
 
-def altered(coco: Path, change: Callable[[list], Any]) -> dict[str, Any]:
-    loader = tiny.loader(coco, test=True)
-    change(loader['dataset']['pipeline'])
-    return dict(test_dataloader=loader)
-
-
-PILLOW = dict(backend='pillow')
-FLIP = dict(type='RandomFlip', prob=0.5)
-REFUSED = {
-    'another resize': (lambda p: p[1].update(PILLOW), "'bilinear' of 'pillow'"),
-    'a flip': (lambda p: p.insert(3, FLIP), 'RandomFlip is none of'),
-    'grey': (lambda p: p[0].update(color_type='grayscale'), "loads 'grayscale'"),
-    'no ids': (
-        lambda p: p[-1].update(meta_keys=('ori_shape', 'scale_factor')),
-        'packs no img_id',
-    ),
-}
-
-
 @pytest.mark.parametrize('loop', [dict(space='original'), dict(quantize=True)])
-@pytest.mark.parametrize('case', list(REFUSED))
 def test_a_pipeline_that_cannot_be_followed_is_refused(
-    evaluate: Evaluation, coco: Path, case: str, loop: dict, tmp_path: Path
+    evaluate: Evaluation, coco: Path, loop: dict, tmp_path: Path
 ) -> None:
-    change, text = REFUSED[case]
-    with pytest.raises(ConfigError, match=text):
-        evaluate(dict(pgd=PGD), overrides=altered(coco, change), **loop)
+    loader = tiny.loader(coco, test=True)
+    loader['dataset']['pipeline'].insert(3, dict(type='RandomFlip', prob=0.5))
+    with pytest.raises(ConfigError, match='RandomFlip is none of'):
+        evaluate(dict(pgd=PGD), overrides=dict(test_dataloader=loader), **loop)
     assert not (tmp_path / 'r.json').exists()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from evaluated import Evaluation
+from evaluated import Evaluation, images_of
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
@@ -115,13 +115,6 @@ def interruption(
         yield
     finally:
         setattr(owner, name, stock)
-
-
-def images_of(folder: Path) -> dict[str, np.ndarray]:
-    return {
-        str(path.relative_to(folder)): np.load(path)['image']
-        for path in folder.rglob('*.npz')
-    }
 
 
 # Function, calls of it in an undisturbed run, whether it is interrupted after it did
@@ -548,12 +541,12 @@ def test_saved_images_that_are_gone_are_made_again(
     (adv / 'both' / 'total' / '12.png').unlink()
     work.clear()
     evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
-    members = sum(f'both/{member}/12.npz' in before for member in ('total', 'cls'))
+    members = sum(f'both/{member}/12' in before for member in ('total', 'cls'))
     assert work['attack'] == 1 + members
     assert (adv / 'both' / 'total' / '12.png').exists()
     after = images_of(adv)
     # What was chosen from the ensemble comes at its end.
-    assert after.keys() == before.keys() | {f'both/{i}.npz' for i in range(10, 16)}
+    assert after.keys() == before.keys() | {f'both/{i}' for i in range(10, 16)}
     assert not list(adv.rglob('*tmp*'))
     assert all(np.array_equal(after[key], before[key]) for key in before)
 

@@ -314,10 +314,17 @@ def test_pipelines_that_cannot_be_followed_are_refused(coco: Path, name: str) ->
         PicturePipeline(DATASETS.build(config))
 
 
-def test_a_pipeline_has_to_pack(coco: Path) -> None:
+@pytest.mark.parametrize(
+    ('last', 'message'),
+    [
+        (ANNOTATIONS, 'does not end with PackDetInputs'),
+        (dict(PACK, meta_keys=KEYS[1:]), 'packs no img_id'),
+    ],
+)
+def test_a_pipeline_has_to_pack_ids(coco: Path, last: dict, message: str) -> None:
     config = tiny.dataset(coco, test=True)
-    config['pipeline'] = [LOAD, ANNOTATIONS]
-    with pytest.raises(ConfigError, match='does not end with PackDetInputs'):
+    config['pipeline'] = [LOAD, last]
+    with pytest.raises(ConfigError, match=message):
         PicturePipeline(DATASETS.build(config))
 
 

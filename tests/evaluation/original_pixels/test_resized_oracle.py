@@ -57,22 +57,6 @@ def resized(oracle: Any) -> ResizedOracle:
     return ResizedOracle(oracle, [Resizer(each, 0.5) for each in SIZES])
 
 
-def test_the_gradient_is_that_of_finite_differences(pictures: list[Tensor]) -> None:
-    oracle = resized(Cubes())
-    values, grads = oracle.value_and_grad(pictures)
-    assert torch.allclose(values, oracle.value(pictures))
-    assert [grad.shape for grad in grads] == [picture.shape for picture in pictures]
-    step = 1e-5
-    for number, place in ((0, (0, 0, 0)), (0, (2, 6, 8)), (1, (1, 4, 5))):
-        moved: list[Tensor] = []
-        for sign in (1, -1):
-            other = [picture.clone() for picture in pictures]
-            other[number][place] += sign * step
-            moved.append(oracle.value(other)[number])
-        slope = (moved[0] - moved[1]) / (2 * step)
-        assert grads[number][place].item() == pytest.approx(slope.item(), rel=1e-6)
-
-
 def test_the_gradient_is_autograds_of_the_composed_function(
     pictures: list[Tensor],
 ) -> None:
@@ -101,19 +85,6 @@ def test_counts_and_the_rest_are_the_inner_oracles(pictures: list[Tensor]) -> No
     assert oracle.weights is cubes.weights
     with pytest.raises(AttributeError, match='unknown'):
         oracle.unknown  # noqa: B018
-
-
-def test_without_resizing_it_is_the_inner_oracle(pictures: list[Tensor]) -> None:
-    cubes = Cubes()
-    cubes.weights = [torch.rand_like(picture) for picture in pictures]
-    same = [
-        Resizer(Geometry(each.original, each.original, each.original)) for each in SIZES
-    ]
-    values, grads = ResizedOracle(cubes, same).value_and_grad(pictures)
-    expected = cubes.value_and_grad(pictures)
-    assert torch.equal(values, expected[0])
-    for found, other in zip(grads, expected[1], strict=True):
-        assert torch.equal(found, other)
 
 
 def detectors(runner: Any, index: int = 1) -> tuple[Any, Any, Any, Any]:
