@@ -1,4 +1,4 @@
-"""Adversarial images and predictions on disk, one place per attack."""
+"""Writes adversarial images, and predictions on them, to one place per attack."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class AdversarialImages:
                         shutil.copyfile(theirs, temporary)
 
     def has(self, samples: Sequence[BaseDataElement]) -> bool:
-        """Whether the images of one batch are there."""
+        """Returns whether the images of one batch are there."""
         stems = [self._stem(image_id(sample)) for sample in samples]
         return all(
             Path(f'{stem}{end}').is_file() for stem in stems for end in ('.npz', '.png')

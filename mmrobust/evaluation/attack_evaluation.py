@@ -49,9 +49,9 @@ from .visualization import Gallery
 
 
 class AttackEvaluation(BaseLoop):
-    """The part of an evaluation that the validation and the test loop share.
+    """Evaluates without and with attacks, for validation and test.
 
-    The loops differ in the names of their hooks and in ``val_step``/``test_step``,
+    The two loops differ in the names of their hooks and in ``val_step``/``test_step``,
     which do the same in mmengine; and only the test loop keeps results on disk, draws
     pictures and writes a report. Benign metrics keep their names, so that ``save_best``
     works as before; attacked ones are prefixed, like ``pgd/coco/bbox_mAP``.
@@ -225,19 +225,19 @@ class AttackEvaluation(BaseLoop):
         return BoxAnalysis(dataset, self.seed)
 
     def _open_records(self) -> Store:
-        """Records that are lost when the process ends."""
+        """Opens records that are lost when the process ends."""
         return Store(None, {})
 
     def _start_gallery(self) -> Gallery | None:
-        """Pictures are for the report."""
+        """Returns None: pictures are for the report."""
         return None
 
     def _try_out(self) -> list[str]:
-        """Trials on some images before all passes; sentences for the report."""
+        """Tries the evaluation out; returns sentences for the report."""
         return []
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
-        """Only the test loop keeps a report."""
+        """Writes nothing: only the test loop keeps a report."""
 
     # ------------------------------------------------------------------------ passes
 
@@ -277,7 +277,7 @@ class AttackEvaluation(BaseLoop):
         return report
 
     def _run_benign(self, report: RobustnessReport) -> dict[str, float]:
-        """The evaluation without attack."""
+        """Evaluates without attack, and returns the metrics."""
         self._benign_records: StorePart = self.records.part(BENIGN, {})
         self._benign_boxes: dict[Any, Detections | None] = {}
         for index, data_batch in enumerate(self.dataloader):
@@ -296,9 +296,9 @@ class AttackEvaluation(BaseLoop):
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """As mmengine's, but every image goes through a detector by itself.
+        """Predicts as mmengine does, but with every image of a detector by itself.
 
-        As it does under attack, so that the two can be compared whatever the batch
+        As it is under attack, so that the two can be compared whatever the batch
         size, and the figures do not depend on the number of processes.
         """
         if not self.attacks:
@@ -390,7 +390,7 @@ class AttackEvaluation(BaseLoop):
 
 
 def _settings(attack: Attack) -> dict[str, Any]:
-    """The settings that tell an attack from others."""
+    """Returns the settings that tell an attack from others."""
     # Figures of an objective that is weighted by classes depend on the weights.
     weights = attack.objective.class_weights
     return {

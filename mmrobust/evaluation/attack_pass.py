@@ -1,4 +1,4 @@
-"""One attack on all images: what it finds, what that scores, and what it cost."""
+"""Makes one attack on all images, scores what it found, and adds up what it cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Costs = dict[str, dict[str, dict[str, Any]]]
 
 
 class Scores:
-    """Metrics and the analysis of boxes, of one pass after the other.
+    """Computes metrics and the analysis of boxes, of one pass after the other.
 
     Args:
         evaluator: the metrics.
@@ -95,7 +95,7 @@ class Scores:
 
 @dataclass
 class AttackPass:
-    """The pass of an attack, or of an ensemble of some.
+    """Makes the pass of an attack, or of an ensemble of some.
 
     Predictions are scored as they are made. Only the choice of an ensemble, which is
     made when all images are done, and pictures of 8 bits need a second pass through
@@ -185,7 +185,7 @@ class AttackPass:
     # ---------------------------------------------------------------------- attacking
 
     def _outcomes(self, parts: Sequence[NamedPart]) -> list[dict[str, Outcome]]:
-        """What the members made of each part, from the records or freshly."""
+        """Returns what members made of each part, from records or freshly."""
         found = [self._on_record(part, keys) for part, keys in parts]
         for group in self.attacker.groups([part for part, _ in parts]):
             if all(found[place] is not None for place in group):
@@ -206,7 +206,7 @@ class AttackPass:
         return {key: Outcome.unpack(each, part) for key, each in record.items()}
 
     def _all_there(self, record: dict[str, Any], part: dict, keys: list) -> bool:
-        """Whether images and pictures that belong to a record are still on disk."""
+        """Returns whether the images and pictures of a record are still on disk."""
         if self.gallery and any(self.gallery.lacks(self.name, key) for key in keys):
             return False
         used = [self._savers[key] for key in record]
@@ -332,7 +332,7 @@ class AttackPass:
 
 
 def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What the report says about gradients, as means over images and members."""
+    """Averages what oracles saw of gradients over images and members."""
     if not rows:
         return None
     means: dict[str, Any] = {}
@@ -347,6 +347,6 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _on_curve(name: str) -> dict[str, str]:
-    """The attack that points of a curve, like ``pgd-eps2``, have in common."""
+    """Names the attack that points of a curve (``pgd-eps2``) have in common."""
     match = re.fullmatch(r'(.+?)((-eps\d[\w.]*)?(-steps\d+)?)', name)
     return {'base': match[1]} if match and match[2] else {}

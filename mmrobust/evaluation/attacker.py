@@ -1,4 +1,4 @@
-"""Attacking single images of a model, and predicting on what came out."""
+"""Attacks single images of a model, and predicts on what came out."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _FIGURES = (
 
 @dataclass
 class Outcome:
-    """What an attack made of the images of one part of a batch, and at what cost.
+    """Holds what an attack made of one part of a batch, and at what cost.
 
     Attributes:
         outputs: the model's predictions on the attacked images.
@@ -82,11 +82,11 @@ class Outcome:
     found: list[Tensor] | None = field(default=None, repr=False)
 
     def cost(self) -> dict[str, Any]:
-        """All but predictions and images."""
+        """Returns all but predictions and images."""
         return {name: getattr(self, name) for name in _FIGURES}
 
     def pack(self, part: dict) -> dict[str, Any]:
-        """The record of the outcome, see :func:`mmrobust.utils.packing.pack`."""
+        """Makes the record of the outcome, see :func:`mmrobust.utils.packing.pack`."""
         record = self.cost()
         for name in ('outputs', 'quantized'):
             predicted = getattr(self, name)
@@ -97,7 +97,7 @@ class Outcome:
 
     @classmethod
     def unpack(cls, record: dict[str, Any], part: dict) -> Outcome:
-        """The outcome that a record holds."""
+        """Returns the outcome that a record holds."""
         content = {name: record[name] for name in _FIGURES}
         for name in ('outputs', 'quantized'):
             if name in record:
@@ -157,11 +157,11 @@ class Attacker:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Returns where the model is."""
         return device_of(self.model)
 
     def groups(self, parts: Sequence[dict]) -> list[list[int]]:
-        """Which parts are attacked together: those that make inputs of one shape."""
+        """Returns the places of parts that are attacked together, of one shape."""
         if self.seams is None:
             return [[place] for place in range(len(parts))]
         shapes: dict[Any, list[int]] = {}
@@ -240,7 +240,7 @@ class Attacker:
     def _perturb(
         self, attack: Attack, oracle: Any, part: dict, draws: list[torch.Generator]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Clean and attacked images, and the latter as the network gets them."""
+        """Returns clean and attacked images, and these as the network gets them."""
         clean = self.clean(part)
         if self.space == 'input':
             found = attack.perturb(oracle, clean, draws)
@@ -252,7 +252,7 @@ class Attacker:
         return clean, found, [resizer(image) for resizer, image in pairs]
 
     def clean(self, part: dict) -> list[Tensor]:
-        """What is attacked: the network's inputs or the original pictures."""
+        """Returns what is attacked: the network's inputs or the original pictures."""
         if self.space == 'input':
             return float_images(part, self.device)
         assert self.pixels is not None
@@ -276,7 +276,7 @@ class Attacker:
 
     @torch.no_grad()
     def predict(self, part: dict) -> list[BaseDataElement]:
-        """The stock prediction, seeded in case that the model draws itself."""
+        """Returns the stock prediction, seeded in case that the model draws."""
         seed = derive_seed(self.seed, ids_of(part)[0], 'prediction')
         # A model may write into the samples, which tell what it has added.
         samples = [sample.clone() for sample in part['data_samples']]
@@ -287,14 +287,14 @@ class Attacker:
 
     @torch.no_grad()
     def predict_unseeded(self, part: dict) -> list[BaseDataElement]:
-        """The stock prediction as it comes."""
+        """Returns the stock prediction as it comes."""
         with alone(), autocast(enabled=self.fp16):
             outputs: list[BaseDataElement] = self.wrapped.test_step(part)
         return outputs
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Inside, the model can be asked for its losses."""
+        """Lets the model be asked for its losses."""
         with alone(), loss_mode(self.model):
             yield
 
@@ -305,7 +305,7 @@ class Attacker:
         samples: Sequence[BaseDataElement],
         seeds: Sequence[int] | None = None,
     ) -> Any:
-        """What answers the attack: the losses, or the detector's final output.
+        """Builds what answers the attack, from losses or the detector's final output.
 
         Args:
             attack: the attack.
@@ -323,7 +323,7 @@ class Attacker:
         return make_oracle(self.model, part, samples, attack.objective)
 
     def samples(self, part: dict) -> list[BaseDataElement]:
-        """The ground truth as losses need it."""
+        """Returns the ground truth as losses need it."""
         if self.classifier:
             return classifier_samples(part['data_samples'], self.device)
         return attack_samples(part['data_samples'], self.device, self.gt_frame)

@@ -1,4 +1,4 @@
-"""What the passes of an evaluation say together: worst case, errors, intervals."""
+"""Analyses the boxes of all passes: worst case, kinds of errors, intervals."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class BoxAnalysis:
             return None
 
     def read(self, output: BaseDataElement) -> Detections | None:
-        """A prediction's boxes, if it has any that can be analysed."""
+        """Returns a prediction's boxes, if it has any that can be analysed."""
         if 'pred_instances' not in output:
             return None
         if not has_boxes(output.pred_instances):
@@ -96,7 +96,7 @@ class BoxAnalysis:
             return None
 
     def score(self, output: BaseDataElement) -> float:
-        """The score of one image, from 0 to 1; 0 where no boxes can be read."""
+        """Returns an image's score, from 0 to 1; 0 where no boxes can be read."""
         found = self.read(output)
         if found is None or found.img_id not in self._truth_of:
             return 0.0
@@ -107,7 +107,7 @@ class BoxAnalysis:
             return 0.0
 
     def score_of(self, found: Detections) -> float:
-        """The score of an image's boxes, from 0 to 1."""
+        """Returns the score of an image's boxes, from 0 to 1."""
         return image_score(self._truth_of[found.img_id], found, self.num_classes)
 
     def gather_problems(self) -> None:
@@ -118,7 +118,7 @@ class BoxAnalysis:
                 self._note(problem)
 
     def with_objects(self, count: int) -> list[int]:
-        """Places of the first images with objects in the dataset."""
+        """Returns the places of the first images with objects in the dataset."""
         places = [i for i, truth in enumerate(self.truths) if len(truth)]
         return places[:count]
 
@@ -189,7 +189,7 @@ class BoxAnalysis:
         return {'sizes': _known(sizes), 'classes': _known(by_class)}
 
     def worst_case(self) -> dict[str, Any] | None:
-        """The combination of all passes with the lowest mAP, the benign one included.
+        """Returns the combination of passes, the benign one among them, of lowest mAP.
 
         Never above the mAP of any attack, nor above the benign one.
         """
@@ -210,12 +210,12 @@ class BoxAnalysis:
 
 
 def _known(values: dict[str, float]) -> dict[str, float | None]:
-    """None instead of NaN, where there is no object."""
+    """Returns None instead of NaN, where there is no object."""
     return {key: None if math.isnan(each) else each for key, each in values.items()}
 
 
 def _finite(output: BaseDataElement) -> BaseDataElement:
-    """Without boxes that are no boxes, which attacks can make a detector give."""
+    """Drops boxes that are not finite, which attacks can make a detector give."""
     found = output.pred_instances
     boxes = getattr(found.bboxes, 'tensor', found.bboxes)
     kept = boxes.isfinite().all(-1) & found.scores.isfinite()
@@ -225,6 +225,6 @@ def _finite(output: BaseDataElement) -> BaseDataElement:
 
 
 def ground_truth(dataset: Any) -> list[GroundTruth]:
-    """The dataset's boxes; mmdet's datasets keep no areas but those of boxes."""
+    """Returns the dataset's boxes; mmdet keeps no areas but those of boxes."""
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
     return [GroundTruth.from_data_info(info) for info in infos]

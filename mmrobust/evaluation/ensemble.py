@@ -1,4 +1,4 @@
-"""The pass of an ensemble: when an image is broken, and which example counts."""
+"""Decides for an ensemble when an image is broken, and which example counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .box_analysis import BENIGN, BoxAnalysis
 
 
 class WorstOf:
-    """The lowest combination of tables found so far, as tables come in.
+    """Keeps the lowest combination of tables found so far, as tables come in.
 
     A search over more tables may end in another optimum, and a higher one.
     """
@@ -48,7 +48,7 @@ class WorstOf:
 
 
 def check_readable(found: Mapping[Any, Detections | None]) -> dict[Any, Detections]:
-    """The detections by image id, all of which have to be there.
+    """Returns the detections by image id, all of which have to be there.
 
     Raises:
         ConfigError: if the boxes of an image could not be read.
@@ -89,7 +89,7 @@ class EnsemblePass:
         self._found: dict[str, list[Detections]] = {key: [] for key in members}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
-        """Whether nothing of the image is detected, so that no member need go on.
+        """Returns whether nothing is detected any more, so that no member need go on.
 
         An image of which a little is left still adds to mAP: on five small detectors
         skipping it from a tenth of its benign score on left the worst-case mAP higher
@@ -219,5 +219,5 @@ class EnsemblePass:
 
 
 def _that_ran(member: str, costs: dict[str, Any]) -> str:
-    """The member whose example another one has that did not run: the last one."""
+    """Returns the member, or the last one that ran if it did not."""
     return member if member == BENIGN or member in costs else list(costs)[-1]

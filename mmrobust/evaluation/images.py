@@ -1,4 +1,4 @@
-"""Which images are evaluated, in which batches, and how far a pass through them is."""
+"""Chooses the evaluated images, goes through them, and logs how far a pass is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NamedPart = tuple[dict, list[Any]]
 
 
 class EvaluatedImages:
-    """The images of a data loader, in parts that stand for themselves.
+    """Gives the images of a data loader in parts that stand for themselves.
 
     Of a detector that is every single image: losses are normalised over a batch and
     images padded to the largest, so that only an image alone has an adversarial
@@ -64,7 +64,7 @@ class EvaluatedImages:
             yield index, data_batch, self.parts(index, data_batch)
 
     def parts(self, index: int, data_batch: dict) -> list[NamedPart]:
-        """The parts of a batch, and what the records of their images are called."""
+        """Returns the parts of a batch, and the names of their images' records."""
         rank, world_size = get_dist_info()
         parts = [data_batch] if self.whole_batches else split_batch(data_batch)
         found = []
@@ -77,18 +77,18 @@ class EvaluatedImages:
         return found
 
     def load(self, index: int) -> dict:
-        """A batch of the one image at a place in the dataset."""
+        """Returns a batch of the one image at a place in the dataset."""
         batch: dict = self.dataloader.collate_fn([self.dataset[index]])
         return batch
 
 
 def ids_of(part: dict) -> list[Any]:
-    """The ids of a part's images."""
+    """Returns the ids of a part's images."""
     return [image_id(sample) for sample in part['data_samples']]
 
 
 def names_of(keys: Sequence[Any]) -> str:
-    """Images in words, for messages."""
+    """Names images in words, for messages."""
     few = ', '.join(map(str, keys[:3])) + (', ...' if len(keys) > 3 else '')
     return f'image {few}' if len(keys) == 1 else f'images {few}'
 
@@ -122,7 +122,7 @@ def choose_images(
 def enough_for_groups(
     dataloader: DataLoader | dict, attack_batch_size: int
 ) -> DataLoader | dict:
-    """A loader whose batches have enough images for groups of this size.
+    """Returns a loader whose batches have enough images for groups of this size.
 
     Groups are of one input shape, so batches are larger than they. Batches decide
     nothing else.
@@ -160,7 +160,7 @@ def restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
 
 
 def annotations_digest(dataset: Any) -> str | None:
-    """SHA-256 of what a dataset says about its images, or None if it says nothing."""
+    """Hashes what a dataset says about its images; None if it says nothing."""
     if not hasattr(dataset, 'get_data_info'):
         return None
     digest = hashlib.sha256()

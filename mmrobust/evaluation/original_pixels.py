@@ -1,4 +1,4 @@
-"""Attacks on a picture as it lies on disk, before it is resized, and its 8 bits.
+"""Lets attacks work on a picture as it lies on disk, and rounds it to 8 bits.
 
 :class:`Resizer` is the differentiable copy of a test pipeline's resizing and padding,
 :class:`ResizedOracle` an oracle on original pixels made of one on the network's input.
@@ -27,7 +27,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes (height, width) of a picture on its way to the network.
+    """Holds the sizes (height, width) of a picture on its way to the network.
 
     Attributes:
         original: of the picture on disk.
@@ -41,7 +41,7 @@ class Geometry:
 
 
 class Resizer:
-    """Original pixels (C, H, W) to the network's input (C, h, w), with a gradient.
+    """Turns original pixels (C, H, W) into the input (C, h, w), with a gradient.
 
     Bilinear as OpenCV's ``INTER_LINEAR``: half-pixel centres, the border repeated, and
     no smoothing when it shrinks. OpenCV rounds 8-bit pictures to whole numbers, which
@@ -110,7 +110,7 @@ class Resizer:
 
 
 def bilinear_weights(source: int, target: int) -> Tensor:
-    """Share (target, source) that each pixel of a line has in each of the resized."""
+    """Returns the share (target, source) of each pixel of a line in each resized."""
     places = torch.arange(target)
     centres = (places.double() + 0.5) * (source / target) - 0.5
     centres = centres.clamp(0, source - 1)
@@ -223,7 +223,7 @@ def through_file(picture: np.ndarray) -> np.ndarray:
 
 
 def radius(adversarial: np.ndarray, clean: np.ndarray, norm: str) -> float:
-    """Size of the perturbation in pixel units, of pictures of one shape.
+    """Returns the perturbation's size in pixel units, of pictures of one shape.
 
     Args:
         adversarial: the attacked picture, of any numeric type.

@@ -1,4 +1,4 @@
-"""What lies between a picture on disk and the network's input."""
+"""Follows a test pipeline from a picture on disk to the network's input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ANNOTATIONS = ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_
 
 
 class PicturePipeline:
-    """The test pipeline of a dataset, taken apart at the loaded picture.
+    """Takes the test pipeline of a dataset apart at the loaded picture.
 
     The pipeline must load a colour picture, resize it bilinearly with OpenCV at most
     once, then pad it right and bottom at most once; annotations may be loaded
@@ -50,7 +50,7 @@ class PicturePipeline:
         self._geometries: dict[tuple[int, int], Geometry] = {}
 
     def index(self, img_id: Any) -> int:
-        """Place of an image in the dataset.
+        """Returns the place of an image in the dataset.
 
         Images are looked through as far as needed only: an evaluation asks for them
         in order, and a dataset may have hundreds of thousands.
@@ -70,7 +70,7 @@ class PicturePipeline:
         return self._indices[img_id]
 
     def picture(self, img_id: Any) -> Tensor:
-        """The picture as the pipeline loads it.
+        """Loads the picture as the pipeline does.
 
         Returns:
             float32 (C, H, W) in pixel units of 0-255, in the loader's channel order
@@ -124,7 +124,7 @@ class PicturePipeline:
         return batch
 
     def resizer(self, image: Any) -> Resizer:
-        """The differentiable copy of what the pipeline does to a loaded picture.
+        """Returns the differentiable copy of what the pipeline does to a picture.
 
         Args:
             image: img_id, or the sample that the pipeline gave for it.
@@ -135,7 +135,7 @@ class PicturePipeline:
         return Resizer(self.geometry(image), pad_val)
 
     def geometry(self, image: Any) -> Geometry:
-        """Sizes of an image (img_id or sample) on its way to the network."""
+        """Returns an image's (img_id or sample) sizes on its way to the network."""
         original = self._original(image)
         if original not in self._geometries:
             # Asking the transforms themselves: each has its own way to round.
@@ -149,12 +149,12 @@ class PicturePipeline:
         return self._geometries[original]
 
     def without_padding(self, image: Any, network_input: Tensor) -> Tensor:
-        """The part (C, h', w') of a network input (C, h, w) that shows the picture."""
+        """Cuts padding off: (C, h', w') of a network input (C, h, w)."""
         height, width = self.geometry(image).resized
         return network_input[..., :height, :width]
 
     def _original(self, image: Any) -> tuple[int, int]:
-        """Height and width of the picture on disk."""
+        """Returns height and width of the picture on disk."""
         if isinstance(image, BaseDataElement) and 'ori_shape' in image:
             height, width = image.ori_shape[:2]
             return int(height), int(width)

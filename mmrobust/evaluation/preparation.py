@@ -1,4 +1,4 @@
-"""What is checked and tried out before the passes, which may take hours."""
+"""Builds, checks and tries out attacks before the passes, which may take hours."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def refuse_for_classifiers(
 
 
 def single_attacks(attacks: Iterable[Attack]) -> list[Attack]:
-    """The attacks, with the members of an ensemble in its place."""
+    """Returns the attacks, with the members of an ensemble in its place."""
     found: list[Attack] = []
     for attack in attacks:
         found += attack.members.values() if attack.members else [attack]
@@ -275,7 +275,7 @@ def _examine(
 
 
 class _Asked:
-    """An oracle that enters a context for every question."""
+    """Asks an oracle, in a context of its own for every question."""
 
     def __init__(self, oracle: Any, asking: Callable[[], Any]) -> None:
         self._oracle, self._asking = oracle, asking

@@ -1,4 +1,4 @@
-"""Pictures of attacked images, for the report's page and for the visualizer."""
+"""Draws attacked images, for the report's page and for the visualizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TITLE_HEIGHT = 28
 
 @dataclass
 class AttackedImage:
-    """An image under an attack.
+    """Holds an image under an attack.
 
     Attributes:
         key: its id, or what stands for it.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and hashes of files."""
+"""Writes files that are there whole or not at all, and hashes files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def file_sha256(path: str | os.PathLike | None) -> str | None:
-    """Hash of a local file, or None for a URL or nothing."""
+    """Hashes a local file; None for a URL or nothing."""
     if not path or not os.path.isfile(path):
         return None
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Predictions as plain tensors, numbers and text, to be read back without pickle."""
+"""Packs predictions as tensors, numbers and text, to be read without pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of a run on disk, so that the run can go on after an interruption.
+"""Keeps results of a run on disk, so that it can go on after an interruption.
 
 ::
 
@@ -44,7 +44,7 @@ _PATIENCE = 60.0
 
 
 class Store:
-    """The results of one run in one folder, in parts.
+    """Keeps the results of one run in one folder, in parts.
 
     ``run.json`` in the folder says what the results depend on. Every process of a run
     has to make a store at the same time.
@@ -89,7 +89,7 @@ class Store:
         self._open(folder / file, growing, option)
 
     def part(self, name: str, settings: Any) -> StorePart:
-        """The results of a part of the run, which belong to these settings of it."""
+        """Returns the results of a part of the run under these settings of it."""
         digest = digest_of([self.digest, name, settings])
         if self.folder is None:
             return StorePart(None, digest)
@@ -147,7 +147,7 @@ class Store:
 
 
 class StorePart:
-    """One record for every image of a part of a run (for a classifier, every batch).
+    """Keeps one record for every image of a part (for a classifier, every batch).
 
     A record is written whole or not at all, and carries a hash of its content.
 
@@ -236,7 +236,7 @@ class StorePart:
         wait_until(lambda: all(mark.exists() for mark in marks))
 
     def shared(self, found: Any) -> Any:
-        """What the main process has found, in every process.
+        """Returns in every process what the main one has found.
 
         Args:
             found: it, of tensors, numbers and text; what other processes give is
@@ -265,7 +265,7 @@ class StorePart:
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of something that JSON can hold, or that is turned into text."""
+    """Hashes something that JSON can hold, or that is turned into text."""
     text = json.dumps(_plain(content), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -308,7 +308,7 @@ def wait_until(done: Callable[[], bool], patience: float = float('inf')) -> None
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content, or None if it is absent, half written, or no JSON."""
+    """Reads a JSON file; None if it is absent, half written, or no JSON."""
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -316,7 +316,7 @@ def read_json(path: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold, the same in every process: configs hold classes and more."""
+    """Makes configs JSON, the same in every process: they hold classes and more."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
