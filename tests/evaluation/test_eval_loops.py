@@ -6,7 +6,6 @@ import hashlib
 import json
 import pickle
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,23 +94,12 @@ def test_eps_0_gives_the_benign_figures(
 
 
 def test_eps_0_gives_the_benign_figures_of_voc(
-    build_runner: Build, trained: Path, coco: Path, tmp_path: Path
+    build_runner: Build, trained: Path, coco: Path
 ) -> None:
     """VOCMetric takes the ground truth from the samples, in the original frame."""
-    make_voc(coco, tmp_path / 'voc')
-    loader = tiny.loader(coco, test=True)
-    loader['dataset'] = dict(
-        type='VOCDataset',
-        metainfo=dict(classes=tiny.CLASSES),
-        data_root=str(tmp_path / 'voc') + '/',
-        ann_file='VOC2007/ids.txt',
-        data_prefix=dict(sub_data_root='VOC2007/'),
-        test_mode=True,
-        # Half the size: boxes in the wrong frame would show.
-        pipeline=tiny.pipeline(test=True, scale=(96, 72)),
-    )
     overrides = dict(
-        test_dataloader=loader,
+        # Half the size: boxes in the wrong frame would show.
+        test_dataloader=tiny.loader(coco, test=True, scale=(96, 72)),
         test_evaluator=dict(type='VOCMetric', metric='mAP', eval_mode='11points'),
     )
     stock = stock_metrics(build_runner, trained, **overrides)
@@ -126,39 +114,6 @@ def test_eps_0_gives_the_benign_figures_of_voc(
     for key, value in stock.items():
         assert metrics[key] == metrics[f'zero/{key}'] == value
     assert metrics['pgd/pascal_voc/mAP'] < stock['pascal_voc/mAP']
-
-
-def make_voc(coco: Path, root: Path) -> None:
-    """The tiny dataset in PASCAL VOC's layout."""
-    content = json.loads((coco / 'annotations.json').read_text())
-    for folder in ('JPEGImages', 'Annotations'):
-        (root / 'VOC2007' / folder).mkdir(parents=True)
-    ids = []
-    for image in content['images']:
-        name = Path(image['file_name']).stem
-        ids.append(name)
-        # The extension is fixed in mmdet; what counts is the content.
-        shutil.copy(
-            coco / 'images' / image['file_name'],
-            root / 'VOC2007' / 'JPEGImages' / f'{name}.jpg',
-        )
-        objects = ''
-        for found in content['annotations']:
-            if found['image_id'] == image['id']:
-                x, y, width, height = found['bbox']
-                objects += (
-                    f'<object><name>{tiny.CLASSES[found["category_id"] - 1]}</name>'
-                    f'<difficult>0</difficult><bndbox><xmin>{x + 1}</xmin>'
-                    f'<ymin>{y + 1}</ymin><xmax>{x + width + 1}</xmax>'
-                    f'<ymax>{y + height + 1}</ymax></bndbox></object>'
-                )
-        size = (
-            f'<size><width>{image["width"]}</width><height>{image["height"]}</height>'
-        )
-        (root / 'VOC2007' / 'Annotations' / f'{name}.xml').write_text(
-            f'<annotation>{size}<depth>3</depth></size>{objects}</annotation>'
-        )
-    (root / 'VOC2007' / 'ids.txt').write_text('\n'.join(ids))
 
 
 # ------------------------------------------------------------ what stays as it is
