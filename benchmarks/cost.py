@@ -23,7 +23,6 @@ from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.attacks import APGD, PGD, Attack
 from mmrobust.batch import float_images, with_images
-from mmrobust.errors import ConfigError
 from mmrobust.objective import Inputs, Objective, loss_mode, make_oracle
 from mmrobust.report import package_versions
 from mmrobust.training import (
@@ -262,15 +261,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measures and prints Markdown tables."""
     args = parse_args()
-    for name in ('repeats', 'batch_size', 'threads'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f'--{name.replace("_", "-")} must be at least 1.')
-    if args.size and min(args.size) < 32:
-        raise ConfigError('--size must be at least 32 32.')
     if args.threads:
         torch.set_num_threads(args.threads)
-    clock = Clock(device_of(args.device), args.clock)
+    clock = Clock(args.device, args.clock)
     # Initialisation tells about every weight, one by one.
     MMLogger.get_instance('mmengine', log_level='WARNING')
     cfg = cli.configure(args)
@@ -294,21 +287,6 @@ def main() -> None:
         print(f'limit not kept: {failure}', file=sys.stderr)
     if failures and args.check:
         sys.exit(1)
-
-
-def device_of(name: str) -> torch.device:
-    """Finds the device of a name.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip('.')
-        raise ConfigError(f'--device {name} cannot be used: {reason}.') from error
-    return device
 
 
 def facts(args: argparse.Namespace, subject: Subject) -> dict[str, str]:

@@ -310,25 +310,3 @@ def test_check_is_an_exit_status(
         with pytest.raises(SystemExit) as exit_info:
             call(monkeypatch, *args, '--check')
         assert exit_info.value.code == 1
-
-
-@pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-        (['--repeats', 0], '--repeats must be at least 1'),
-        (['--size', 8, 8], '--size must be at least 32'),
-        (['--device', 'tpu9'], '--device tpu9 cannot be used'),
-        (
-            ['--cfg-options', 'train_dataloader.dataset.data_root=none/'],
-            '--size HEIGHT',
-        ),
-    ],
-)
-def test_mistakes_are_told(
-    config: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    args: list,
-    message: str,
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        call(monkeypatch, config, *args)

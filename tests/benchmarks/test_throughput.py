@@ -136,13 +136,3 @@ def test_the_command_measures_everything(
     assert rows[2]['benign'] == rows[3]['benign']
     table = [row for row in capsys.readouterr().out.split('\n') if row.startswith('|')]
     assert len(table) == 2 + len(rows)
-
-
-def test_no_time_is_no_row(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    config.dump(tmp_path / 'tiny.py')
-    line = f'x --models {tmp_path}/tiny.py --minutes 0 --device cpu --peak-size 64'
-    monkeypatch.setattr(sys, 'argv', line.split())
-    throughput.main()
-    assert 'More did not fit into 0 minutes' in capsys.readouterr().out

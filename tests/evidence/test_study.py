@@ -218,14 +218,6 @@ class TestGrid:
         pixels = passes * scale.detector_batch * 96**2
         assert pixels == pytest.approx(scale.upstream * 64 * 40**2)
 
-    def test_two_runs_of_one_name(self, study: dict) -> None:
-        grid = study['grid'].Grid(study['grid'].SCALES['smoke'])
-        grid.add(1, 'classifier', 'x', 0, {'eps': 0})
-        grid.add(2, 'classifier', 'x', 0, {'eps': 0})
-        assert grid.runs['classifier/x/seed0'].claims == {1, 2}
-        with pytest.raises(ValueError, match='two different runs'):
-            grid.add(1, 'classifier', 'x', 0, {'eps': 4})
-
 
 @pytest.fixture(scope='module')
 def tiny_study(
@@ -278,11 +270,9 @@ class TestRuns:
         assert (tiny_study.work_dir / 'detectors.png').stat().st_size > 1000
 
 
-def row(
-    seed: int, benign: float, attacked: float, title: str = 'faster-rcnn-robust-free'
-) -> dict:
+def row(seed: int, benign: float, attacked: float) -> dict:
     return {
-        'name': f'detector/{title}/seed{seed}',
+        'name': f'detector/faster-rcnn-robust-free/seed{seed}',
         'seed': seed,
         'settings': {'passes': 400, 'updates': 400},
         'train_seconds': 60.0,
@@ -310,85 +300,6 @@ class TestTables:
         assert cells[:3] == ['FreeAT, robust backbone', '60.0 ± 10.0', '10.0 ± 13.2']
         assert cells[-1] == cells[2]  # the lowest is that under 'total'
 
-    def test_what_other_claims_have_trained_makes_no_table(self, study: dict) -> None:
-        tables = study['tables']
-        shared = [row(0, 0.5, 0.2), row(0, 0.6, 0.2, 'faster-rcnn-standard-free')]
-        records = tables.Store(shared)
-        assert len(tables.rows_of(records, '1')) == 2
-        for claim in ('2', '3', '4', '9'):
-            assert tables.rows_of(records, claim) == []
-        for claim, title in (
-            ('2', 'faster-rcnn-robust-free-bb1'),
-            ('3', 'faster-rcnn-robust-pgd'),
-            ('4', 'fcos-robust-free-1600'),
-            ('9', 'faster-rcnn-swin-free'),
-        ):
-            records = tables.Store([*shared, row(0, 0.4, 0.1, title)])
-            found = [each for _, each in tables.rows_of(records, claim)]
-            assert f'detector/{title}' in found
-            assert 'detector/faster-rcnn-robust-free' in found
-
-    def test_columns_of_autoattack_are_norms_and_sides(self, study: dict) -> None:
-        tables = study['tables']
-        figures = {
-            'linf': {
-                '40/accuracy/top1': 98.0,
-                '53/accuracy/top1': 72.0,
-                'autoattack/40/linf-4': 94.0,
-                'autoattack/53/linf-4': 48.0,
-            },
-            'l1': {'accuracy/top1': 98.0, 'autoattack/l1-609.8533163': 90.0},
-        }
-        training = {
-            'name': 'classifier/convnext-eps4/seed0',
-            'seed': 0,
-            'metrics': {'accuracy/top1': 97.0},
-            'train_seconds': 90.0,
-        }
-        attacks = [
-            {
-                'name': f'autoattack/convnext-eps4-{norm}/seed0',
-                'seed': 0,
-                'settings': {'sides': [40, 53] if norm == 'linf' else [40]},
-                'metrics': metrics,
-            }
-            for norm, metrics in figures.items()
-        ]
-        text = tables.autoattacked(tables.Store([training, *attacks]), '6')
-        head, _, line = (
-            [cell.strip() for cell in line.split('|')[1:-1]]
-            for line in text.splitlines()
-        )
-        assert dict(zip(head[1:], line[1:], strict=True)) == {
-            'clean, test set': '97.0 (n = 1)',
-            'clean, 40 px': '98.0 (n = 1)',
-            'linf, 40 px': '94.0 (n = 1)',
-            'l1, 40 px': '90.0 (n = 1)',
-            'clean, 53 px': '72.0 (n = 1)',
-            'linf, 53 px': '48.0 (n = 1)',
-            'minutes': '1.5 (n = 1)',
-        }
-        assert line[0] == 'ConvNeXt, patch stem'
-
-    def test_classifiers_of_other_claims_make_no_table(self, study: dict) -> None:
-        tables = study['tables']
-
-        def attacked(name: str) -> dict:
-            return {
-                'name': f'autoattack/{name}-linf/seed0',
-                'seed': 0,
-                'settings': {'sides': [40]},
-                'metrics': {'accuracy/top1': 50.0, 'autoattack/linf-4': 20.0},
-            }
-
-        shared = attacked('resnet18-eps4')
-        assert '20.0' in tables.autoattacked(tables.Store([shared]), '1')
-        assert tables.autoattacked(tables.Store([shared]), '7') == '(not run)\n'
-        both = tables.Store([shared, attacked('resnet18-eps4-heavy')])
-        text = tables.autoattacked(both, '7')
-        assert 'random start, light' in text
-        assert 'random start, heavy' in text
-
     def test_the_matrix_has_sources_below_and_targets_beside(self, study: dict) -> None:
         tables = study['tables']
         cells = {
@@ -404,10 +315,6 @@ class TestTables:
         assert lines[0].split(' | ')[1:] == ['a', 'b |']
         assert lines[3] == '| a | 10.0 (n = 1) | 30.0 (n = 1) |'
         assert tables.matrix(tables.Store([])) == '(not run)\n'
-
-    def test_records_that_are_not_there(self, study: dict, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r'neither runs nor records\.json'):
-            study['tables'].Store.read(tmp_path)
 
 
 @pytest.mark.parametrize(
