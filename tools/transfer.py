@@ -14,11 +14,9 @@ from mmrobust.studies.backbone_plan import (
     Sweep,
     check_config,
     parse_checkpoints,
-    parse_lrs,
-    parse_seeds,
 )
 from mmrobust.studies.backbone_transfer import run_sweep
-from mmrobust.studies.study import parse_each
+from mmrobust.studies.study import each_once
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,10 +45,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--lr',
         nargs='+',
+        type=float,
         help="learning rates to choose from per eps and mode (default: the config's)",
     )
     parser.add_argument(
-        '--seeds', nargs='+', default=['0'], help='one training each (default 0)'
+        '--seeds',
+        nargs='+',
+        type=int,
+        default=[0],
+        help='one training each (default 0)',
     )
     parser.add_argument(
         '--metric', metavar='KEY', help='figure to compare, like accuracy/top1'
@@ -67,17 +70,14 @@ def main() -> None:
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
     checkpoints = parse_checkpoints(args.checkpoints)
-    lrs = parse_lrs(args.lr) if args.lr else None
-    modes = parse_each('--modes', args.modes, str)
-    seeds = parse_seeds(args.seeds)
     cfg = cli.load_config(args)
     check_config(cfg, args.config)
     sweep = Sweep(
         cfg=cfg,
         checkpoints=checkpoints,
-        modes=modes,
-        lrs=lrs or (cfg.optim_wrapper.optimizer.lr,),
-        seeds=seeds,
+        modes=each_once('--modes', args.modes),
+        lrs=each_once('--lr', args.lr or [cfg.optim_wrapper.optimizer.lr]),
+        seeds=each_once('--seeds', args.seeds),
         norm=args.norm,
         metric=args.metric,
         work_dir=Path(cfg.work_dir),

@@ -64,22 +64,21 @@ def choose_by_file(loader: DataLoader | dict, path: str) -> dict[str, Any]:
 
 def _find(names: list[str], paths: list[str], path: str) -> list[int]:
     """Finds the indices of the listed images in the dataset, in its order."""
-    parts = [PurePosixPath(image).parts[::-1] for image in paths]
-    by_name: dict[str, list[int]] = {}
-    for index, image in enumerate(parts):
-        by_name.setdefault(image[0], []).append(index)
+    by_end: dict[tuple[str, ...], list[int]] = {}
+    for index, image in enumerate(paths):
+        parts = PurePosixPath(image).parts[::-1]
+        for count in range(1, len(parts) + 1):
+            by_end.setdefault(parts[:count], []).append(index)
     # Where every name is unique the folders do not matter: ImageNet's validation
     # images lie in one folder or in one per class.
-    unique = len(by_name) == len(paths)
+    unique = len({PurePosixPath(image).name for image in paths}) == len(paths)
     missing, found = [], []
     for name in names:
         wanted = PurePosixPath(name).parts[::-1]
-        candidates = by_name.get(wanted[0], [])
-        if not unique:
-            # Those that share the class folder, and as much more as any of them does.
-            shared = {index: _common(wanted, parts[index]) for index in candidates}
-            most = max([min(len(wanted), 2), *shared.values()])
-            candidates = [index for index in candidates if shared[index] == most]
+        # Otherwise the class folder must be the same, and as much more as can be.
+        counts = [1] if unique else range(len(wanted), min(len(wanted), 2) - 1, -1)
+        ends = (by_end.get(wanted[:count], []) for count in counts)
+        candidates: list[int] = next(filter(None, ends), [])
         if len(candidates) > 1:
             raise ConfigError(
                 f'image list {path!r} names {name!r}, which {len(candidates)} images '
@@ -100,13 +99,6 @@ def _find(names: list[str], paths: list[str], path: str) -> list[int]:
             f'{twice[0]!r}.'
         )
     return sorted(found)
-
-
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Counts how many parts two reversed paths share, beginning with the file."""
-    pairs = zip(one, other, strict=False)
-    differs = [index for index, (a, b) in enumerate(pairs) if a != b]
-    return min([len(one), len(other), *differs])
 
 
 def _infos(dataset: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from ..utils.store import wait_until
 from ..utils.validation import positive_int
 from . import package
 from .images import ImageList, as_batch, at_resolution, choose_by_file
-from .members import Ball, Ensemble, Member, read_balls
+from .members import Ball, Ensemble, read_balls
 from .report import AutoAttackReport, summarise
 from .shard import Logits, ShardStore, attack_shard
 
@@ -47,6 +47,22 @@ class _View:
     name: str = ''
     shape: tuple[int, ...] = ()
     num_classes: int = 0
+
+
+@dataclass
+class _Pass:
+    """A threat at one resolution.
+
+    ``build`` makes the package's AutoAttack with the members that can run, anew for
+    every shard, and ``settings`` and ``notes`` say what it is.
+    """
+
+    name: str
+    view: _View
+    ball: Ball
+    build: Callable[[], tuple[Any, list[str]]]
+    settings: dict[str, Any]
+    notes: list[str]
 
 
 @LOOPS.register_module()
@@ -171,6 +187,8 @@ class AutoAttackTestLoop(TestLoop):
         with frozen(model), seeded(self.seed, self.device):
             for view in self.views:
                 self._look_at(view)
+            # All of them before any work: this refuses what cannot work.
+            passes = [self._plan(v, ball) for v in self.views for ball in self.balls]
         self.store = self._open_store(state_digest(model))
         report = self._start_report()
         metrics: dict[str, float] = {}
@@ -179,18 +197,17 @@ class AutoAttackTestLoop(TestLoop):
             report.benign.update(benign)
             metrics.update(benign)
         report.write(self.report, complete=False)
-        passes = [(view, ball) for view in self.views for ball in self.balls]
-        names = [self._name(view, ball) for view, ball in passes]
+        names = [each.name for each in passes]
         progress = Progress(names, self.num_shards, runner.logger)
-        for name, (view, ball) in zip(names, passes, strict=True):
-            members, settings, notes = self._plan(view, ball)
+        for each in passes:
+            view, ball = each.view, each.ball
             with frozen(model), seeded(self.seed, self.device):
-                self._attack_pass(name, view, ball, members, progress, *get_dist_info())
-            records = self._collect(view, ball)
-            result = summarise(name, ball, records, settings, notes)
+                self._attack(each, progress)
+            records = self._collect(each)
+            result = summarise(each.name, ball, records, each.settings, each.notes)
             report.attacks.append(result)
             report.add(view.name, ball.name, records, several=len(self.views) > 1)
-            metrics[name] = result.metrics['top1']
+            metrics[each.name] = result.metrics['top1']
             report.write(self.report, complete=False)
         report.write(self.report, complete=True)
         runner.call_hook('after_test_epoch', metrics=metrics)
@@ -212,25 +229,13 @@ class AutoAttackTestLoop(TestLoop):
         check_labels(view.images.dataset, view.num_classes)
         height, width = view.shape[1:]
         view.name = str(height) if height == width else f'{height}x{width}'
-        for ball in self.balls:
-            self._plan(view, ball)  # refuses what cannot work before any work
 
-    def _plan(
-        self, view: _View, ball: Ball
-    ) -> tuple[tuple[Member, ...], dict[str, Any], list[str]]:
-        """Returns the members that run, their settings, and what was changed."""
+    def _plan(self, view: _View, ball: Ball) -> _Pass:
+        """Chooses the members that run, and notes what was changed in them."""
         height, width = view.shape[1:]
         members, notes = self.ensemble.fit(view.num_classes, ball.norm, (height, width))
-        attack, more = self._build(view, ball, members)
-        if self.ensemble.version == 'plus' and ball.norm == 'l1':
-            more.append("the package's version plus was not made for l1")
-        return members, package.describe(attack), notes + more
-
-    def _build(
-        self, view: _View, ball: Ball, members: Sequence[Member]
-    ) -> tuple[Any, list[str]]:
-        """Builds the package's AutoAttack, with notes on what was changed in it."""
-        return package.build(
+        build = partial(
+            package.build,
             self.logits,
             ball,
             self.ensemble.version,
@@ -239,6 +244,13 @@ class AutoAttackTestLoop(TestLoop):
             view.num_classes,
             self.device,
         )
+        attack, more = build()
+        if self.ensemble.version == 'plus' and ball.norm == 'l1':
+            more.append("the package's version plus was not made for l1")
+        several = len(self.views) > 1
+        name = '/'.join(['autoattack', *[view.name] * several, ball.name])
+        settings = package.describe(attack)
+        return _Pass(name, view, ball, build, settings, notes + more)
 
     def _open_store(self, weights: str) -> ShardStore:
         cfg = self.runner.cfg
@@ -281,25 +293,14 @@ class AutoAttackTestLoop(TestLoop):
             metrics = self.evaluator.evaluate(len(view.images))
         return {f'{view.name}/{k}' if several else k: v for k, v in metrics.items()}
 
-    def _name(self, view: _View, ball: Ball) -> str:
-        several = len(self.views) > 1
-        return '/'.join(['autoattack', *[view.name] * several, ball.name])
-
-    def _attack_pass(
-        self,
-        name: str,
-        view: _View,
-        ball: Ball,
-        members: Sequence[Member],
-        progress: Progress,
-        rank: int,
-        world_size: int,
-    ) -> None:
+    def _attack(self, each: _Pass, progress: Progress) -> None:
         """Attacks this process's shards that have no results yet."""
+        view, ball = each.view, each.ball
+        rank, world_size = get_dist_info()
         mine = range(rank, self.num_shards, world_size)
-        pending = [number for number in mine if self._done(view, ball, number) is None]
+        pending = [number for number in mine if self._done(each, number) is None]
         progress.batches = len(pending)
-        progress.start(name)
+        progress.start(each.name)
         if len(pending) < len(mine):
             self.runner.logger.info(
                 f'{len(mine) - len(pending)} of {len(mine)} shards are there already'
@@ -318,16 +319,11 @@ class AutoAttackTestLoop(TestLoop):
             # here, so that a resumed run continues the same.
             seed = derive_seed(self.seed, view.name, ball.name, number)
             with (
-                doing(f'attacking shard {number} by {name}'),
+                doing(f'attacking shard {number} by {each.name}'),
                 seeded(seed, self.device),
             ):
                 record, adversarial = attack_shard(
-                    self.logits,
-                    partial(self._build, view, ball, members),
-                    ball,
-                    images,
-                    labels,
-                    ids,
+                    self.logits, each.build, ball, images, labels, ids
                 )
             if saver:
                 saver.save(_samples(items, ids), list(adversarial * 255))
@@ -336,21 +332,21 @@ class AutoAttackTestLoop(TestLoop):
             progress.update(done)
         progress.finish()
 
-    def _done(self, view: _View, ball: Ball, number: int) -> dict[str, Any] | None:
+    def _done(self, each: _Pass, number: int) -> dict[str, Any] | None:
         """Reads the results of a shard, if all that is asked for is there."""
-        ids = [view.images.ids[index] for index in self.shard(number)]
-        record = self.store.read(view.name, ball.name, number, ids)
+        ids = [each.view.images.ids[index] for index in self.shard(number)]
+        record = self.store.read(each.view.name, each.ball.name, number, ids)
         if record is None or (self.save_adv and record['saved'] != self.save_adv):
             return None
         return record
 
-    def _collect(self, view: _View, ball: Ball) -> list[dict[str, Any]]:
+    def _collect(self, each: _Pass) -> list[dict[str, Any]]:
         """Reads the results of all shards, when all processes have written theirs."""
         records: list[dict[str, Any]] = []
 
         def complete() -> bool:
             while len(records) < self.num_shards:
-                record = self._done(view, ball, len(records))
+                record = self._done(each, len(records))
                 if record is None:
                     return False
                 records.append(record)

@@ -21,9 +21,10 @@ from ..registry import ATTACKS
 from ..report import markdown_table, package_versions
 from ..utils.files import file_sha256
 from .study import (
+    each_once,
     environment,
+    markdown,
     new_figure,
-    parse_each,
     settings_of,
     versions_text,
     write_report,
@@ -168,9 +169,10 @@ def choose(option: str, names: Sequence[str] | None, known: Sequence[str]) -> li
     Raises:
         ConfigError: for an unknown name, or one given twice.
     """
-    wanted = f'one of {", ".join(known)}'
-    read = {name: name for name in known}.get
-    return list(parse_each(option, names or known, read, wanted))
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f'{option} {name!r} must be one of {", ".join(known)}.')
+    return list(each_once(option, names or known))
 
 
 @dataclass
@@ -266,9 +268,7 @@ class Matrix:
         rows = [['none (clean)', *(f'{self.clean[t]:.3f}' for t in targets)]]
         for names in sizes.values():
             cells = [self.entry(names[0], target) for target in targets]
-            controls = [
-                '-' if cell is None else f'{cell.control:.3f}' for cell in cells
-            ]
+            controls = ['-' if c is None else f'{c.control:.3f}' for c in cells]
             rows.append([f'none, at the size of {", ".join(names)}', *controls])
         for source in self.plan.sources:
             row = [source.name]
@@ -297,22 +297,15 @@ class Matrix:
             ),
             f'versions: {versions_text()}',
         ]
+        missing = '' if self.complete else 'targets are still to be tested'
         blocks = [
-            '# Transfer matrix',
-            None
-            if self.complete
-            else '**Not complete: targets are still to be tested.**',
             self.table(),
             f'{self.metric}; attack {plan.attack} ({settings}) on the network input of '
             'the source, sizes in pixel units of 0-255. In brackets the change from '
             'the clean images at the same size, in bold what was made for the target.',
             '![matrix](transfer_matrix.png)',
-            '## Checks',
-            '\n'.join(f'- {text}' for text in self.checks()) or 'No warnings.',
-            '## How to repeat it',
-            '\n'.join(f'- {fact}' for fact in facts),
         ]
-        return '\n\n'.join(block for block in blocks if block) + '\n'
+        return markdown('Transfer matrix', missing, blocks, self.checks(), facts)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of ``transfer_matrix.json``."""

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..utils.files import file_sha256
 from ..utils.models import state_digest
 from ..weights import check_normalization
-from .study import choose_metric, parse_each, trial_keys, usual_keys
+from .study import choose_metric, trial_keys, usual_keys
 
 # How the target task is learnt. `fixed`: the backbone stays as it is, all else learns.
 # `full`: what the config lets learn, which for detectors usually is not the stem.
@@ -142,8 +142,11 @@ def parse_checkpoints(items: Sequence[str]) -> dict[float, str]:
     found: dict[float, str] = {}
     for item in items:
         label, _, path = item.partition('=')
-        eps = _float(label)
-        if eps is None or eps < 0 or not path:
+        try:
+            eps = float(label)
+        except ValueError:
+            eps = math.nan
+        if not (0 <= eps < math.inf and path):
             raise ConfigError(
                 f'--checkpoints {item!r} must be EPS=FILE, for instance 4=a.pth, with '
                 'an eps of at least 0 (0 for a standard backbone).'
@@ -155,34 +158,6 @@ def parse_checkpoints(items: Sequence[str]) -> dict[float, str]:
             )
         found[eps] = path
     return dict(sorted(found.items()))
-
-
-def parse_lrs(items: Sequence[str]) -> tuple[float, ...]:
-    """Reads ``--lr``: positive numbers, each once."""
-
-    def read(text: str) -> float | None:
-        value = _float(text)
-        return value if value is not None and value > 0 else None
-
-    return parse_each('--lr', items, read, 'a positive number')
-
-
-def parse_seeds(items: Sequence[str]) -> tuple[int, ...]:
-    """Reads ``--seeds``: whole numbers that numpy takes as a seed, each once."""
-
-    def read(text: str) -> int | None:
-        whole = text.isascii() and text.isdigit() and int(text) < 2**32
-        return int(text) if whole else None
-
-    return parse_each('--seeds', items, read, 'a whole number from 0 to 2**32 - 1')
-
-
-def _float(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 # --------------------------------------------------------------------------- the checks

@@ -7,6 +7,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from mmengine.dist import get_world_size, is_main_process
 
 from ..report import markdown_table, package_versions
 from .backbone_plan import MODES, Findings, Run, Sweep, short
-from .study import environment, new_figure, versions_text, write_report
+from .study import environment, markdown, new_figure, versions_text, write_report
 
 # Told apart in print without colour, too.
 _STYLES = {'fixed': ('o', '--'), 'full': ('s', '-')}
@@ -66,27 +67,21 @@ def _statistics(lr: float, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+@dataclass
 class Study:
     """Results of a sweep and what is needed to read and repeat them.
 
-    Args:
+    Attributes:
         sweep: the study.
         found: what the checks before it have found out.
         results: result of each run, None while it is to be run.
         command: how it was called.
     """
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        found: Findings,
-        results: dict[Run, dict | None],
-        command: Sequence[str],
-    ) -> None:
-        self.sweep = sweep
-        self.found = found
-        self.results = results
-        self.command = list(command)
+    sweep: Sweep
+    found: Findings
+    results: dict[Run, dict | None]
+    command: list[str]
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -194,26 +189,21 @@ class Study:
             f'processes: {get_world_size()}',
             f'versions: {versions_text()}, Python {environment([])["python"]}',
         ]
+        missing = f'{todo} of {len(self.results)} runs to go' if todo else ''
         blocks = [
-            '# Transfer of robust backbones',
-            f'**Not complete: {todo} of {len(self.results)} runs to go.**'
-            if todo
-            else None,
             self.table(),
             f'{found.metric} of the last checkpoint; {spread} {seeds}. eps and norm '
             "are those of the backbone's pre-training. fixed: the backbone stays as it "
             'is, in eval mode; full: it learns with the rest.',
             '![eps against the figure](transfer.png)' if self.rows else None,
-            '## Checks',
-            '\n'.join(f'- {note}' for note in self.notes()) or 'No warnings.',
-            '## By learning rate' if len(sweep.lrs) > 1 else None,
-            self._by_lr() if len(sweep.lrs) > 1 else None,
+        ]
+        more = ['## By learning rate', self._by_lr()] if len(sweep.lrs) > 1 else []
+        more += [
             '## Checkpoints',
             markdown_table(['eps', 'file', 'sha256'], files, 'rl'),
-            '## How to repeat it',
-            '\n'.join(f'- {fact}' for fact in facts),
         ]
-        return '\n\n'.join(block for block in blocks if block) + '\n'
+        title, checks = 'Transfer of robust backbones', self.notes()
+        return markdown(title, missing, blocks, checks, facts, more)
 
     def write(self) -> None:
         """Writes ``transfer.json``, ``.md`` and ``.png``, on the main process."""
@@ -248,17 +238,11 @@ class Study:
         lines = []
         for row in self.rows:
             for entry in row['by_lr']:
-                score = entry['selected_by']
-                lines.append(
-                    [
-                        short(row['eps']),
-                        row['mode'],
-                        short(entry['lr']),
-                        self._cell(entry, None),
-                        '-' if score is None else f'{score:.{self._digits}f}',
-                        'yes' if entry['lr'] == row['lr'] else '',
-                    ]
-                )
+                score, lr = entry['selected_by'], entry['lr']
+                line = [short(row['eps']), row['mode'], short(lr)]
+                line.append(self._cell(entry, None))
+                line.append('-' if score is None else f'{score:.{self._digits}f}')
+                lines.append([*line, 'yes' if lr == row['lr'] else ''])
         head = ['eps', 'mode', 'lr', self.found.metric, chosen_by, 'chosen']
         return markdown_table(head, lines, 'rlrrrl')
 

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,32 +78,17 @@ def running(cfg: Config, name: str) -> Iterator[Runner]:
         release(runner)
 
 
-def parse_each(
-    option: str,
-    items: Sequence[str],
-    read: Callable[[str], Value | None],
-    wanted: str = '',
-) -> tuple[Value, ...]:
-    """Reads the values of an option.
-
-    Args:
-        option: its name.
-        items: what stands behind it.
-        read: gives a value, or None for what is none.
-        wanted: names what a value is.
+def each_once(option: str, values: Iterable[Value]) -> tuple[Value, ...]:
+    """Returns the values of an option.
 
     Raises:
-        ConfigError: for what is no value, or one given twice.
+        ConfigError: if one is given twice.
     """
-    values: list[Value] = []
-    for item in items:
-        value = read(item)
-        if value is None:
-            raise ConfigError(f'{option} {item!r} must be {wanted}.')
-        if value in values:
+    found = tuple(values)
+    for value in found:
+        if found.count(value) > 1:
             raise ConfigError(f'{option} has {value} twice: give it once.')
-        values.append(value)
-    return tuple(values)
+    return found
 
 
 def settings_of(node: Any, name: str = '') -> Any:
@@ -278,6 +263,37 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 def versions_text() -> str:
     """Names the versions of packages in one line."""
     return ', '.join(f'{name} {text}' for name, text in package_versions().items())
+
+
+def markdown(
+    title: str,
+    missing: str,
+    blocks: Iterable[str | None],
+    checks: Sequence[str],
+    facts: Sequence[str],
+    more: Iterable[str | None] = (),
+) -> str:
+    """Writes the Markdown file of a study.
+
+    Args:
+        title: of the whole.
+        missing: says what is still to be run, if anything is.
+        blocks: the table and what explains it; None is left out here and below.
+        checks: sentences that say what makes the figures doubtful.
+        facts: lines that say how to repeat it.
+        more: blocks between checks and facts.
+    """
+    parts = [
+        f'# {title}',
+        missing and f'**Not complete: {missing}.**',
+        *blocks,
+        '## Checks',
+        '\n'.join(f'- {text}' for text in checks) or 'No warnings.',
+        *more,
+        '## How to repeat it',
+        '\n'.join(f'- {fact}' for fact in facts),
+    ]
+    return '\n\n'.join(part for part in parts if part) + '\n'
 
 
 def new_figure(width: float, height: float) -> Figure:

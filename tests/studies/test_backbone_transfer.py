@@ -655,9 +655,9 @@ def test_the_command(tool: Callable[..., str], weights: Path, tmp_path: Path) ->
         ('', '0=same.pth 4={weights}/0.pth', 'hold the same weights'),
         ('--modes half', '', "invalid choice: 'half'"),
         ('--modes full full', '', '--modes has full twice'),
-        ('--lr 0', '', "--lr '0' must be a positive number"),
+        ('--lr x', '', "--lr: invalid float value: 'x'"),
         ('--lr 0.1 1e-1', '', '--lr has 0.1 twice'),
-        ('--seeds 1.5', '', "--seeds '1.5' must be a whole number"),
+        ('--seeds 1.5', '', "--seeds: invalid int value: '1.5'"),
         ('--metric accuracy/top5', '', 'choose from accuracy/top1'),
         (
             '--cfg-options model.head.num_classes=5',
