@@ -154,17 +154,9 @@ class AutoAttackTestLoop(TestLoop):
             )
         size = self.dataloader.batch_size or 1 if shard_size is None else shard_size
         self.shard_size = positive_int(size, 'shard_size')
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards per threat and resolution."""
-        return -(-len(self.views[0].images) // self.shard_size)
-
-    def shard(self, number: int) -> range:
-        """Returns the indices of the images of a shard."""
-        start = number * self.shard_size
-        stop = min(start + self.shard_size, len(self.views[0].images))
-        return range(start, stop)
+        indices = range(len(self.views[0].images))
+        starts = indices[:: self.shard_size]
+        self.shards = [indices[start : start + self.shard_size] for start in starts]
 
     def run(self) -> dict[str, float]:
         """Runs the benign passes and all attacks.
@@ -198,7 +190,7 @@ class AutoAttackTestLoop(TestLoop):
             metrics.update(benign)
         report.write(self.report, complete=False)
         names = [each.name for each in passes]
-        progress = Progress(names, self.num_shards, runner.logger)
+        progress = Progress(names, len(self.shards), runner.logger)
         for each in passes:
             view, ball = each.view, each.ball
             with frozen(model), seeded(self.seed, self.device):
@@ -297,7 +289,7 @@ class AutoAttackTestLoop(TestLoop):
         """Attacks this process's shards that have no results yet."""
         view, ball = each.view, each.ball
         rank, world_size = get_dist_info()
-        mine = range(rank, self.num_shards, world_size)
+        mine = range(rank, len(self.shards), world_size)
         pending = [number for number in mine if self._done(each, number) is None]
         progress.batches = len(pending)
         progress.start(each.name)
@@ -310,11 +302,11 @@ class AutoAttackTestLoop(TestLoop):
             self.save_adv, f'{view.name}/{ball.name}', settings
         )
         batches = view.images.load(
-            [self.shard(number) for number in pending], self.dataloader.num_workers
+            [self.shards[number] for number in pending], self.dataloader.num_workers
         )
         for done, (number, items) in enumerate(zip(pending, batches, strict=True), 1):
             images, labels = as_batch(items, self.device, view.shape)
-            ids = [view.images.ids[index] for index in self.shard(number)]
+            ids = [view.images.ids[index] for index in self.shards[number]]
             # The package seeds what it draws; a model that draws itself starts from
             # here, so that a resumed run continues the same.
             seed = derive_seed(self.seed, view.name, ball.name, number)
@@ -334,7 +326,7 @@ class AutoAttackTestLoop(TestLoop):
 
     def _done(self, each: _Pass, number: int) -> dict[str, Any] | None:
         """Reads the results of a shard, if all that is asked for is there."""
-        ids = [each.view.images.ids[index] for index in self.shard(number)]
+        ids = [each.view.images.ids[index] for index in self.shards[number]]
         record = self.store.read(each.view.name, each.ball.name, number, ids)
         if record is None or (self.save_adv and record['saved'] != self.save_adv):
             return None
@@ -345,7 +337,7 @@ class AutoAttackTestLoop(TestLoop):
         records: list[dict[str, Any]] = []
 
         def complete() -> bool:
-            while len(records) < self.num_shards:
+            while len(records) < len(self.shards):
                 record = self._done(each, len(records))
                 if record is None:
                     return False

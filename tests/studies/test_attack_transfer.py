@@ -256,21 +256,18 @@ def test_images_that_are_missing_are_made_again(
 ) -> None:
     missing = next((work_dir / 'sources/large/images/mim').glob('*.npz'))
     original = np.load(missing)['image']
-    missing.unlink()
     settings = plan(project, work_dir)
-    (source,) = (Source(settings, each) for each in settings.sources[1:])
+    missing.unlink()
+    assert Source(settings, settings.sources[1]).result is None
+    missing.touch()
+    for record in (work_dir / 'sources/large').rglob('*.record'):
+        record.unlink()  # as in an attack that was interrupted
+    other, source = (Source(settings, each) for each in settings.sources)
+    assert other.result is not None
     assert source.result is None
     source.attack()
     assert source.result is not None
     assert np.array_equal(np.load(missing)['image'], original)
-
-
-def test_an_interrupted_attack_is_made_again(project: Path, work_dir: Path) -> None:
-    for record in (work_dir / 'sources/large').rglob('*.record'):
-        record.unlink()
-    settings = plan(project, work_dir)
-    assert Source(settings, settings.sources[0]).result is not None
-    assert Source(settings, settings.sources[1]).result is None
 
 
 def test_other_settings_are_refused(project: Path, work_dir: Path) -> None:
@@ -469,18 +466,13 @@ def test_no_detection_counts_as_nothing(made_up: Matrix, project: Path) -> None:
 def test_the_picture_shows_every_entry() -> None:
     values = {('a', 'a'): (0.1, 0.5), ('b', 'a'): (0.4, 0.5), ('a', 'b'): (0.2, 0.0)}
     axes = figure(['a', 'b'], ['a', 'b'], values, 'mAP').axes[0]
-    assert [text.get_text() for text in axes.texts] == [
-        '0.100\n(-0.400)',
-        '0.200\n(+0.200)',
-        '0.400\n(-0.100)',
-    ]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ['0.100\n(-0.400)', '0.200\n(+0.200)', '0.400\n(-0.100)']
     shares = axes.images[0].get_array()
     assert shares[0][0] == pytest.approx(0.2)
     assert shares[1][0] == pytest.approx(0.8)
-    assert np.ma.getmaskarray(np.ma.masked_invalid(shares)).tolist() == [
-        [False, True],
-        [False, True],
-    ]
+    mask = np.ma.getmaskarray(np.ma.masked_invalid(shares))
+    assert mask.tolist() == [[False, True]] * 2
 
 
 # -------------------------------------------------------------------- command line
