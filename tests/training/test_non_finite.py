@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -30,6 +28,7 @@ from updates import (
     checkpoints,
     epochs,
     free,
+    in_two_processes,
     iters,
     make_batch,
     make_model,
@@ -430,19 +429,7 @@ def test_what_hooks_do_between_passes_is_kept() -> None:
 
 def test_processes_skip_alike_and_stop_alike(tmp_path: Path) -> None:
     """Faults of one process only; none of them waits for the other for ever."""
-    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join([*paths, os.environ.get('PYTHONPATH', '')]),
-        'OMP_NUM_THREADS': '1',
-    }
-    command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run']
-    command += ['--standalone', '--nproc_per_node=2', __file__, str(tmp_path)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f'{r}.json').read_text()) for r in (0, 1))
+    first, second = in_two_processes(__file__, tmp_path)
     assert first['weights'] == second['weights']
     # Updates 1 and 2 were faulty on process 0, update 4 on process 1.
     changed = [True, False, False, True, False, True, True, False, False]

@@ -6,9 +6,7 @@ Run by torchrun, this file is the script of the two processes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -23,14 +21,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmrobust.utils.models import state_digest
+from updates import NO_VALIDATION, epochs, free, in_two_processes, iters
 
-RUN = dict(type='mmrobust.FreeAdversary', eps=4, replays=2, carry='run')
-LOOPS = {
-    'epochs': dict(type='mmrobust.AdvEpochBasedTrainLoop', max_epochs=2, adversary=RUN),
-    'iterations': dict(
-        type='mmrobust.AdvIterBasedTrainLoop', max_iters=6, adversary=RUN
-    ),
-}
+RUN = free(eps=4, replays=2, carry='run')
+LOOPS = {'epochs': epochs(2, RUN), 'iterations': iters(6, RUN)}
 # After an epoch, and in the middle of a batch's replays.
 RESUMED = {'epochs': 'epoch_1.pth', 'iterations': 'iter_3.pth'}
 
@@ -49,9 +43,7 @@ def train(root: Path, work: Path, name: str, by_epoch: bool, **extra: Any) -> di
         model_wrapper_cfg=dict(
             type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
         ),
-        val_dataloader=None,
-        val_evaluator=None,
-        val_cfg=None,
+        **NO_VALIDATION,
         log_processor=dict(by_epoch=by_epoch),
         **extra,
     )
@@ -86,7 +78,7 @@ def main(folder: Path) -> None:
         resumed = dict(load_from=str(kept), resume=True)
         rest = train(folder / 'coco', work, name, by_epoch, **resumed)
         found[name] = [whole, rest]
-    (folder / f'rank{rank}.json').write_text(json.dumps(found))
+    (folder / f'{rank}.json').write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
@@ -95,20 +87,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp('resumed')
     tiny.make_coco(folder / 'coco', num_images=5)
-    tests = Path(__file__).parents[1]
-    paths = [str(tests.parent), str(tests), os.environ.get('PYTHONPATH', '')]
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(paths),
-        'OMP_NUM_THREADS': '1',
-    }
-    command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run']
-    command += ['--standalone', '--nproc_per_node=2', __file__, str(folder)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f'rank{r}.json').read_text()) for r in range(2)]
+    return in_two_processes(__file__, folder)
 
 
 @pytest.mark.parametrize('name', list(RESUMED))
