@@ -143,23 +143,16 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Sources(Hook):
-    """The weights after every update."""
+    """The weights before the first update and after every one."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
 
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         self.states.append(weights_of(runner.model))
 
-
-class First(Hook):
-    """Copies the weights before the first update to a dict."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self.weights = weights
-
-    def before_train(self, runner: Runner) -> None:
-        self.weights.update(weights_of(runner.model))
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self.states.append(weights_of(runner.model))
 
 
 # ------------------------------------------------------------ all at once
@@ -196,7 +189,7 @@ def test_features_together(
     ema = dict(type='EMAHook', momentum=0.25, update_buffers=value)
     runner = build(kind, adversary, custom_hooks=[ema], **settings)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    before, sources, watch = {}, Sources(), Watch(runner)
+    sources, watch = Sources(), Watch(runner)
     norms: list[float] = []
 
     def note(optimizer: Any, *args: Any) -> None:
@@ -206,7 +199,6 @@ def test_features_together(
 
     runner.optim_wrapper.optimizer.register_step_pre_hook(note)
     runner.register_hook(sources)
-    runner.register_hook(First(before))
     runner.train()
     watch.check_images(6)
     assert len({tuple(i.shape) for images in watch.clean for i in images}) > 3
@@ -214,12 +206,13 @@ def test_features_together(
     assert norms == pytest.approx([0.5] * 6, rel=1e-4)
     # 0.01 is for 8 images, a batch has 2, however often it is replayed.
     assert watch.lr == pytest.approx([0.00125, *[0.0025] * 5])
-    last = sources.states[-1]
+    before, *updated = sources.states
+    last = updated[-1]
     changed = {name for name in last if not torch.equal(last[name], before[name])}
     assert not [name for name in changed if name.startswith(FROZEN)]
     # The gradient comes through to what is not frozen, and to the image.
     assert 'backbone.layer3.0.conv1.weight' in changed
-    check_average(runner, sources.states, value)
+    check_average(runner, updated, value)
     if value or kind == 'Iter':
         return
     # The average does not reach into the training.
