@@ -76,16 +76,17 @@ class _AdversarialTraining:
             ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
         )
         settle_checkpoint(runner)
+        loader: Any = dataloader
         if isinstance(dataloader, dict):
             diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
-            dataloader = runner.build_dataloader(
+            loader = runner.build_dataloader(
                 dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
             )
         replays = self.adversary.replays
-        self.adversary.updates_per_epoch = len(dataloader) * replays
+        self.adversary.updates_per_epoch = len(loader) * replays
         times = replays if self.repeats_in_loader else 1
         # Before mmengine's loop, which counts the iterations by the loader's length.
-        loader = ReplayDataLoader(dataloader, times, runner.seed)
+        loader = ReplayDataLoader(loader, times, runner.seed)
         super().__init__(runner, loader, **stock)  # type: ignore[call-arg]
         self._state = TrainingStateHook(self.adversary)
         self.runner.register_hook(self._state, priority=self._state.priority)
