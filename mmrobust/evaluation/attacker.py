@@ -106,11 +106,12 @@ class Outcome:
         return cls(**content)
 
 
+@dataclass(eq=False)
 class Attacker:
     """Attacks parts of batches that stand for themselves, and predicts on them.
 
-    Args:
-        model: the model, possibly in a distributed wrapper.
+    Attributes:
+        wrapped: the model, possibly in a distributed wrapper.
         seed: of all draws, together with the image's id.
         gt_frame: ``'original'`` or ``'input'``, see
             :func:`mmrobust.batch.attack_samples`.
@@ -124,35 +125,25 @@ class Attacker:
             model prepared.
         group_size: how many images of a detector may share the network's passes in an
             attack.
-
-    Attributes:
         seams: the parts of the model that take several images; without them images are
             attacked one by one.
+        model: the bare model.
+        classifier: the model is one.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        seed: int,
-        gt_frame: str,
-        fp16: bool = False,
-        pixels: PicturePipeline | None = None,
-        space: str = 'input',
-        quantize: bool = False,
-        speed: Acceleration | None = None,
-        group_size: int = 1,
-    ) -> None:
-        self.wrapped = model
-        self.model = bare_model(model)
-        self.seed = seed
-        self.gt_frame = gt_frame
-        self.fp16 = fp16
-        self.pixels = pixels
-        self.space = space
-        self.quantize = quantize
-        self.speed = speed or Acceleration()
-        self.group_size = group_size
-        self.seams: Seams | None = None
+    wrapped: Any
+    seed: int
+    gt_frame: str
+    fp16: bool
+    pixels: PicturePipeline | None
+    space: str
+    quantize: bool
+    speed: Acceleration
+    group_size: int
+    seams: Seams | None = None
+
+    def __post_init__(self) -> None:
+        self.model = bare_model(self.wrapped)
         self.classifier = is_classifier(self.model)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,11 @@ def check_readable(found: Mapping[Any, Detections | None]) -> dict[Any, Detectio
     return known
 
 
+@dataclass
 class EnsemblePass:
     """Keeps the boxes that every member left, and chooses among them.
 
-    Args:
+    Attributes:
         name: of the ensemble in the evaluation.
         members: its attacks by name.
         analysis: reads boxes and holds the ground truth.
@@ -73,20 +74,15 @@ class EnsemblePass:
         benign_records: predictions on the clean images.
     """
 
-    def __init__(
-        self,
-        name: str,
-        members: Mapping[str, Attack],
-        analysis: BoxAnalysis,
-        benign: Mapping[Any, Detections | None],
-        benign_records: StorePart,
-    ) -> None:
-        self.name = name
-        self.members = members
-        self.analysis = analysis
-        self.benign_records = benign_records
-        self._clean = check_readable(benign)
-        self._found: dict[str, list[Detections]] = {key: [] for key in members}
+    name: str
+    members: Mapping[str, Attack]
+    analysis: BoxAnalysis
+    benign: Mapping[Any, Detections | None]
+    benign_records: StorePart
+
+    def __post_init__(self) -> None:
+        self._clean = check_readable(self.benign)
+        self._found: dict[str, list[Detections]] = {key: [] for key in self.members}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
         """Returns whether nothing is detected any more, so that no member need go on.
