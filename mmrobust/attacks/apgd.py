@@ -46,13 +46,12 @@ class APGD(Attack):
     in l1 never move, if these have the largest gradients.
 
     The first step always counts as one that raised the objective: it crosses the whole
-    ball and says nothing about oscillation. Objectives and gradients that are not
-    finite are survived: such an iterate is never the best one.
+    ball and says nothing about oscillation. An iterate whose objective or gradient is
+    not finite is never the best one.
 
-    What an image becomes depends on no other image of the batch, if the oracle's
-    values do not either; where the oracle has one value for the whole batch, all its
-    images share their step size. Images of one shape are treated in common
-    operations, and the host never waits for the GPU.
+    What an image becomes depends on no other image of the batch, unless the oracle has
+    one value for all, which then share their step size. Images of one shape are treated
+    in common operations, and the host never waits for the GPU.
 
     For evaluation leave the defaults; ``num_steps=100`` with ``random_start=True`` is
     what AutoAttack uses. For adversarial training as in arXiv 2303.01870 take
@@ -66,13 +65,10 @@ class APGD(Attack):
     radius larger than eps.
 
     Args:
-        norm, eps, objective: see :class:`Attack`.
-        num_steps: number of steps per restart, at least 1.
-        random_start: start at a random point, not at the image: uniform in the ball
-            for linf and l2; for l1 Gaussian noise (of 255 pixel units) projected onto
-            the ball, which changes few values, as the iterates do. Restarts after the
-            first always do.
-        restarts: number of runs, at least 1; the best one counts, image by image.
+        norm, eps, num_steps, objective, restarts, keep_best: as in :class:`PGD`.
+        random_start: as in PGD, but in l1 the start is Gaussian noise (of 255 pixel
+            units) projected onto the ball, which changes few values, as the iterates
+            do.
         rho: share of steps that must raise the objective, above 0 and at most 1.
         radius_schedule: pairs (multiple of eps, share of the steps), the last multiple
             1: searches in larger balls first, and starts in each at the projection of
@@ -83,8 +79,6 @@ class APGD(Attack):
         topk_share: l1 only, the share of values that move in the first steps. After a
             start that is itself sparse (a radius before, or a random one in a larger
             ball) the start decides.
-        keep_best: return the best iterate; otherwise the last one of the last run,
-            without the extra forward passes.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.

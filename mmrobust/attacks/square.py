@@ -58,12 +58,11 @@ class Square(Attack):
     image.
 
     Args:
-        norm, eps: see :class:`Attack`.
+        norm, eps, restarts: as in :class:`PGD`.
         num_queries: forward passes of a run, its start among them; at least 1. The
             paper takes up to 10 000; fewer find less.
         p_init: share of the image's area that the first squares have, above 0 and at
             most 1.
-        restarts: number of runs, at least 1.
         objective: ``'detections'`` for what the model finally gives out, after
             non-maximum suppression and thresholds, see
             :func:`mmrobust.objective.detections.damage` (a classifier has its loss

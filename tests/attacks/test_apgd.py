@@ -314,22 +314,11 @@ def test_augmented_images_outside_the_range_are_cut_off():
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-@pytest.mark.parametrize('bad', [torch.nan, torch.inf])
-def test_values_and_gradients_that_are_no_numbers(norm, bad):
+def test_the_start_comes_back_where_nothing_is_a_number(norm):
     clean = torch.full((1, 4, 4), 100.0)
-
-    def broken(image: Tensor) -> Tensor:
-        total = (image - clean).sum()
-        return torch.where(total > 60, bad, total)
-
     attack = APGD(norm, RADII[norm] / 4, 20, random_start=False)
-    (best,) = attack.perturb(Recorder(broken), [clean], generator())
-    assert torch.isfinite(best).all()
-    assert 20 < broken(best) <= 60
-    # Nothing but NaN: the start comes back.
-    (same,) = attack.perturb(
-        Recorder(lambda image: image.sum() * torch.nan), [clean], generator()
-    )
+    nothing = Recorder(lambda image: image.sum() * torch.nan)
+    (same,) = attack.perturb(nothing, [clean], generator())
     assert torch.equal(same, clean)
 
 
