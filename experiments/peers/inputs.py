@@ -32,8 +32,7 @@ from mmrobust.batch import (
 )
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation import choose_images, restrict_metrics
-from mmrobust.objective import LossOracle, Objective, loss_mode
-from mmrobust.objective.ground_truth import count_classes_of
+from mmrobust.objective import LossOracle, Objective, classes_of, loss_mode
 from mmrobust.utils.seeding import derive_seed, seeded
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from torch import Tensor
@@ -132,9 +131,7 @@ def set_up(args: argparse.Namespace) -> Setup:
         model = MODELS.build(cfg.model)
         with seeded(args.seed, CPU):
             model.init_weights()
-        items = _noise_images(
-            args.num_images, args.size, count_classes_of(model), args.seed
-        )
+        items = _noise_images(args.num_images, args.size, classes_of(model), args.seed)
         frame = 'input'
     else:
         model = MODELS.build(cfg.model)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .class_weights import weighted_classification_loss
+from .class_weights import classes_of, weighted_classification_loss
 from .ground_truth import (
-    count_classes_of,
     likely_classes,
     next_classes,
     relabelled,
@@ -309,7 +308,7 @@ class Objective:
         """
         if self.target is None:
             return None
-        count = count_classes_of(model)
+        count = classes_of(model)
         if self.target == 'given':
             return torch.full((count,), self._target_index(count))
         if count < 2:

@@ -89,19 +89,23 @@ def _object_classes(dataset: Any) -> Any:
 
 
 def classes_of(model: nn.Module) -> int:
-    """Number of classes that the model's classification losses are over.
+    """Returns the number of classes of a detector's labels.
 
     Raises:
-        ConfigError: if no head has such a loss, or heads differ in it.
+        ConfigError: if its heads do not agree on one.
     """
-    found = {head.num_classes for head in classifying_heads(model)}
-    if len(found) != 1:
+    counts = {head.num_classes for head in classifying_heads(model)}
+    for owner in (model, getattr(model, 'roi_head', None)):
+        head: Any = getattr(owner, 'bbox_head', None)
+        if not counts and isinstance(getattr(head, 'num_classes', None), int):
+            counts = {head.num_classes}
+    if len(counts) != 1:
         raise ConfigError(
-            f'class weights need heads with a `loss_cls` module for the same classes, '
-            f'and {type(model).__name__} has '
-            + (f'heads for {sorted(found)} classes.' if found else 'none.')
+            'class weights and objectives that change labels need heads for the same '
+            f'classes, and {type(model).__name__} has '
+            + (f'heads for {sorted(counts)} classes.' if counts else 'none.')
         )
-    return found.pop()
+    return counts.pop()
 
 
 def classifying_heads(model: nn.Module) -> list[Any]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from ..errors import ConfigError
-from .class_weights import classifying_heads
+from torch import Tensor
 
 
 def without_objects(sample: Any) -> Any:
@@ -32,26 +29,6 @@ def relabelled(sample: Any, targets: Tensor) -> Any:
     instances.labels = targets.to(instances.labels)[instances.labels]
     changed.gt_instances = instances
     return changed
-
-
-def count_classes_of(model: nn.Module) -> int:
-    """Returns the number of classes of a detector's labels.
-
-    Raises:
-        ConfigError: if its heads do not agree on one.
-    """
-    counts = {head.num_classes for head in classifying_heads(model)}
-    for owner in (model, getattr(model, 'roi_head', None)):
-        head: Any = getattr(owner, 'bbox_head', None)
-        if not counts and isinstance(getattr(head, 'num_classes', None), int):
-            counts = {head.num_classes}
-    if len(counts) != 1:
-        raise ConfigError(
-            f'objectives that change labels need to know the classes, and '
-            f'{type(model).__name__} has '
-            + (f'heads for {sorted(counts)} of them.' if counts else 'no head for any.')
-        )
-    return counts.pop()
 
 
 def next_classes(count: int) -> Tensor:

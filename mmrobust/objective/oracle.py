@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import float_images
 from ..utils.seeding import seeded
 from .base import Objective
-from .ground_truth import count_classes_of
+from .class_weights import classes_of
 from .inputs import Inputs
 from .loss_mode import LossState
 from .scores import class_scores, measured
@@ -159,7 +159,7 @@ class LossOracle:
             losses = self._losses(inputs([clean[i] for i in part], own))
         found = [losses[key] for key in self.objective.select(losses)]
         parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
-        count = count_classes_of(self.model)
+        count = classes_of(self.model)
         # A head without a positive prediction gives a plain zero.
         tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]
         return sum(tables, torch.zeros(count, count, device=device))
