@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -356,6 +356,7 @@ class Objective:
     ) -> Iterator[None]:
         """Changes the classification losses of ``model``, where asked for."""
         kind = self._kind
+        context: AbstractContextManager[None]
         if kind.scores == 'weighted':
             if self.class_weights is None:
                 raise ConfigError("the objective 'cwa' needs class weights.")
