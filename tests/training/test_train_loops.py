@@ -248,6 +248,7 @@ def test_the_saved_perturbation_counts_where_training_resumes(
     )
     whole = train(build(**settings))
     saved = tmp_path / 'work' / 'iter_4.pth'
+    checkpoint = torch.load(saved, weights_only=True)
     runner = build(**settings, load_from=str(saved))
     inputs: list[Tensor] = []
     runner.model.data_preprocessor.register_forward_pre_hook(
@@ -257,7 +258,6 @@ def test_the_saved_perturbation_counts_where_training_resumes(
     # The first image is clean: whole numbers, as the loader's are.
     assert torch.equal(inputs[0], inputs[0].round())
     assert not torch.equal(inputs[1], inputs[0])
-    checkpoint = torch.load(saved, weights_only=True)
     (own,) = checkpoint['mmrobust_training']['ranks']
     assert own['adversary'].pop('deltas')
     torch.save(checkpoint, saved)
