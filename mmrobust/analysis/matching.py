@@ -185,11 +185,10 @@ def combine(tables: Sequence[MatchTable], assignment: np.ndarray) -> MatchTable:
         _columns(table, assignment[table.image] == number)
         for number, table in enumerate(tables)
     ]
-    found: dict[str, Any] = {
-        key: np.concatenate([part[key] for part in parts], -1) for key in parts[0]
-    }
-    order = np.argsort(found['image'], kind='stable')
-    found = {key: values[..., order] for key, values in found.items()}
+    order = np.argsort(np.concatenate([p['image'] for p in parts]), kind='stable')
+    found = parts[0].copy()
+    for key in found:
+        found[key] = np.concatenate([part[key] for part in parts], -1)[..., order]
     return replace(tables[0], **found)
 
 
