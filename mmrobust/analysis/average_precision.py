@@ -219,16 +219,9 @@ def coco_ap(
     found: list[dict] = []
     for index, (truth, detected) in enumerate(pair(truths, detections, num_classes)):
         images.append({'id': index, 'height': truth.height, 'width': truth.width})
-        areas = truth.areas.tolist()
-        for place, box in enumerate(xywh(truth.bboxes).tolist()):
-            crowd = int(truth.ignore[place])
-            label = int(truth.labels[place])
-            objects.append(_entry(objects, index, label, box, areas[place], crowd))
-        areas = box_areas(detected.bboxes).tolist()
-        for place, box in enumerate(xywh(detected.bboxes).tolist()):
-            label, score = int(detected.labels[place]), float(detected.scores[place])
-            entry = _entry(found, index, label, box, areas[place], 0)
-            found.append({**entry, 'score': score})
+        crowd, areas = truth.ignore.astype(int), box_areas(detected.bboxes)
+        _add(objects, index, truth, area=truth.areas, iscrowd=crowd)
+        _add(found, index, detected, area=areas, score=detected.scores)
     with redirect_stdout(io.StringIO()):  # pycocotools prints
         evaluation = COCOeval(
             _dataset(images, objects, num_classes),
@@ -257,18 +250,18 @@ def _mean(precision: np.ndarray) -> float:
     return float(there.mean()) if there.size else float('nan')
 
 
-def _entry(
-    earlier: list, image: int, label: int, box: list, area: float, crowd: int
-) -> dict:
-    # Ids from 1: pycocotools takes an object of id 0 for no match.
-    return {
-        'id': len(earlier) + 1,
-        'image_id': image,
-        'category_id': label,
-        'bbox': box,
-        'area': area,
-        'iscrowd': crowd,
-    }
+def _add(
+    entries: list[dict],
+    image: int,
+    boxes: GroundTruth | Detections,
+    **more: np.ndarray,
+) -> None:
+    """Adds an image's boxes to the annotations of a file."""
+    columns = {'category_id': boxes.labels, 'bbox': xywh(boxes.bboxes), **more}
+    for row in zip(*(values.tolist() for values in columns.values()), strict=True):
+        # Ids from 1: pycocotools takes an object of id 0 for no match.
+        common = {'id': len(entries) + 1, 'image_id': image, 'iscrowd': 0}
+        entries.append({**common, **dict(zip(columns, row, strict=True))})
 
 
 def _dataset(images: list[dict], annotations: list[dict], num_classes: int) -> COCO:

@@ -83,11 +83,8 @@ def match_detections(
         image=np.repeat(index, [len(place) for place in places]),
         label=_join([d.labels[p] for (_, d), p in zip(pairs, places, strict=True)]),
         score=_join(
-            [
-                d.scores[p].astype(np.float64)
-                for (_, d), p in zip(pairs, places, strict=True)
-            ]
-        ),
+            [d.scores[p] for (_, d), p in zip(pairs, places, strict=True)]
+        ).astype(np.float64),
         hit=np.concatenate(hits, axis=1),
         ignored=np.concatenate(ignored, axis=1),
         gt_image=np.repeat(index, [int(keep.sum()) for keep in counted]),

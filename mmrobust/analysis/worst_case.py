@@ -139,15 +139,21 @@ class GreedySearch:
     def change(self, image: int, attack: int) -> float:
         """Returns how much mAP rises when the image changes to the attack."""
         now = int(self.assignment[image])
-        pools = self._concerned(image, now, attack)
+        pools = self._concerned(image, attack)
         rise = sum(pool.after(image, now, attack) - pool.ap for pool in pools)
         return rise / max(len(self._pools), 1)
 
+    def least_change(self, image: int, attack: int) -> float:
+        """Returns a number that ``change`` is not below, quickly."""
+        now = int(self.assignment[image])
+        pools = self._concerned(image, attack)
+        least = sum(pool.least_change(image, now, attack) for pool in pools)
+        return least / max(len(self._pools), 1)
+
     def switch(self, image: int, attack: int) -> None:
         """Changes the attack on an image."""
-        now = int(self.assignment[image])
-        for pool in self._concerned(image, now, attack):
-            pool.switch(image, now, attack)
+        for pool in self._concerned(image, attack):
+            pool.switch(image, int(self.assignment[image]), attack)
         self.assignment[image] = attack
 
     def improve(self, image: int) -> bool:
@@ -166,15 +172,9 @@ class GreedySearch:
         self.switch(image, best)
         return True
 
-    def least_change(self, image: int, attack: int) -> float:
-        """Returns a number that ``change`` is not below, quickly."""
-        now = int(self.assignment[image])
-        pools = self._concerned(image, now, attack)
-        least = sum(pool.least_change(image, now, attack) for pool in pools)
-        return least / max(len(self._pools), 1)
-
-    def _concerned(self, image: int, now: int, attack: int) -> list[ClassPool]:
-        detects = self._detects[now, image] | self._detects[attack, image]
+    def _concerned(self, image: int, attack: int) -> list[ClassPool]:
+        """Returns the classes of which either attack detects something."""
+        detects = self._detects[[self.assignment[image], attack], image].any(axis=0)
         return [self._pools[int(label)] for label in np.flatnonzero(detects)]
 
 
@@ -198,19 +198,21 @@ class RankedDetections:
 
 def rank_detections(tables: Sequence[MatchTable]) -> RankedDetections:
     """Ranks the detections of all attacks together."""
-    num_images = tables[0].num_images
-    image = np.concatenate([table.image for table in tables])
-    score = np.concatenate([table.score for table in tables])
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(table, name) for table in tables], axis=-1)
+
+    num_images, image = tables[0].num_images, joined('image')
     attack = np.repeat(np.arange(len(tables)), [len(table.image) for table in tables])
     rank = np.empty(len(image), dtype=np.int64)
     # lexsort is stable: within an image the table's order decides between equals.
-    rank[np.lexsort((image, -score))] = np.arange(len(image))
+    rank[np.lexsort((image, -joined('score')))] = np.arange(len(image))
     return RankedDetections(
         key=attack * num_images + image,
-        label=np.concatenate([table.label for table in tables]),
+        label=joined('label'),
         rank=rank,
-        hit=np.concatenate([table.hit for table in tables], axis=1),
-        ignored=np.concatenate([table.ignored for table in tables], axis=1),
+        hit=joined('hit'),
+        ignored=joined('ignored'),
         num_keys=len(tables) * num_images,
         num_images=num_images,
     )
@@ -262,55 +264,50 @@ class ClassPool:
         keys = assignment * ranked.num_images + np.arange(ranked.num_images)
         self._now = self._gather(self._start, keys)
         self._now = self._now[np.argsort(self._rank[self._now])]
-        self._now_errors = np.sort(
-            self._error_rank[self._gather(self._error_start, keys)]
-        )
+        errors = self._gather(self._error_start, keys)
+        self._now_errors = np.sort(self._error_rank[errors])
         self._refresh()
 
     def after(self, image: int, now: int, attack: int) -> float:
-        """Average precision if the image changed from one attack to another."""
+        """Returns the average precision with the image under another attack."""
         out, into = self._slices(self._start, image, now, attack)
         errors_out, errors_in = self._errors(image, now, attack)
         if out.start == out.stop and into.start == into.stop:
-            more = _before(errors_in, self._ranks) - _before(errors_out, self._ranks)
+            more = errors_in.searchsorted(self._ranks)
+            more -= errors_out.searchsorted(self._ranks)
             if not more.any():
                 return self.ap
             return area(self._hits, self._misses + more, self._gains)
         events = self._replaced(out, into)
         ranks = self._rank[events]
-        errors = _before(self._now_errors, ranks)
-        errors += _before(errors_in, ranks) - _before(errors_out, ranks)
+        errors = self._now_errors.searchsorted(ranks)
+        errors += errors_in.searchsorted(ranks) - errors_out.searchsorted(ranks)
         hits = np.cumsum(self._hit[:, events], axis=1)
         misses = np.cumsum(self._error[:, events], axis=1) + errors
         return area(hits, misses, recall_gains(hits, self._objects))
 
     def least_change(self, image: int, now: int, attack: int) -> float:
-        """A number that the change of the average precision is not below.
+        """Returns a number that the change of the average precision is not below.
 
         It is the change itself where the image's events of the class change.
         """
         out, into = self._slices(self._start, image, now, attack)
         if out.start != out.stop or into.start != into.stop:
             return self.after(image, now, attack) - self.ap
-        errors_out, errors_in = self._errors(image, now, attack)
-        change = 0.0
-        if len(errors_in):
-            change += float(self._slope[self._ranks.searchsorted(errors_in)].sum())
-        if len(errors_out):
-            change -= float(self._slope[self._ranks.searchsorted(errors_out)].sum())
-        return change
+        lost, gained = (
+            float(self._slope[self._ranks.searchsorted(errors)].sum())
+            for errors in self._errors(image, now, attack)
+        )
+        return gained - lost
 
     def switch(self, image: int, now: int, attack: int) -> None:
         """Changes the image from one attack to another."""
         out, into = self._slices(self._start, image, now, attack)
         self._now = self._replaced(out, into)
         errors_out, errors_in = self._errors(image, now, attack)
-        errors = np.delete(
-            self._now_errors, np.searchsorted(self._now_errors, errors_out)
-        )
-        self._now_errors = np.insert(
-            errors, np.searchsorted(errors, errors_in), errors_in
-        )
+        now_errors = self._now_errors
+        errors = np.delete(now_errors, now_errors.searchsorted(errors_out))
+        self._now_errors = np.insert(errors, errors.searchsorted(errors_in), errors_in)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -318,17 +315,15 @@ class ClassPool:
         self._ranks = self._rank[events]
         self._hits = np.cumsum(self._hit[:, events], axis=1)
         self._misses = np.cumsum(self._error[:, events], axis=1)
-        self._misses += _before(self._now_errors, self._ranks)
+        self._misses += self._now_errors.searchsorted(self._ranks)
         self._gains = recall_gains(self._hits, self._objects)
         self.ap = area(self._hits, self._misses, self._gains)
         self._slope = area_slope(self._hits, self._misses, self._gains)
 
     def _replaced(self, out: slice, into: slice) -> np.ndarray:
-        """The current events without some and with others, in the ranking."""
-        places = np.searchsorted(self._ranks, self._rank[out])
-        events = np.concatenate(
-            [np.delete(self._now, places), np.arange(into.start, into.stop)]
-        )
+        """Returns the current events without some and with others, in the ranking."""
+        stay = np.delete(self._now, self._ranks.searchsorted(self._rank[out]))
+        events = np.append(stay, np.arange(into.start, into.stop))
         return events[np.argsort(self._rank[events])]
 
     def _errors(self, image: int, now: int, attack: int) -> list[np.ndarray]:
@@ -342,8 +337,3 @@ class ClassPool:
     @staticmethod
     def _gather(start: np.ndarray, keys: np.ndarray) -> np.ndarray:
         return np.concatenate([np.arange(start[k], start[k + 1]) for k in keys])
-
-
-def _before(ranks: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """How many of the sorted ranks stand before each event."""
-    return np.searchsorted(ranks, events)

@@ -11,8 +11,7 @@ from .dataset import (
     keeps_images,
 )
 from .trial import examine, trial_verdicts
-from .verdicts import pass_verdicts
-from .watch import WatchedOracle
+from .watch import WatchedOracle, pass_verdicts
 
 __all__ = [
     'WatchedOracle',

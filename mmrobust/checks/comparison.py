@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from ..report import AttackResult, Figure, agreed_settings, figure_of
 
@@ -46,41 +45,21 @@ UNBOUNDED_LINF = 128.0
 _WHOLE = ('total', 'detections')
 
 
-@dataclass(frozen=True)
 class _Pass:
     """A pass with its figure as a share of 1, and half the width of the interval."""
 
-    result: AttackResult
-    value: float
-    margin: float
-
-    @property
-    def name(self) -> str:
-        return self.result.name
-
-    @property
-    def eps(self) -> float:
-        return float(self.result.settings.get('eps') or 0)
-
-    @property
-    def steps(self) -> int:
-        return int(self.result.settings.get('num_steps') or 0)
-
-    @property
-    def objective(self) -> str | None:
-        return self.result.settings.get('objective')
-
-    @property
-    def searches(self) -> bool:
-        return self.result.asks != 'nothing'
-
-    @property
-    def white_box(self) -> bool:
-        return self.result.asks == 'gradients' and not self.result.transferable
-
-    @property
-    def ball(self) -> tuple[Any, float]:
-        return self.result.settings.get('norm'), self.eps
+    def __init__(self, result: AttackResult, figure: Figure) -> None:
+        settings = result.settings
+        self.result, self.name, self.value = result, result.name, figure.share
+        self.margin = UNKNOWN_MARGIN
+        if figure.low is not None and figure.high is not None:
+            self.margin = (figure.high - figure.low) / 2
+        self.eps = float(settings.get('eps') or 0)
+        self.steps = int(settings.get('num_steps') or 0)
+        self.objective: str | None = settings.get('objective')
+        self.ball = (settings.get('norm'), self.eps)
+        self.searches = result.asks != 'nothing'
+        self.white_box = result.asks == 'gradients' and not result.transferable
 
 
 @dataclass(frozen=True)
@@ -137,7 +116,7 @@ def comparison_verdicts(
     for result in attacks:
         figure = figure_of(result.metrics, result.boxes)
         if figure is not None:
-            found.append(_Pass(result, figure.share, _margin(figure)))
+            found.append(_Pass(result, figure))
     passes = _Passes(None if benign is None else benign.share, found)
     sentences: dict[str, list[str]] = {}
     for check in _CHECKS:
@@ -151,9 +130,9 @@ def comparison_verdicts(
 
 def _above_benign(passes: _Passes) -> _Found:
     benign = passes.benign
+    if benign is None:
+        return
     for each in passes.searches:
-        if benign is None:
-            return
         gain = each.value - benign
         # The interval of the difference on the same draws, if there is one.
         drop = Figure.resampled((each.result.boxes or {}).get('drop'))
@@ -186,11 +165,10 @@ def _noise(passes: _Passes) -> _Found:
             yield (
                 each.name,
                 f'AP is {each.value:.3f}, no lower than under random noise of '
-                f'the same norm and eps ({noise.name}: {noise.value:.3f}) or '
-                'than without attack: '
-                'the attack finds nothing, because its gradient is masked, its '
-                'objective does not concern the detections, or its steps are '
-                'too few.',
+                f'the same norm and eps ({noise.name}: {noise.value:.3f}) or than '
+                'without attack: the attack finds nothing, because its gradient is '
+                'masked, its objective does not concern the detections, or its steps '
+                'are too few.',
             )
 
 
@@ -290,12 +268,6 @@ def _pairs(
         for small, large in combinations(sorted(group, key=size), 2):
             if size(small) < size(large):
                 yield small, large
-
-
-def _margin(figure: Figure) -> float:
-    if figure.low is None or figure.high is None:
-        return UNKNOWN_MARGIN
-    return (figure.high - figure.low) / 2
 
 
 def _mean_margin(first: _Pass, second: _Pass) -> float:

@@ -34,8 +34,7 @@ class Figure:
     @classmethod
     def resampled(cls, values: Mapping[str, Any] | None) -> Figure | None:
         """Returns the figure of ``estimate``, ``low`` and ``high``, if there is one."""
-        values = values or {}
-        return cls.of(*(values.get(key) for key in ('estimate', 'low', 'high')))
+        return cls.of(*map((values or {}).get, ('estimate', 'low', 'high')))
 
     @property
     def share(self) -> float:

@@ -114,9 +114,13 @@ def _table(table: Table) -> _Raw:
 def _section(section: Section, **attributes: str) -> _Raw:
     contents = [tag('h2', section.title)]
     contents += [_shares(d) for d in section.drawings if isinstance(d, Shares)]
-    lines = [d for d in section.drawings if isinstance(d, Lines)]
-    if lines:
-        contents.append(_pictures(lines))
+    pictures = [
+        _picture(each, f'p{place}')
+        for place, each in enumerate(section.drawings)
+        if isinstance(each, Lines)
+    ]
+    if pictures:
+        contents.append(tag('div', *pictures, class_='pictures'))
     for part in section.parts:
         content = _part(part)
         if section.page_only and isinstance(part, Table) and len(part.rows) > _LONG:
@@ -145,11 +149,10 @@ def _tiles(document: Document) -> _Raw:
             tiles.append((value, text.format(name, bar.label)))
     warnings = len(document.warnings)
     tiles.append((str(warnings), 'warning' if warnings == 1 else 'warnings'))
-    boxes = (
-        tag('div', tag('b', value), tag('small', text), class_='tile')
-        for value, text in tiles
+    boxes = [[tag('b', value), tag('small', text)] for value, text in tiles]
+    return tag(
+        'div', *(tag('div', *box, class_='tile') for box in boxes), class_='tiles'
     )
-    return tag('div', *boxes, class_='tiles')
 
 
 def _figures(document: Document) -> _Raw:
@@ -184,16 +187,11 @@ def _shares(drawing: Shares) -> _Raw:
     rows = []
     for label, counts in drawing.rows:
         total = sum(counts.values()) or 1
-        parts = [
-            tag(
-                'span',
-                class_=f'part part{index}',
-                style=_width(count / total),
-                title=f'{name}: {count}',
-            )
-            for index, (name, count) in enumerate(counts.items())
-            if count
-        ]
+        parts = []
+        for index, (name, count) in enumerate(counts.items()):
+            width, title = _width(count / total), f'{name}: {count}'
+            part = tag('span', class_=f'part part{index}', style=width, title=title)
+            parts += [part] if count else []
         track = tag('span', *parts, class_='track parts')
         rows += [tag('dt', label), tag('dd', track)]
     keys: list[str] = []
@@ -204,15 +202,11 @@ def _shares(drawing: Shares) -> _Raw:
     return tag('figure', caption, tag('dl', *rows, class_='bars'))
 
 
-def _pictures(lines: Sequence[Lines]) -> _Raw:
+def _picture(lines: Lines, name: str) -> _Raw:
     # Loading matplotlib takes longer than a report without curves.
     from .plots import draw
 
-    figures = [
-        tag('figure', tag('figcaption', each.title), _Raw(draw(each, f'p{place}')))
-        for place, each in enumerate(lines)
-    ]
-    return tag('div', *figures, class_='pictures')
+    return tag('figure', tag('figcaption', lines.title), _Raw(draw(lines, name)))
 
 
 def _digits(bars: Sequence[Bar]) -> int:
@@ -230,18 +224,13 @@ def _width(share: float) -> str:
 def _gallery(gallery: Sequence[tuple[str, Path]]) -> _Raw:
     figures = []
     for title, path in gallery:
-        source = _embedded(path)
         content = tag('p', f'The picture {Path(path).name} cannot be read.')
-        if source:
+        if source := _embedded(path):
             content = tag('img', alt=title, src=source)
         figures.append(tag('figure', tag('figcaption', title), content))
-    return tag(
-        'section',
-        tag('h2', 'Gallery'),
-        tag('p', 'Clean, attacked, and the difference, amplified.'),
-        tag('div', *figures, class_='gallery'),
-        id='gallery',
-    )
+    text = tag('p', 'Clean, attacked, and the difference, amplified.')
+    pictures = tag('div', *figures, class_='gallery')
+    return tag('section', tag('h2', 'Gallery'), text, pictures, id='gallery')
 
 
 def _embedded(path: str | Path) -> str | None:

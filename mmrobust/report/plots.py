@@ -61,18 +61,12 @@ def draw(picture: Lines, prefix: str) -> str:
         if picture.level:
             height = picture.level.value
             axes.axhline(height, color=_INK, linewidth=1, linestyle=(0, (2, 2)))
-            axes.annotate(
-                'benign',
-                (1, height),
-                xycoords=('axes fraction', 'data'),
-                xytext=(0, 3),
-                textcoords='offset points',
-                ha='right',
-            )
+            at: Any = {'xycoords': ('axes fraction', 'data'), 'ha': 'right'}
+            above: Any = {'xytext': (0, 3), 'textcoords': 'offset points'}
+            axes.annotate('benign', (1, height), **at, **above)
         values = {value for _, points in picture.lines for value, _ in points}
         _axis(axes, sorted(values), picture.factors)
-        axes.set_xlabel(picture.unit)
-        axes.set_ylabel(picture.name)
+        axes.set(xlabel=picture.unit, ylabel=picture.name)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.18)
         axes.legend(frameon=False)

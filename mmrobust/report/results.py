@@ -63,8 +63,7 @@ class AttackResult:
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
         extra = ('boxes', 'quantized', 'members', 'watched')
-        costs = {key: getattr(self, key) for key in _COUNTS}
-        costs['seconds'] = round(self.seconds, 2)
+        costs = {key: round(getattr(self, key), 2) for key in _COUNTS}
         return {
             'name': self.name,
             **self.settings,
@@ -114,10 +113,6 @@ class Headline:
     Args:
         metrics: of the benign pass, which decide what the figure is.
         boxes: analysis of the boxes of the benign pass.
-
-    Attributes:
-        name: says what the figure is, like ``'mAP'``.
-        benign: the figure without attack.
     """
 
     def __init__(
@@ -126,6 +121,10 @@ class Headline:
         self._key = _main_metric(metrics) or next(iter(metrics), '')
         self.name = 'mAP' if boxes else _end(self._key)
         self.benign = self.read(metrics, boxes)
+
+    def of(self, attack: AttackResult) -> Figure | None:
+        """Returns the figure of an attack, or None if it has none."""
+        return self.read(attack.metrics, attack.boxes)
 
     def read(
         self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
@@ -173,7 +172,7 @@ def agreed_settings(attack: AttackResult, axis: str, *free: str) -> dict[str, An
         # One command varied eps or the steps, and nested settings derive from these.
         nested = (dict, list, tuple)
         kept = {key: each for key, each in kept.items() if not isinstance(each, nested)}
-        kept['base'] = attack.base
+        return {**kept, 'base': attack.base}
     if kept.get('radius_schedule'):
         # Pairs of a radius and its share of the steps.
         kept['radius_schedule'] = [radius for radius, _ in kept['radius_schedule']]
@@ -198,10 +197,10 @@ def find_curves(attacks: Sequence[AttackResult]) -> list[Curve]:
 
 def by_axis(curves: Sequence[Curve]) -> list[list[Curve]]:
     """Groups the curves that can be drawn together: eps of different norms cannot."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
+    groups: dict[Any, list[Curve]] = {}
     for curve in curves:
-        norm = curve.norm if curve.axis == 'eps' else ''
-        groups.setdefault((curve.axis, norm), []).append(curve)
+        axis = (curve.axis, curve.norm) if curve.axis == 'eps' else curve.axis
+        groups.setdefault(axis, []).append(curve)
     return list(groups.values())
 
 
@@ -239,18 +238,14 @@ def _step_rules(settings: Mapping[str, Any], axis: str) -> list[Any]:
 def _curve(axis: str, group: Mapping[float, AttackResult]) -> Curve:
     points = tuple(sorted(group.items()))
     first = points[0][1]
-    count, unit = first.settings.get('num_steps'), 'steps'
-    if first.asks == 'values':
-        unit = 'queries'
+    count = first.settings.get('num_steps')
+    unit = 'queries' if first.asks == 'values' else 'steps'
     fixed = f'eps {first.settings.get("eps", 0):g}'
     if axis == 'eps':
         fixed = f'{count} {unit}' if count else ''
-    names = [attack.base or _without_number(attack.name) for _, attack in points]
+    # Without a base the name may be like ``pgd-eps2``, as somebody wrote in a config.
+    number = r'[-_. ]*(eps|steps|queries)?[-_. ]*[\d.]+$'
+    names = [a.base or re.sub(number, '', a.name) or a.name for _, a in points]
     label = ', '.join(filter(None, [' / '.join(dict.fromkeys(names)), fixed]))
     norm = str(first.settings.get('norm'))
     return Curve(label, 'eps' if axis == 'eps' else unit, norm, points)
-
-
-def _without_number(name: str) -> str:
-    """Shortens a label like ``pgd-eps2``, which somebody may have given in a config."""
-    return re.sub(r'[-_. ]*(eps|steps|queries)?[-_. ]*[\d.]+$', '', name) or name

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,8 +97,6 @@ class RobustnessReport:
             config_text=runner.cfg.pretty_text,
         )
 
-    # ------------------------------------------------------------------------- writing
-
     def write(
         self,
         path: str | os.PathLike,
@@ -134,10 +133,9 @@ class RobustnessReport:
         """Returns the report as the JSON file holds it."""
         content = asdict(self)
         boxes = content.pop('benign_boxes')
-        content['benign'] = {
-            'metrics': self.benign,
-            **({'boxes': boxes} if boxes else {}),
-        }
+        content['benign'] = {'metrics': self.benign} | (
+            {'boxes': boxes} if boxes else {}
+        )
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
@@ -158,7 +156,7 @@ class RobustnessReport:
 
     def document(self, complete: bool = True) -> Document:
         """Returns the report for people, in tables and sentences."""
-        headline = self._headline()
+        headline = Headline(self.benign, self.benign_boxes)
         passes = [(sections.BENIGN_LABEL, self.benign_boxes)]
         passes += [(attack.name, attack.boxes) for attack in self.attacks]
         warnings = list(self.checks)
@@ -195,9 +193,6 @@ class RobustnessReport:
             complete=complete,
         )
 
-    def _headline(self) -> Headline:
-        return Headline(self.benign, self.benign_boxes)
-
     def _how_to_repeat(self) -> Section:
         facts = {
             'config': self.config,
@@ -225,7 +220,8 @@ class RobustnessReport:
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
-        return sections.figure_bars(self._headline(), self.attacks, self.worst_case)
+        headline = Headline(self.benign, self.benign_boxes)
+        return sections.figure_bars(headline, self.attacks, self.worst_case)
 
     def more(self) -> list[Section]:
         """Returns sections that only this kind of report has."""
@@ -251,9 +247,7 @@ def package_versions() -> dict[str, str]:
     found = {}
     for names in _PACKAGES:
         for name in names:
-            try:
+            with suppress(PackageNotFoundError):
                 found[name] = version(name)
                 break
-            except PackageNotFoundError:
-                continue
     return found

@@ -49,8 +49,8 @@ def figures_table(benign: Mapping[str, Any], attacks: Sequence[AttackResult]) ->
         metrics = [number(attack.metrics.get(key)) for key in shown]
         objective = str(settings.get('objective') or 'none')
         rows.append([attack.name, *ball, steps, objective, *metrics])
-    names = [key.split('/')[-1] for key in shown]
-    return Table(['attack', 'norm', 'eps', 'steps', 'objective', *names], rows, texts=5)
+    head = ['attack', 'norm', 'eps', 'steps', 'objective']
+    return Table([*head, *(key.split('/')[-1] for key in shown)], rows, texts=5)
 
 
 def figure_bars(
@@ -62,7 +62,7 @@ def figure_bars(
     worst = worst_case and Figure.of(worst_case['mAP'])
     found = [
         (BENIGN_LABEL, headline.benign, 'benign'),
-        *((a.name, headline.read(a.metrics, a.boxes), 'attack') for a in attacks),
+        *((attack.name, headline.of(attack), 'attack') for attack in attacks),
         ('worst case', worst, 'worst'),
     ]
     return [Bar(label, each, kind) for label, each, kind in found if each]
@@ -88,11 +88,11 @@ def curves_section(
 def _curves_table(headline: Headline, curves: Sequence[Curve]) -> Table:
     """Tabulates curves; without an attack there is no eps and no step."""
     columns = [
-        {x: _text(headline.read(a.metrics, a.boxes)) for x, a in curve.points}
+        {x: _text(headline.of(attack)) for x, attack in curve.points}
         for curve in curves
     ]
     rows = [['0 (benign)'] + [_text(headline.benign)] * len(curves)]
-    for value in sorted({value for column in columns for value in column}):
+    for value in sorted({x for column in columns for x in column}):
         rows.append([f'{value:g}', *(column.get(value, '') for column in columns)])
     first = curves[0]
     axis = f'eps ({first.norm})' if first.axis == 'eps' else first.axis
@@ -103,7 +103,7 @@ def _lines(headline: Headline, curves: Sequence[Curve]) -> Lines:
     axis, along_eps = curves[0].axis, curves[0].axis == 'eps'
     lines = []
     for curve in curves:
-        found = [(x, headline.read(a.metrics, a.boxes)) for x, a in curve.points]
+        found = [(x, headline.of(attack)) for x, attack in curve.points]
         if along_eps:
             found.insert(0, (0.0, headline.benign))
         lines.append((curve.label, [(x, each) for x, each in found if each]))
@@ -131,15 +131,12 @@ def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
         rows = []
         for each in attack.members or ():
             steps = (each.get('settings') or {}).get('num_steps', '')
-            counts = [each['name'], steps, each['images'], each['chosen']]
-            passes = [each['forwards'], each['backwards']]
-            cells = [*counts, number(each['mAP']), *passes, number(each['seconds'], 1)]
-            rows.append(list(map(str, cells)))
-        if rows:
-            title = f'Members of {attack.name}'
-            parts: list[Part] = [text, Table(head, rows)]
-            found.append(Section(f'members-{attack.name}', title, parts))
-    return found
+            cells = [each['name'], steps, each['images'], each['chosen']]
+            cells += [number(each['mAP']), each['forwards'], each['backwards']]
+            rows.append([*map(str, cells), number(each['seconds'], 1)])
+        key, title = f'members-{attack.name}', f'Members of {attack.name}'
+        found.append(_table_section(key, title, head, rows, text))
+    return [section for section in found if section]
 
 
 def boxes_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | None:
@@ -152,10 +149,10 @@ def boxes_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | 
     rows, shares = [], []
     for name, boxes in analysed:
         counts = [boxes['errors'][key] for key in _COUNTED]
-        intervals = [_interval(boxes.get(key)) for key in ('mAP', 'drop')]
+        intervals = [_text(Figure.resampled(boxes.get(k))) for k in ('mAP', 'drop')]
         rows.append([name, *intervals, *map(str, counts)])
-        objects = dict(zip(labels, map(int, counts), strict=True))
-        shares.append((name, {key: objects[key] for key in labels[: len(_OBJECTS)]}))
+        # Without the false detections, which stand behind the objects.
+        shares.append((name, dict(zip(labels[: len(_OBJECTS)], counts, strict=False))))
     parts: list[Part] = [
         'COCO box mAP and its fall, with 95 % bootstrap intervals over images; '
         f'objects and false detections at scores from {thr:g}.',
@@ -194,35 +191,28 @@ def sizes_section(passes: Passes) -> Section | None:
 
 def classes_section(passes: Passes) -> Section | None:
     """Tabulates the mAP of each class, those that fall most first."""
-    given = [(boxes or {}).get('classes') for _, boxes in passes]
-    if not any(given):
+    given = [(name, boxes) for name, boxes in passes if boxes and boxes.get('classes')]
+    if not given:
         return None
-    benign: dict[str, Any] = given[0] or {}
-    attacks = [
-        (boxes['mAP']['estimate'], name, classes)
-        for (name, boxes), classes in zip(passes[1:], given[1:], strict=True)
-        if boxes and classes
-    ]
-
-    def order(place: int) -> float:
-        estimate = attacks[place][0]
-        return estimate if math.isfinite(estimate) else math.inf
-
-    lowest = sorted(range(len(attacks)), key=order)[:_MOST_COLUMNS]
-    shown = [attacks[place] for place in sorted(lowest)]
+    benign: dict[str, Any] = {}
+    attacks = given
+    if given[0] == passes[0]:
+        benign, attacks = given[0][1]['classes'], given[1:]
+    lowest = sorted(attacks, key=lambda each: each[1]['mAP']['estimate'])
+    shown = [each for each in attacks if each in lowest[:_MOST_COLUMNS]]
     rows = []
-    for name in next(filter(None, given)):
-        values = [classes.get(name) for _, _, classes in attacks]
+    for name in given[0][1]['classes']:
+        values = [boxes['classes'].get(name) for _, boxes in attacks]
         known = [value for value in values if value is not None]
         before = benign.get(name)
         fall = before - min(known) if known and before is not None else -math.inf
-        figures = [classes.get(name) for _, _, classes in shown]
+        figures = [boxes['classes'].get(name) for _, boxes in shown]
         rows.append((fall, [name, *map(number, [before, fall, *figures])]))
     rows.sort(key=lambda row: -row[0])  # stable: ties stay in the dataset's order
     text = 'mAP of each class, those that fall most under any attack first'
     if len(shown) < len(attacks):
         text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
-    head = ['class', passes[0][0], 'largest fall', *(name for _, name, _ in shown)]
+    head = ['class', passes[0][0], 'largest fall', *(name for name, _ in shown)]
     parts: list[Part] = [f'{text}.', Table(head, [row for _, row in rows])]
     return Section('classes', 'By class', parts, page_only=True)
 
@@ -242,8 +232,8 @@ def pictures_section(
         after = headline.read(stored['metrics'], stored['boxes'] if both else None)
         values = [each and each.value for each in (before, after)]
         gap = before.value - after.value if before and after else None
-        cells = [*map(number, values), number(gap, signed=True)]
-        rows.append([attack.name, *cells, number(stored.get('radius'), 2)])
+        ends = [number(gap, signed=True), number(stored.get('radius'), 2)]
+        rows.append([attack.name, *map(number, values), *ends])
     text = (
         'The attacked images rounded to 8 bits, stored as pictures and scored '
         'through the unchanged pipeline. A gap far from 0 means that the attack '
@@ -294,10 +284,6 @@ def _table_section(
 
 def _text(figure: Figure | None) -> str:
     return figure.text() if figure else MISSING
-
-
-def _interval(values: Mapping[str, Any] | None) -> str:
-    return _text(Figure.resampled(values))
 
 
 def _short(value: Any) -> str:

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from mmrobust.analysis import (
-    Detections,
     broken,
     image_score,
     image_scores,
     match_detections,
     worst_per_image,
 )
-from mmrobust.analysis.matching import COCO_IOUS, box_ious, match_image
+from mmrobust.analysis.matching import match_image
 from mmrobust.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -113,32 +112,3 @@ def test_worst_per_image():
     assert not same.any()
     with pytest.raises(ConfigError, match='different images'):
         worst_per_image([tables[0], match_detections(truths[1:], attacks[0][1:], 3)])
-
-
-def test_matching_takes_the_best_free_object():
-    # A loop written from the rules, over random boxes of one class.
-    rng = np.random.default_rng(0)
-    matched = 0
-    for _ in range(40):
-        corner = rng.uniform(0, 60, (12, 2))
-        boxes = np.concatenate([corner, corner + rng.uniform(40, 80, (12, 2))], 1)
-        ignore = rng.random(5) < 0.3
-        truth = one(boxes[:5], 5 * [0], ignore=ignore)
-        found = Detections(1, boxes[5:], rng.random(7), np.zeros(7))
-        place, hit, ignored = match_image(truth, found)
-        overlap = box_ious(found.bboxes, truth.bboxes, ignore)
-        for row, threshold in enumerate(COCO_IOUS):
-            taken = set()
-            for column, detection in enumerate(place):
-                order = np.argsort(-overlap[detection])
-                free = [
-                    g
-                    for g in order
-                    if overlap[detection, g] >= threshold and g not in taken
-                ]
-                real = [g for g in free if not ignore[g]]
-                assert hit[row, column] == bool(real)
-                assert ignored[row, column] == (not real and bool(free))
-                taken.update(real[:1])
-                matched += bool(real)
-    assert matched > 100

@@ -50,11 +50,8 @@ def test_a_restricted_table_is_that_of_some_images(seed):
             CLASSES,
         )
         ours = restrict(table, kept)
-        assert ours.img_ids == expected.img_ids
-        for name in ('image', 'label', 'score', 'hit', 'ignored'):
-            assert np.array_equal(getattr(ours, name), getattr(expected, name)), name
-        assert np.array_equal(ours.gt_image, expected.gt_image)
-        assert np.array_equal(ours.gt_label, expected.gt_label)
+        for name, values in vars(expected).items():
+            assert np.array_equal(getattr(ours, name), values), name
 
 
 @pytest.mark.parametrize('seed', range(8))
@@ -96,34 +93,23 @@ def test_every_trial_and_switch_is_exact(seed):
     assert search.mean_ap == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize('seed', range(25))
-def test_between_the_optimum_and_the_best_member(seed):
-    _, _, tables = tables_of(seed, 4, 3)
-    result = worst_case_map(tables, seed=seed, tolerance=0)
-    everything = [
-        mean_ap(combine(tables, np.array(assignment)))
-        for assignment in itertools.product(range(3), repeat=4)
-    ]
-    if np.isnan(everything[0]):  # no object was drawn
-        assert np.isnan(result.mean_ap)
-        return
-    assert result.mean_ap >= min(everything) - 1e-12
-    assert result.mean_ap <= min(result.single.min(), result.per_image)
-    assert result.mean_ap == mean_ap(combine(tables, result.assignment))
-
-
-def test_it_often_finds_the_optimum_and_beats_the_choice_per_image():
+def test_between_the_optimum_and_the_best_member():
+    """And often the optimum, which neither a member nor the choice per image is."""
     optimal = better = runs = 0
-    for seed in range(100, 130):
-        _, _, tables = tables_of(seed, 5, 3)
-        result = worst_case_map(tables, tolerance=0)
-        everything = [
-            mean_ap(combine(tables, np.array(assignment)))
-            for assignment in itertools.product(range(3), repeat=5)
-        ]
+    for seed in range(40):
+        _, _, tables = tables_of(seed, 4, 3)
+        result = worst_case_map(tables, seed=seed, tolerance=0)
+        choices = map(np.array, itertools.product(range(3), repeat=4))
+        lowest = min(mean_ap(combine(tables, choice)) for choice in choices)
+        if np.isnan(lowest):  # no object was drawn
+            assert np.isnan(result.mean_ap)
+            continue
+        best = min(result.single.min(), result.per_image)
+        assert lowest - 1e-12 <= result.mean_ap <= best
+        assert result.mean_ap == mean_ap(combine(tables, result.assignment))
         runs += 1
-        optimal += result.mean_ap <= min(everything) + 1e-12
-        better += result.mean_ap < min(result.single.min(), result.per_image) - 1e-6
+        optimal += result.mean_ap <= lowest + 1e-12
+        better += result.mean_ap < best - 1e-6
     assert optimal > runs / 2
     assert better > runs / 4
 

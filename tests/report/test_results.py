@@ -64,37 +64,33 @@ def test_steps_make_a_curve_too(name: str, axis: str, base: bool) -> None:
 
 def test_a_given_step_size_is_a_curve_of_its_own() -> None:
     """At eps 4 and 10 steps the derived step is 1, which is on both curves."""
-    derived = [build(f'd{eps}', 'pgd', eps=eps, num_steps=10) for eps in (2, 4, 8)]
-    fixed = [
-        build(f'f{eps}', 'pgd', eps=eps, num_steps=10, step_size=1) for eps in (2, 8)
-    ]
-    found = [
-        [each.name for _, each in curve.points]
-        for curve in find_curves(derived + fixed)
-    ]
+    made = [build(f'd{eps}', 'pgd', eps=eps, num_steps=10) for eps in (2, 4, 8)]
+    given = dict(num_steps=10, step_size=1)
+    made += [build(f'f{eps}', 'pgd', eps=eps, **given) for eps in (2, 8)]
+    found = [[each.name for _, each in curve.points] for curve in find_curves(made)]
     assert sorted(found) == [['d2', 'd4', 'd8'], ['f2', 'd4', 'f8']]
 
 
-def test_what_differs_in_more_than_one_number_is_no_curve() -> None:
-    assert summary([build('a', 'pgd', eps=2), build('b', 'cls', eps=4)]) == []
-    assert summary([build('a', 'pgd', eps=2), build('b', 'apgd', eps=4)]) == []
-    assert (
-        summary([build('a', 'pgd', eps=2), build('b', 'pgd', eps=4, restarts=2)]) == []
-    )
-    both = [build('a', 'pgd', eps=2), build('b', 'pgd', eps=400, norm='l2')]
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        (('pgd', dict(eps=2)), ('cls', dict(eps=4))),
+        (('pgd', dict(eps=2)), ('apgd', dict(eps=4))),
+        (('pgd', dict(eps=2)), ('pgd', dict(eps=4, restarts=2))),
+        (('pgd', dict(eps=2)), ('pgd', dict(eps=400, norm='l2'))),
+        (('pgd', dict(eps=2, num_steps=5)), ('pgd', dict(eps=4))),
+        # Steps of a size that is neither the same nor derived from their number.
+        (
+            ('pgd', dict(num_steps=10, step_size=1.5)),
+            ('pgd', dict(num_steps=20, step_size=1.25)),
+        ),
+        (('pgd', {}), ('pgd', {})),  # one value, twice
+        (('noise', {}), ('pgd', {})),
+    ],
+)
+def test_what_differs_in_more_than_one_number_is_no_curve(first, second) -> None:
+    both = [build('a', first[0], **first[1]), build('b', second[0], **second[1])]
     assert summary(both) == []
-    both = [build('a', 'pgd', eps=2, num_steps=5), build('b', 'pgd', eps=4)]
-    assert summary(both) == []
-    # Steps of a size that is neither the same nor derived from their number.
-    both = [
-        build('a', 'pgd', num_steps=10, step_size=1.5),
-        build('b', 'pgd', num_steps=20, step_size=1.25),
-    ]
-    assert summary(both) == []
-    # One value, twice.
-    assert summary([build('a', 'pgd'), build('b', 'pgd')]) == []
-    assert summary([build('a', 'noise'), build('b', 'pgd')]) == []
-    assert summary([]) == []
 
 
 def test_a_grid_has_rows_and_columns() -> None:
@@ -113,15 +109,11 @@ def test_a_grid_has_rows_and_columns() -> None:
 
 
 def test_an_ensemble_is_a_curve_whatever_its_members_derive() -> None:
-    attacks = [
-        attack(
-            f'ensemble-eps{eps}',
-            0.5,
-            {'eps': eps, 'num_steps': 0, 'members': [{'step_size': eps / 4}]},
-            base='ensemble',
-        )
-        for eps in (2, 4)
-    ]
+    attacks = []
+    for eps in (2, 4):
+        members = [{'step_size': eps / 4}]
+        settings = {'eps': eps, 'num_steps': 0, 'members': members}
+        attacks.append(attack(f'ensemble-eps{eps}', 0.5, settings, base='ensemble'))
     assert summary(attacks) == [('ensemble', 'eps', [2, 4])]
 
 
@@ -167,9 +159,8 @@ def test_norms_and_axes_are_not_drawn_together() -> None:
     assert page.names.count('svg') == 3
     assert page.problems == []
     assert len(page.ids) == len(set(page.ids))
-    assert [table[0][0] for table in page.tables['curves']] == [
-        *('eps (linf)', 'eps (l2)', 'steps'),
-    ]
+    axes = [table[0][0] for table in page.tables['curves']]
+    assert axes == ['eps (linf)', 'eps (l2)', 'steps']
     # Eleven lines are two pictures: more than six cannot be told apart.
     made.attacks = [
         attack(f'a{i}-{eps}', 0.5, {'eps': eps}, base=f'a{i}')

@@ -9,26 +9,15 @@ import pytest
 from mmrobust.report import AttackResult, RobustnessReport
 from mmrobust.utils.files import file_sha256
 
-SETTINGS = {
-    'norm': 'linf',
-    'eps': 4.0,
-    'step_size': 1.0,
-    'num_steps': 10,
-    'objective': 'cls',
-    'restarts': 2,
-}
+SETTINGS = dict(
+    norm='linf', eps=4.0, step_size=1.0, num_steps=10, objective='cls', restarts=2
+)
 
 
 def _report() -> RobustnessReport:
-    report = RobustnessReport(
-        config='c.py',
-        checkpoint='c.pth',
-        checkpoint_sha256='00',
-        seed=3,
-        versions={'torch': '2'},
-        dataset={'type': 'CocoDataset', 'ann_file': 'a.json', 'num_images': 5},
-        environment={'command': ['tools/test.py', 'a b']},
-    )
+    dataset = {'type': 'CocoDataset', 'ann_file': 'a.json', 'num_images': 5}
+    report = RobustnessReport('c.py', 'c.pth', '00', 3, {'torch': '2'}, dataset)
+    report.environment = {'command': ['tools/test.py', 'a b']}
     report.benign = {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_s': float('nan')}
     metrics = {'coco/bbox_mAP': 0.125}
     report.attacks = [AttackResult('cls', SETTINGS, metrics, ['a doubt'], 11, 10, 2.5)]
@@ -50,22 +39,11 @@ def test_keys_and_values(tmp_path):
     assert content['benign'] == {
         'metrics': {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_s': None}
     }
-    assert content['attacks'] == [
-        {
-            'name': 'cls',
-            **SETTINGS,
-            'metrics': {'coco/bbox_mAP': 0.125},
-            'checks': ['a doubt'],
-            'cost': {
-                'images': 0,
-                'forwards': 11,
-                'backwards': 10,
-                'queries': 0,
-                'seconds': 2.5,
-                'per_image': None,
-            },
-        }
-    ]
+    cost = dict(images=0, forwards=11, backwards=10, queries=0, seconds=2.5)
+    metrics, checks = {'coco/bbox_mAP': 0.125}, ['a doubt']
+    (entry,) = content['attacks']
+    assert entry.pop('cost') == {**cost, 'per_image': None}
+    assert entry == {'name': 'cls', **SETTINGS, 'metrics': metrics, 'checks': checks}
 
 
 def test_markdown_twin(tmp_path):
