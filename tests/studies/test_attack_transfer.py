@@ -257,14 +257,16 @@ def test_images_that_are_missing_are_made_again(
     missing = next((work_dir / 'sources/large/images/mim').glob('*.npz'))
     original = np.load(missing)['image']
     settings = plan(project, work_dir)
+    content = missing.read_bytes()
     missing.unlink()
     assert Source(settings, settings.sources[1]).result is None
-    missing.touch()
+    missing.write_bytes(content)
     for record in (work_dir / 'sources/large').rglob('*.record'):
         record.unlink()  # as in an attack that was interrupted
     other, source = (Source(settings, each) for each in settings.sources)
     assert other.result is not None
     assert source.result is None
+    missing.unlink()
     source.attack()
     assert source.result is not None
     assert np.array_equal(np.load(missing)['image'], original)
