@@ -19,14 +19,6 @@ from torch import nn
 from .errors import ConfigError
 
 
-@contextmanager
-def together(cfg: Config | None = None) -> Iterator[None]:
-    """Starts the processes; kept until nobody uses it as a context."""
-    if cfg is not None:
-        start_processes(cfg)
-    yield
-
-
 def start_processes(cfg: Config) -> None:
     """Starts the processes of a config's ``launcher`` as the Runner does, also on CPUs.
 

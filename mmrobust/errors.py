@@ -17,10 +17,6 @@ class ConfigError(ValueError):
     """
 
 
-class ModelError(ConfigError):
-    """Nobody raises it any more; it goes with its last use."""
-
-
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """Says of an error from inside what was going on: which pass, image or stage.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -53,12 +52,16 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         )
 
 
+# Boxes become float32; a larger number would be infinite there.
+_LARGEST = 3.4e38
+
+
 def _is_box(box: Any) -> bool:
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         return True  # of another kind
     x1, y1, x2, y2 = box
     # False for NaN.
-    return -inf < x1 <= x2 < inf and -inf < y1 <= y2 < inf
+    return -_LARGEST < x1 <= x2 < _LARGEST and -_LARGEST < y1 <= y2 < _LARGEST
 
 
 # What comes in one sample, by the data preprocessor; subclasses are meant too.
