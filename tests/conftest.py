@@ -18,6 +18,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
+import projects
 import quick
 import stored
 import tiny
@@ -70,6 +71,13 @@ def _quick_surroundings() -> Iterator[None]:
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny COCO dataset of six images, the last one without objects."""
     return tiny.make_coco(tmp_path_factory.mktemp('coco'))
+
+
+@pytest.fixture(scope='session')
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with configs, data and checkpoints for the tools."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return projects.build(tmp_path_factory.mktemp('project'))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ import mmpretrain.models  # noqa: F401
 import numpy as np
 import pytest
 import quick
+import stored
 import tiny
 import torch
 import updates
@@ -256,23 +258,17 @@ def steady(name: str) -> ConfigDict:
     """A detector without randomness, whose images do not depend on each other."""
     model = copy.deepcopy(getattr(tiny, name)())
     model['backbone']['norm_eval'] = True
-
-    def walk(node: Any) -> None:
-        if isinstance(node, list):
-            for inner in node:
-                walk(inner)
+    nodes: list[Any] = [model]
+    for node in nodes:  # which grow
+        nodes += node.values() if isinstance(node, dict) else ()
+        nodes += node if isinstance(node, list) else ()
         if not isinstance(node, dict):
-            return
+            continue
         if node.get('type') == 'RandomSampler':
             # Fewer than there are proposals, so that all images have as many.
             node.update(type='FirstSampler', num=32)
-        for key, value in node.items():
-            if key in ('dropout', 'attn_drop', 'proj_drop', 'ffn_drop'):
-                node[key] = 0.0
-            else:
-                walk(value)
-
-    walk(model)
+        drops = {'dropout', 'attn_drop', 'proj_drop', 'ffn_drop'} & node.keys()
+        node.update(dict.fromkeys(drops, 0.0))
     return ConfigDict(model)
 
 
@@ -309,15 +305,14 @@ def join() -> None:
 
 
 def train_all(folder: Path) -> None:
-    """Weights by detector and adversary, in a file."""
+    """Weights by detector and adversary, in a file of each process."""
     name = 'one'
     if 'RANK' in os.environ:
         join()
         name = 'two'
     found = {f'{m} {k}': trained(m, k) for m, kinds in EQUAL.items() for k in kinds}
     start = {f'{m} start': trained(m, 'none', 0) for m in EQUAL}
-    if rank() == 0:
-        torch.save({**found, **start}, folder / f'{name}.pth')
+    torch.save({**found, **start}, folder / f'{name}{rank() or ""}.pth')
 
 
 def train_some(folder: Path) -> Any:
@@ -355,14 +350,15 @@ class ValidationNotes(Hook):
         path.write_text(json.dumps(metrics))
 
 
-EPOCHS = 10
-CHECKPOINT = f'work/epoch_{EPOCHS}.pth'
+CHECKPOINT = 'work/epoch_1.pth'
 CLS = dict(type='mmrobust.PGD', eps=8, num_steps=2, objective='cls')
 
 
 def detector_config(folder: Path) -> Path:
     """Adversarial training on five images, with attacks in the validation."""
     root = tiny.make_coco(folder / 'coco', num_images=5)
+    # It knows the images of a dataset of six, which begins with these.
+    torch.save(dict(state_dict=stored.weights('fcos')), folder / 'start.pth')
     cfg = tiny.runner_config(
         root,
         folder / 'work',
@@ -370,15 +366,15 @@ def detector_config(folder: Path) -> Path:
         train_dataloader=tiny.loader(root, test=False, batch_size=1),
         train_cfg=dict(
             type='mmrobust.AdvEpochBasedTrainLoop',
-            max_epochs=EPOCHS,
-            val_interval=EPOCHS,
+            max_epochs=1,
             adversary=dict(type='mmrobust.FreeAdversary', eps=1, replays=2),
         ),
         optim_wrapper=dict(
             type='OptimWrapper',
-            optimizer=dict(type='AdamW', lr=4e-3),
+            optimizer=dict(type='SGD', lr=1e-4),
             clip_grad=dict(max_norm=10),
         ),
+        load_from=str(folder / 'start.pth'),
         val_cfg=dict(type='mmrobust.AttackValLoop', attacks=dict(cls=CLS)),
         custom_hooks=[dict(type='ValidationNotes')],
         # As in mmdet's own default_runtime.py.
@@ -388,7 +384,6 @@ def detector_config(folder: Path) -> Path:
         ),
     )
     hooks = cfg['default_hooks']
-    hooks['checkpoint']['interval'] = EPOCHS
     hooks['attack_visualization'] = dict(
         type='mmrobust.AttackVisualizationHook', num_images=0
     )
@@ -445,7 +440,21 @@ def detectors(folder: Path) -> dict[str, Any]:
     }
     for index, (name, jobs) in enumerate(chain.items()):
         found[name] = start(folder, f'test{index}', jobs)
+    # Another number of processes goes on.
+    shutil.copytree(folder / 'two', folder / 'two_then_one')
+    job = tool('test.py', *test_arguments(folder, config, 'two_then_one'))
+    found['two_then_one'] = start(folder, 'two_then_one', [job])
+    job = tool('test.py', *test_arguments(folder, config, 'one_then_two'))
+    killed = ending((StorePart, 'write'), job, call=8)
+    found['alone, killed'] = start(folder, 'one_killed', [killed])
+    found['one_then_two'] = start(folder, 'one_then_two', [job] * 2)
     found['two'] = start(folder, 'test_two', [two] * 2)
+    for size, work in ((1, 'one_subset'), (2, 'two_subset')):
+        arguments = test_arguments(folder, config, work)
+        arguments += ['--num-images', 3, '--save-adv', folder / work / 'adv']
+        found[work] = start(
+            folder, f'test_{work}', [tool('test.py', *arguments)] * size
+        )
     return found
 
 
@@ -454,46 +463,27 @@ def detectors(folder: Path) -> dict[str, Any]:
 
 def classifier_config(folder: Path, work: str, **overrides: Any) -> Config:
     """Adversarial training and attacks on five pictures, three to a process."""
-    pictures = folder / 'pictures'
-    if not pictures.exists():
-        pictures.mkdir()
-        rng = np.random.default_rng(0)
-        for index in range(5):
-            picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            cv2.imwrite(str(pictures / f'{index}.png'), picture)
-        lines = [f'{index}.png {index % 4}\n' for index in range(5)]
-        (folder / 'labels.txt').write_text(''.join(lines))
-    dataset = dict(
-        type='CustomDataset',
-        data_root=str(folder),
-        ann_file='labels.txt',
-        data_prefix='pictures',
-        metainfo=dict(classes=[f'class {i}' for i in range(4)]),
-        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
-    )
     loader = dict(
         batch_size=1,
         num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dataset,
+        dataset=dict(
+            type='CustomDataset',
+            data_root=str(folder),
+            ann_file='labels.txt',
+            data_prefix='pictures',
+            metainfo=dict(classes=[f'class {i}' for i in range(4)]),
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+        ),
     )
+    backbone = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8)
+    backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    scaling = dict(num_classes=4, mean=[120.0] * 3, std=[60.0] * 3, to_rgb=True)
     cfg = dict(
         model=dict(
             type='ImageClassifier',
-            data_preprocessor=dict(
-                num_classes=4, mean=[120.0] * 3, std=[60.0] * 3, to_rgb=True
-            ),
-            backbone=dict(
-                type='ResNet',
-                depth=18,
-                base_channels=8,
-                stem_channels=8,
-                num_stages=2,
-                strides=(1, 2),
-                dilations=(1, 1),
-                out_indices=(1,),
-                norm_eval=True,
-            ),
+            data_preprocessor=scaling,
+            backbone=dict(backbone, norm_eval=True),
             neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=4, in_channels=16),
         ),
@@ -505,7 +495,7 @@ def classifier_config(folder: Path, work: str, **overrides: Any) -> Config:
             adversary=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=1),
         ),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        test_dataloader=loader,
+        test_dataloader=copy.deepcopy(loader),
         test_evaluator=dict(type='Accuracy', topk=(1,)),
         test_cfg=dict(
             type='mmrobust.AttackTestLoop',
@@ -520,6 +510,16 @@ def classifier_config(folder: Path, work: str, **overrides: Any) -> Config:
         experiment_name=work,
     )
     return Config({**cfg, **overrides})
+
+
+def draw_pictures(folder: Path) -> None:
+    (folder / 'pictures').mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        cv2.imwrite(f'{folder}/pictures/{index}.png', picture)
+    lines = [f'{index}.png {index % 4}\n' for index in range(5)]
+    (folder / 'labels.txt').write_text(''.join(lines))
 
 
 def classify(folder: Path, work: str) -> Any:
@@ -542,17 +542,18 @@ def classify(folder: Path, work: str) -> Any:
         )
 
 
-def uneven(folder: Path) -> str:
-    """The message for a sampler that gives the processes different numbers."""
-    cfg = classifier_config(folder, 'uneven')
-    cfg.train_dataloader.sampler.round_up = False
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        start_processes(cfg)
-        try:
-            Runner.from_cfg(cfg).train()
-        except ConfigError as error:
-            return str(error)
-    return 'not refused'
+def uneven(folder: Path) -> list[str]:
+    """The messages for samplers that give the processes different numbers."""
+    found = []
+    for stage in ('train', 'test'):
+        cfg = classifier_config(folder, f'uneven_{stage}')
+        cfg[f'{stage}_dataloader'].sampler.round_up = False
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            start_processes(cfg)
+            with pytest.raises(ConfigError) as refused:
+                getattr(Runner.from_cfg(cfg), stage)()
+        found.append(str(refused.value))
+    return found
 
 
 def autoattack(folder: Path, work: str) -> Any:
@@ -574,7 +575,7 @@ def autoattack(folder: Path, work: str) -> Any:
 
 def classifiers(folder: Path) -> dict[str, Any]:
     """Classifiers, in two processes and in one."""
-    classifier_config(folder, 'none')  # the pictures
+    draw_pictures(folder)
     found = {}
     for size, work in ((1, 'one_classifier'), (2, 'two_classifiers')):
         found[work] = start(folder, work, [partial(classify, folder, work)] * size)

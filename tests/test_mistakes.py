@@ -1,10 +1,16 @@
-"""Mistakes that are found before anything is computed, or that nobody would notice."""
+"""Mistakes in command lines, configs and data end with one sentence each.
+
+Before anything is computed, and in the words of this table for all tools.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import re
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +18,214 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from mmengine.config import Config
 from mmdet.models.detectors.base import BaseDetector
+from mmengine.config import Config
 from mmrobust import cli
 from mmrobust.batch import check_batch, count_boxes_outside
-from mmrobust.weights import check_resumable, read_checkpoint
 from mmrobust.errors import ConfigError
+from mmrobust.utils.configs import check_sections, merge_options
+from mmrobust.weights import check_resumable, read_checkpoint
 
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 FREE = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
 ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
+
+
+@pytest.fixture
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError('something was computed')
+
+    monkeypatch.setattr(BaseDetector, 'forward', forward)
+
+
+@pytest.fixture
+def call(
+    project: Path,
+    tmp_path: Path,
+    untouched: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> Callable[..., str]:
+    """Runs a tool in this process; returns the one sentence that it ends with."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(tool: str, *arguments: str) -> str:
+        if '--work-dir' not in arguments:
+            arguments = (*arguments, '--work-dir', 'work')
+        argv = [tool, *(a.replace('PROJECT', str(project)) for a in arguments)]
+        monkeypatch.setattr(sys, 'argv', argv)
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(TOOLS / tool), run_name='__main__')
+        err = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert re.fullmatch(r'error: .*[.?]\n', err)
+        return err
+
+    return run
+
+
+# Arguments behind the config and the checkpoint, and a part of the sentence.
+IN_TESTS = """
+--attack pdg -> attack 'pdg' is unknown: choose from noise, fgsm, pgd, cls, reg, cwa
+PGD --norm l3 -> norm='l3' is unknown: choose one of linf, l2, l1
+PGD --eps -4 -> eps='-4' is negative or not finite
+PGD --eps nan -> eps='nan' is negative or not finite
+PGD --eps inf -> eps='inf' is negative or not finite
+PGD --eps four -> eps='four' is not a size
+PGD --eps 4/0 -> eps='4/0' is not a size
+PGD --eps 0.016 -> write eps=4.08 if that was meant
+PGD --step-size -1 -> step_size='-1' is negative
+PGD --step-size 0 -> would hardly move
+PGD --step-size 0.004 -> would hardly move
+PGD --num-steps 0 -> num_steps=0 must be a whole number
+PGD --restarts 0 -> restarts=0 must be a whole number
+PGD --norm l2 -> the l2 norm needs a radius: give eps
+PGD --tta -> --tta and attacks exclude each other
+--attack pgd cls pgd -> names one attack twice
+--eps 4 -> --eps needs --attack
+--step-size 1 -> --step-size needs --attack
+--num-steps 5 -> --num-steps needs --attack
+--num-images 2 -> --num-images needs --attack
+--save-adv x -> --save-adv needs --attack
+PGD --version fast -> --version is no setting of pgd
+--version fast -> --version needs --attack
+--attack ensemble --version slow -> version 'slow' of the ens
+--attack ensemble --num-steps 5 -> --num-steps is no setting of
+--attack ensemble --step-size 1 -> --step-size is no setting of
+PGD --eps 2 4 2 -> --eps 2 4 2 names one value twice
+PGD --eps 4 4/255 -> --eps 4 4/255 names one value twice
+PGD --num-steps 5 5 -> --num-steps 5 5 names one value twice
+PGD --norm linf l2 -> only autoattack takes several
+PGD --check-images -1 -> check_images=-1 must be a whole number of
+--space original -> --space needs --attack
+--quantize -> --quantize needs --attack
+--check-images 2 -> --check-images needs --attack
+--channels-last -> --channels-last needs --attack
+--attack autoattack --compile -> --compile is no setting of auto
+PGD SET test_cfg.speed.autocast=float16 -> speed.autocast='float16' is unknown
+--attack autoattack --quantize -> --quantize is no setting of auto
+--attack autoattack --space input -> --space is no setting of
+--attack pgd autoattack -> cannot be combined with other attacks
+PGD --quantize SET LOADER.pipeline.1.backend=pillow -> 'bilinear' of 'pillow'
+--quantize SET test_cfg.type=mmrobust.AutoAttackTestLoop -> --quantize is no setting
+PGD --num-images 0 -> num_images=0 must be a whole number
+PGD --num-images 7 -> num_images=7 is more than the 3 images
+--out predictions.json -> must be a .pkl file
+--work-dir FILE/below -> cannot be written
+PGD --report FILE/x.json -> folder of --report
+PGD --save-adv FILE/x -> folder of --save-adv
+--out FILE/x.pkl -> folder of --out
+SET LOADER.ann_file=gone.json -> gone.json does not exist: check the path, or data_root
+SET LOADER.ann_file=PROJECT/text.pth -> text.pth is no valid JSON
+SET data_root=/nowhere -> /nowhere/annotations.json does not
+SET model.type=FCOSS -> FCOSS is not in the
+SET model.bbox_head.loss_cls.type=FocalLos -> FocalLos is not in the
+SET test_cfg.type=mmrobust.AttackLoop -> mmrobust.AttackLoop is not in the
+PGD SET LOADER.metainfo.classes=('x',) -> has 3 images and no box at all
+"""
+IN_TRAINING = """
+SET optim_wrapper.accumulative_counts=2 -> would accumulate one batch with itself
+SET optim_wrapper.paramwise_cfg.backbone_key=trunk -> matched no trainable parameter
+SET optim_wrapper.paramwise_cfg.backbone_lr_mult=-1 -> backbone_lr_mult=-1
+SET optim_wrapper.type=AmpOptimWrapper -> needs a GPU, and torch sees none: use optim_
+--autocast SET train_cfg._delete_=True -> --autocast is for adversarial training
+--auto-scale-lr -> --auto-scale-lr needs auto_scale_lr=dict(
+--resume gone.pth -> checkpoint 'gone.pth' does not exist
+--resume PROJECT/truncated.pth -> probably damaged or incomplete
+SET load_from=gone.pth -> 'gone.pth' does not exist
+SET train_cfg.adversary.eps=-4 -> eps=-4 is negative
+SET train_cfg.adversary.eps=0.016 -> write eps=4.08
+SET train_cfg.adversary.replays=0 -> replays=0 must be
+SET train_cfg.adversary.carry=x -> carry='x' is unknown
+SET train_cfg.adversary.objective=cwa -> 'cwa' is an attack
+SET train_cfg.adversary.type=mmrobust.FreeAT -> mmrobust.FreeAT is not in the mmrobust::
+SET train_cfg.type=mmrobust.EpochLoop -> mmrobust.EpochLoop is not in the
+SET data_root=/nowhere -> /nowhere/annotations.json does not
+SET LOADER.ann_file=PROJECT/text.pth -> text.pth is no valid JSON
+SET LOADER.metainfo.classes=('x',) -> the training has 3 images and no box at all
+SET LOADER.filter_cfg.min_size=999 -> dataset is empty
+--work-dir FILE/below -> cannot be written
+--eps 4 -> --eps needs --robust METHOD
+--backbone resnet50 -> --backbone needs --robust METHOD
+--dump x.py -> --dump needs --robust METHOD
+--robust fre -> method 'fre' is unknown
+--robust free --eps -1 -> eps='-1' is negative
+--robust free --dump x.yaml -> must be a .py file
+--robust free -> the config is adversarial already
+"""
+SHORT = {
+    'PGD': '--attack pgd',
+    'SET': '--cfg-options',
+    'FILE': 'PROJECT/file',
+    'LOADER': 'STAGE_dataloader.dataset',
+}
+
+
+def mistakes() -> list[tuple[str, str, str]]:
+    """Tool, arguments and sentence of each line."""
+    rows = []
+    for stage, table in (('test', IN_TESTS), ('train', IN_TRAINING)):
+        for line in table.strip().splitlines():
+            arguments, sentence = line.split(' -> ')
+            for word, meaning in SHORT.items():
+                arguments = arguments.replace(word, meaning)
+            rows.append((stage, arguments.replace('STAGE', stage), sentence))
+    return rows
+
+
+@pytest.mark.parametrize(('stage', 'arguments', 'sentence'), mistakes())
+def test_a_mistake_is_one_sentence(
+    call: Callable[..., str], stage: str, arguments: str, sentence: str
+) -> None:
+    """With exit status 2."""
+    given = {
+        'test': ['PROJECT/standard.py', 'PROJECT/good.pth'],
+        'train': ['PROJECT/config.py'],
+    }
+    assert sentence in call(f'{stage}.py', *given[stage], *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ('name', 'sentence'),
+    [
+        ('gone', 'does not exist: check the path'),
+        ('truncated', 'cannot be read and is probably damaged or incomplete'),
+        ('text', 'is no readable torch file|is probably damaged'),
+        ('wider', r'does not fit FCOS: 2 of .* \(bbox_head.conv_cls.weight'),
+        ('other', 'does not fit FCOS: .* is it the checkpoint of this config'),
+        ('code', 'holds pickled code .* not run for files of unknown origin'),
+        ('list', 'holds a list'),
+    ],
+)
+def test_a_wrong_checkpoint(call: Callable[..., str], name: str, sentence: str) -> None:
+    """mmengine loads what fits: a half random detector looks like a good attack."""
+    text = call('test.py', 'PROJECT/standard.py', f'PROJECT/{name}.pth')
+    assert f'{name}.pth' in text
+    assert re.search(sentence, text)
+
+
+@pytest.mark.parametrize('stage', ['train', 'test'])
+@pytest.mark.parametrize(
+    ('text', 'sentence'),
+    [
+        (None, 'does not exist: check the path'),
+        ('model = dict(type=\n', 'cannot be read'),
+        ('x = 1\n', 'has no model'),
+        ("model = dict(type='FCOS')\n", 'has no STAGE_dataloader to STAGE'),
+    ],
+)
+def test_a_wrong_config(
+    call: Callable[..., str], tmp_path: Path, stage: str, text: Any, sentence: str
+) -> None:
+    if text is not None:
+        (tmp_path / 'mine.py').write_text(text)
+    checkpoint = ['PROJECT/good.pth'] * (stage == 'test')
+    message = call(f'{stage}.py', 'mine.py', *checkpoint)
+    assert 'mine.py' in message
+    assert sentence.replace('STAGE', stage) in message
 
 
 @pytest.mark.parametrize(
@@ -36,11 +241,11 @@ ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
 )
 def test_a_section_of_another_kind(key: str, value: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        cli.check_sections(Config({'model': {}, key: value}))
+        check_sections(Config({'model': {}, key: value}))
 
 
 def test_sections_may_be_absent_or_none() -> None:
-    cli.check_sections(Config({'model': {}, 'val_cfg': None, 'test_evaluator': [{}]}))
+    check_sections(Config({'model': {}, 'val_cfg': None, 'test_evaluator': [{}]}))
 
 
 def test_a_launcher_that_did_not_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +278,7 @@ def test_options_that_argparse_and_mmengine_cannot_read() -> None:
 def test_an_option_for_what_is_not_there() -> None:
     cfg = Config({'model': {'neck': [{}]}})
     with pytest.raises(ConfigError, match=r"cannot set 'model.neck.3.x'"):
-        cli.merge_options(cfg, {'model.neck.3.x': 1})
+        merge_options(cfg, {'model.neck.3.x': 1})
 
 
 @pytest.mark.parametrize(
@@ -106,14 +311,6 @@ def test_weights_alone_cannot_be_resumed() -> None:
     for checkpoint in ({}, {'meta': {}}, {'meta': None}, {'meta': {'epoch': 1}}):
         with pytest.raises(ConfigError, match=r'with --cfg-options load_from=x\.pth'):
             check_resumable('x.pth', checkpoint)
-
-
-@pytest.fixture
-def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError('something was computed')
-
-    monkeypatch.setattr(BaseDetector, 'forward', forward)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble, read_balls
 from mmrobust.autoattack.package import load_package
 from mmrobust.weights import check_checkpoint, check_class_count, read_checkpoint
 from mmrobust.errors import ConfigError, doing
+from mmrobust.utils.configs import innermost, naming_bad_json
 from mmrobust.utils.models import bare_model
 from mmrobust.utils.runner import build_runner
 from mmrobust.distributed import start_processes
@@ -204,7 +205,7 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
     if args.out is not None:
         dump = DumpResults if classifier else DumpDetResults
         runner.test_evaluator.metrics.append(dump(out_file_path=args.out))
-    with doing('testing'):
+    with doing('testing'), naming_bad_json(cfg):
         runner.test()
 
 
@@ -375,33 +376,18 @@ def _set_visualization(cfg: Config, args: argparse.Namespace, classifier: bool) 
 def _set_tta(cfg: Config, classifier: bool) -> None:
     """Wraps the model for test-time augmentation, with the frameworks' defaults."""
     if 'tta_model' not in cfg:
-        cfg.tta_model = (
-            ConfigDict(type='mmpretrain.AverageClsScoreTTA')
-            if classifier
-            else ConfigDict(
-                type='DetTTAModel',
-                tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-            )
-        )
+        cfg.tta_model = ConfigDict(type='mmpretrain.AverageClsScoreTTA')
+        if not classifier:
+            nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+            cfg.tta_model = ConfigDict(type='DetTTAModel', tta_cfg=nms)
     if 'tta_pipeline' not in cfg:
-        dataset = cfg.test_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
+        dataset = innermost(cfg.test_dataloader.dataset)[0]
         flips = [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
-        meta_keys = (
-            'img_id',
-            'img_path',
-            'ori_shape',
-            'img_shape',
-            'scale_factor',
-            'flip',
-            'flip_direction',
-        )
-        pack = (
-            dataset.pipeline[-1]
-            if classifier
-            else dict(type='PackDetInputs', meta_keys=meta_keys)
-        )
+        meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+        pack = dataset.pipeline[-1]
+        if not classifier:
+            keys = (*meta_keys, 'flip', 'flip_direction')
+            pack = dict(type='PackDetInputs', meta_keys=keys)
         cfg.tta_pipeline = deepcopy(dataset.pipeline)
         cfg.tta_pipeline[-1] = dict(type='TestTimeAug', transforms=[flips, [pack]])
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

@@ -19,6 +19,7 @@ from mmrobust.weights import (
 )
 from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
 from mmrobust.errors import ConfigError, doing
+from mmrobust.utils.configs import naming_bad_json
 from mmrobust.utils.models import bare_model
 from mmrobust.utils.runner import build_runner
 from mmrobust.distributed import start_processes
@@ -195,7 +196,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
     runner = build_runner(cfg)
     if cfg.get('load_from') and cfg.get('resume'):
         check_checkpoint(cfg.load_from, bare_model(runner.model))
-    with doing('training'):
+    with doing('training'), naming_bad_json(cfg):
         runner.train()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -131,6 +134,45 @@ def _replace_root(node: Any, old: str, new: str) -> None:
             node[key] = new + value[len(old) :]
         else:
             _replace_root(value, old, new)
+
+
+@contextmanager
+def naming_bad_json(cfg: Config) -> Iterator[None]:
+    """Says of JSON that cannot be read which annotation file of a config holds it.
+
+    Raises:
+        ConfigError: with that file's name.
+    """
+    unreadable = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+    try:
+        yield
+    except unreadable as error:
+        for path in _annotation_files(cfg):
+            try:
+                with open(path, 'rb') as file:
+                    json.load(file)
+            except unreadable as reason:
+                raise ConfigError(
+                    f'annotation file {path} is no valid JSON ({short(str(reason))}): '
+                    'is it complete?'
+                ) from error
+            except OSError:
+                continue
+        raise
+
+
+def _annotation_files(cfg: Config) -> Iterator[str]:
+    """Yields the annotation files that datasets and evaluators of a config name."""
+    for key, value in cfg.items():
+        nodes: list[Any] = []
+        if key.endswith('dataloader') and value:
+            nodes = innermost(value.get('dataset') or {})
+        elif key.endswith('evaluator'):
+            nodes = value if isinstance(value, list) else [value]
+        for node in nodes:
+            name = node.get('ann_file') if isinstance(node, dict) else None
+            if isinstance(name, str) and name:
+                yield os.path.join(node.get('data_root') or '', name)
 
 
 def innermost(dataset: dict) -> list[dict]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import process_jobs
 import pytest
 import torch
@@ -65,10 +66,11 @@ def test_training_equals_one_process_with_the_doubled_batch(
     assert statuses(found, 'equal, two') == [0, 0], found['equal, two'][0]['errors']
     one, two = (torch.load(folder / f'{file}.pth') for file in ('one', 'two'))
     start = torch.cat([w.flatten() for w in one[f'{name} start']]).double()
-    single, double = (
+    single, double, other = (
         torch.cat([w.flatten() for w in each[f'{name} {kind}']]).double()
-        for each in (one, two)
+        for each in (one, two, torch.load(folder / 'two1.pth'))
     )
+    assert torch.equal(double, other)
     # Rounding is at 1e-7 of the weights, what they have moved a tenth of them.
     difference = (single - double).norm() / (single - start).norm()
     assert difference < 1e-5
@@ -139,8 +141,26 @@ def test_uneven_classifiers(found: Found) -> None:
 
 
 def test_uneven_epochs_are_refused(found: Found) -> None:
+    """And evaluations, whose results would be put together in a wrong order."""
     for process in found['uneven']:
-        assert 'have from 2 to 3 updates per epoch' in process['result']
+        training, evaluation = process['result']
+        assert 'have from 2 to 3 updates per epoch' in training
+        assert 'set sampler.round_up=True' in evaluation
+
+
+def test_a_subset_and_its_images_are_the_same(folder: Path) -> None:
+    """The images themselves, which the figures round away."""
+    one, two = (report(folder, f'{size}_subset') for size in ('one', 'two'))
+    for report_ in (one, two):
+        assert report_['dataset']['num_images'] == 3
+    assert one['benign'] == two['benign']
+    for ours, theirs in zip(two['attacks'], one['attacks'], strict=True):
+        assert ours['metrics'] == theirs['metrics']
+        paths = sorted((folder / 'two_subset/adv' / ours['name']).glob('*.npz'))
+        assert len(paths) == 3
+        for path in paths:
+            other = folder / 'one_subset/adv' / ours['name'] / path.name
+            assert np.array_equal(np.load(path)['image'], np.load(other)['image'])
 
 
 # ------------------------------------------------------------------------ when one dies
@@ -151,18 +171,22 @@ KILLED = {
     'waiting, first killed': 0,
     'choice, first killed': 0,
     'shards, second killed': 1,
+    'alone, killed': 0,
 }
 
 
 def test_the_report_is_the_same_afterwards(folder: Path, found: Found) -> None:
-    """After ends in every part."""
+    """After ends in every part, also when another number of processes goes on."""
     for name, victim in KILLED.items():
         assert found[name][victim]['status'] == -9
     assert 'RuntimeError: out of luck' in found['scoring, second fails'][1]['errors']
-    assert statuses(found, 'one') == [0]
-    assert statuses(found, 'two') == [0, 0], found['two'][0]['errors']
-    assert report(folder, 'two') == report(folder, 'one')
-    assert not (folder / 'two/robustness.records').exists()
+    single = report(folder, 'one')
+    assert single['complete']
+    assert single['dataset']['num_images'] == 5
+    for name in ('one', 'two', 'two_then_one', 'one_then_two'):
+        assert not any(statuses(found, name)), found[name][0]['errors']
+        assert report(folder, name) == single, name
+        assert not (folder / name / 'robustness.records').exists()
 
 
 def test_shards_are_the_same_afterwards(found: Found) -> None:

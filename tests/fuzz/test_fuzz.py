@@ -40,12 +40,11 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from mmpretrain.models.classifiers import ImageClassifier
 
-sys.path.insert(0, str(Path(__file__).parent))
-import fuzz_project
-from fuzz_project import DAMAGED, Source, config_text
+import projects
+from projects import DAMAGED, Source, config_text
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = 300  # without --fuzz-cases
+CASES = 150  # without --fuzz-cases
 # After so many passes a case has shown that it works.
 PASSES, LONGEST, MEMORY = 30, 1500, 6 * 2**30
 
@@ -240,7 +239,7 @@ def config(rng: Random, number: int, project: Path) -> Case:
         text = NO_CONFIGS[number // 4 % len(NO_CONFIGS)]
         files = {'given/mine.py': text.encode()}
         return Case(tool, work(tool, argv), files, ('mine.py', 'model'), fails=True)
-    cfg = fuzz_project.detector(project)
+    cfg = projects.detector(project)
     for _ in range(rng.choice((1, 1, 2))):
         mutate(rng, cfg, VALUES)
     return Case(tool, work(tool, argv), {'given/mine.py': config_text(cfg).encode()})
@@ -455,12 +454,6 @@ def complaints(case: Case, outcome: Outcome, here: Path) -> list[str]:
 
 
 # --------------------------------------------------------------------------- the tests
-
-
-@pytest.fixture(scope='module')
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        return fuzz_project.build(tmp_path_factory.mktemp('project'))
 
 
 def test_case(drawn: tuple[str, int, int], project: Path, tmp_path: Path) -> None:
