@@ -161,7 +161,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='job launcher',
     )
     # torch.distributed.launch passes --local-rank since torch 2.0.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by launchers'
+    )
 
 
 def add_attack_options(

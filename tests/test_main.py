@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mmdet
 import pytest
+from mmrobust.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,15 +40,16 @@ def script(tmp_path: Path) -> Path:
         'seen = dict(name=__name__, file=__file__, argv=sys.argv, path=sys.path,\n'
         "            value=beside.VALUE, main=sys.modules['__main__'].__file__)\n"
         'print(json.dumps(seen))\n'
-        "sys.exit(5 if '--fail' in sys.argv else 0)\n"
+        'sys.exit(5)\n'
     )
     return path
 
 
 def test_a_script_sees_what_python_shows_it(script: Path, tmp_path: Path) -> None:
+    """And its exit code is passed on."""
     arguments = ['scripts/show.py', 'config.py', '--work-dir', 'x', '-h']
     ours = run(tmp_path, '-m', 'mmrobust', *arguments)
-    assert ours.returncode == 0, ours.stderr
+    assert ours.returncode == 5, ours.stderr
     theirs = run(tmp_path, *arguments)
     seen, expected = json.loads(ours.stdout), json.loads(theirs.stdout)
     assert Path(seen.pop('file')).name == Path(expected.pop('file')).name == 'show.py'
@@ -57,25 +59,19 @@ def test_a_script_sees_what_python_shows_it(script: Path, tmp_path: Path) -> Non
     assert seen['path'][0] == str(script.parent)
 
 
-def test_the_exit_code_is_the_scripts(script: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, '-m', 'mmrobust', str(script), '--fail').returncode == 5
-
-
-def test_a_missing_script_is_one_sentence(tmp_path: Path) -> None:
-    result = run(tmp_path, '-m', 'mmrobust', 'nowhere.py', '--flag')
-    assert result.returncode == 2
-    assert result.stderr == "mmrobust: there is no script 'nowhere.py'.\n"
-    assert result.stdout == ''
-
-
-def test_usage(tmp_path: Path) -> None:
-    for flag in ('-h', '--help'):
-        result = run(tmp_path, '-m', 'mmrobust', flag)
-        assert result.returncode == 0
-        assert result.stdout.startswith('usage: python -m mmrobust SCRIPT')
-    result = run(tmp_path, '-m', 'mmrobust')
-    assert result.returncode == 2
-    assert result.stderr.startswith('usage: python -m mmrobust SCRIPT')
+@pytest.mark.parametrize(
+    ('arguments', 'status'), [(['-h'], 0), (['--help'], 0), ([], 2), (['gone.py'], 2)]
+)
+def test_usage(
+    capsys: pytest.CaptureFixture, arguments: list[str], status: int
+) -> None:
+    assert main(arguments) == status
+    out, err = capsys.readouterr()
+    if arguments == ['gone.py']:
+        assert err == "mmrobust: there is no script 'gone.py'.\n"
+    else:
+        assert (err or out).startswith('usage: python -m mmrobust SCRIPT')
+    assert bool(out) == (status == 0)
 
 
 def test_mmdets_own_tools_start(tmp_path: Path) -> None:

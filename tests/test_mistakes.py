@@ -5,7 +5,6 @@ Before anything is computed, and in the words of this table for all tools.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -20,10 +19,9 @@ import tiny
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmengine.config import Config
-from mmrobust import cli
 from mmrobust.batch import check_batch, count_boxes_outside
 from mmrobust.errors import ConfigError
-from mmrobust.utils.configs import check_sections, merge_options
+from mmrobust.utils.configs import check_sections
 from mmrobust.weights import check_resumable, read_checkpoint
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
@@ -49,6 +47,7 @@ def call(
 ) -> Callable[..., str]:
     """Runs a tool in this process; returns the one sentence that it ends with."""
     monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.delenv('RANK', raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.chdir(tmp_path)
 
@@ -125,6 +124,22 @@ SET model.type=FCOSS -> FCOSS is not in the
 SET model.bbox_head.loss_cls.type=FocalLos -> FocalLos is not in the
 SET test_cfg.type=mmrobust.AttackLoop -> mmrobust.AttackLoop is not in the
 PGD SET LOADER.metainfo.classes=('x',) -> has 3 images and no box at all
+ATTACKS=3 -> attacks=3 must be a dict
+ATTACKS.pgd=[] -> pgd=[] in attacks must be a dict
+ATTACKS.a/b.type=mmrobust.PGD -> 'a/b' in attacks is no name
+PGD --report x.md -> report='x.md' must be a .json file
+SET model=None -> model=None of the config must be a dict
+SET test_dataloader=[] -> test_dataloader=[] of the config must be a dict
+SET val_evaluator=x -> val_evaluator='x' of the config must be a dict or a list
+SET custom_hooks={} -> custom_hooks='{}' of the config must be a list
+SET resume=1 -> resume=1 of the config must be True or False
+SET load_from=1 -> load_from=1 of the config must be a text
+SET LOADER.pipeline.9.x=1 -> cannot set 'test_dataloader.dataset.pipeline.9.x'
+SET x -> --cfg-options 'x' cannot be read: give KEY=VALUE
+SET a=1 b -> --cfg-options 'a=1 b' cannot be read: give KEY=VALUE
+SET a=[1,(2] -> --cfg-options 'a=[1,(2]' cannot be read: give KEY=VALUE
+--seed x -> --seed: invalid int value: 'x'; --help lists all options
+--launcher pytorch -> needs RANK in the environment: start the tool by torchrun
 """
 IN_TRAINING = """
 SET optim_wrapper.accumulative_counts=2 -> would accumulate one batch with itself
@@ -147,6 +162,8 @@ SET data_root=/nowhere -> /nowhere/annotations.json does not
 SET LOADER.ann_file=PROJECT/text.pth -> text.pth is no valid JSON
 SET LOADER.metainfo.classes=('x',) -> the training has 3 images and no box at all
 SET LOADER.filter_cfg.min_size=999 -> dataset is empty
+SET train_cfg.max_epochs=-2 -> max_epochs=-2 must be a whole number
+SET train_cfg.val_interval=x -> val_interval='x' must be a whole
 --work-dir FILE/below -> cannot be written
 --eps 4 -> --eps needs --robust METHOD
 --backbone resnet50 -> --backbone needs --robust METHOD
@@ -158,6 +175,7 @@ SET LOADER.filter_cfg.min_size=999 -> dataset is empty
 """
 SHORT = {
     'PGD': '--attack pgd',
+    'ATTACKS': 'SET test_cfg.type=mmrobust.AttackTestLoop test_cfg.attacks',
     'SET': '--cfg-options',
     'FILE': 'PROJECT/file',
     'LOADER': 'STAGE_dataloader.dataset',
@@ -228,57 +246,8 @@ def test_a_wrong_config(
     assert sentence.replace('STAGE', stage) in message
 
 
-@pytest.mark.parametrize(
-    ('key', 'value', 'sentence'),
-    [
-        ('model', None, 'model=None of the config must be a dict'),
-        ('train_dataloader', [], r'train_dataloader=\[\] of the config must be a dict'),
-        ('val_evaluator', 'x', "val_evaluator='x' .* must be a dict or a list"),
-        ('custom_hooks', {}, 'custom_hooks={} of the config must be a list'),
-        ('resume', 1, 'resume=1 of the config must be True or False'),
-        ('load_from', 1, 'load_from=1 of the config must be a text'),
-    ],
-)
-def test_a_section_of_another_kind(key: str, value: Any, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        check_sections(Config({'model': {}, key: value}))
-
-
 def test_sections_may_be_absent_or_none() -> None:
     check_sections(Config({'model': {}, 'val_cfg': None, 'test_evaluator': [{}]}))
-
-
-def test_a_launcher_that_did_not_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match=r'RANK in the environment: .* by torchrun'):
-        cli.check_launcher('pytorch')
-    for name in names:
-        monkeypatch.setenv(name, '0')
-    cli.check_launcher('pytorch')
-    cli.check_launcher('none')
-
-
-def test_options_that_argparse_and_mmengine_cannot_read() -> None:
-    parser = cli.Parser()
-    parser.add_argument('--count', type=int)
-    parser.add_argument('--cfg-options', nargs='+', action=cli.DictAction)
-    with pytest.raises(ConfigError, match=r"--count: invalid int value: 'x'; --help"):
-        parser.parse_args(['--count', 'x'])
-    for words in (['x'], ['a=1', 'b'], ['a=[1,(2]']):
-        with pytest.raises(ConfigError, match=r'--cfg-options .* give KEY=VALUE'):
-            parser.parse_args(['--cfg-options', *words])
-    read = parser.parse_args(['--cfg-options', 'a=1', 'b.c=[x,y]'])
-    assert read == argparse.Namespace(
-        count=None, cfg_options={'a': 1, 'b.c': ['x', 'y']}
-    )
-
-
-def test_an_option_for_what_is_not_there() -> None:
-    cfg = Config({'model': {'neck': [{}]}})
-    with pytest.raises(ConfigError, match=r"cannot set 'model.neck.3.x'"):
-        merge_options(cfg, {'model.neck.3.x': 1})
 
 
 @pytest.mark.parametrize(
@@ -311,39 +280,6 @@ def test_weights_alone_cannot_be_resumed() -> None:
     for checkpoint in ({}, {'meta': {}}, {'meta': None}, {'meta': {'epoch': 1}}):
         with pytest.raises(ConfigError, match=r'with --cfg-options load_from=x\.pth'):
             check_resumable('x.pth', checkpoint)
-
-
-@pytest.mark.parametrize(
-    ('settings', 'sentence'),
-    [
-        (dict(attacks=3), 'attacks=3 must be a dict'),
-        (dict(attacks=dict(pgd=[])), r'pgd=\[\] in attacks must be a dict'),
-        (dict(attacks={'a/b': ATTACKS['pgd']}), "'a/b' in attacks is no name"),
-        (dict(attacks=ATTACKS, report='x.md'), r"report='x.md' must be a \.json file"),
-        (dict(attacks=ATTACKS, report='config.py'), 'must be a .json file'),
-    ],
-)
-def test_an_evaluation_that_cannot_be(
-    build_runner: Callable, untouched: None, settings: dict, sentence: str
-) -> None:
-    runner = build_runner(test_cfg=dict(type='mmrobust.AttackTestLoop', **settings))
-    with pytest.raises(ConfigError, match=sentence):
-        runner.test()
-
-
-@pytest.mark.parametrize(
-    ('settings', 'sentence'),
-    [
-        (dict(max_epochs=-2), 'max_epochs=-2 must be a whole number'),
-        (dict(max_epochs=1, val_interval='x'), "val_interval='x' must be a whole"),
-    ],
-)
-def test_a_training_that_cannot_be(
-    build_runner: Callable, untouched: None, settings: dict, sentence: str
-) -> None:
-    loop = dict(type='mmrobust.AdvEpochBasedTrainLoop', adversary=FREE, **settings)
-    with pytest.raises(ConfigError, match=sentence):
-        build_runner(train_cfg=loop).train()
 
 
 def changed(coco: Path, folder: Path, change: Callable[[dict], None]) -> str:

@@ -38,81 +38,52 @@ def call(
     )
 
 
-def launcher(
-    nodes: str = '1', rank: str = '0', address: str = '127.0.0.1', port: str = '29500'
-) -> set[str]:
-    return {
-        f'--nnodes={nodes}',
-        f'--node_rank={rank}',
-        f'--master_addr={address}',
-        f'--master_port={port}',
-    }
+def launcher(**changed: str) -> set[str]:
+    """The options by which torchrun connects machines."""
+    values = dict(
+        nnodes='1', node_rank='0', master_addr='127.0.0.1', master_port='29500'
+    )
+    return {f'--{key}={value}' for key, value in {**values, **changed}.items()}
 
 
 @pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh'])
-class TestBoth:
-    def test_syntax_and_mode(self, name: str) -> None:
-        script = ROOT / 'tools' / name
-        subprocess.run([str(BASH), '-n', str(script)], check=True, timeout=30)
-        assert os.access(script, os.X_OK)
-
-    def test_too_few_arguments(self, name: str, tmp_path: Path) -> None:
-        result = call(tmp_path, ROOT / 'tools' / name, 'config.py')
-        assert result.returncode == 2
-        assert result.stdout == ''
-        assert result.stderr.startswith('usage: ')
-        assert 'GPUS' in result.stderr
-
-    def test_the_status_is_torchruns(self, name: str, tmp_path: Path) -> None:
-        arguments = ['config.py', '2', '2']
-        result = call(tmp_path, ROOT / 'tools' / name, *arguments, STATUS='9')
-        assert result.returncode == 9
+def test_mode_status_and_usage(name: str, tmp_path: Path) -> None:
+    script = ROOT / 'tools' / name
+    assert os.access(script, os.X_OK)
+    result = call(tmp_path, script, 'config.py')
+    assert (result.returncode, result.stdout) == (2, '')
+    assert result.stderr.startswith('usage: ')
+    assert 'GPUS' in result.stderr
+    # The status is torchrun's.
+    assert call(tmp_path, script, 'config.py', '2', '2', STATUS='9').returncode == 9
 
 
-def test_train(tmp_path: Path) -> None:
-    script = ROOT / 'tools/dist_train.sh'
-    rest = ['--work-dir', 'a folder', '--cfg-options', 'x=[1, 2]']
-    result = call(tmp_path, script, 'my config.py', '8', *rest)
+@pytest.mark.parametrize(
+    ('stage', 'given', 'rest'),
+    [
+        ('train', ['my config.py'], ['--work-dir', 'a folder', '--x', 'x=[1, 2]']),
+        ('test', ['c.py', 'epoch 12.pth'], ['--attack', 'pgd']),
+    ],
+)
+def test_arguments_arrive(
+    tmp_path: Path, stage: str, given: list[str], rest: list[str]
+) -> None:
+    script = ROOT / f'tools/dist_{stage}.sh'
+    result = call(tmp_path, script, *given, '8', *rest)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert set(lines[:5]) == launcher() | {'--nproc_per_node=8'}
-    assert lines[5:] == [
-        str(ROOT / 'tools/train.py'),
-        'my config.py',
-        '--launcher',
-        'pytorch',
-        *rest,
-    ]
-
-
-def test_test(tmp_path: Path) -> None:
-    script = ROOT / 'tools/dist_test.sh'
-    result = call(tmp_path, script, 'c.py', 'epoch 12.pth', '4', '--attack', 'pgd')
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert set(lines[:5]) == launcher() | {'--nproc_per_node=4'}
-    assert lines[5:] == [
-        str(ROOT / 'tools/test.py'),
-        'c.py',
-        'epoch 12.pth',
-        '--launcher',
-        'pytorch',
-        '--attack',
-        'pgd',
-    ]
+    tool = str(ROOT / f'tools/{stage}.py')
+    assert lines[5:] == [tool, *given, '--launcher', 'pytorch', *rest]
 
 
 def test_several_machines(tmp_path: Path) -> None:
-    variables = {
-        'NNODES': '2',
-        'NODE_RANK': '1',
-        'MASTER_ADDR': 'node-0',
-        'PORT': '29511',
-    }
-    script = ROOT / 'tools/dist_train.sh'
-    result = call(tmp_path, script, 'c.py', '8', **variables)
-    expected = launcher('2', '1', 'node-0', '29511') | {'--nproc_per_node=8'}
-    assert set(result.stdout.splitlines()[:5]) == expected
+    variables = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='node-0', PORT='29511')
+    result = call(tmp_path, ROOT / 'tools/dist_train.sh', 'c.py', '8', **variables)
+    expected = launcher(
+        nnodes='2', node_rank='1', master_addr='node-0', master_port='29511'
+    )
+    assert set(result.stdout.splitlines()[:5]) == expected | {'--nproc_per_node=8'}
 
 
 def test_from_an_installed_package(tmp_path: Path) -> None:
