@@ -126,7 +126,7 @@ SET test_cfg.type=mmrobust.AttackLoop -> mmrobust.AttackLoop is not in the
 PGD SET LOADER.metainfo.classes=('x',) -> has 3 images and no box at all
 ATTACKS=3 -> attacks=3 must be a dict
 ATTACKS.pgd=[] -> pgd=[] in attacks must be a dict
-ATTACKS.a/b.type=mmrobust.PGD -> 'a/b' in attacks is no name
+ATTACKS.a/b.type=mmrobust.RandomNoise -> 'a/b' in attacks is no name
 PGD --report x.md -> report='x.md' must be a .json file
 SET model=None -> model=None of the config must be a dict
 SET test_dataloader=[] -> test_dataloader=[] of the config must be a dict
