@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import DataLoader
 
 from ..batch import image_id, split_batch
-from ..errors import ConfigError
+from ..errors import ConfigError, doing
 from ..utils.validation import positive_int
 
 # Images of a batch for every one of a group.
@@ -78,7 +78,8 @@ class EvaluatedImages:
 
     def load(self, index: int) -> dict:
         """Returns a batch of the one image at a place in the dataset."""
-        batch: dict = self.dataloader.collate_fn([self.dataset[index]])
+        with doing(f'loading image {index} of the dataset'):
+            batch: dict = self.dataloader.collate_fn([self.dataset[index]])
         return batch
 
 
