@@ -381,7 +381,7 @@ def _set_tta(cfg: Config, classifier: bool) -> None:
             nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
             cfg.tta_model = ConfigDict(type='DetTTAModel', tta_cfg=nms)
     if 'tta_pipeline' not in cfg:
-        dataset = innermost(cfg.test_dataloader.dataset)[0]
+        dataset: Any = innermost(cfg.test_dataloader.dataset)[0]
         flips = [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
         meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
         pack = dataset.pipeline[-1]
