@@ -17,6 +17,7 @@ from mmrobust.studies.backbone_plan import (
 )
 from mmrobust.studies.backbone_transfer import run_sweep
 from mmrobust.studies.study import each_once
+from mmrobust.utils.validation import number, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,12 +73,14 @@ def main() -> None:
     checkpoints = parse_checkpoints(args.checkpoints)
     cfg = cli.load_config(args)
     check_config(cfg, args.config)
+    lrs = [number(lr, '--lr') for lr in args.lr or [cfg.optim_wrapper.optimizer.lr]]
+    seeds = [whole_number(seed, '--seeds') for seed in args.seeds]
     sweep = Sweep(
         cfg=cfg,
         checkpoints=checkpoints,
         modes=each_once('--modes', args.modes),
-        lrs=each_once('--lr', args.lr or [cfg.optim_wrapper.optimizer.lr]),
-        seeds=each_once('--seeds', args.seeds),
+        lrs=each_once('--lr', lrs),
+        seeds=each_once('--seeds', seeds),
         norm=args.norm,
         metric=args.metric,
         work_dir=Path(cfg.work_dir),

@@ -309,7 +309,8 @@ def test_num_images_is_a_fixed_choice_that_the_metric_knows(
     assert all(len(ids) == 3 for ids in chosen)
     assert chosen[0] == chosen[1]
     assert len({tuple(ids) for ids in chosen}) > 2
-    # The same figures as for an annotation file with these images alone.
+    # The same figures as for an annotation file with these images alone; the others
+    # would count as missed, and nothing of these three is.
     content = json.loads((coco / 'annotations.json').read_text())
     content['images'] = [i for i in content['images'] if i['id'] in chosen[0]]
     content['annotations'] = [
@@ -324,8 +325,7 @@ def test_num_images_is_a_fixed_choice_that_the_metric_knows(
         build_runner, trained, test_dataloader=loader, test_evaluator=evaluator
     )
     assert {key: first[key] for key in stock} == stock
-    # All six images would make the other three count as missed.
-    assert stock_metrics(build_runner, trained) != stock
+    assert stock['coco/bbox_mAP'] > 0.9
 
 
 def test_wrapped_datasets_cannot_be_cut(evaluate: Callable, coco: Path) -> None:
