@@ -1,4 +1,4 @@
-"""What the command-line tools share: options, early checks, errors as sentences."""
+"""Parts that the command-line tools share: options, early checks, errors as sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stored detections say: average precision, worst cases, errors, intervals.
+"""Analyses stored detections: average precision, worst cases, errors, intervals.
 
 Pure functions of detections and ground truth; no model and no loop is involved.
 """

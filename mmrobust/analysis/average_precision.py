@@ -107,7 +107,7 @@ def area(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> float:
 
 
 def area_slope(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """How the area falls with an error before an event.
+    """Returns how the area falls with an error before an event.
 
     The area is convex in the errors (a sum of maxima of C / (C + F)), so that this
     slope times a number of errors is at most the change that they cause.

@@ -1,4 +1,4 @@
-"""How far mAP would move with other images of the same kind."""
+"""Bootstrap intervals: mAP on other images of the same kind."""
 
 from __future__ import annotations
 

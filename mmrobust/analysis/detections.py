@@ -19,7 +19,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector found in one image.
+    """The detections of one image.
 
     Raises:
         ConfigError: if lengths differ or a number is not finite; pycocotools would

@@ -1,4 +1,4 @@
-"""What kind of error an attack causes.
+"""Counts the kinds of errors that an attack causes.
 
 The types follow TIDE (Bolya et al., arXiv 2008.08115, section 2.2) with its thresholds:
 from an IoU of 0.5 a detection has the object's place, below 0.1 it lies on background.

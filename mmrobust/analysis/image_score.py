@@ -1,4 +1,4 @@
-"""How well the objects of a single image are still detected."""
+"""Scores how well the objects of a single image are still detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which detections hit an object: COCO's matching, once per image and attack.
+"""Matches detections with objects: COCO's matching, once per image and attack.
 
 Everything that needs average precision many times over (worst cases, bootstrap) works
 on these tables, because the matching of an image does not depend on other images.

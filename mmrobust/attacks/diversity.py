@@ -21,7 +21,7 @@ _NO_CLASS = 255
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture (h, w) lies on a canvas of its own size (height, width).
+    """The place of a picture (h, w) on a canvas of its own size (height, width).
 
     Args:
         canvas: (height, width) of the image and of the canvas.

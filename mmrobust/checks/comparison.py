@@ -75,7 +75,7 @@ class _Passes:
 
     @property
     def ruin(self) -> float:
-        """What is left of AP when an attack has broken everything."""
+        """Returns what is left of AP when an attack has broken everything."""
         return BROKEN * (1.0 if self.benign is None else self.benign)
 
     def alike(self, axis: str, *free: str) -> list[list[_Pass]]:

@@ -306,7 +306,7 @@ def _spread(first: float | None, second: float | None) -> float:
 
 
 def _outdoes_noise(trial: Mapping[str, Any]) -> bool:
-    """Whether the attack raises the loss by far more than noise changes it."""
+    """Returns whether the attack raises the loss by far more than noise changes it."""
     loss, noise, attack = (trial[k] for k in ('loss', 'noise_loss', 'attack_loss'))
     if loss is None or noise is None or attack is None:
         return False

@@ -1,4 +1,4 @@
-"""What mmrobust mends, from outside, in the OpenMMLab stack it runs on."""
+"""Mends, from outside, what is missing in the OpenMMLab stack."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Seams:
 
 
 def _slices(value: Any, count: int) -> list[Any]:
-    """What belongs to each image of a stack's output."""
+    """Returns what belongs to each image of a stack's output."""
     if value is None:
         return [None] * count
     if isinstance(value, Tensor):

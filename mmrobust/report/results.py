@@ -1,4 +1,4 @@
-"""What attacks found: their results, the figure that compares them, and curves.
+"""The results of attacks, the figure that compares them, and curves.
 
 A curve is what attacks that differ in one number only have in common: AP against eps,
 steps or queries.

@@ -69,7 +69,7 @@ class PlacedBatches:
 
     @property
     def at_start(self) -> bool:
-        """Whether the next iteration is a whole pass."""
+        """Returns whether the next iteration is a whole pass."""
         return self._rest is None
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ def bare_model(model: nn.Module) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
+    """Returns the device of the model's weights."""
     return next(bare_model(model).parameters()).device
 
 

@@ -1,4 +1,4 @@
-"""Where weights come from: one row per source tells how its files are recognised.
+"""Sources of robust weights: one row each tells how its files are recognised.
 
 What surrounds a network in its file (wrappers for several devices, attackers,
 normalisers, detectors, moving averages) is taken off here. The names that the network's
