@@ -1,4 +1,4 @@
-"""Parts that the command-line tools share: options, early checks, errors as sentences."""
+"""Shared parts of the command-line tools: options, early checks, errors in a line."""
 
 from __future__ import annotations
 

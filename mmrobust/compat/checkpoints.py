@@ -104,7 +104,7 @@ def allow_mmengine_checkpoints() -> bool:
 
 
 def reads_safely() -> bool:
-    """Returns whether this torch can read mmengine's checkpoints without running code."""
+    """Returns whether torch can read mmengine's checkpoints without running code."""
     import torch
 
     return tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
