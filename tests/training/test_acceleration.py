@@ -16,11 +16,10 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from mmrobust.batch import attack_samples, float_images
-from mmrobust.checks import trial as trials
 from mmrobust.objective.classifier import make_oracle
 from mmrobust.utils.acceleration import Acceleration
 from mmrobust.training import FreeAdversary, PGDAdversary
-from mmrobust.evaluation.attacker import Attacker
+from mmrobust.evaluation import attack_evaluation, preparation
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from torch import Tensor, nn
@@ -349,7 +348,7 @@ def test_trials_are_in_full_precision(
     def float_of(model: nn.Module) -> torch.dtype:
         return model.bbox_head.seen
 
-    examine, check = trials.examine, Attacker.check
+    examine, check = preparation.examine, attack_evaluation.check_objectives
 
     def checked(*args: Any) -> Any:
         where[0] = 'check'  # of single values, before anything is attacked
@@ -366,7 +365,6 @@ def test_trials_are_in_full_precision(
             where[0] = 'attack'
 
     from mmdet.models.dense_heads import FCOSHead
-    from mmrobust.evaluation import attacker
 
     plain = FCOSHead.forward
 
@@ -377,8 +375,8 @@ def test_trials_are_in_full_precision(
 
     monkeypatch.setattr(FCOSHead, 'forward', forward_head)
     monkeypatch.setattr(LossOracle, '_losses', losses)
-    monkeypatch.setattr(Attacker, 'check', checked)
-    monkeypatch.setattr(attacker, 'examine', examined)
+    monkeypatch.setattr(attack_evaluation, 'check_objectives', checked)
+    monkeypatch.setattr(preparation, 'examine', examined)
     evaluate(dict(pgd=PGD), speed=dict(autocast='bfloat16'), check_images=1)
     found = {each for each in seen if each[0] != 'check'}
     assert found == {('attack', torch.bfloat16), ('trial', torch.float32)}
@@ -387,8 +385,6 @@ def test_trials_are_in_full_precision(
 def test_an_evaluation_is_not_resumed_at_another_speed(
     evaluate: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmrobust.evaluation import attack_evaluation
-
     class Killed(Exception):
         pass
 

@@ -27,7 +27,7 @@ SIZES = [(128, 128), (96, 128)]
 def resnet() -> dict:
     """As mmdet's configs have it: a frozen stem, and statistics that stay."""
     model = tiny.fcos()
-    model['backbone'].update(depth=50, frozen_stages=1, norm_eval=True)
+    model['backbone'].update(depth=50, base_channels=8, frozen_stages=1, norm_eval=True)
     model['neck']['in_channels'] = [64, 128, 256]
     return model
 
@@ -41,6 +41,7 @@ def convnext() -> dict:
         gap_before_final_norm=False,
         drop_path_rate=0.0,
     )
+    model['neck']['in_channels'] = [16, 32, 64]
     return model
 
 
