@@ -1,12 +1,24 @@
 # The preset `paper`: what configs/paper/ take over from the published code of arXiv
 # 2305.17438 where it differs from this project's defaults, beside what each config
-# names itself (bounded losses, the optimizer's rules).
+# says itself (which losses are bounded, the optimizer's rules).
 #
 # Training. The perturbation follows the head's classification and box losses alone (a
 # second backward pass), and is carried from the first batch of the run to the last. The
 # run is seeded.
 paper_adversary = dict(objective='cls+reg', carry='run')
 randomness = dict(seed=0)
+# Each element of a loss, and of box losses each region, is bounded in training. (The
+# published evaluation attacks the bounded loss, which overstates robustness.)
+bounded_focal = dict(
+    loss_cls=dict(type='mmrobust.BoundedLoss', loss='FocalLoss', bound=6)
+)
+bounded_regions = dict(
+    loss_cls=dict(type='mmrobust.BoundedLoss', loss='CrossEntropyLoss', bound=6),
+    loss_bbox=dict(type='mmrobust.BoundedLoss', loss='L1Loss', bound=6, per='row'),
+)
+# The rule for the backbone switches off all other rules inside it. (A DETR's own rule
+# for it stays, so that there it is 0.01.)
+backbone_rule = dict(backbone=dict(lr_mult=0.1, decay_mult=1.0))
 # Evaluation. A_cls, A_reg and A_cwa: 10 steps, no random start, and the last iterate
 # counts, not the best one.
 paper_attacks = dict(

@@ -1,10 +1,9 @@
 # DN-DETR, ResNet-50, with the preset `paper`: see _base_/paper.py for what the training
-# and the attacks take from the published code. Its losses are not bounded. Beside that:
+# and the attacks take from the published code. Its losses are not bounded.
 _base_ = ['../robust_dn-detr_r50.py', '../_base_/paper.py']
 
 train_cfg = dict(adversary={{_base_.paper_adversary}})
 test_cfg = dict(attacks={{_base_.paper_attacks}})
-# - the rule for the backbone switches off all other rules inside it.
 optim_wrapper = dict(
     constructor='DefaultOptimWrapperConstructor',
     paramwise_cfg=dict(

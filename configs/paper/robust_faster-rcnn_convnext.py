@@ -1,28 +1,14 @@
 # Faster R-CNN, ConvNeXt-T, with the preset `paper`: see _base_/paper.py for what the
-# training and the attacks take from the published code. Beside that:
+# training and the attacks take from the published code.
 _base_ = ['../robust_faster-rcnn_convnext.py', '../_base_/paper.py']
 
 train_cfg = dict(adversary={{_base_.paper_adversary}})
 test_cfg = dict(attacks={{_base_.paper_attacks}})
-# - each sampled region's losses are bounded at 6 (in training; the published evaluation
-#   attacks the bounded loss, which overstates robustness);
-model = dict(
-    roi_head=dict(
-        bbox_head=dict(
-            loss_cls=dict(
-                type='mmrobust.BoundedLoss', loss='CrossEntropyLoss', bound=6
-            ),
-            loss_bbox=dict(
-                type='mmrobust.BoundedLoss', loss='L1Loss', bound=6, per='row'
-            ),
-        )
-    )
-)
-# - the rule for the backbone switches off all other rules inside it.
+model = dict(roi_head=dict(bbox_head={{_base_.bounded_regions}}))
 optim_wrapper = dict(
     constructor='DefaultOptimWrapperConstructor',
     paramwise_cfg=dict(
         _delete_=True,
-        custom_keys=dict(backbone=dict(lr_mult=0.1, decay_mult=1.0)),
+        custom_keys={{_base_.backbone_rule}},
     ),
 )

@@ -1,17 +1,10 @@
 # FCOS, ResNet-50, with the preset `paper`: see _base_/paper.py for what the training
-# and the attacks take from the published code. Beside that:
+# and the attacks take from the published code.
 _base_ = ['../robust_fcos_r50.py', '../_base_/paper.py']
 
 train_cfg = dict(adversary={{_base_.paper_adversary}})
 test_cfg = dict(attacks={{_base_.paper_attacks}})
-# - each element of the classification loss is bounded at 6 (in training; the published
-#   evaluation attacks the bounded loss, which overstates robustness);
-model = dict(
-    bbox_head=dict(
-        loss_cls=dict(type='mmrobust.BoundedLoss', loss='FocalLoss', bound=6)
-    )
-)
-# - the rule for the backbone switches off all other rules inside it.
+model = dict(bbox_head={{_base_.bounded_focal}})
 optim_wrapper = dict(
     constructor='DefaultOptimWrapperConstructor',
     paramwise_cfg=dict(
@@ -19,6 +12,6 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         bias_lr_mult=2.0,
         bias_decay_mult=0.0,
-        custom_keys=dict(backbone=dict(lr_mult=0.1, decay_mult=1.0)),
+        custom_keys={{_base_.backbone_rule}},
     ),
 )

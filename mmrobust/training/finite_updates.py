@@ -17,11 +17,8 @@ from ..objective import LossState
 from ..utils.models import replaced
 
 
-@contextmanager
-def finite_updates(
-    model: nn.Module, optim_wrapper: OptimWrapper, max_skipped: int
-) -> Iterator[Guard]:
-    """Skips updates with a loss or a gradient that is not finite, inside the context.
+class FiniteUpdates:
+    """Skips updates with a loss or a gradient that is not finite.
 
     A single such update would make every weight NaN. A skipped one leaves weights,
     optimizer and buffers (BatchNorm statistics, and what losses remember, which the
@@ -37,27 +34,11 @@ def finite_updates(
 
     Args:
         model: the model or its distributed wrapper.
-        optim_wrapper: its ``step`` and ``update_params`` are replaced until the end.
-            A loss scaler goes on shrinking its scale; its skipped updates count.
-        max_skipped: training stops at so many skipped updates in a row.
-
-    Yields:
-        The guard; its :meth:`~Guard.remember` has to be called when something other
-        than an update (a validation, say) has changed buffers.
-
-    Raises:
-        ConfigError: at ``max_skipped``, with advice.
+        optim_wrapper: its updates are guarded inside :meth:`active`. A loss scaler
+            goes on shrinking its scale; its skipped updates count.
+        max_skipped: training stops at so many skipped updates in a row, with a
+            ConfigError that has advice.
     """
-    guard = Guard(model, optim_wrapper, max_skipped)
-    with (
-        replaced(optim_wrapper, 'step', guard.step),
-        replaced(optim_wrapper, 'update_params', guard.update_params),
-    ):
-        yield guard
-
-
-class Guard:
-    """Stands in place of an optimizer wrapper's ``step`` and ``update_params``."""
 
     def __init__(
         self, model: nn.Module, optim_wrapper: OptimWrapper, max_skipped: int
@@ -68,6 +49,15 @@ class Guard:
         self._step, self._update = optim_wrapper.step, optim_wrapper.update_params
         self._scales = hasattr(optim_wrapper, 'loss_scaler')
         self._memory = LossState(model, normalisations=True)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Stands in place of the wrapper's ``step`` and ``update_params``, inside."""
+        with (
+            replaced(self.wrapper, 'step', self.step),
+            replaced(self.wrapper, 'update_params', self.update_params),
+        ):
+            yield
 
     def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As OptimWrapper's; a loss that is not finite has gradients that are not."""
@@ -95,7 +85,11 @@ class Guard:
         self.skipped = 0
 
     def remember(self) -> None:
-        """Takes the buffers as they are now for those that a skip restores."""
+        """Takes the buffers as they are now for those that a skip restores.
+
+        To be called when something other than an update (a validation, say) has
+        changed buffers.
+        """
         self._memory.refresh()
 
     def _restore(self) -> None:

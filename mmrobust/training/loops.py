@@ -29,7 +29,7 @@ from ..utils.models import bare_model
 from ..utils.validation import positive_int
 from ..weights import ConvertedWeightsHook, check_normalization
 from .adversary import Adversary, NoAdversary
-from .finite_updates import Guard, finite_updates
+from .finite_updates import FiniteUpdates
 from .replay import ReplayDataLoader, ReplayIterator
 from .resume import TrainingStateHook, settle_checkpoint
 
@@ -49,7 +49,7 @@ class _AdversarialTraining:
     val_begin: int
     val_interval: int
     stop_training: bool
-    _guard: Guard
+    _guard: FiniteUpdates
     _state: TrainingStateHook
     _iter: int
     # How many updates of the pass that is under way have been made.
@@ -189,18 +189,18 @@ class _AdversarialTraining:
             done: counts the epochs or updates that have been made.
             total: number of epochs or updates.
         """
-        with (
-            self._accelerated(),
-            finite_updates(
-                self.runner.model, self.runner.optim_wrapper, self.max_skipped
-            ) as self._guard,
-        ):
-            # Interrupted after the checkpoint and before its validation.
-            if not resumed.get('validated', True) and not self.updates_of_pass:
-                self._validate_if_due(done(), total)
-            while done() < total and not self.stop_training:
-                advance()
-                self._validate_if_due(done(), total)
+        runner = self.runner
+        with self._accelerated():
+            self._guard = FiniteUpdates(
+                runner.model, runner.optim_wrapper, self.max_skipped
+            )
+            with self._guard.active():
+                # Interrupted after the checkpoint and before its validation.
+                if not resumed.get('validated', True) and not self.updates_of_pass:
+                    self._validate_if_due(done(), total)
+                while done() < total and not self.stop_training:
+                    advance()
+                    self._validate_if_due(done(), total)
 
     def _validate_if_due(self, done: int, total: int) -> None:
         self._decide_current_val_interval()  # type: ignore[attr-defined]

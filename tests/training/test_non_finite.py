@@ -20,7 +20,7 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmrobust.training import FreeAdversary, PGDAdversary, finite_updates as guard
-from mmrobust.training.finite_updates import finite_updates
+from mmrobust.training.finite_updates import FiniteUpdates
 from mmrobust.errors import ConfigError
 from torch import Tensor, nn
 from updates import (
@@ -102,7 +102,7 @@ def test_a_faulty_update_is_as_if_it_had_not_been(fault: str) -> None:
     states = []
     for faults in ([None, fault, fault, None], [None, None]):
         model, wrapper, batch = faulty(faults)
-        with finite_updates(model, wrapper, 5):
+        with FiniteUpdates(model, wrapper, 5).active():
             for number in range(len(faults)):
                 before = snapshot(model, wrapper)
                 model.train_step(batch, wrapper)
@@ -132,7 +132,7 @@ def test_an_accumulated_update_is_skipped_whole() -> None:
     """One faulty part spoils the sum; statistics are good between the parts too."""
     model, wrapper, batch = faulty([None, 'features', None, None])
     wrapper._accumulative_counts = 2
-    with finite_updates(model, wrapper, 5):
+    with FiniteUpdates(model, wrapper, 5).active():
         before = snapshot(model, wrapper)
         model.train_step(batch, wrapper)
         wrapper.zero_grad()
@@ -154,7 +154,7 @@ def test_an_accumulated_update_is_skipped_whole() -> None:
 def test_a_loss_scaler_still_shrinks_its_scale(fault: str, clip: dict | None) -> None:
     model, plain, batch = faulty([None, fault, fault, None])
     wrapper = ScalingOptimWrapper(plain.optimizer, clip_grad=clip)
-    with finite_updates(model, wrapper, 3):
+    with FiniteUpdates(model, wrapper, 3).active():
         model.train_step(batch, wrapper)
         before = snapshot_of_weights(model)
         model.train_step(batch, wrapper)
@@ -178,7 +178,7 @@ def test_a_burst_is_said_once_and_too_many_in_a_row_stop(
     )
     faults = [None, 'grad', 'loss', None, None, 'features', None]
     model, wrapper, batch = faulty([*faults, 'grad', 'grad', 'grad', None])
-    with finite_updates(model, wrapper, 3):
+    with FiniteUpdates(model, wrapper, 3).active():
         for _ in faults:
             model.train_step(batch, wrapper)
         assert [text.split(':')[0] for _, text in said] == [
@@ -391,7 +391,7 @@ class Counts(nn.Module):
 def test_what_losses_remember_is_put_back() -> None:
     model = Counts()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    with finite_updates(model, wrapper, 5):
+    with FiniteUpdates(model, wrapper, 5).active():
         wrapper.update_params(model(1.0))
         before = model.weight.detach().clone(), model.seen.clone(), [*model.history]
         for factor in (math.nan, math.inf):
@@ -408,7 +408,7 @@ def test_large_gradients_are_finite() -> None:
     """As a scaled loss has them; their squares would overflow."""
     model = Counts()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-25))
-    with finite_updates(model, wrapper, 1):
+    with FiniteUpdates(model, wrapper, 1).active():
         wrapper.update_params(model(1e25))
     assert model.weight[0].item() == pytest.approx(0, abs=1e-6)
 
@@ -416,7 +416,8 @@ def test_large_gradients_are_finite() -> None:
 def test_what_hooks_do_between_passes_is_kept() -> None:
     model = Counts()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    with finite_updates(model, wrapper, 5) as guard:
+    guard = FiniteUpdates(model, wrapper, 5)
+    with guard.active():
         wrapper.update_params(model(1.0))
         model.seen.fill_(7)
         guard.remember()
@@ -452,7 +453,7 @@ def main(folder: Path) -> None:
     bare, wrapper, batch = faulty(faults[rank])
     model = MMDistributedDataParallel(bare, broadcast_buffers=False)
     weights, stopped = [bare.conv.weight.tolist()], None
-    with finite_updates(model, wrapper, 3):
+    with FiniteUpdates(model, wrapper, 3).active():
         for update in range(16):
             try:
                 model.train_step(batch, wrapper)

@@ -29,9 +29,13 @@ def _is_class(target: Tensor, classes: int) -> Tensor:
     return target[:, None] == torch.arange(classes, device=target.device)
 
 
-def _column(weights: Tensor | float) -> Tensor | float:
-    """Returns weights (n,) as (n, 1)."""
-    return weights[:, None] if isinstance(weights, Tensor) else weights
+def _write_binary(
+    out: Tensor, target: Tensor, weight: Tensor, positive: Tensor, negative: Tensor
+) -> None:
+    """Writes (n, classes) what each sample's class and what all others contribute."""
+    values = torch.where(_is_class(target, out.shape[1]), positive, negative)
+    weights = _class_weights(weight, target)
+    out.copy_(values * (weights[:, None] if isinstance(weights, Tensor) else weights))
 
 
 def sigmoid_focal_loss_forward(
@@ -56,8 +60,7 @@ def sigmoid_focal_loss_forward(
     p, q = logits.sigmoid(), (-logits).sigmoid()
     positive = -alpha * q.pow(gamma) * F.logsigmoid(logits)
     negative = -(1 - alpha) * p.pow(gamma) * F.logsigmoid(-logits)
-    loss = torch.where(_is_class(target, input.shape[1]), positive, negative)
-    output.copy_(loss * _column(_class_weights(weight, target)))
+    _write_binary(output, target, weight, positive, negative)
 
 
 def sigmoid_focal_loss_backward(
@@ -76,8 +79,7 @@ def sigmoid_focal_loss_backward(
     p, q = logits.sigmoid(), (-logits).sigmoid()
     positive = alpha * q.pow(gamma) * (gamma * p * F.logsigmoid(logits) - q)
     negative = (1 - alpha) * p.pow(gamma) * (p - gamma * q * F.logsigmoid(-logits))
-    grad = torch.where(_is_class(target, input.shape[1]), positive, negative)
-    grad_input.copy_(grad * _column(_class_weights(weight, target)))
+    _write_binary(grad_input, target, weight, positive, negative)
 
 
 def _own_probability(softmax: Tensor, target: Tensor) -> Tensor:
@@ -123,14 +125,8 @@ def softmax_focal_loss_backward(
 ) -> None:
     """Writes the derivatives of the losses by the logits.
 
-    Args:
-        input: probabilities, (n, classes).
-        target: classes, (n,), int64; negative ones are ignored.
-        weight: weights of the classes, (classes,), or empty.
-        buff: where the factor that a sample's classes share goes, (n,).
-        grad_input: where the derivatives go, (n, classes).
-        gamma: exponent that lowers the loss of easy samples, at least 0.
-        alpha: factor of the loss.
+    They go to ``grad_input``, (n, classes), and the factor that a sample's classes
+    share goes to ``buff``, (n,). The rest is as in :func:`softmax_focal_loss_forward`.
     """
     p = _own_probability(input, target)
     factor = -(1 - p).pow(gamma)
