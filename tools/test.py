@@ -278,15 +278,17 @@ def _attack_loop(
         if not any(takes(name, key) for name in args.attack):
             names = ' or '.join(args.attack)
             raise ConfigError(f'{_flag(key)} is no setting of {names}.')
-    attacks = {}
+    attacks, curves = {}, {}
     for name in args.attack:
         for label, values in _curve(name, given).items():
             attacks[label] = attack_preset(
                 name, **{**given, 'norm': norms[0], **values}
             )
+            if label != name:
+                curves[label] = name
     for attack in attacks.values():
         ATTACKS.build(attack)  # refuses impossible settings before any work
-    return {'type': 'mmrobust.AttackTestLoop', 'attacks': attacks}
+    return {'type': 'mmrobust.AttackTestLoop', 'attacks': attacks, 'curves': curves}
 
 
 def _curve(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:

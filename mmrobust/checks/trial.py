@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ def examine(
     generator: torch.Generator,
     norm: str = 'linf',
     eps: float = 4.0,
+    asking: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """Makes four trials on one image.
 
@@ -78,12 +80,12 @@ def examine(
             objects: where there is none, some detectors never find any for sure.
         make_oracle: makes a fresh oracle of the image for the objective ``'total'``.
         score: how well the objects of the image are detected on such a list, from 0 to
-            1, see :func:`mmrobust.analysis.image_score`. Where an oracle needs
-            :func:`mmrobust.objective.loss_mode`, predictions must not be made in it:
-            let both enter their modes by themselves.
+            1, see :func:`mmrobust.analysis.image_score`.
         generator: CPU generator for every draw, the global seeds included.
         norm: ``'linf'``, ``'l2'`` or ``'l1'``, of the noise and the short attack.
         eps: their radius in pixel units of 0-255.
+        asking: makes the context in which oracles are asked and no predictions are
+            made, such as :func:`mmrobust.objective.loss_mode`.
 
     Returns:
         For :func:`trial_verdicts`, and to be written as JSON:
@@ -107,7 +109,7 @@ def examine(
     first, second = (
         int(seed) for seed in torch.randint(0, 2**62, (2,), generator=generator)
     )
-    trial = _Trial(make_oracle, score, images[0].device)
+    trial = _Trial(make_oracle, score, images[0].device, asking)
     losses = [trial.loss(images, seed) for seed in (first, first, second)]
     scores = [trial.score(images, seed) for seed in (first, first, second)]
     found: dict[str, Any] = {
@@ -128,7 +130,7 @@ def examine(
         'attack': PGD(norm=norm, eps=radius, num_steps=SHORT_STEPS, random_start=False),
     }
     for name, attack in attacks.items():
-        with seeded(first, images[0].device):
+        with seeded(first, images[0].device), asking():
             found_images = attack.perturb(trial.oracle(), images, generator)
         found[f'{name}_loss'] = trial.loss(found_images, first)
         found[f'{name}_score'] = trial.score(found_images, first)
@@ -143,8 +145,10 @@ class _Trial:
         make_oracle: Callable[[], Oracle],
         score: Callable[[list[Tensor]], float],
         device: torch.device,
+        asking: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.make_oracle, self.of, self.device = make_oracle, score, device
+        self.asking = asking
         self.oracles: list[Any] = []
         self.predictions = 0
 
@@ -153,12 +157,12 @@ class _Trial:
         return self.oracles[-1]
 
     def loss(self, images: Sequence[Tensor], seed: int) -> float | None:
-        with seeded(seed, self.device):
+        with seeded(seed, self.device), self.asking():
             loss = float(self.oracle().value(images).sum())
         return loss if math.isfinite(loss) else None
 
     def gradient(self, images: Sequence[Tensor], seed: int) -> dict[str, Any]:
-        with seeded(seed, self.device):
+        with seeded(seed, self.device), self.asking():
             _, grads = self.oracle().value_and_grad(images)
         size = sum(float(grad.abs().double().sum()) for grad in grads)
         signs = [grad.sign() for grad in grads]

@@ -64,8 +64,7 @@ class AdversarialImages:
                     "do not have: add 'img_id' to the meta_keys of PackDetInputs."
                 )
             stem = self._stem(key)
-            # Not in place, which would change the file of another attack, too, that
-            # took it over; and processes may share a padded image.
+            # Not in place: processes may share a padded image.
             with replacing(f'{stem}.npz') as temporary:
                 np.savez_compressed(
                     temporary,
@@ -80,19 +79,13 @@ class AdversarialImages:
     def take_over(
         self, other: AdversarialImages, samples: Sequence[BaseDataElement]
     ) -> None:
-        """Has the images of one batch from another attack, without a second copy."""
+        """Copies the images of one batch from another attack."""
         for sample in samples:
+            stems = [each._stem(image_id(sample)) for each in (other, self)]
             for end in ('.npz', '.png'):
-                ours = f'{self._stem(image_id(sample))}{end}'
-                theirs = f'{other._stem(image_id(sample))}{end}'
-                if os.path.exists(ours) and os.path.samefile(ours, theirs):
-                    continue  # from a run before; renaming would leave both names
+                theirs, ours = (f'{stem}{end}' for stem in stems)
                 with replacing(ours) as temporary:
-                    temporary.unlink()
-                    try:
-                        os.link(theirs, temporary)
-                    except OSError:  # a disk without links
-                        shutil.copyfile(theirs, temporary)
+                    shutil.copyfile(theirs, temporary)
 
     def has(self, samples: Sequence[BaseDataElement]) -> bool:
         """Returns whether the images of one batch are there."""

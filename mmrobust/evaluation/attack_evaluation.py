@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
@@ -21,9 +22,9 @@ from ..checks import check_categories, check_has_boxes, comparison_verdicts
 from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..objective import is_classifier
-from ..report import RobustnessReport, figure_of
+from ..report import RobustnessReport, device_name, figure_of, package_versions
 from ..utils.acceleration import Acceleration
-from ..utils.models import bare_model
+from ..utils.models import bare_model, state_digest
 from ..utils.store import Store, StorePart
 from ..utils.validation import positive_int, whole_number
 from .attack_pass import AttackPass, Scores
@@ -33,6 +34,7 @@ from .ensemble import EnsemblePass, check_readable
 from .images import (
     EvaluatedImages,
     Progress,
+    annotations_digest,
     choose_images,
     enough_for_groups,
     restrict_metrics,
@@ -43,6 +45,7 @@ from .preparation import (
     check_objectives,
     form_groups,
     refuse_for_classifiers,
+    try_out,
     weigh_classes,
 )
 from .visualization import Gallery
@@ -52,9 +55,10 @@ class AttackEvaluation(BaseLoop):
     """Evaluates without and with attacks, for validation and test.
 
     The two loops differ in the names of their hooks and in ``val_step``/``test_step``,
-    which do the same in mmengine; and only the test loop keeps results on disk, draws
-    pictures and writes a report. Benign metrics keep their names, so that ``save_best``
-    works as before; attacked ones are prefixed, like ``pgd/coco/bbox_mAP``.
+    which do the same in mmengine; and only the test loop writes a report, for which it
+    keeps results on disk, draws pictures and tries the evaluation out. Benign metrics
+    keep their names, so that ``save_best`` works as before; attacked ones are prefixed,
+    like ``pgd/coco/bbox_mAP``.
 
     Args:
         runner: the runner.
@@ -62,6 +66,10 @@ class AttackEvaluation(BaseLoop):
         evaluator: the evaluator or its config.
         attacks: name to attack config, for instance
             ``dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=10))``.
+        curves: name of an attack to what the points of its curve have in common, for
+            instance ``{'pgd-eps2': 'pgd', 'pgd-eps4': 'pgd'}``. Attacks that differ in
+            eps or in their steps alone are put on a curve anyway; those named here
+            also if settings that derive from these differ.
         seed: seed of every random draw; each image's draws depend on it and on the
             image's id alone.
         gt_frame: ``'auto'`` reads the frame of the boxes off the pipeline;
@@ -81,14 +89,6 @@ class AttackEvaluation(BaseLoop):
             rounding, which depends on the other images. 1 for bit by bit the same
             whatever the batches.
 
-    Attributes:
-        images: the evaluated ones, if there are attacks.
-        attacker: attacks single images, and predicts.
-        scores: what predictions are scored by.
-        analysis: of the boxes of all passes, if the loop analyses any.
-        records: what was found out so far.
-        gallery: pictures for the report, if the loop writes one.
-
     Raises:
         ConfigError: for settings or data that cannot give a valid attack.
     """
@@ -96,6 +96,10 @@ class AttackEvaluation(BaseLoop):
     evaluator: Evaluator
     fp16: bool
     stage: str
+    report: str | None = None  # path; without one nothing is kept on disk
+    resume = False
+    check_images = 0
+    gallery_images = 0
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class AttackEvaluation(BaseLoop):
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
         attacks: dict[str, Any] | None = None,
+        curves: Mapping[str, str] | None = None,
         seed: int = 0,
         gt_frame: str = 'auto',
         num_images: int | None = None,
@@ -126,6 +131,7 @@ class AttackEvaluation(BaseLoop):
         self._configs = {
             k: v for k, v in (attacks or {}).items() if isinstance(v, dict)
         }
+        self.curves = curves or {}
         self.seed = whole_number(seed, 'seed')
         self.save_adv = save_adv
         self.space, self.quantize = space, quantize
@@ -210,34 +216,10 @@ class AttackEvaluation(BaseLoop):
         self.records.remove()
         return metrics, report
 
-    # --------------------------------------------------- what only the test loop does
-
-    def _start_analysis(self) -> BoxAnalysis | None:
-        """Reads boxes; of a validation, only what the ensemble needs."""
-        if not any(attack.members for attack in self.attacks.values()):
-            return None
-        dataset = self.images.dataset
-        if image_id(dataset[0]['data_samples']) is None or not self.images.unique_ids:
-            raise ConfigError(
-                'the ensemble needs images with ids of their own: is img_id among the '
-                'meta_keys of PackDetInputs, and no image twice in the dataset?'
-            )
-        return BoxAnalysis(dataset, self.seed)
-
-    def _open_records(self) -> Store:
-        """Opens records that are lost when the process ends."""
-        return Store(None, {})
-
-    def _start_gallery(self) -> Gallery | None:
-        """Returns None: pictures are for the report."""
-        return None
-
-    def _try_out(self) -> list[str]:
-        """Tries the evaluation out; returns sentences for the report."""
-        return []
-
     def _save(self, report: RobustnessReport, complete: bool) -> None:
-        """Writes nothing: only the test loop keeps a report."""
+        if self.report:
+            pictures = self.gallery.pictures() if self.gallery else []
+            report.write(self.report, complete, pictures)
 
     # ------------------------------------------------------------------------ passes
 
@@ -247,14 +229,14 @@ class AttackEvaluation(BaseLoop):
         runner.model.eval()
         self.attacker = Attacker(
             runner.model,
-            self.seed,
-            self.gt_frame,
-            self.fp16,
-            self.pixels,
-            self.space,
-            self.quantize,
-            self.speed,
-            self.attack_batch_size,
+            seed=self.seed,
+            gt_frame=self.gt_frame,
+            fp16=self.fp16,
+            pixels=self.pixels,
+            space=self.space,
+            quantize=self.quantize,
+            speed=self.speed,
+            group_size=self.attack_batch_size,
         )
         notes: list[str] = []
         if self.attacks:
@@ -272,9 +254,61 @@ class AttackEvaluation(BaseLoop):
         self.analysis = self._start_analysis()
         self.scores = Scores(self.evaluator, self.analysis, len(dataset))
         self.records = self._open_records()
-        self.gallery = self._start_gallery()
-        report.checks += self._try_out() or []  # None on other processes
+        self.gallery = None
+        if self.attacks and self.gallery_images:
+            args = (runner.visualizer, self.gallery_images, self.gt_frame)
+            self.gallery = Gallery(*args)
+        if self.analysis and self.check_images and is_main_process():
+            report.checks += try_out(
+                self.attacks,
+                self.attacker,
+                self.images,
+                self.analysis,
+                self.records.part,
+                self.check_images,
+            )
         return report
+
+    def _start_analysis(self) -> BoxAnalysis | None:
+        """Reads boxes, for the report and for ensembles."""
+        dataset = self.dataloader.dataset
+        if any(attack.members for attack in self.attacks.values()):
+            ids = self.images.unique_ids
+            if image_id(dataset[0]['data_samples']) is None or not ids:
+                raise ConfigError(
+                    'the ensemble needs images with ids of their own: is img_id among '
+                    'the meta_keys of PackDetInputs, and no image twice in the dataset?'
+                )
+            return BoxAnalysis(dataset, self.seed)
+        if not self.report or not self.attacks or self.attacker.classifier:
+            return None
+        return BoxAnalysis.maybe(dataset, self.seed)
+
+    def _open_records(self) -> Store:
+        """Opens the records of images, without a report in memory."""
+        if not self.report or not self.resume or not self.attacks:
+            return Store(None, {})
+        cfg, dataset = self.runner.cfg, self.dataloader.dataset
+        loader = cfg.get('test_dataloader') or {}
+        run = {
+            'weights_sha256': state_digest(self.attacker.model),
+            'model': cfg.get('model'),
+            # The runner merges it into the model, where no weight tells of it.
+            'data_preprocessor': cfg.get('data_preprocessor'),
+            'dataset': loader.get('dataset') if isinstance(loader, dict) else None,
+            'annotations_sha256': annotations_digest(dataset),
+            'num_images': len(dataset),
+            'seed': self.seed,
+            'gt_frame': self.gt_frame,
+            'fp16': self.fp16,
+            'speed': self.speed.describe(),
+            'space': self.space,
+            'quantize': self.quantize,
+            'attack_batch_size': self.attack_batch_size,
+            'versions': package_versions(),
+            'device': device_name(self.attacker.device),
+        }
+        return Store(Path(self.report).with_suffix('.records'), run)
 
     def _run_benign(self, report: RobustnessReport) -> dict[str, float]:
         """Evaluates without attack, and returns the metrics."""
@@ -319,8 +353,7 @@ class AttackEvaluation(BaseLoop):
             if self.gallery:
                 for key, output in zip(keys, outcome.outputs, strict=True):
                     self.gallery.remember(key, output)
-        found = self.scores.add(outputs, data_batch)
-        if found:
+        if found := self.scores.add(outputs, data_batch):
             ids = [output.get('img_id') for output in outputs]
             self._benign_boxes.update(zip(ids, found, strict=True))
         runner.call_hook(
@@ -344,21 +377,18 @@ class AttackEvaluation(BaseLoop):
         members = attack.members or {name: attack}
         settings = [[key, _settings(member)] for key, member in members.items()]
         depends = [settings, self._configs.get(name), self.save_adv]
-
-        def show(index: int, data_batch: dict, outcomes: list[Outcome]) -> None:
-            self._call_hooks(name, index, data_batch, outcomes)
-
         return AttackPass(
             name,
             attack,
-            self.images,
-            self.attacker,
-            self.records.part(name, depends),
-            self.scores,
-            ensemble,
-            self.gallery,
-            self.save_adv,
-            show,
+            images=self.images,
+            attacker=self.attacker,
+            records=self.records.part(name, depends),
+            scores=self.scores,
+            ensemble=ensemble,
+            gallery=self.gallery,
+            save_adv=self.save_adv,
+            base=self.curves.get(name),
+            show=self._call_hooks,
         )
 
     def _call_hooks(

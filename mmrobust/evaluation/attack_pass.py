@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
 from .ensemble import EnsemblePass
 from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
-from .visualization import AttackedImage, Gallery
+from .visualization import Gallery
 
 _COSTS = ('forwards', 'backwards', 'queries', 'seconds')
 # What the records of images say about cost, by image and member.
@@ -31,24 +30,15 @@ _Costs = dict[str, dict[str, dict[str, Any]]]
 
 
 class Scores:
-    """Computes metrics and the analysis of boxes, of one pass after the other.
-
-    Args:
-        evaluator: the metrics.
-        analysis: of the boxes, if there is any.
-        size: images of the dataset.
-
-    Attributes:
-        expected: names of the metrics of the first pass that was computed.
-    """
+    """Computes metrics and the analysis of boxes, of one pass after the other."""
 
     def __init__(
         self, evaluator: Evaluator, analysis: BoxAnalysis | None, size: int
     ) -> None:
         self.evaluator = evaluator
         self.analysis = analysis
-        self.size = size
-        self.expected: list[str] | None = None
+        self.size = size  # images of the dataset
+        self.expected: list[str] | None = None  # metrics of the first computed pass
         self._boxes: list[Detections | None] = []
         for metric in evaluator.metrics:
             metric.results.clear()  # of a run that was interrupted, in a notebook say
@@ -71,11 +61,7 @@ class Scores:
     def compute(
         self, name: str, keep: bool = True
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Ends a pass.
-
-        Args:
-            name: of the pass.
-            keep: whether it takes part in the worst case.
+        """Ends a pass; ``keep`` tells whether it takes part in the worst case.
 
         Returns:
             Its metrics, and what :meth:`.BoxAnalysis.finish` says.
@@ -101,33 +87,23 @@ class AttackPass:
     made when all images are done, and pictures of 8 bits need a second pass through
     the data: a metric may write files as it goes, so that it can only follow one pass
     at a time.
-
-    Attributes:
-        name: of the attack in the evaluation.
-        attack: the attack.
-        images: that are attacked.
-        attacker: attacks and predicts.
-        records: what was found out before.
-        scores: what predictions are scored by.
-        ensemble: chooses among the examples of members, if the attack has some.
-        gallery: draws images for the report.
-        save_adv: folder for the adversarial images.
-        show: called after each batch with its index, itself and its outcomes.
     """
 
-    name: str
+    name: str  # of the attack in the evaluation
     attack: Attack
     images: EvaluatedImages
     attacker: Attacker
-    records: StorePart
+    records: StorePart  # of what was found out before
     scores: Scores
-    ensemble: EnsemblePass | None = None
+    ensemble: EnsemblePass | None = None  # chooses among the members' examples
     gallery: Gallery | None = None
-    save_adv: str | None = None
-    show: Callable[[int, dict, list[Outcome]], None] = lambda *_: None
+    save_adv: str | None = None  # folder for the adversarial images
+    base: str | None = None  # what the points of a curve have in common
+    # Called after each batch with the name, the batch's index, itself and its outcomes.
+    show: Callable[[str, int, dict, list[Outcome]], None] = lambda *_: None
 
     def __post_init__(self) -> None:
-        self.result = AttackResult.of(self.name, self.attack, **_on_curve(self.name))
+        self.result = AttackResult.of(self.name, self.attack, base=self.base)
         self.members = self.attack.members or {self.name: self.attack}
         # Where the images of the attack, or those chosen from an ensemble, are.
         self._saver = self._saver_of(self.name, self.attack)
@@ -158,7 +134,7 @@ class AttackPass:
             if not self.ensemble:
                 outputs = [output for outcome in shown for output in outcome.outputs]
                 self.scores.add(outputs, data_batch)
-            self.show(index, data_batch, shown)
+            self.show(self.name, index, data_batch, shown)
             progress.update(index + 1)
         progress.finish()
         self.records.wait_for_others()
@@ -243,7 +219,7 @@ class AttackPass:
         inputs, samples = part['inputs'], part['data_samples']
         rows = (keys, inputs, outcome.inputs, outcome.outputs, samples)
         for row in zip(*rows, strict=True):
-            self.gallery.draw(self.name, AttackedImage(*row))
+            self.gallery.draw(self.name, *row)
 
     def _saver_of(self, name: str, attack: Attack) -> AdversarialImages | None:
         about = {**attack.describe(), 'space': self.attacker.space}
@@ -344,9 +320,3 @@ def _mean_of(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     means['risen_share'] = sum(risen) / len(risen) if risen else None
     means['non_finite'] = sum(row['non_finite'] for row in rows)
     return means
-
-
-def _on_curve(name: str) -> dict[str, str]:
-    """Names the attack that points of a curve (``pgd-eps2``) have in common."""
-    match = re.fullmatch(r'(.+?)((-eps\d[\w.]*)?(-steps\d+)?)', name)
-    return {'base': match[1]} if match and match[2] else {}

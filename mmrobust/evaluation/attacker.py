@@ -52,32 +52,22 @@ _FIGURES = (
 
 @dataclass
 class Outcome:
-    """Holds what an attack made of one part of a batch, and at what cost.
+    """What an attack made of one part of a batch, and at what cost."""
 
-    Attributes:
-        outputs: the model's predictions on the attacked images.
-        forwards: images that went forwards through the network for the attack.
-        backwards: images that went backwards through it.
-        queries: of the forwards, those of attacks that use no gradient.
-        seconds: time of the attack and of the predictions.
-        outside: ground-truth boxes that lie outside their image.
-        watched: of each image, see :meth:`mmrobust.checks.WatchedOracle.summary`.
-        quantized: the predictions on the images as pictures of 8 bits, if asked for.
-        radius: the largest perturbation of these in pixel units.
-        inputs: the attacked images as the network saw them, (C, H, W) in pixel units;
-            None if the outcome comes from a record.
-        found: the same in the space of the attack, for saving.
-    """
-
-    outputs: list[BaseDataElement]
-    forwards: int = 0
-    backwards: int = 0
-    queries: int = 0
-    seconds: float = 0.0
-    outside: int = 0
+    outputs: list[BaseDataElement]  # the model's predictions on the attacked images
+    forwards: int = 0  # images that went forwards through the network for the attack
+    backwards: int = 0  # images that went backwards through it
+    queries: int = 0  # of the forwards, those of attacks that use no gradient
+    seconds: float = 0.0  # of the attack and of the predictions
+    outside: int = 0  # ground-truth boxes that lie outside their image
+    # of each image, see mmrobust.checks.WatchedOracle.summary
     watched: list[dict[str, Any]] = field(default_factory=list)
+    # of the images as pictures of 8 bits, if asked for: predictions, and the largest
+    # perturbation in pixel units
     quantized: list[BaseDataElement] | None = None
     radius: float | None = None
+    # the attacked images (C, H, W) in pixel units, as the network saw them and in the
+    # space of the attack; None of an outcome that comes from a record
     inputs: list[Tensor] | None = field(default=None, repr=False)
     found: list[Tensor] | None = field(default=None, repr=False)
 
@@ -108,38 +98,19 @@ class Outcome:
 
 @dataclass(eq=False)
 class Attacker:
-    """Attacks parts of batches that stand for themselves, and predicts on them.
+    """Attacks parts of batches that stand for themselves, and predicts on them."""
 
-    Attributes:
-        wrapped: the model, possibly in a distributed wrapper.
-        seed: of all draws, together with the image's id.
-        gt_frame: ``'original'`` or ``'input'``, see
-            :func:`mmrobust.batch.attack_samples`.
-        fp16: predict under autocast.
-        pixels: the way from pictures to the network's input, which both of the
-            following need.
-        space: ``'input'`` to attack what the network gets, ``'original'`` to attack
-            the picture that the pipeline resizes.
-        quantize: predict also on the attacked image as a picture of 8 bits.
-        speed: accelerates attacks, and neither predictions nor trials; it has the
-            model prepared.
-        group_size: how many images of a detector may share the network's passes in an
-            attack.
-        seams: the parts of the model that take several images; without them images are
-            attacked one by one.
-        model: the bare model.
-        classifier: the model is one.
-    """
-
-    wrapped: Any
-    seed: int
-    gt_frame: str
-    fp16: bool
-    pixels: PicturePipeline | None
-    space: str
-    quantize: bool
-    speed: Acceleration
-    group_size: int
+    wrapped: Any  # the model, possibly in a distributed wrapper
+    seed: int  # of all draws, together with the image's id
+    gt_frame: str  # see mmrobust.batch.attack_samples
+    fp16: bool  # predict under autocast
+    pixels: PicturePipeline | None  # for original pixels and pictures of 8 bits
+    space: str  # what is attacked: 'input', or the 'original' picture
+    quantize: bool  # predict also on the attacked image as a picture of 8 bits
+    speed: Acceleration  # of attacks, and neither predictions nor trials
+    group_size: int  # images of a detector that may share an attack's passes
+    # Parts of the model that take several images; without them one image is attacked
+    # after the other.
     seams: Seams | None = None
 
     def __post_init__(self) -> None:

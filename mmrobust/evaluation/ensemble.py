@@ -64,21 +64,13 @@ def check_readable(found: Mapping[Any, Detections | None]) -> dict[Any, Detectio
 
 @dataclass
 class EnsemblePass:
-    """Keeps the boxes that every member left, and chooses among them.
+    """Keeps the boxes that every member left, and chooses among them."""
 
-    Attributes:
-        name: of the ensemble in the evaluation.
-        members: its attacks by name.
-        analysis: reads boxes and holds the ground truth.
-        benign: detections on the clean images, by image id.
-        benign_records: predictions on the clean images.
-    """
-
-    name: str
-    members: Mapping[str, Attack]
-    analysis: BoxAnalysis
-    benign: Mapping[Any, Detections | None]
-    benign_records: StorePart
+    name: str  # of the ensemble in the evaluation
+    members: Mapping[str, Attack]  # its attacks by name
+    analysis: BoxAnalysis  # reads boxes and holds the ground truth
+    benign: Mapping[Any, Detections | None]  # on the clean images, by image id
+    benign_records: StorePart  # predictions on the clean images
 
     def __post_init__(self) -> None:
         self._clean = check_readable(self.benign)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from mmengine.dist import master_only
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
 from ..registry import LOOPS
-from ..report import RobustnessReport, device_name, package_versions
-from ..utils.models import state_digest
-from ..utils.store import Store
 from ..utils.validation import whole_number
 from .attack_evaluation import AttackEvaluation
-from .box_analysis import BoxAnalysis
-from .images import annotations_digest
-from .preparation import try_out
-from .visualization import Gallery
 
 
 @LOOPS.register_module()
@@ -79,57 +70,3 @@ class AttackTestLoop(AttackEvaluation, TestLoop):
         if not name or os.path.isdir(self.report):
             raise ConfigError(f'report={report!r} must be a .json file.')
         self.resume = resume
-
-    def _start_analysis(self) -> BoxAnalysis | None:
-        if not self.attacks or self.attacker.classifier:
-            return None
-        if any(attack.members for attack in self.attacks.values()):
-            return super()._start_analysis()
-        return BoxAnalysis.maybe(self.dataloader.dataset, self.seed)
-
-    def _open_records(self) -> Store:
-        if not self.resume or not self.attacks:
-            return Store(None, {})
-        cfg, dataset = self.runner.cfg, self.dataloader.dataset
-        loader = cfg.get('test_dataloader') or {}
-        run = {
-            'weights_sha256': state_digest(self.attacker.model),
-            'model': cfg.get('model'),
-            # The runner merges it into the model, where no weight tells of it.
-            'data_preprocessor': cfg.get('data_preprocessor'),
-            'dataset': loader.get('dataset') if isinstance(loader, dict) else None,
-            'annotations_sha256': annotations_digest(dataset),
-            'num_images': len(dataset),
-            'seed': self.seed,
-            'gt_frame': self.gt_frame,
-            'fp16': self.fp16,
-            'speed': self.speed.describe(),
-            'space': self.space,
-            'quantize': self.quantize,
-            'attack_batch_size': self.attack_batch_size,
-            'versions': package_versions(),
-            'device': device_name(self.attacker.device),
-        }
-        return Store(Path(self.report).with_suffix('.records'), run)
-
-    def _start_gallery(self) -> Gallery | None:
-        if not self.attacks or not self.gallery_images:
-            return None
-        return Gallery(self.runner.visualizer, self.gallery_images, self.gt_frame)
-
-    @master_only
-    def _try_out(self) -> list[str]:
-        if not self.analysis:
-            return []
-        return try_out(
-            self.attacks,
-            self.attacker,
-            self.images,
-            self.analysis,
-            self.records.part,
-            self.check_images,
-        )
-
-    def _save(self, report: RobustnessReport, complete: bool) -> None:
-        pictures = self.gallery.pictures() if self.gallery else []
-        report.write(self.report, complete, pictures)

@@ -27,17 +27,11 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True)
 class Geometry:
-    """Holds the sizes (height, width) of a picture on its way to the network.
+    """The sizes (height, width) of a picture on its way to the network."""
 
-    Attributes:
-        original: of the picture on disk.
-        resized: after resizing.
-        input: after padding right and bottom, as the network gets it.
-    """
-
-    original: tuple[int, int]
-    resized: tuple[int, int]
-    input: tuple[int, int]
+    original: tuple[int, int]  # of the picture on disk
+    resized: tuple[int, int]  # after resizing
+    input: tuple[int, int]  # after padding right and bottom, as the network gets it
 
 
 class Resizer:

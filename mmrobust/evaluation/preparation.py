@@ -261,8 +261,7 @@ def _examine(
     samples = attacker.samples(part)
 
     def oracle() -> Any:
-        asked = make_oracle(attacker.model, part, samples, Objective())
-        return _Asked(asked, attacker.asking)
+        return make_oracle(attacker.model, part, samples, Objective())
 
     def score_of(images: list[Tensor]) -> float:
         # Not seeded here: whether that makes a difference is the question.
@@ -271,24 +270,4 @@ def _examine(
 
     generator = attack_generator(derive_seed(attacker.seed, ids_of(part)[0], 'trial'))
     images = float_images(part, attacker.device)
-    return examine(images, oracle, score_of, generator, norm, eps)
-
-
-class _Asked:
-    """Asks an oracle, in a context of its own for every question."""
-
-    def __init__(self, oracle: Any, asking: Callable[[], Any]) -> None:
-        self._oracle, self._asking = oracle, asking
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._oracle, name)
-
-    def value(self, images: Sequence[Tensor]) -> Tensor:
-        with self._asking():
-            values: Tensor = self._oracle.value(images)
-        return values
-
-    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        with self._asking():
-            answer: tuple[Tensor, list[Tensor]] = self._oracle.value_and_grad(images)
-        return answer
+    return examine(images, oracle, score_of, generator, norm, eps, attacker.asking)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,25 +30,6 @@ _MIN_SIDE = 320
 _TITLE_HEIGHT = 28
 
 
-@dataclass
-class AttackedImage:
-    """Holds an image under an attack.
-
-    Attributes:
-        key: its id, or what stands for it.
-        clean: the network's input (C, H, W), 0-255.
-        attacked: the same under attack.
-        output: the prediction on it.
-        sample: the data loader's, with the ground truth.
-    """
-
-    key: Any
-    clean: Tensor
-    attacked: Tensor
-    output: BaseDataElement
-    sample: BaseDataElement
-
-
 class _Drawing:
     """Draws the images whose benign predictions it remembers: the first of the set.
 
@@ -69,32 +49,42 @@ class _Drawing:
             self.clean[key] = output.cpu()
 
     def draw(
-        self, visualizer: Visualizer, gt_frame: str, attack: str, image: AttackedImage
+        self,
+        visualizer: Visualizer,
+        gt_frame: str,
+        attack: str,
+        key: Any,
+        clean: Tensor,
+        attacked: Tensor,
+        output: BaseDataElement,
+        sample: BaseDataElement,
     ) -> np.ndarray | None:
         """Draws an image under an attack, see :func:`attack_picture`.
+
+        Args:
+            visualizer: whose drawing functions are used.
+            gt_frame: of the ground truth, see :func:`mmrobust.batch.attack_samples`.
+            attack: its name.
+            key: id of the image, or what stands for it.
+            clean: the network's input (C, H, W), 0-255.
+            attacked: the same under attack.
+            output: the prediction on it.
+            sample: the data loader's, with the ground truth.
 
         Returns:
             None for an image that is not among the first ones, and, with a warning, for
             one that cannot be drawn: an evaluation of hours goes on without a picture.
         """
-        if image.key not in self.clean:
+        if key not in self.clean:
             return None
         try:
-            (truth,) = attack_samples([image.sample], 'cpu', gt_frame)
+            (truth,) = attack_samples([sample], 'cpu', gt_frame)
+            images, outputs = (clean, attacked), (self.clean[key], output)
             return attack_picture(
-                visualizer,
-                image.clean,
-                image.attacked,
-                self.clean[image.key],
-                image.output,
-                truth,
-                self.score_thr,
-                attack,
+                visualizer, *images, *outputs, truth, self.score_thr, attack
             )
         except Exception as error:
-            text = (
-                f'image {image.key} under {attack} cannot be drawn: {short(str(error))}'
-            )
+            text = f'image {key} under {attack} cannot be drawn: {short(str(error))}'
             print_log(text, logger='current', level=logging.WARNING)
             return None
 
@@ -128,11 +118,19 @@ class Gallery:
         self._folders[attack] = (above if folder is None else folder) / 'pictures'
         self._folders[attack].mkdir(parents=True, exist_ok=True)
 
-    def draw(self, attack: str, image: AttackedImage) -> None:
-        """Draws an image under an attack, if it is among the first ones."""
-        picture = self._drawing.draw(self.visualizer, self.gt_frame, attack, image)
+    def draw(self, attack: str, key: Any, *image: Any) -> None:
+        """Draws an image under an attack, if it is among the first ones.
+
+        Args:
+            attack: its name.
+            key: id of the image, or what stands for it.
+            *image: see :meth:`_Drawing.draw`.
+        """
+        picture = self._drawing.draw(
+            self.visualizer, self.gt_frame, attack, key, *image
+        )
         if picture is not None:
-            with replacing(self._path(attack, image.key)) as temporary:
+            with replacing(self._path(attack, key)) as temporary:
                 mmcv.imwrite(picture[..., ::-1], str(temporary))
 
     def lacks(self, attack: str, key: Any) -> bool:
@@ -211,8 +209,10 @@ class AttackVisualizationHook(Hook):
             inputs, adversarial, outputs, samples, strict=True
         ):
             key = image_id(output)
-            image = AttackedImage(key, clean, attacked, output, sample)
-            picture = self._drawing.draw(runner.visualizer, gt_frame, attack, image)
+            picture = self._drawing.draw(
+                *(runner.visualizer, gt_frame, attack, key),
+                *(clean, attacked, output, sample),
+            )
             if picture is None:
                 continue
             # An id may be a path, as WIDER FACE's are.
