@@ -16,8 +16,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmrobust.attacks import PGD
-from mmrobust.batch import attack_samples, float_images, split_batch, with_images
+from mmrobust.batch import float_images, split_batch, with_images
 from mmrobust.errors import ConfigError
+from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.training import FreeAdversary
 from mmrobust.utils.seeding import attack_generator, seeded

@@ -12,7 +12,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from mmrobust.batch import attack_samples, float_images, split_batch
+from mmrobust.batch import float_images, split_batch
+from mmrobust.frame import attack_samples
 from mmrobust.objective import Inputs, Objective, classifier_samples, is_classifier
 from torch import Tensor
 

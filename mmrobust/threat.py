@@ -42,13 +42,9 @@ def to_pixels(value: float | int | str, name: str = 'eps', norm: str = 'linf') -
         name: how the setting is called in the error message.
         norm: of the size; radii in l2 and l1 are larger.
 
-    Returns:
-        The size in pixel units, finite and not negative.
-
     Raises:
-        ConfigError: if the value is no number, negative, not finite, or a number
-            so small (below 1; in l2 10, in l1 100) that it is nearly always meant for
-            images in [0, 1].
+        ConfigError: if the value is no number, negative, not finite, or so small
+            (below 1; in l2 10, in l1 100) that it is meant for images in [0, 1].
     """
     advice = f"write pixel units of 0-255, like {name}=4, or the text '4/255'"
     try:
@@ -106,17 +102,13 @@ class ThreatModel:
         The nearest point of both sets. To scale onto the ball and then clip, as is
         common for l2, would leave part of the radius unused wherever pixels are black
         or white. In float32 l1 is exact up to ``2**-25`` of the largest change for each
-        value (see :meth:`_shrink`), and l2 up to rounding unless the sizes of changes
-        and of what the range leaves span many orders of magnitude (see
-        :meth:`_scale`).
+        value, and l2 up to rounding unless the sizes of changes and of what the range
+        leaves span many orders of magnitude. Values of l2 and l1 are rounded towards
+        ``clean``, so that rounding never adds up to a larger perturbation.
 
         Args:
             clean: the image (C, H, W), or images (N, C, H, W), in [lo, hi].
             adversarial: the image to project, same shape.
-
-        Returns:
-            The projected image, same shape. Values of l2 and l1 are rounded towards
-            ``clean``, so that rounding never adds up to a larger perturbation.
         """
         if self.norm == 'linf':
             # Bounds on the image, not on the difference: with whole-number pixels
@@ -146,10 +138,9 @@ class ThreatModel:
 
         It is ``sign(delta) * min(max(|delta| - m, 0), room)`` with the smallest m >= 0
         for which the sum fits (Croce and Hein, arXiv 2103.01208, Prop. 2.1). m is found
-        by bisection, a fixed number of times, so that the host never waits for a GPU
-        and nothing is sorted: the bracket ends narrower than 2**-25 (float32) of the
-        largest change. Between its ends the sum is linear but for the values that
-        reach 0 or ``room`` just there, so mixing the two ends hits the radius.
+        by a fixed number of bisections, so that the host never waits for a GPU. Between
+        the ends of the last bracket the sum is linear but for the values that reach 0
+        or ``room`` just there, so mixing the two ends hits the radius.
         """
         size = delta.abs()
         kept = torch.empty_like(size)
@@ -199,23 +190,19 @@ class ThreatModel:
     ) -> Tensor:
         """Moves along the steepest ascent direction of the norm, without projecting.
 
+        By ``step_size * sign(grad)`` for linf, ``step_size * grad / ||grad||_2`` for
+        l2, ``step_size / k * sign(grad)`` on the k largest gradients for l1. A zero
+        gradient leaves the image where it is.
+
         Args:
             adversarial: current image (C, H, W), or images (N, C, H, W).
-            grad: gradient of the objective with respect to it; a zero gradient
-                leaves the image where it is.
+            grad: gradient of the objective with respect to it.
             step_size: length of the step in pixel units, for several images also one
                 each, (N,).
-            share: l1 only, the share of an image's values that move: those with the
-                largest gradients (at least one; all that equal the smallest of them
-                too), for several images also one each, (N,). The very steepest step
-                would change one value, which takes as many steps as there are values
-                to change; 0.01 is the sparsity of Tramer and Boneh's SLIDE
-                (arXiv 1904.13000, 99th percentile).
-
-        Returns:
-            The moved image: ``+ step_size * sign(grad)`` for linf,
-            ``+ step_size * grad / ||grad||_2`` for l2, ``+ step_size / k * sign(grad)``
-            on the k largest gradients for l1.
+            share: l1 only, the share of an image's values that move (at least one; all
+                that equal the smallest of them too), for several images also one each,
+                (N,). The very steepest step would change one value; 0.01 is the
+                sparsity of SLIDE (arXiv 1904.13000, 99th percentile).
         """
         if isinstance(step_size, Tensor):
             step_size = step_size.view(-1, 1, 1, 1)
@@ -241,14 +228,10 @@ class ThreatModel:
         step_size: float | Tensor,
         share: float | Tensor = 0.01,
     ) -> Tensor:
-        """Takes a step of projected gradient ascent: blocked values, step, projection.
+        """Takes a step of projected gradient ascent around ``clean``.
 
-        Args:
-            clean: the centre of the ball (C, H, W), or centres (N, C, H, W).
-            adversarial: the current point, same shape.
-            grad: see :meth:`step`, as all that follows.
-            step_size: in pixel units.
-            share: l1 only.
+        Of l2 and l1, values that the pixel range blocks take no part in the
+        :meth:`step`.
         """
         if self.norm != 'linf':  # there it would make no difference
             grad = self.without_blocked(adversarial, grad)
@@ -265,12 +248,9 @@ class ThreatModel:
         return grad.masked_fill(blocked, 0)
 
     def random_start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws an image uniformly from the ball, then clips it to valid pixels.
+        """Draws an image uniformly from the ball around one (C, H, W), and clips it.
 
-        Args:
-            clean: one image (C, H, W).
-            generator: CPU generator, so that a seed gives the same start on every
-                device.
+        By a CPU generator, so that a seed gives the same start on every device.
         """
         if self.norm == 'linf':
             noise = torch.rand(clean.shape, generator=generator) * 2 - 1

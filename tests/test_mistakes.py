@@ -19,7 +19,8 @@ import tiny
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmengine.config import Config
-from mmrobust.batch import check_batch, count_boxes_outside
+from mmrobust.batch import check_batch
+from mmrobust.frame import count_boxes_outside
 from mmrobust.errors import ConfigError
 from mmrobust.utils.configs import check_sections
 from mmrobust.weights import check_resumable, read_checkpoint

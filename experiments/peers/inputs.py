@@ -21,17 +21,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData
 from mmrobust import cli
-from mmrobust.batch import (
-    attack_samples,
-    count_boxes_outside,
-    float_images,
-    gt_frame_of,
-    image_id,
-    split_batch,
-    with_images,
-)
+from mmrobust.batch import float_images, image_id, split_batch, with_images
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation import choose_images, restrict_metrics
+from mmrobust.frame import attack_samples, count_boxes_outside, gt_frame_of
 from mmrobust.objective import LossOracle, Objective, classes_of, loss_mode
 from mmrobust.utils.seeding import derive_seed, seeded
 from mmrobust.weights import check_checkpoint, read_checkpoint

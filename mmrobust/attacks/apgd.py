@@ -26,8 +26,8 @@ LARGER_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 class APGD(Attack):
     """Auto-PGD (Croce and Hein, arXiv 2003.01690; for l1 arXiv 2103.01208).
 
-    A search by projected gradient ascent in which every image has its own step size,
-    so that neither a step size nor a schedule has to be tuned:
+    Projected gradient ascent in which every image has its own step size, so that
+    neither a step size nor a schedule has to be tuned:
 
     - linf and l2 (2003.01690, Alg. 1): the first step size is ``2 * eps``, steps carry
       a quarter of the one before (momentum 0.75). At checkpoints, which get denser,
@@ -47,11 +47,10 @@ class APGD(Attack):
 
     The first step always counts as one that raised the objective: it crosses the whole
     ball and says nothing about oscillation. An iterate whose objective or gradient is
-    not finite is never the best one.
-
-    What an image becomes depends on no other image of the batch, unless the oracle has
-    one value for all, which then share their step size. Images of one shape are treated
-    in common operations, and the host never waits for the GPU.
+    not finite is never the best one. What an image becomes depends on no other image of
+    the batch, unless the oracle has one value for all, which then share their step
+    size. Images of one shape are treated in common operations, and the host never waits
+    for the GPU.
 
     For evaluation leave the defaults; ``num_steps=100`` with ``random_start=True`` is
     what AutoAttack uses. For adversarial training as in arXiv 2303.01870 take
@@ -59,10 +58,9 @@ class APGD(Attack):
     three iterates is returned, the clean image among them (for l1 with
     ``topk_share=0.05``).
 
-    Cost per image and restart: ``num_steps`` forward and backward passes and one more
-    forward pass for the last iterate of each radius (one radius by default), and once
-    a forward pass for the clean image where the first start is random or the first
-    radius larger than eps.
+    Cost per image and restart: ``num_steps`` forward and backward passes, one more
+    forward pass for the last iterate of each radius, and once for the clean image
+    where the first start is random or the first radius larger than eps.
 
     Args:
         norm, eps, num_steps, objective, restarts, keep_best: as in :class:`PGD`.
@@ -71,11 +69,10 @@ class APGD(Attack):
             do.
         rho: share of steps that must raise the objective, above 0 and at most 1.
         radius_schedule: pairs (multiple of eps, share of the steps), the last multiple
-            1: searches in larger balls first, and starts in each at the projection of
-            the best iterate of the one before. ``LARGER_RADII`` (3, 2 and 1 eps over
-            30, 30 and 40 % of the steps) is that of arXiv 2103.01208 for l1; SEA
-            (arXiv 2306.12941) uses 2, 1.5 and 1 for segmentation in linf. Each radius
-            is a complete search with its own checkpoints.
+            1: complete searches in larger balls first, each from the projection of the
+            best iterate of the one before. ``LARGER_RADII`` (3, 2 and 1 eps over 30, 30
+            and 40 % of the steps) is that of arXiv 2103.01208 for l1; SEA (arXiv
+            2306.12941) uses 2, 1.5 and 1 for segmentation in linf.
         topk_share: l1 only, the share of values that move in the first steps. After a
             start that is itself sparse (a radius before, or a random one in a larger
             ball) the start decides.
@@ -88,6 +85,10 @@ class APGD(Attack):
     options = {key: each for key, each in PGD.options.items() if key != 'step_size'}
     presets = {'apgd': Preset('all losses', '2003.01690', {'num_steps': 20})}
     customary = {'l1': {'radius_schedule': LARGER_RADII}}
+    settings = (
+        *('num_steps', 'objective', 'restarts', 'random_start', 'keep_best'),
+        *('rho', 'radius_schedule'),
+    )
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class APGD(Attack):
         self.restarts = positive_int(restarts, 'restarts')
         self.rho = share(rho, 'rho')
         self.topk_share = share(topk_share, 'topk_share')
-        self.phases = _phases(radius_schedule, self.num_steps)
+        self.radius_schedule = _phases(radius_schedule, self.num_steps)
         self.random_start = random_start
         self.keep_best = keep_best
 
@@ -115,55 +116,45 @@ class APGD(Attack):
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        generators = one_each(generator, images)
-        stacked = _Stacked(oracle, images)
-        cleans = stacked.stack(images)
+        cleans = _stack(images)
         # Data augmentation may leave the range of valid pixels.
         starts = [clean.clamp(self.threat.lo, self.threat.hi) for clean in cleans]
-        best = Best(images)
-        if self.keep_best and (self.random_start or len(self.phases) > 1):
-            points = stacked.unstack(starts)
-            best.offer(points, oracle.value(points))
+        best = Best(oracle, images, self.keep_best)
+        if self.random_start or len(self.radius_schedule) > 1:
+            best.ask(_unstack(starts))
         for restart in range(self.restarts):
             drawn = self.random_start or restart > 0
             if drawn:
-                threat = self._threat(self.phases[0][0])
-                starts = stacked.stack(
-                    [
-                        _random_start(threat, image, own)
-                        for image, own in zip(images, generators, strict=True)
-                    ]
-                )
-            searches = self._run(stacked, cleans, starts, drawn)
+                threat = self._threat(self.radius_schedule[0][0])
+                pairs = zip(images, one_each(generator, images), strict=True)
+                starts = _stack([_random_start(threat, *pair) for pair in pairs])
+            searches = self._run(oracle, cleans, starts, drawn)
             if self.keep_best:
-                found = stacked.unstack([search.best for search in searches])
-                values = stacked.unstack([search.best_value for search in searches])
-                best.offer(found, torch.stack(values))
-        if self.keep_best:
-            return best.images
-        return stacked.unstack([search.current for search in searches])
+                found = _unstack([search.best for search in searches])
+                best.offer(found, torch.cat([each.best_value for each in searches]))
+            else:
+                best.ask(_unstack([search.current for search in searches]))
+        return best.images
 
     def _run(
-        self, stacked: _Stacked, cleans: list[Tensor], starts: list[Tensor], drawn: bool
+        self, oracle: Oracle, cleans: list[Tensor], starts: list[Tensor], drawn: bool
     ) -> list[Search]:
         """One run through all radii; the searches of the last one."""
         searches: list[Search] = []
-        for phase, (multiple, steps) in enumerate(self.phases):
+        for phase, (multiple, steps) in enumerate(self.radius_schedule):
             threat = self._threat(multiple)
             if searches:
-                starts = [
-                    threat.project(clean, search.best)
-                    for clean, search in zip(cleans, searches, strict=True)
-                ]
-            sparse = phase > 0 or (drawn and len(self.phases) > 1)
+                pairs = zip(cleans, searches, strict=True)
+                starts = [threat.project(clean, each.best) for clean, each in pairs]
+            sparse = phase > 0 or (drawn and len(self.radius_schedule) > 1)
             searches = [
-                SparseSearch(threat, clean, start, None if sparse else self.topk_share)
+                SparseSearch(threat, *pair, None if sparse else self.topk_share)
                 if threat.norm == 'l1'
-                else Search(threat, clean, start, self.rho)
-                for clean, start in zip(cleans, starts, strict=True)
+                else Search(threat, *pair, self.rho)
+                for pair in zip(cleans, starts, strict=True)
             ]
-            needs_best = self.keep_best or phase + 1 < len(self.phases)
-            _climb(stacked, searches, steps, needs_best)
+            needs_best = self.keep_best or phase + 1 < len(self.radius_schedule)
+            _climb(oracle, searches, steps, needs_best)
         return searches
 
     def _threat(self, multiple: float) -> ThreatModel:
@@ -171,73 +162,51 @@ class APGD(Attack):
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Attack.describe`; ``step_size`` is that of the first step."""
-        first = SparseSearch.reach if self.threat.norm == 'l1' else Search.reach
-        settings = {
+        sparse = self.threat.norm == 'l1'
+        reach = SparseSearch.reach if sparse else Search.reach
+        return {
             **super().describe(),
-            'step_size': first * self.phases[0][0] * self.threat.eps,
-            'num_steps': self.num_steps,
-            'objective': self.objective.name,
-            'restarts': self.restarts,
-            'random_start': self.random_start,
-            'keep_best': self.keep_best,
-            'rho': self.rho,
-            'radius_schedule': self.phases,
+            'step_size': reach * self.radius_schedule[0][0] * self.threat.eps,
+            **({'topk_share': self.topk_share} if sparse else {}),
         }
-        if self.threat.norm == 'l1':
-            settings['topk_share'] = self.topk_share
-        return settings
 
 
-class _Stacked:
-    """An oracle on stacks (n, C, H, W): the images of one shape are one tensor."""
+def _stack(images: Sequence[Tensor]) -> list[Tensor]:
+    """One stack (N, C, H, W) of images of one shape, or else every image alone."""
+    if len({image.shape for image in images}) == 1:
+        return [torch.stack(list(images))]
+    return [image[None] for image in images]
 
-    def __init__(self, oracle: Oracle, images: Sequence[Tensor]) -> None:
-        self.oracle = oracle
-        places: dict[Any, list[int]] = {}
-        for place, image in enumerate(images):
-            places.setdefault((image.shape, image.dtype), []).append(place)
-        self.places = list(places.values())
 
-    def stack(self, images: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.stack([images[i] for i in group]) for group in self.places]
-
-    def unstack(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        placed = {
-            place: image
-            for group, stack in zip(self.places, stacks, strict=True)
-            for place, image in zip(group, stack.unbind(), strict=True)
-        }
-        return [placed[place] for place in range(len(placed))]
-
-    def value(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        return self._split(self.oracle.value(self.unstack(stacks)))
-
-    def value_and_grad(self, stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        values, grads = self.oracle.value_and_grad(self.unstack(stacks))
-        return list(zip(self._split(values), self.stack(grads), strict=True))
-
-    def _split(self, values: Tensor) -> list[Tensor]:
-        # One value for the whole batch counts for each of its images.
-        values = values.expand(sum(len(group) for group in self.places))
-        return self.stack(values.unbind()) if len(self.places) > 1 else [values]
+def _unstack(stacks: Sequence[Tensor]) -> list[Tensor]:
+    return [image for stack in stacks for image in stack]
 
 
 def _climb(
-    stacked: _Stacked, searches: list[Search], num_steps: int, needs_best: bool
+    oracle: Oracle, searches: list[Search], num_steps: int, needs_best: bool
 ) -> None:
     """Runs the searches, whose points the oracle sees as one batch."""
+    sizes = [len(search.clean) for search in searches]
     checkpoints = searches[0].checkpoints(num_steps)
+
+    def current() -> list[Tensor]:
+        return _unstack([search.current for search in searches])
+
+    def split(values: Tensor) -> tuple[Tensor, ...]:
+        # One value for the whole batch counts for each of its images.
+        return values.expand(sum(sizes)).split(sizes)
+
     for step in range(num_steps):
-        answers = stacked.value_and_grad([search.current for search in searches])
-        for search, (values, grads) in zip(searches, answers, strict=True):
-            search.record(values, grads)
+        values, grads = oracle.value_and_grad(current())
+        for search, *answer in zip(searches, split(values), _stack(grads), strict=True):
+            search.record(*answer)
             if step in checkpoints:
                 search.adapt(checkpoints[step])
             search.advance()
     if needs_best:
-        last = stacked.value([search.current for search in searches])
-        for search, values in zip(searches, last, strict=True):
-            search.record(values, None)
+        last = split(oracle.value(current()))
+        for search, own in zip(searches, last, strict=True):
+            search.record(own, None)
 
 
 def _random_start(
@@ -257,12 +226,10 @@ def _phases(
         return [(1.0, num_steps)]
     try:
         pairs = [(float(multiple), float(share)) for multiple, share in schedule]
-        valid = (
-            pairs[-1][0] == 1
-            and all(1 <= multiple < math.inf and share > 0 for multiple, share in pairs)
-            and math.isclose(sum(share for _, share in pairs), 1, abs_tol=1e-6)
-        )
-    except (TypeError, ValueError, IndexError):
+        radii, shares = zip(*pairs, strict=True)
+        valid = radii[-1] == 1 <= min(radii) and max(radii) < math.inf
+        valid = valid and min(shares) > 0 and math.isclose(sum(shares), 1, abs_tol=1e-6)
+    except (TypeError, ValueError):
         valid = False
     if not valid:
         raise ConfigError(
@@ -270,11 +237,11 @@ def _phases(
             'the steps) whose multiples are at least 1 and end with 1 and whose shares '
             'sum to 1, like [(3, 0.3), (2, 0.3), (1, 0.4)].'
         )
-    steps = [math.ceil(share * num_steps) for _, share in pairs]
+    steps = [math.ceil(share * num_steps) for share in shares]
     steps[-1] = num_steps - sum(steps[:-1])
     if steps[-1] < 1:
         raise ConfigError(
             f'num_steps={num_steps} is too few for the {len(pairs)} radii of '
             f'radius_schedule={schedule!r}: take more steps or no radius_schedule.'
         )
-    return [(multiple, n) for (multiple, _), n in zip(pairs, steps, strict=True)]
+    return list(zip(radii, steps, strict=True))

@@ -26,9 +26,8 @@ class Oracle(Protocol):
     """Values and gradients of an objective on a fixed batch of N images.
 
     :class:`mmrobust.objective.LossOracle` is the detector's; an attack knows no more
-    of the network than this, so it can be tested on functions with a known optimum. One
-    that knows where objects are may also have a context ``moved``, see
-    :meth:`mmrobust.objective.LossOracle.moved`.
+    of the network than this. An oracle that knows where objects are may also have a
+    context ``moved``, see :meth:`mmrobust.objective.LossOracle.moved`.
     """
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
@@ -47,8 +46,7 @@ class Option:
     Attributes:
         parameter: the constructor's argument that it sets. ``'objective.target'`` sets
             the ``target`` in the mapping that is the ``objective``.
-        help: text for ``--help``. It ends before the default values, which
-            :func:`mmrobust.attacks.presets.help_text` adds if they differ by attack.
+        help: text for ``--help``, to which defaults are added if they differ by attack.
         type: turns the text of the command line into a value.
         choices: the possible values, None if there are others.
         metavar: what ``--help`` calls the value, None for argparse's own choice.
@@ -111,6 +109,7 @@ class Attack(ABC):
             which has no detections, gets its loss).
         members: attacks by name that run in its place, of which the worst counts; None
             for an attack that runs itself.
+        settings: names of the attributes that the report has of it.
         presets: its names on the command line.
         options: its options on the command line.
         customary: arguments by norm that its presets have there.
@@ -125,6 +124,7 @@ class Attack(ABC):
     transferable: ClassVar[bool] = False
     reads: Literal['loss', 'detections'] = 'loss'
     members: dict[str, Attack] | None = None
+    settings: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Preset]] = {}
     options: ClassVar[Mapping[str, Option]] = {'norm': NORM, 'eps': EPS}
     customary: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -156,6 +156,9 @@ class Attack(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings that define the attack, for the report."""
+        told = {name: getattr(self, name) for name in self.settings}
+        if 'objective' in told:
+            told['objective'] = self.objective.name
         return {
             'norm': self.threat.norm,
             'eps': self.threat.eps,
@@ -164,6 +167,7 @@ class Attack(ABC):
             'objective': None,
             'restarts': 1,
             'gradient_free': self.asks == 'values',
+            **told,
         }
 
 
@@ -171,29 +175,42 @@ class Best:
     """The images with the largest values that were offered, for each image of a batch.
 
     Args:
+        oracle: answers :meth:`ask`.
         images: what :attr:`images` is until something was offered.
+        keep: otherwise the last images that were offered are the best, and no value
+            is asked for.
     """
 
-    def __init__(self, images: Sequence[Tensor]) -> None:
+    def __init__(
+        self, oracle: Oracle, images: Sequence[Tensor], keep: bool = True
+    ) -> None:
         self.images = list(images)
-        self.values: Tensor | None = None
+        self._oracle, self._keep = oracle, keep
+        self._values: Tensor | None = None
 
-    def offer(self, images: Sequence[Tensor], values: Tensor) -> None:
+    def ask(self, images: Sequence[Tensor]) -> None:
+        """Offers images whose values are not known."""
+        self.offer(images, self._oracle.value(images) if self._keep else None)
+
+    def offer(self, images: Sequence[Tensor], values: Tensor | None) -> None:
         """Keeps images (C, H, W) whose values (N,), or common value (1,), are larger.
 
         A value that is not finite is the smallest of all.
         """
-        values = finite(values).expand(len(images))
-        if self.values is None:
-            self.images, self.values = list(images), values
+        if values is None or not self._keep:
+            self.images = list(images)
             return
-        better = values > self.values
+        values = finite(values).expand(len(images))
+        if self._values is None:
+            self.images, self._values = list(images), values
+            return
+        better = values > self._values
         # torch.where instead of an if: no waiting for the GPU in every step.
         self.images = [
-            torch.where(better[i], image, self.images[i])
-            for i, image in enumerate(images)
+            torch.where(*three)
+            for three in zip(better, images, self.images, strict=True)
         ]
-        self.values = torch.where(better, values, self.values)
+        self._values = torch.where(better, values, self._values)
 
 
 def finite(values: Tensor) -> Tensor:

@@ -37,23 +37,18 @@ class Placement:
     def draw(
         cls, image: Tensor, smallest: float, generator: torch.Generator
     ) -> Placement:
-        """Draws a place for an image (C, H, W).
+        """Draws a place for an image (C, H, W), of which only the size matters.
 
-        Args:
-            image: only its size matters.
-            smallest: least share of its height and width that the picture keeps; the
-                share is uniform from there to 1, and so is the place.
-            generator: always asked for three numbers.
+        The share of its height and width that the picture keeps is uniform from
+        ``smallest`` to 1, and so is the place.
         """
         height, width = image.shape[-2:]
         drawn = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         share = smallest + (1 - smallest) * drawn[0]
         size = max(round(share * height), 1), max(round(share * width), 1)
-        corner = (
-            int(drawn[1] * (height - size[0] + 1)),
-            int(drawn[2] * (width - size[1] + 1)),
-        )
-        return cls((height, width), size, corner)
+        top = int(drawn[1] * (height - size[0] + 1))
+        left = int(drawn[2] * (width - size[1] + 1))
+        return cls((height, width), size, (top, left))
 
     def place(self, image: Tensor) -> Tensor:
         """The image (C, H, W) on the canvas; differentiable."""
@@ -89,15 +84,10 @@ class Placement:
                 may make the picture seem larger than it is.
         """
         sides = zip(self.size, self.canvas, canvas, strict=True)
-        size = [max(round(side * new / old), 1) for side, old, new in sides]
-        return Placement(
-            canvas,
-            (size[0], size[1]),
-            (
-                min(round(self.corner[0] * scale[0]), canvas[0] - size[0]),
-                min(round(self.corner[1] * scale[1]), canvas[1] - size[1]),
-            ),
-        )
+        height, width = (max(round(side * new / old), 1) for side, old, new in sides)
+        top = min(round(self.corner[0] * scale[0]), canvas[0] - height)
+        left = min(round(self.corner[1] * scale[1]), canvas[1] - width)
+        return Placement(canvas, (height, width), (top, left))
 
     def _pad(self, picture: Tensor, value: float) -> Tensor:
         (height, width), (top, left) = self.size, self.corner

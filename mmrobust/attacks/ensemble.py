@@ -11,8 +11,6 @@ from ..errors import ConfigError
 from ..registry import ATTACKS
 from .base import Attack, Generators, Option, Oracle, Preset
 
-_APGD = 'mmrobust.APGD'
-
 # In the order of what they take from five small detectors of four families beyond what
 # those before them took; experiments/ensemble has the figures. Many objectives with few
 # steps find more than few with many.
@@ -20,14 +18,8 @@ _OBJECTIVES = ('total', 'mislabel', 'cls', 'dag', 'vanish', 'reg')
 
 
 def _apgd(num_steps: int) -> dict[str, dict[str, Any]]:
-    return {
-        f'apgd-{objective}': {
-            'type': _APGD,
-            'objective': objective,
-            'num_steps': num_steps,
-        }
-        for objective in _OBJECTIVES
-    }
+    search = {'type': 'mmrobust.APGD', 'num_steps': num_steps}
+    return {f'apgd-{name}': {**search, 'objective': name} for name in _OBJECTIVES}
 
 
 VERSIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -48,24 +40,17 @@ class Ensemble(Attack):
     Members run in their order on every image, until nothing of it is detected any
     more: until its score (:func:`mmrobust.analysis.image_score`) is 0. Then, over all
     images, the combination of members' examples (and the clean image) with the lowest
-    mAP is searched greedily, as mAP does not split into images
-    (:func:`mmrobust.analysis.worst_case_map`); it is never above the mAP of any
-    member, where a member that did not run on an image has the example that left
-    nothing of it. The evaluation loop does all this, see
-    :class:`mmrobust.evaluation.AttackTestLoop`: an ensemble is no attack on one loss.
+    mAP is searched greedily (:func:`mmrobust.analysis.worst_case_map`); it is never
+    above the mAP of any member, where a member that did not run on an image has the
+    example that left nothing of it. The evaluation loop does all this.
 
-    There is nothing to tune. The members are fixed so that figures can be compared;
-    :data:`VERSIONS` lists them.
+    The members are fixed so that figures can be compared; :data:`VERSIONS` lists them.
 
     Args:
         norm, eps: see :class:`Attack`.
         version: ``'standard'``, or ``'fast'`` for a first look.
         members: other members, name to attack config without norm and eps; the
             version is then ``'custom'`` in the report.
-
-    Attributes:
-        members: the attacks by name, in their order.
-        version: its name.
 
     Raises:
         ConfigError: for an unknown version, or members that are none.
@@ -110,22 +95,14 @@ class Ensemble(Attack):
     def perturb(
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
-        """Refuses, since an ensemble is no attack on one loss: its members are.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuses, since an ensemble is no attack on one loss: its members are."""
         raise ConfigError(
             "an ensemble is an attack of a test loop, AttackTestLoop's for instance, "
             'and of nothing else: take one of its members.'
         )
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Goes without a member that the model has no losses for.
-
-        Raises:
-            ConfigError: if it was the last one.
-        """
+        """Goes without a member that the model has no losses for, except the last."""
         if len(self.members) == 1:
             raise ConfigError(f'no member of the ensemble works: {reason}')
         del self.members[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -75,12 +74,9 @@ _PRESETS = {
 class PGD(Attack):
     """PGD (Madry et al., arXiv 1706.06083), with restarts and the best iterate kept.
 
-    Steps follow the sign of the gradient (linf), the normalised gradient (l2), or the
-    sign of the largest percent of it (l1, as SLIDE, arXiv 1904.13000), in l2 and l1
-    among the values that the pixel range lets move, and are projected onto the ball and
-    the range. Of all iterates and restarts the one with the largest objective is
-    returned, image by image; the clean image counts as an iterate, so the result is
-    never worse than the start.
+    Steps are those of :meth:`mmrobust.threat.ThreatModel.ascend`. Of all iterates and
+    restarts the one with the largest objective is returned, image by image; the clean
+    image counts as an iterate, so the result is never worse than the start.
 
     Cost per image and restart: ``num_steps`` forward and backward passes, one more
     forward pass for the value of the last iterate, and once for the clean image where
@@ -111,6 +107,10 @@ class PGD(Attack):
         'restarts': RESTARTS,
     }
     presets = _PRESETS
+    settings = (
+        *('step_size', 'num_steps', 'objective', 'restarts'),
+        *('random_start', 'keep_best'),
+    )
 
     def __init__(
         self,
@@ -134,40 +134,28 @@ class PGD(Attack):
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        threat, best = self.threat, Best(images)
-        generators = one_each(generator, images)
-        current = list(images)
-        if self.keep_best and self.random_start:
-            best.offer(images, oracle.value(images))
+        best = Best(oracle, images, self.keep_best)
+        if self.random_start:
+            best.ask(images)
         for restart in range(self.restarts):
-            if self.random_start or restart > 0:
-                current = [
-                    threat.random_start(image, own)
-                    for image, own in zip(images, generators, strict=True)
-                ]
+            current = self._start(images, generator, restart)
             for _ in range(self.num_steps):
                 values, grads = oracle.value_and_grad(current)
-                if self.keep_best:
-                    best.offer(current, values)
+                best.offer(current, values)
                 current = [
-                    threat.ascend(image, point, grad, self.step_size)
-                    for image, point, grad in zip(images, current, grads, strict=True)
+                    self.threat.ascend(*three, self.step_size)
+                    for three in zip(images, current, grads, strict=True)
                 ]
-            if self.keep_best:
-                best.offer(current, oracle.value(current))
-        return best.images if self.keep_best else current
+            best.ask(current)
+        return best.images
 
-    def describe(self) -> dict[str, Any]:
-        """See :meth:`Attack.describe`."""
-        return {
-            **super().describe(),
-            'step_size': self.step_size,
-            'num_steps': self.num_steps,
-            'objective': self.objective.name,
-            'restarts': self.restarts,
-            'random_start': self.random_start,
-            'keep_best': self.keep_best,
-        }
+    def _start(
+        self, images: Sequence[Tensor], generator: Generators, restart: int
+    ) -> list[Tensor]:
+        if not self.random_start and restart == 0:
+            return list(images)
+        pairs = zip(images, one_each(generator, images), strict=True)
+        return [self.threat.random_start(*pair) for pair in pairs]
 
 
 def _step_size(step_size: float | str | None, eps: float, num_steps: int) -> float:

@@ -15,13 +15,11 @@ from .pgd import PGD
 from .square import Square
 from .transferable import TransferPGD
 
-_CLASSES: tuple[type[Attack], ...] = (
-    *(RandomNoise, PGD, APGD, TransferPGD, Square, Ensemble),
-)
+# In the order of --help and of docs/attacks.md.
+_CLASSES = (RandomNoise, PGD, APGD, TransferPGD, Square, Ensemble)
 
 # Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
-
 
 _PRESETS: dict[str, tuple[type[Attack], Preset]] = {
     name: (attack, preset)
@@ -87,12 +85,10 @@ def attack_preset(
     Args:
         name: one of ``ATTACK_NAMES``.
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
-        eps: radius in pixel units; 4 by default for linf. l2 and l1 have no customary
-            radius in pixel units, so it must be given there.
+        eps: radius in pixel units; 4 by default for linf, to be given for l2 and l1.
         **options: other options of :data:`OPTIONS`. One that is None, or that the
             attack does not have, is left out, so that one set of them serves several
-            attacks. (A detector's passes are costly, so the number of steps is small by
-            default: papers on classifiers run APGD for 100.)
+            attacks.
 
     Returns:
         A config dict for the ``ATTACKS`` registry.
@@ -133,13 +129,9 @@ def attack_preset(
 
 @ATTACKS.register_module(name='attack_preset')
 def build_preset(name: str, **options: Any) -> Attack:
-    """Builds a named attack.
+    """Builds a named attack, with the arguments of :func:`attack_preset`.
 
     In configs: ``dict(type='mmrobust.attack_preset', name='cls', eps=4)``.
-
-    Args:
-        name: one of ``ATTACK_NAMES``.
-        **options: see :func:`attack_preset`.
     """
     attack: Attack = ATTACKS.build(attack_preset(name, **options))
     return attack
@@ -164,15 +156,13 @@ def attack_table() -> str:
 
 
 def _search(attack: Attack) -> str:
-    settings = attack.describe()
-    steps, parts = settings['num_steps'], [attack.search]
+    settings, text = attack.describe(), attack.search
+    steps, queries = settings['num_steps'], attack.asks == 'values'
     if steps and attack.members is None:
-        one, many = (
-            ('query', 'queries') if attack.asks == 'values' else ('step', 'steps')
-        )
-        parts.append(f', {steps} {one if steps == 1 else many}')
+        one, many = ('query', 'queries') if queries else ('step', 'steps')
+        text += f', {steps} {one if steps == 1 else many}'
     if settings.get('random_start') is False:
-        parts.append(' from the image')
+        text += ' from the image'
     if settings.get('keep_best') is False:
-        parts.append(', last iterate')
-    return ''.join(parts)
+        text += ', last iterate'
+    return text

@@ -34,7 +34,7 @@ class Search:
         self.threat, self.clean, self.rho = threat, clean, rho
         self.current = self.best = start
         self.previous: Tensor | None = None
-        self._started = False
+        self.value: Tensor | None = None
         self.step_size = clean.new_full(clean.shape[:1], self.reach * threat.eps)
 
     @staticmethod
@@ -64,8 +64,7 @@ class Search:
         values = finite(values)
         if grads is not None:
             self.grad = grads.nan_to_num_()
-        if not self._started:
-            self._started = True
+        if self.value is None:
             self.best_value = self.checked_value = values
             self.best_grad = self.grad
             # Below everything, so that the first step counts as a rise.
@@ -136,6 +135,7 @@ class SparseSearch(Search):
         shorter = (self.step_size / 1.5).clamp(first / 10, first)
         self.step_size = torch.where(sparser, first, shorter)
         # A point without a number has no gradient either, and would hold on to it.
+        assert self.value is not None
         self._return_to_best(sparser | self.value.isneginf())
 
     def _adapt_share(self, images: Tensor) -> None:

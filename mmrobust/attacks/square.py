@@ -51,8 +51,7 @@ class Square(Attack):
     times along the way, by the paper's schedule stretched to ``num_queries``. Squares
     are never larger than the image's shorter side. What an image becomes depends on
     no other image of the batch. It is the best of all points tried, the clean image
-    among them. There is no early stop: detections have no point where an attack has
-    succeeded for good.
+    among them; there is no early stop.
 
     Cost per image: ``restarts * num_queries`` forward passes and one for the clean
     image.
@@ -88,6 +87,8 @@ class Square(Attack):
         )
     }
 
+    settings = ('restarts', 'num_queries', 'p_init')
+
     def __init__(
         self,
         norm: str = 'linf',
@@ -115,25 +116,19 @@ class Square(Attack):
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         generators = one_each(generator, images)
-        best = Best(images)
-        best.offer(images, oracle.value(images))
+        best = Best(oracle, images)
+        best.ask(images)
         kind = _Signs if self.threat.norm == 'linf' else _Mass
         for _ in range(self.restarts):
-            runs = [
-                kind(self.threat, image, own)
-                for image, own in zip(images, generators, strict=True)
-            ]
+            pairs = zip(images, generators, strict=True)
+            runs = [kind(self.threat, *pair) for pair in pairs]
             for query in range(self.num_queries):
-                points = [
-                    run.propose(self.share(query - 1)) if query else run.best
-                    for run in runs
-                ]
+                share = self.share(query - 1) if query else None
+                points = [run.propose(share) if share else run.best for run in runs]
                 # A batch may have a value in common.
                 values = finite(oracle.value(points)).expand(len(points))
-                for run, point, value in zip(
-                    runs, points, values.tolist(), strict=True
-                ):
-                    run.learn(point, value)
+                for each in zip(runs, points, values.tolist(), strict=True):
+                    _Run.learn(*each)
             found = values.new_tensor([run.value for run in runs])
             best.offer([run.best for run in runs], found)
         return best.images
@@ -145,9 +140,6 @@ class Square(Attack):
             **super().describe(),
             'num_steps': self.num_queries,
             'objective': DETECTIONS if detections else self.objective.name,
-            'restarts': self.restarts,
-            'num_queries': self.num_queries,
-            'p_init': self.p_init,
         }
 
 
@@ -196,11 +188,9 @@ class _Signs(_Run):
     """linf: every value moves by +eps or -eps, as far as the pixel range lets it."""
 
     def start(self) -> Tensor:
-        """See :meth:`_Run.start`."""
         return self._moved(self.clean, self._signs(self.clean.shape[-1]))
 
     def propose(self, share: float) -> Tensor:
-        """See :meth:`_Run.propose`."""
         side = min(max(self._side(share), 1), *self.clean.shape[-2:])
         window = self._window(side)
         for _ in range(_REDRAWS):
@@ -222,14 +212,11 @@ class _Mass(_Run):
     ``eps**order`` in total.
     """
 
-    def __init__(
-        self, threat: ThreatModel, clean: Tensor, generator: torch.Generator
-    ) -> None:
-        self.order = 2 if threat.norm == 'l2' else 1
-        super().__init__(threat, clean, generator)
+    @property
+    def order(self) -> int:
+        return 2 if self.threat.norm == 'l2' else 1
 
     def start(self) -> Tensor:
-        """See :meth:`_Run.start`."""
         height, width = self.clean.shape[-2:]
         side = max(min(height, width) // 5, 1)
         delta = torch.zeros_like(self.clean)
@@ -241,7 +228,6 @@ class _Mass(_Run):
         return self._within(self._unit(delta, (-3, -2, -1)) * self.threat.eps)
 
     def propose(self, share: float) -> Tensor:
-        """See :meth:`_Run.propose`."""
         # Odd and at least 3, or the pattern would have no centre and no two halves.
         side = min(max(self._side(share), 3) | 1, *self.clean.shape[-2:])
         target, source = self._window(side), self._window(side)

@@ -84,6 +84,8 @@ class TransferPGD(PGD):
         ),
     }
 
+    settings = (*PGD.settings, 'decay', 'kernel_size', 'diversity_prob', 'smallest')
+
     def __init__(
         self,
         norm: str = 'linf',
@@ -123,16 +125,6 @@ class TransferPGD(PGD):
         generators = one_each(generator, images)
         return super().perturb(_Gradients(oracle, self, generators), images, generators)
 
-    def describe(self) -> dict[str, Any]:
-        """See :meth:`Attack.describe`."""
-        return {
-            **super().describe(),
-            'decay': self.decay,
-            'kernel_size': self.kernel_size,
-            'diversity_prob': self.diversity_prob,
-            'smallest': self.smallest,
-        }
-
 
 class _Gradients:
     """The oracle with other gradients; its values stay those of the images asked for.
@@ -171,18 +163,13 @@ class _Gradients:
         ]
         # A restart's steps owe nothing to those of the run before.
         if self.asked % self.attack.num_steps:
-            grads = [
-                self.attack.decay * old + grad
-                for old, grad in zip(self.sums, grads, strict=True)
-            ]
+            pairs = zip(self.sums, grads, strict=True)
+            grads = [self.attack.decay * old + grad for old, grad in pairs]
         self.sums = grads
         return grads
 
     def _at_diverse(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        places = [
-            self._draw(image, own)
-            for image, own in zip(images, self.generators, strict=True)
-        ]
+        places = list(map(self._draw, images, self.generators))
         if not any(places):
             return self.oracle.value_and_grad(images)
         with torch.enable_grad():
@@ -194,14 +181,7 @@ class _Gradients:
         with _moved(self.oracle, places):
             shown = [image.detach() for image in placed]
             values, grads = self.oracle.value_and_grad(shown)
-        grads = [
-            grad
-            if place is None
-            else torch.autograd.grad(image, leaf, grad.to(image))[0]
-            for place, image, leaf, grad in zip(
-                places, placed, leaves, grads, strict=True
-            )
-        ]
+        grads = list(torch.autograd.grad(placed, leaves, grads))
         if self.attack.keep_best:
             values = self.oracle.value(images)
         return values, grads

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 
 from ..analysis import Detections
 from ..attacks import Attack
-from ..batch import check_batch, gt_frame_of, image_id
+from ..batch import check_batch, image_id
 from ..checks import check_categories, check_has_boxes, comparison_verdicts
 from ..distributed import same_buffers
 from ..errors import ConfigError
+from ..frame import gt_frame_of
 from ..objective import is_classifier
 from ..report import RobustnessReport, device_name, figure_of, package_versions
 from ..utils.acceleration import Acceleration

@@ -14,16 +14,11 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..attacks import Attack
-from ..batch import (
-    attack_samples,
-    count_boxes_outside,
-    float_images,
-    image_id,
-    with_images,
-)
+from ..batch import float_images, image_id, with_images
 from ..checks import WatchedOracle
 from ..distributed import alone
 from ..errors import doing
+from ..frame import attack_samples, count_boxes_outside
 from ..objective import (
     ClassifierOracle,
     DetectionOracle,
@@ -102,7 +97,7 @@ class Attacker:
 
     wrapped: Any  # the model, possibly in a distributed wrapper
     seed: int  # of all draws, together with the image's id
-    gt_frame: str  # see mmrobust.batch.attack_samples
+    gt_frame: str  # see mmrobust.frame.attack_samples
     fp16: bool  # predict under autocast
     pixels: PicturePipeline | None  # for original pixels and pictures of 8 bits
     space: str  # what is attacked: 'input', or the 'original' picture

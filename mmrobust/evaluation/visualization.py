@@ -20,8 +20,9 @@ from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
-from ..batch import attack_samples, image_id
+from ..batch import image_id
 from ..errors import short
+from ..frame import attack_samples
 from ..registry import HOOKS
 from ..utils.files import replacing
 
@@ -95,7 +96,7 @@ class Gallery:
     Args:
         visualizer: whose drawing functions are used.
         count: images per attack.
-        gt_frame: of the ground truth, see :func:`mmrobust.batch.attack_samples`.
+        gt_frame: of the ground truth, see :func:`mmrobust.frame.attack_samples`.
     """
 
     def __init__(self, visualizer: Visualizer, count: int, gt_frame: str) -> None:

@@ -78,7 +78,7 @@ class DetectionOracle:
         model: the bare detector.
         data_batch: the batch whose images are attacked.
         samples: ground truth in the input frame, from
-            :func:`mmrobust.batch.attack_samples`.
+            :func:`mmrobust.frame.attack_samples`.
 
     Attributes:
         forwards: images that went through the network forwards.

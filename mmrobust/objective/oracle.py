@@ -27,7 +27,7 @@ class LossOracle:
     Args:
         model: the bare detector.
         data_batch: the batch whose images are attacked.
-        samples: ground truth in the input frame, from :func:`batch.attack_samples`.
+        samples: ground truth in the input frame, from :func:`frame.attack_samples`.
         objective: what to maximise.
         per_image: each image goes through the network alone, so that its loss (and
             its adversarial example) does not depend on its neighbours in the batch.

@@ -25,7 +25,8 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper
 from mmrobust.attacks import PGD
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective.class_weights import class_weights, count_classes
 from mmrobust.training import FreeAdversary
 from mmrobust.objective import LossOracle, loss_mode

@@ -23,7 +23,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmrobust.attacks import PGD
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 
 EPS, STEP, STEPS = 8.0, 2.0, 8

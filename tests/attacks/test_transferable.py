@@ -21,7 +21,8 @@ from torch import Tensor
 from mmrobust.attacks import PGD, TransferPGD
 from mmrobust.attacks.diversity import Placement
 from mmrobust.attacks.transferable import _Gradients
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.registry import ATTACKS
 

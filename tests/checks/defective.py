@@ -22,7 +22,8 @@ from mmrobust.analysis import (
     match_detections,
     mean_ap,
 )
-from mmrobust.batch import attack_samples, float_images, with_images
+from mmrobust.batch import float_images, with_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 
 

@@ -24,7 +24,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmrobust.attacks import attack_preset
-from mmrobust.batch import gt_frame_of
+from mmrobust.frame import gt_frame_of
 from mmrobust.models import BoundedLoss
 from mmrobust.objective import loss_mode
 from mmrobust.objective.class_weights import count_classes

@@ -19,7 +19,7 @@ from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
-from mmrobust.batch import gt_frame_of
+from mmrobust.frame import gt_frame_of
 from mmrobust.evaluation import AttackTestLoop
 from mmrobust.training import AdvEpochBasedTrainLoop
 

@@ -373,8 +373,8 @@ def test_larger_radii_in_l1_are_a_default() -> None:
         own=dict(type='mmrobust.APGD', radius_schedule=[(1, 1)]),
     )
     found = Ensemble(norm='l1', eps=5000, members=members).members
-    assert len(found['default'].phases) == 3  # type: ignore[attr-defined]
-    assert len(found['own'].phases) == 1  # type: ignore[attr-defined]
+    assert len(found['default'].radius_schedule) == 3  # type: ignore[attr-defined]
+    assert len(found['own'].radius_schedule) == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmrobust.attacks import PGD, Square
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective.detections import DetectionOracle, damage
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode

@@ -12,7 +12,8 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
-from mmrobust.batch import attack_samples, float_images, gt_frame_of, split_batch
+from mmrobust.batch import float_images, split_batch
+from mmrobust.frame import attack_samples, gt_frame_of
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 

@@ -17,7 +17,8 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmrobust.attacks import attack_preset
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, loss_mode
 from mmrobust.registry import ATTACKS

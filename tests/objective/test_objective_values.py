@@ -18,7 +18,8 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.objective.base import NAMED
 from attacks.test_fidelity import Bound, fcos_terms, focal, network_input

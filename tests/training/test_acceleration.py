@@ -15,7 +15,8 @@ from mmengine.config import ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.objective.classifier import make_oracle
 from mmrobust.utils.acceleration import Acceleration
 from mmrobust.training import FreeAdversary, PGDAdversary

@@ -11,7 +11,8 @@ import pytest
 import tiny
 import torch
 from mmrobust.attacks import PGD
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from benchmarks.timing import peak_bytes
 from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.training import Adversary

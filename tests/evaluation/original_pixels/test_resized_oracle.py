@@ -17,7 +17,8 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from mmrobust.attacks import PGD, TransferPGD
-from mmrobust.batch import attack_samples, float_images
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
 from mmrobust.checks import WatchedOracle
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.evaluation.original_pixels import Geometry, ResizedOracle, Resizer
