@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -107,7 +108,7 @@ class PGD(Attack):
         'restarts': RESTARTS,
     }
     presets = _PRESETS
-    settings = (
+    settings: ClassVar[tuple[str, ...]] = (
         *('step_size', 'num_steps', 'objective', 'restarts'),
         *('random_start', 'keep_best'),
     )

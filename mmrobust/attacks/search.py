@@ -63,7 +63,7 @@ class Search:
         """Learns the objective at ``current``; the gradient unless it is the last."""
         values = finite(values)
         if grads is not None:
-            self.grad = grads.nan_to_num_()
+            self.grad = grads.nan_to_num()
         if self.value is None:
             self.best_value = self.checked_value = values
             self.best_grad = self.grad

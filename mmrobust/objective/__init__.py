@@ -7,8 +7,8 @@ An :class:`Objective` says which loss terms, on which ground truth, with which s
 
 from __future__ import annotations
 
-from .base import NAMED, TARGETS, Kind, Objective
-from .batched import NotStackedError, Seams, StackedOracle, find_seams
+from .base import Objective
+from .batched import StackedOracle, find_seams
 from .class_weights import (
     class_weights,
     classes_of,
@@ -26,8 +26,10 @@ from .classifier import (
 )
 from .detections import DetectionOracle, has_boxes
 from .inputs import Inputs
+from .kinds import NAMED, TARGETS, Kind
 from .loss_mode import LossState, loss_mode
 from .oracle import LossOracle, gradients
+from .seams import NotStackedError, Seams
 
 __all__ = [
     'NAMED',

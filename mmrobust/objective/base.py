@@ -1,11 +1,10 @@
-"""Defines objectives: which loss terms, on which ground truth, with which sign."""
+"""The scalar that an attack maximises, made of a detector's losses."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,118 +19,8 @@ from .ground_truth import (
     relabelled,
     without_objects,
 )
+from .kinds import NAMED, TARGETS, Kind
 from .scores import log_background, margin, measured, negatives_unmined
-
-# The head's classification and box terms, as the attacks A_cls, A_reg and A_cwa of
-# arXiv 2305.17438 use them (its code: head losses only, no RPN, centerness or
-# auxiliary-layer terms).
-CLS, REG = 'loss_cls', 'loss_bbox'
-
-# What becomes of each class, where an objective wants another one.
-TARGETS = ('most-likely', 'least-likely', 'next')
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A named objective.
-
-    Attributes:
-        terms: names of loss terms, a pattern of names, or None for all.
-        sign: 1 to raise the terms, -1 to lower them.
-        truth: the ground truth: the image's ``'own'``, ``'none'``, or its boxes
-            ``'relabelled'``.
-        scores: what replaces the classification loss: ``'weighted'`` by class,
-            ``'background'`` or ``'margin'``; None if nothing does.
-        target: where labels change, the default of :data:`TARGETS`, or ``'given'``.
-        maximises: one line of Markdown for the table of attacks, of which those with
-            such a line are one by themselves (20 steps of PGD).
-        source: where it comes from, for the same table: an arXiv number or Markdown.
-        lacking: the part of a detector that the terms belong to, for the message to
-            whose model has none.
-    """
-
-    terms: tuple[str, ...] | re.Pattern | None
-    sign: int = 1
-    truth: str = 'own'
-    scores: str | None = None
-    target: str | None = None
-    maximises: str = ''
-    source: str = ''
-    lacking: str = ''
-
-
-# Semantic segmentation's terms look at no object.
-_OF_OBJECTS = re.compile(r'(?!loss_seg$|loss_semantic_seg$).*')
-_RPN = re.compile(r'.*rpn.*')
-_OBJECTNESS = re.compile(
-    r'(.*[._])?(loss_obj|loss_conf|loss_centerness|loss_cls_objectness'
-    r'|loss_rpn_cls|rpn_loss_cls)'
-)
-
-_TOG = '[2004.04320](https://arxiv.org/abs/2004.04320)'
-
-NAMED = {
-    'total': Kind(None),
-    'cls': Kind((CLS,)),
-    'reg': Kind((REG,)),
-    'cls+reg': Kind((CLS, REG)),
-    'cwa': Kind((CLS, REG), scores='weighted'),
-    'vanish': Kind(
-        _OF_OBJECTS,
-        sign=-1,
-        truth='none',
-        maximises='minus all losses on empty ground truth: nothing is to be detected',
-        source=f'TOG-vanishing, {_TOG}',
-    ),
-    'fabricate': Kind(
-        _OF_OBJECTS,
-        truth='none',
-        maximises='all losses on empty ground truth: more is to be detected',
-        source=f'TOG-fabrication, {_TOG}',
-    ),
-    'mislabel': Kind(
-        (CLS,),
-        sign=-1,
-        truth='relabelled',
-        target='most-likely',
-        maximises='minus the classification loss on other labels in the same boxes',
-        source=f'TOG-mislabeling, {_TOG}, of which only the classification term is '
-        'used',
-    ),
-    'targeted': Kind(
-        (CLS,),
-        sign=-1,
-        truth='relabelled',
-        target='given',
-        maximises='minus the classification loss with every label set to one class',
-        source=f'TOG-mislabeling, {_TOG}, with a chosen class',
-    ),
-    'background': Kind(
-        (CLS,),
-        scores='background',
-        maximises='the log-probability that predictions assigned to objects are '
-        'background',
-    ),
-    'dag': Kind(
-        (CLS,),
-        scores='margin',
-        target='most-likely',
-        maximises='adversarial minus true logit, summed over the predictions assigned '
-        'to objects that are still right',
-        source='after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',
-    ),
-    'rpn': Kind(
-        _RPN,
-        maximises='the losses of the region proposal network alone',
-        lacking='region proposal network',
-    ),
-    'objectness': Kind(
-        _OBJECTNESS,
-        maximises='what says "here is something" whatever its class: the RPN\'s '
-        "classification, YOLO's objectness, the centerness",
-        lacking='objectness or centerness',
-    ),
-}
 
 # Denoising queries are built from the ground truth and from random noise: a loss on
 # them leaks the labels and differs between two calls.
@@ -139,19 +28,14 @@ _DENOISING = 'dn_'
 
 
 class Objective:
-    """A scalar to maximise, made of a detector's losses.
-
-    Larger means a stronger attack. What each name maximises, and where it comes from,
-    is in docs/attacks.md.
+    """A scalar to maximise, made of a detector's losses; larger is a stronger attack.
 
     Args:
-        terms: a name of :data:`NAMED`, like ``'total'`` (every loss), ``'cls'``,
-            ``'cwa'`` (class-weighted classification plus box regression) or
-            ``'vanish'``; or names of loss terms, to be raised. A name matches exactly;
-            if none does, it matches behind a stage prefix, so that ``loss_cls`` finds
-            the ``s0.loss_cls`` of a cascade and the ``stage0_loss_cls`` of Sparse
-            R-CNN. Or a mapping with the ``name`` and the other arguments, for configs:
-            ``dict(name='targeted', target_class='person')``.
+        terms: a name of :data:`NAMED`, see docs/attacks.md; or names of loss terms, to
+            be raised. A name matches exactly; if none does, it matches behind a stage
+            prefix, so that ``loss_cls`` finds the ``s0.loss_cls`` of a cascade and the
+            ``stage0_loss_cls`` of Sparse R-CNN. Or a mapping with the ``name`` and the
+            other arguments, for configs: ``dict(name='dag', target='next')``.
         class_weights: weights (num_classes,) for ``'cwa'``.
         target: for ``'mislabel'`` and ``'dag'``, the class that each class in an image
             is to become: of the other classes the ``'most-likely'`` (default) or
@@ -240,18 +124,17 @@ class Objective:
             losses: name to scalar, tensor or list of tensors, from
                 ``model(..., mode='loss')``.
 
-        Returns:
-            A scalar.
-
         Raises:
             ConfigError: if a named term does not exist.
         """
-        values: list[Tensor] = []
-        for key in self.select(losses):
-            loss = losses[key]
-            parts = loss if isinstance(loss, (list, tuple)) else [loss]
-            values.extend(part.mean() for part in parts)
-        return self._kind.sign * torch.stack([v.float() for v in values]).sum()
+        values = [part.mean().float() for part in self.parts(losses)]
+        return self._kind.sign * torch.stack(values).sum()
+
+    def parts(self, losses: dict[str, Any]) -> list[Tensor]:
+        """Returns the tensors of the losses that belong to the objective."""
+        found = [losses[key] for key in self.select(losses)]
+        lists = (loss if isinstance(loss, (list, tuple)) else [loss] for loss in found)
+        return [part for each in lists for part in each]
 
     def select(self, losses: dict[str, Any]) -> list[str]:
         """Returns the names of the losses that belong to the objective."""
@@ -284,11 +167,6 @@ class Objective:
             selected.extend(matches)
         return selected
 
-    @property
-    def wants_scores(self) -> bool:
-        """True if :meth:`targets` needs class scores on the clean image."""
-        return self.target in ('most-likely', 'least-likely')
-
     def targets(
         self, model: nn.Module, scores: Callable[[], Tensor] | None = None
     ) -> Tensor | None:
@@ -297,8 +175,7 @@ class Objective:
         Args:
             model: the bare detector.
             scores: gives the class scores (num_classes, num_classes) of the clean
-                image, see :func:`ground_truth.likely_classes`; asked where
-                :attr:`wants_scores`.
+                image, see :func:`ground_truth.likely_classes`.
 
         Returns:
             Classes (num_classes,), or None where no label changes.

@@ -1,8 +1,5 @@
-"""Puts several images through the network at once, each with a loss of its own.
+"""Attacks several images in common passes of the network, each by its own loss.
 
-The loss of a detector is normalised over its batch, so images cannot simply share a
-call. Backbone, neck and the convolutions of a dense head can: :class:`Seams` computes
-them for a stack of images and hands every image its slice for the rest.
 :func:`find_seams` finds out, by trying, what a model allows.
 """
 
@@ -21,6 +18,7 @@ from ..utils.seeding import Draws, seeded
 from .base import Objective
 from .inputs import Inputs
 from .oracle import LossOracle, gradients
+from .seams import NotStackedError, Seams
 
 # Of the outputs for a stack and their gradients, beside those of images alone: what
 # sums in another order (and in TF32, on a GPU) may change of their length.
@@ -28,93 +26,6 @@ _TOLERANCE = 0.02
 
 # The same of losses, for which rounding may choose other proposals.
 _LOSS_TOLERANCE = 0.05
-
-# Of an image's place, its input (1, C, H, W), and the model's loss function.
-Each = Callable[[int, Tensor, Callable[..., Any]], None]
-
-
-class NotStackedError(Exception):
-    """The model does not keep the images of a stack apart; the message says why."""
-
-
-class Seams:
-    """The parts of a detector that take a stack as they take its images alone.
-
-    Backbone and neck, and a dense head that takes what the neck gives and nothing else.
-    What comes after them, and all losses, which are normalised over a batch, is
-    computed image by image on slices.
-
-    Args:
-        model: the bare detector.
-        heads: names of such heads among the model's children.
-    """
-
-    def __init__(self, model: Any, heads: Sequence[str] = ()) -> None:
-        self.model = model
-        self.heads = list(heads)
-
-    def run(self, inputs: Tensor, samples: Sequence[Any], each: Each) -> None:
-        """Puts a stack through the parts, then calls ``each`` image by image.
-
-        All of it happens inside the model's ``forward``, as it does with an image
-        alone, so that whatever is wrapped around that applies.
-
-        Args:
-            inputs: preprocessed images (N, C, H, W).
-            samples: one of each image, which only ``forward`` gets to see.
-            each: called while the parts answer with the image's slice.
-
-        Raises:
-            NotStackedError: if what a part gives cannot be told apart by image.
-        """
-        model, own_loss = self.model, self.model.loss
-        parts = [getattr(model, name) for name in self.heads]
-
-        def loss(inputs: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            features = model.extract_feat(inputs)
-            outputs = [part.forward(features) for part in parts]
-            stacks = [inputs, features, *outputs]
-            slices = zip(
-                *(_slices(stack, len(inputs)) for stack in stacks), strict=True
-            )
-            for place, (image, feature, *found) in enumerate(slices):
-                with ExitStack() as shown:
-                    known = _known(model.extract_feat, image, feature)
-                    shown.enter_context(replaced(model, 'extract_feat', known))
-                    for part, output in zip(parts, found, strict=True):
-                        known = _known(part.forward, feature, output)
-                        shown.enter_context(replaced(part, 'forward', known))
-                    each(place, image, own_loss)
-            return {}
-
-        with replaced(model, 'loss', loss):
-            model(inputs, list(samples), mode='loss')
-
-
-def _slices(value: Any, count: int) -> list[Any]:
-    """Returns what belongs to each image of a stack's output."""
-    if value is None:
-        return [None] * count
-    if isinstance(value, Tensor):
-        if value.dim() == 0 or len(value) != count:
-            raise NotStackedError('an output has no place for every image')
-        # One node of the graph, unlike as many slices.
-        return list(value.split(1))
-    if type(value) not in (list, tuple):
-        raise NotStackedError(f'an output is a {type(value).__name__}')
-    parts = [_slices(each, count) for each in value]
-    return [type(value)(part[i] for part in parts) for i in range(count)]
-
-
-def _known(function: Callable[..., Any], argument: Any, result: Any) -> Any:
-    """The function with a result that is known already for one argument."""
-
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and args[0] is argument:
-            return result
-        return function(*args, **kwargs)
-
-    return answer
 
 
 class StackedOracle(LossOracle):
@@ -125,10 +36,8 @@ class StackedOracle(LossOracle):
     own, which go on from call to call as if it were alone.
 
     Args:
-        model: see :class:`LossOracle`.
-        data_batch: see :class:`LossOracle`; its images make inputs of one shape.
-        samples: see :class:`LossOracle`.
-        objective: see :class:`LossOracle`.
+        model, data_batch, samples, objective: see :class:`LossOracle`; the images make
+            inputs of one shape.
         seams: of the model.
         seeds: of the draws of each image.
     """
@@ -185,12 +94,7 @@ class StackedOracle(LossOracle):
 def find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
     """Finds out, by trying, which parts of a model keep the images of a stack apart.
 
-    Use inside :func:`loss_mode`.
-
-    Args:
-        model: the bare detector.
-        part: a batch of one image.
-        samples: its ground truth in the input frame.
+    Use inside :func:`loss_mode`, with a batch of one image and its ground truth.
 
     Raises:
         NotStackedError: if there are none; the message says why, for the report.
@@ -224,8 +128,8 @@ def _tried(
     seams: Seams, prepare: Inputs, pair: list[Tensor], samples: Sequence[Any]
 ) -> Seams:
     """The seams, if they hold."""
-    alone = [_answers(seams, prepare, [each], samples)[0] for each in pair]
-    _compare(_answers(seams, prepare, pair, samples), alone)
+    singles = [_answers(seams, prepare, [each], samples)[0] for each in pair]
+    _compare(_answers(seams, prepare, pair, samples), singles)
     twice = [*samples, *samples]
     batch = {**prepare.data_batch, 'inputs': pair, 'data_samples': twice}
     oracle = StackedOracle(seams.model, batch, twice, Objective(), seams, [0, 0])
@@ -233,10 +137,9 @@ def _tried(
     # A head may keep something of its forward pass for its loss.
     for value, image in zip(values, pair, strict=True):
         single = {**batch, 'inputs': [image], 'data_samples': list(samples)}
+        alone = LossOracle(seams.model, single, samples, Objective())
         with seeded(0, image.device):
-            wanted = LossOracle(seams.model, single, samples, Objective()).value(
-                [image]
-            )
+            wanted = alone.value([image])
         if not (value - wanted).abs() <= _LOSS_TOLERANCE * wanted.abs():
             raise NotStackedError('the loss of an image depends on others')
     return seams

@@ -20,15 +20,11 @@ from ..errors import ConfigError
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:
-    """Inverse class frequency with mean 1.
+    """Inverse class frequency, with mean 1 over the classes that occur.
 
     Args:
-        counts: objects of each class, (num_classes,).
-
-    Returns:
-        ``w_c = (sum of counts / count_c)``, rescaled to mean 1 over the classes that
-        occur. A class without objects has weight 1; the published code divides by
-        zero there.
+        counts: objects of each class, (num_classes,). A class without any has weight 1;
+            the published code divides by zero there.
     """
     numbers = torch.as_tensor(counts, dtype=torch.float32)
     present = numbers > 0
@@ -40,12 +36,7 @@ def class_weights(counts: Sequence[int]) -> Tensor:
 
 
 def count_classes(datasets: Iterable[Any], num_classes: int) -> list[int]:
-    """Counts the objects of every class in the annotations (crowds included).
-
-    Args:
-        datasets: mmdet datasets, whose ``get_data_info(i)`` gives ``instances``.
-        num_classes: length of the result.
-    """
+    """Counts the objects of every class in annotations of mmdet, crowds included."""
     counts = [0] * num_classes
     for dataset in datasets:
         for index in range(len(dataset)):

@@ -124,11 +124,7 @@ class ClassifierOracle(LossOracle):
 
 
 def check_labels(dataset: Any, num_classes: int) -> None:
-    """Makes sure, before hours of computing, that every label is one of the model's.
-
-    Args:
-        dataset: a dataset of classification; reads its annotations only.
-        num_classes: classes of the model.
+    """Makes sure, by the annotations, that every label is one of the model's.
 
     Raises:
         ConfigError: for a label outside of [0, num_classes).
@@ -154,11 +150,7 @@ def loss_module_of(model: Any) -> nn.Module | None:
 def classifier_samples(
     data_samples: Sequence[BaseDataElement], device: torch.device | str
 ) -> list[BaseDataElement]:
-    """Copies labels for an oracle.
-
-    Raises:
-        ConfigError: if a sample has no label.
-    """
+    """Copies labels for an oracle, and refuses a sample without one."""
     for sample in data_samples:
         if 'gt_label' not in sample and 'gt_score' not in sample:
             raise ConfigError(
@@ -174,18 +166,17 @@ def mixed_first(model: Any, data_batch: dict, seed: int) -> Iterator[dict]:
 
     A classifier's data preprocessor mixes in training mode, after an attack would have
     been made for other images and labels. Mixing is linear in the pixels, so mixing
-    before the normalisation gives what mixing after it gives. Inside the context the
-    preprocessor does not mix again.
+    before the normalisation gives the same. Inside the context the preprocessor does
+    not mix again.
 
     Args:
-        model: the bare model; one that is no classifier, or does not mix, gets its own
-            batch back.
+        model: the bare model.
         data_batch: what the loader yields; it is not changed.
         seed: seed of the mixing, the same for all replays of a batch.
 
     Yields:
         The batch with mixed float images in pixel units (N, C, H, W) and soft labels
-        in ``gt_score``.
+        in ``gt_score``; ``data_batch`` itself where the model does not mix.
     """
     preprocessor: Any = getattr(model, 'data_preprocessor', None)
     augments = getattr(preprocessor, 'batch_augments', None)

@@ -26,13 +26,12 @@ def damage(
 
     - The maximum is over detections of the object's class, so it falls when the
       detection of an object loses confidence, moves, changes its class or vanishes.
-      AP depends on the same two things, score and IoU, but in steps: its thresholds
-      and its ranking hide most changes that a search has to build upon.
+      AP depends on score and IoU, too, but in steps, which hide most changes that a
+      search has to build upon.
     - F, for false boxes, is the sum of ``(score * (1 - IoU))**2`` over detections,
       with the largest IoU with an object of their class. Squares, because only
-      confident false boxes outrank true ones. It counts less than a tenth of an
-      object however many there are: it tells apart images on which the same is found,
-      and gives an attack something to do where there is no object.
+      confident false boxes outrank true ones. It gives an attack something to do where
+      there is no object.
 
     Args:
         predicted: detections with ``bboxes`` (n, 4), ``scores`` and ``labels`` (n,).
@@ -69,10 +68,8 @@ class DetectionOracle:
     after non-maximum suppression, thresholds and the limit on their number. Works
     inside and outside of :func:`mmrobust.objective.loss_mode`.
 
-    Images go through the network one by one: in a batch they would be padded to the
-    largest, and even among equals a sum in another order could tip the scales in a
-    search that compares values, so that an image's adversarial example depended on
-    its neighbours.
+    Images go through the network one by one: in a batch, padding and the order of sums
+    could tip the scales in a search that compares values.
 
     Args:
         model: the bare detector.
@@ -108,11 +105,7 @@ class DetectionOracle:
             )
 
     def value_and_grad(self, images: Sequence[Tensor]) -> NoReturn:
-        """Refuses.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuses, always."""
         raise ConfigError(
             'detections after non-maximum suppression have no gradient: use an attack '
             "that needs none, like Square, or a loss such as objective='total'."

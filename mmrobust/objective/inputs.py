@@ -19,12 +19,11 @@ from ..batch import with_images
 class Inputs:
     """Puts images of a batch through the data preprocessor, their samples only once.
 
-    An attack changes pixels, so what mmdet's own preprocessor makes of the samples
-    (copies, metadata, padded masks) is the same in every step, and on a small network
-    it is a good part of a step. From the second call on it is taken from the first,
-    in fresh containers since a model may write into them, and the pixels alone are
-    normalised and padded, to the same numbers. Other preprocessors, of which that is
-    not known, do all of their work each time.
+    What mmdet's own preprocessor makes of the samples (copies, metadata, padded masks)
+    is the same in every step of an attack, and on a small network a good part of a
+    step. From the second call on it is taken from the first, in fresh containers since
+    a model may write into them, and the pixels alone are normalised and padded, to the
+    same numbers. Other preprocessors do all of their work each time.
 
     Args:
         model: the bare detector.

@@ -80,9 +80,8 @@ class LossState:
 
     Seesaw loss counts labels, GHM and EQL v2 average over past batches, in buffers;
     DDOD counts positives in a list; Dynamic R-CNN keeps lists from which it moves the
-    thresholds of its assigner and loss. An attack asks for many losses, which must not
-    depend on each other nor leave anything behind. Normalisations are left out: eval
-    mode already stops theirs.
+    thresholds of its assigner and loss. Losses of an attack must not depend on each
+    other nor leave anything behind. Eval mode already stops normalisations.
 
     Args:
         model: its state is copied now and put back by :meth:`restore`.

@@ -78,9 +78,7 @@ class LossOracle:
 
         Returns:
             Values (N,), or (1,) without ``per_image``, and one gradient (C, H, W) per
-            image. Gradients are zero where the objective does not depend on the image
-            (for instance box losses of an image without objects), and where they are
-            not finite.
+            image, zero where it is not finite or the objective does not depend on it.
         """
         values: list[Tensor] = []
         grads: list[Tensor] = []
@@ -157,8 +155,7 @@ class LossOracle:
             inputs = Inputs(self.model, self.data_batch)
             own = [self._clean[i] for i in part]
             losses = self._losses(inputs([clean[i] for i in part], own))
-        found = [losses[key] for key in self.objective.select(losses)]
-        parts = [p for f in found for p in (f if isinstance(f, (list, tuple)) else [f])]
+        parts = self.objective.parts(losses)
         count = classes_of(self.model)
         # A head without a positive prediction gives a plain zero.
         tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]

@@ -21,7 +21,7 @@ from mmengine.dataset import pseudo_collate
 from mmrobust.batch import float_images
 from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from mmrobust.objective.base import NAMED
+from mmrobust.objective.kinds import NAMED
 from attacks.test_fidelity import Bound, fcos_terms, focal, network_input
 from torch import Tensor, nn
 

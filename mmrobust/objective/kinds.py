@@ -1,0 +1,117 @@
+"""The table of named objectives: which loss terms, on which truth, with which sign."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# The head's classification and box terms, as the attacks A_cls, A_reg and A_cwa of
+# arXiv 2305.17438 use them (its code: head losses only, no RPN, centerness or
+# auxiliary-layer terms).
+CLS, REG = 'loss_cls', 'loss_bbox'
+
+# What becomes of each class, where an objective wants another one.
+TARGETS = ('most-likely', 'least-likely', 'next')
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A named objective.
+
+    Attributes:
+        terms: names of loss terms, a pattern of names, or None for all.
+        sign: 1 to raise the terms, -1 to lower them.
+        truth: the ground truth: the image's ``'own'``, ``'none'``, or its boxes
+            ``'relabelled'``.
+        scores: what replaces the classification loss: ``'weighted'`` by class,
+            ``'background'`` or ``'margin'``; None if nothing does.
+        target: where labels change, the default of :data:`TARGETS`, or ``'given'``.
+        maximises: one line of Markdown for the table of attacks, of which those with
+            such a line are one by themselves (20 steps of PGD).
+        source: where it comes from, for the same table: an arXiv number or Markdown.
+        lacking: the part of a detector that the terms belong to, for the message to
+            whose model has none.
+    """
+
+    terms: tuple[str, ...] | re.Pattern | None
+    sign: int = 1
+    truth: str = 'own'
+    scores: str | None = None
+    target: str | None = None
+    maximises: str = ''
+    source: str = ''
+    lacking: str = ''
+
+
+# Semantic segmentation's terms look at no object.
+_OF_OBJECTS = re.compile(r'(?!loss_seg$|loss_semantic_seg$).*')
+_RPN = re.compile(r'.*rpn.*')
+_OBJECTNESS = re.compile(
+    r'(.*[._])?(loss_obj|loss_conf|loss_centerness|loss_cls_objectness'
+    r'|loss_rpn_cls|rpn_loss_cls)'
+)
+
+_TOG = '[2004.04320](https://arxiv.org/abs/2004.04320)'
+
+NAMED = {
+    'total': Kind(None),
+    'cls': Kind((CLS,)),
+    'reg': Kind((REG,)),
+    'cls+reg': Kind((CLS, REG)),
+    'cwa': Kind((CLS, REG), scores='weighted'),
+    'vanish': Kind(
+        _OF_OBJECTS,
+        sign=-1,
+        truth='none',
+        maximises='minus all losses on empty ground truth: nothing is to be detected',
+        source=f'TOG-vanishing, {_TOG}',
+    ),
+    'fabricate': Kind(
+        _OF_OBJECTS,
+        truth='none',
+        maximises='all losses on empty ground truth: more is to be detected',
+        source=f'TOG-fabrication, {_TOG}',
+    ),
+    'mislabel': Kind(
+        (CLS,),
+        sign=-1,
+        truth='relabelled',
+        target='most-likely',
+        maximises='minus the classification loss on other labels in the same boxes',
+        source=f'TOG-mislabeling, {_TOG}, of which only the classification term is '
+        'used',
+    ),
+    'targeted': Kind(
+        (CLS,),
+        sign=-1,
+        truth='relabelled',
+        target='given',
+        maximises='minus the classification loss with every label set to one class',
+        source=f'TOG-mislabeling, {_TOG}, with a chosen class',
+    ),
+    'background': Kind(
+        (CLS,),
+        scores='background',
+        maximises='the log-probability that predictions assigned to objects are '
+        'background',
+    ),
+    'dag': Kind(
+        (CLS,),
+        scores='margin',
+        target='most-likely',
+        maximises='adversarial minus true logit, summed over the predictions assigned '
+        'to objects that are still right',
+        source='after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',
+    ),
+    'rpn': Kind(
+        _RPN,
+        maximises='the losses of the region proposal network alone',
+        lacking='region proposal network',
+    ),
+    'objectness': Kind(
+        _OBJECTNESS,
+        maximises='what says "here is something" whatever its class: the RPN\'s '
+        "classification, YOLO's objectness, the centerness",
+        lacking='objectness or centerness',
+    ),
+}
