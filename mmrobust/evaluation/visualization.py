@@ -64,7 +64,7 @@ class _Drawing:
 
         Args:
             visualizer: whose drawing functions are used.
-            gt_frame: of the ground truth, see :func:`mmrobust.batch.attack_samples`.
+            gt_frame: of the ground truth, see :func:`mmrobust.frame.attack_samples`.
             attack: its name.
             key: id of the image, or what stands for it.
             clean: the network's input (C, H, W), 0-255.

@@ -35,13 +35,25 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         seed: non-negative seed.
         device: device whose generator is seeded beside the CPU's.
     """
-    outside = _states(device)
-    try:
+    with undrawn(device):
         # torch.manual_seed alone would also seed GPUs that are not put back.
         cuda = device.type == 'cuda'
         (torch if cuda else torch.default_generator).manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
+        yield
+
+
+@contextmanager
+def undrawn(device: torch.device | None = None) -> Iterator[None]:
+    """Takes back, after the context, what it drew from torch, numpy and random.
+
+    Args:
+        device: device whose generator counts beside the CPU's.
+    """
+    device = device or torch.device('cpu')
+    outside = _states(device)
+    try:
         yield
     finally:
         _set_states(outside, device)
