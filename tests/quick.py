@@ -1,10 +1,13 @@
 """What mmengine does around a run, shortened: it takes longer than many a test's run.
 
-Runners print and save their config, laid out by yapf; datasets collect garbage.
+Runners print and save their config, laid out by yapf; datasets collect garbage; reports
+read the metadata of installed packages.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -18,3 +21,4 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         'mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0)
     )
+    patch.setattr('mmrobust.report.robustness.version', cache(version))

@@ -131,8 +131,6 @@ def map_of(result: Any) -> float:
 # Which images each member harms; 15 has no object, and 16 does not exist.
 MEMBERS = {
     'each its own': dict(a=only(10, 13), b=only(11, 15), c=only(12, 14)),
-    'overlapping': dict(a=only(10, 11, strength=20), b=only(11, 12, strength=40)),
-    'one does nothing': dict(a=only(), b=only(13)),
     'none does anything': dict(a=only(), b=only(16)),
     'a good one and a bad one': dict(a=pgd(), b=dict(type='mmrobust.RandomNoise')),
     'one helps': dict(a=pgd(), b=only(10, 11, 12, 13, 14, 15, strength=3)),

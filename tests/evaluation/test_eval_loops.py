@@ -245,11 +245,9 @@ def test_batches_order_and_other_attacks_do_not_matter(
     found, figures = {}, {}
     for name, loader in dict(
         one=tiny.loader(coco, test=True),
-        three=tiny.loader(coco, test=True, batch_size=3),
         # The last batch is smaller than the others.
         four=tiny.loader(coco, test=True, batch_size=4),
-        reverse=reverse,
-        after_noise=tiny.loader(coco, test=True),
+        after_noise=reverse,
     ).items():
         folder = tmp_path / name
         attacks = dict(noise=NOISE) if name == 'after_noise' else {}
@@ -259,21 +257,22 @@ def test_batches_order_and_other_attacks_do_not_matter(
         found[name] = images_of(folder / 'pgd')
     assert len(found['one']) == 6
     assert figures['after_noise'].items() >= figures['one'].items()
-    for name in ('three', 'four', 'reverse', 'after_noise'):
+    for name in ('four', 'after_noise'):
         assert found[name].keys() == found['one'].keys()
         for key, image in found['one'].items():
             assert np.array_equal(found[name][key], image), (name, key)
 
 
 def test_a_seed_repeats_and_another_one_differs(
-    evaluate: Callable, tmp_path: Path
+    evaluate: Callable, coco: Path, tmp_path: Path
 ) -> None:
     images, metrics = [], []
     attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
+    overrides = dict(test_dataloader=tiny.loader(coco, test=True, indices=2))
     for number, seed in enumerate((3, 3, 4)):
         folder = tmp_path / str(number)
         torch.manual_seed(number)  # no global state may matter
-        metrics.append(evaluate(attacks, seed=seed, save_adv=str(folder)))
+        metrics.append(evaluate(attacks, overrides, seed=seed, save_adv=str(folder)))
         images.append({n: images_of(folder / n) for n in attacks})
     assert metrics[0] == metrics[1]
     for name in attacks:

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-IMAGES, SKIPPED = 14, 4
+IMAGES, SKIPPED = 10, 3
 # mAP needs every detection of the benign pass and of the attack's. An image here takes
 # 36 kB as bytes, 147 kB as floats.
 PER_IMAGE = 25_000

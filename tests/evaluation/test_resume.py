@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +35,13 @@ from torch import Tensor
 
 Evaluate = Callable[..., dict[str, Any]]
 
-PGD = dict(type='mmrobust.PGD', eps=8, num_steps=2)
+PGD = dict(type='mmrobust.PGD', eps=8, num_steps=1)
 ENSEMBLE = dict(
     type='mmrobust.Ensemble',
     eps=6,
     members=dict(
-        total=dict(type='mmrobust.PGD', num_steps=2),
-        cls=dict(type='mmrobust.PGD', num_steps=2, objective='cls'),
+        total=dict(type='mmrobust.PGD', num_steps=1),
+        cls=dict(type='mmrobust.PGD', num_steps=1, objective='cls'),
     ),
 )
 ATTACKS_OF_ALL = dict(pgd=PGD, both=ENSEMBLE)
@@ -117,86 +116,73 @@ def interruption(
         setattr(owner, name, stock)
 
 
-# Function, calls of it in an undisturbed run, whether it is interrupted after it did
-# its work, and whether the work on an image is lost.
-PLACES: dict[str, tuple[Any, str, int, bool, bool]] = {
-    'before an attack': (Attacker, 'attack', 12, False, True),
-    'in a prediction': (Attacker, 'predict', 18, False, True),
-    'while an image is saved': (AdversarialImages, 'save', 12, False, True),
-    'before a record': (StorePart, 'write', 18, False, True),
-    'in a record': (os, 'replace', 30, False, True),
-    'after a record': (StorePart, 'write', 18, True, False),
-    'before the scores': (AttackPass, '_score', 2, False, False),
-    'in the scores': (CocoMetric, 'compute_metrics', 3, False, False),
-    'before a report': (RobustnessReport, 'write', 4, False, False),
-    'in a report': (files.os, 'fsync', 14, True, False),
-    'before the records are removed': (Store, 'remove', 1, False, False),
-    'while they are removed': (shutil, 'rmtree', 2, False, False),
-}
+# In the order of an evaluation, each place in a run that goes on after the one before:
+# function, call that does not return, whether it did its work, whether an image's is
+# lost.
+PLACES: list[tuple[Any, str, int, bool, bool]] = [
+    (Attacker, 'predict', 3, False, True),
+    (StorePart, 'write', 2, False, True),
+    (os, 'replace', 2, False, True),
+    (StorePart, 'write', 1, True, False),
+    (CocoMetric, 'compute_metrics', 1, False, False),
+    (Attacker, 'attack', 3, False, True),
+    (AdversarialImages, 'save', 2, False, True),
+    (AttackPass, '_score', 1, False, False),
+    (CocoMetric, 'compute_metrics', 2, False, False),
+    (RobustnessReport, 'write', 2, False, False),
+    (Attacker, 'attack', 4, False, True),
+    (Attacker, 'predict', 3, False, True),
+    (StorePart, 'write', 1, True, False),
+    (AttackPass, '_score', 2, False, False),
+    (CocoMetric, 'compute_metrics', 3, False, False),
+    (RobustnessReport, 'write', 4, False, False),
+    (files.os, 'fsync', 1, True, False),
+    (Store, 'remove', 1, False, False),
+]
 
 
-@pytest.fixture(scope='module')
-def undisturbed() -> dict[str, Any]:
-    """What the first undisturbed run gave, which is the same for all tests."""
-    return {}
-
-
-@pytest.mark.parametrize('place', list(PLACES))
-def test_interrupted_anywhere(
-    evaluate: Evaluate,
-    work: Counter[str],
-    undisturbed: dict[str, Any],
-    tmp_path: Path,
-    place: str,
+def test_interrupted_everywhere(
+    evaluate: Evaluate, work: Counter[str], tmp_path: Path
 ) -> None:
     adv = tmp_path / 'adv'
-    if not undisturbed:
-        undisturbed['report'] = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
-        undisturbed['work'] = dict(work)
-        undisturbed['images'] = images_of(adv)
-        shutil.rmtree(adv)
-        work.clear()
+    whole = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+    counts, made = dict(work), images_of(adv)
     # The detector detects, and the attacks do something.
-    assert undisturbed['report']['benign']['metrics'][MAP] > 0.3
-    assert 12 < undisturbed['work']['attack'] <= 18
-    owner, name, calls, after, lost = PLACES[place]
-    # The second time soon after it went on.
-    for call in (random.Random(place).randint(1, calls), 1):
+    assert whole['benign']['metrics'][MAP] > 0.3
+    assert 12 < counts['attack'] <= 18
+    shutil.rmtree(adv)
+    work.clear()
+    for owner, name, call, after, lost in PLACES:
         with pytest.raises(Interrupted), interruption(owner, name, call, after):
             evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
     found = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
-    assert found == undisturbed['report']
+    assert found == whole
     images = images_of(adv)
-    assert images.keys() == undisturbed['images'].keys()
-    for key, image in images.items():
-        assert np.array_equal(image, undisturbed['images'][key]), key
-    if place != 'while they are removed':  # then a finished run begins anew
-        for kind, count in undisturbed['work'].items():
-            # Two members work on an image before its record is written.
-            assert count <= work[kind] <= count + (4 if lost else 0), kind
-    left = {path.name for path in tmp_path.iterdir() if 'records' in path.name}
-    assert not left
+    assert images.keys() == made.keys()
+    assert all(np.array_equal(image, made[key]) for key, image in images.items())
+    for kind, count in counts.items():
+        # Two members work on an image before its record is written.
+        assert count <= work[kind] <= count + 2 * sum(place[-1] for place in PLACES)
+    assert not list(tmp_path.glob('*records*'))
+    # A finished run begins anew.
+    with pytest.raises(Interrupted), interruption(shutil, 'rmtree', 1):
+        evaluate(ATTACKS_OF_ALL)
+    assert evaluate(ATTACKS_OF_ALL) == whole
+    assert not list(tmp_path.glob('*records*'))
 
 
-def test_a_finished_run_starts_fresh(
+def test_a_finished_run_starts_fresh_and_one_without_resume_keeps_nothing(
     evaluate: Evaluate, work: Counter[str], tmp_path: Path
 ) -> None:
     first = evaluate()
-    assert not (tmp_path / 'r.records').exists()
+    assert not list(tmp_path.glob('*records*'))
     assert work == dict(attack=6, predict=12)
-    assert evaluate() == first
-    assert work == dict(attack=12, predict=24)
-
-
-def test_without_resume_nothing_is_kept(
-    evaluate: Evaluate, work: Counter[str], tmp_path: Path
-) -> None:
     with pytest.raises(Interrupted), interruption(Attacker, 'attack', 5):
         evaluate(resume=False)
     assert not list(tmp_path.glob('*records*'))
-    found = evaluate(resume=False)
-    assert work['attack'] == 4 + 6
-    assert evaluate() == found
+    work.clear()
+    assert evaluate(resume=False) == first
+    assert work == dict(attack=6, predict=12)
 
 
 def test_the_same_runner_goes_on(
@@ -247,15 +233,15 @@ def test_masks(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
         outfile_prefix=str(tmp_path / 'whole'),
     )
     overrides = dict(
-        test_dataloader=tiny.loader(coco, test=True, masks=True),
+        test_dataloader=tiny.loader(coco, test=True, masks=True, indices=3),
         test_evaluator=evaluator,
         load_from=str(checkpoint_of(model, tmp_path)),
     )
-    attacks = dict(pgd=dict(PGD, num_steps=1), both=ENSEMBLE)
+    attacks = dict(pgd=PGD, both=ENSEMBLE)
     whole = evaluate(attacks, overrides, model, report=str(tmp_path / 'whole.json'))
     evaluator['outfile_prefix'] = str(tmp_path / 'found')
     interrupt_twice(evaluate, attacks, overrides, model)
-    assert len(list(tmp_path.rglob('*.record'))) == 6 + 2
+    assert len(list(tmp_path.rglob('*.record'))) == 3 + 2
     assert evaluate(attacks, overrides, model) == whole
     for end in ('segm', 'pgd.segm', 'both.segm', 'both.bbox'):
         masks = [
@@ -329,7 +315,7 @@ def test_classifiers(evaluate: Evaluate, tmp_path: Path) -> None:
 
 def test_images_without_ids(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
     """Their records are found by the place in the loader, and checked by the image."""
-    loader = tiny.loader(coco, test=True)
+    loader = tiny.loader(coco, test=True, indices=2)
     loader['dataset'] = dict(
         type='ConcatDataset', datasets=[loader['dataset'], dict(loader['dataset'])]
     )
@@ -337,12 +323,12 @@ def test_images_without_ids(evaluate: Evaluate, coco: Path, tmp_path: Path) -> N
         test_dataloader=loader,
         test_evaluator=dict(type='VOCMetric', eval_mode='11points'),
     )
-    attacks = dict(pgd=dict(PGD, num_steps=1))
+    attacks = dict(pgd=PGD)
     whole = evaluate(attacks, overrides, report=str(tmp_path / 'whole.json'))
     interrupt_twice(evaluate, attacks, overrides)
     found = evaluate(attacks, overrides)
     assert found == whole
-    assert found['attacks'][0]['cost']['backwards'] == 12
+    assert found['attacks'][0]['cost']['backwards'] == 4
 
 
 def test_a_model_may_write_into_the_samples(
@@ -491,32 +477,32 @@ class Shift(Attack):
         return [(image + self.by).clamp(0, 255) for image in images]
 
 
-@pytest.mark.parametrize(
-    ('before', 'after'),
-    [
-        (PGD, dict(PGD, eps=4)),
-        (PGD, dict(PGD, num_steps=3)),
-        (PGD, dict(PGD, objective='cls')),
-        (PGD, dict(PGD, keep_best=False)),
-        (dict(type='mmrobust.Shift', by=2), dict(type='mmrobust.Shift', by=200)),
-        (
-            ENSEMBLE,
-            dict(ENSEMBLE, members=dict(reversed(list(ENSEMBLE['members'].items())))),
-        ),
-    ],
-)
-def test_a_changed_attack_is_computed_anew(
-    evaluate: Evaluate, work: Counter[str], before: dict, after: dict, tmp_path: Path
+CHANGED = {
+    'radius': (PGD, dict(PGD, eps=4)),
+    'steps': (PGD, dict(PGD, num_steps=2)),
+    'objective': (PGD, dict(PGD, objective='cls')),
+    'choice': (PGD, dict(PGD, keep_best=False)),
+    'own': (dict(type='mmrobust.Shift', by=2), dict(type='mmrobust.Shift', by=200)),
+    'order': (
+        ENSEMBLE,
+        dict(ENSEMBLE, members=dict(reversed(list(ENSEMBLE['members'].items())))),
+    ),
+}
+
+
+def test_changed_attacks_are_computed_anew(
+    evaluate: Evaluate, work: Counter[str], tmp_path: Path
 ) -> None:
     """And the benign pass is not."""
-    fresh = evaluate(dict(x=after), report=str(tmp_path / 'fresh.json'))
+    before, after = ({k: pair[i] for k, pair in CHANGED.items()} for i in (0, 1))
+    settings: dict[str, Any] = dict(num_images=3)
+    fresh = evaluate(after, report=str(tmp_path / 'fresh.json'), **settings)
     whole = dict(work)
-    with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
-        evaluate(dict(x=before))
+    with pytest.raises(Interrupted), interruption(AttackPass, '_score', len(CHANGED)):
+        evaluate(before, **settings)
     work.clear()
-    assert evaluate(dict(x=after)) == fresh
-    assert work['attack'] == whole['attack']
-    assert work['predict'] == whole['predict'] - 6
+    assert evaluate(after, **settings) == fresh
+    assert work == dict(attack=whole['attack'], predict=whole['predict'] - 3)
 
 
 def test_attacks_may_be_added(evaluate: Evaluate, work: Counter[str]) -> None:
