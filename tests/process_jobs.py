@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ from mmrobust.utils.store import Store, StorePart
 from mmrobust.errors import ConfigError
 from mmrobust.distributed import start_processes
 from mmrobust.registry import ADVERSARIES
+from mmrobust.training.finite_updates import FiniteUpdates
+from mmrobust.utils.models import state_digest
+from studies.test_backbone_transfer import draw_classes, make_backbones, task
 from torch import Tensor
+from training.test_non_finite import faulty
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 Job = Callable[[], Any]
@@ -272,8 +277,11 @@ def steady(name: str) -> ConfigDict:
     return ConfigDict(model)
 
 
-def trained(name: str, kind: str, numbers: int = 2) -> list[Tensor]:
-    """Weights after updates on four images each: all here, or a part of them."""
+def trained(name: str, kind: str, numbers: int = 1) -> list[Tensor]:
+    """Weights after updates on four images each: all here, or a part of them.
+
+    A perturbation that is carried gets a second batch to be carried to.
+    """
     updates_seen = 0
     torch.manual_seed(0)
     model: Any = updates.make_model(steady(name))
@@ -286,6 +294,7 @@ def trained(name: str, kind: str, numbers: int = 2) -> list[Tensor]:
             find_unused_parameters=True,
         )
     adversary = ADVERSARIES.build(copy.deepcopy(ADVERSARY_KINDS[kind]))
+    numbers *= 2 if kind == 'named' else 1
     for number in range(numbers):
         parts = [updates.make_batch([(64, 96)], 10 * number + i) for i in range(4)]
         parts = parts[rank() :: 2] if wrapped is not model else parts
@@ -337,6 +346,92 @@ def train_some(folder: Path) -> Any:
     return found
 
 
+# --------------------------------------------- training: each process has its own state
+
+RUN = updates.free(eps=4, replays=2, carry='run')
+# After an epoch, and in the middle of a batch's replays.
+RESUMED = {
+    'epochs': (updates.epochs(2, RUN), 'epoch_1.pth'),
+    'iterations': (updates.iters(6, RUN), 'iter_3.pth'),
+}
+
+
+def resumable(folder: Path, name: str, **resumed: Any) -> dict[str, Any]:
+    """Trains Faster R-CNN, whose samplers draw, on images that are flipped."""
+    root, by_epoch = folder / 'coco', name == 'epochs'
+    loader = tiny.loader(root, test=False, batch_size=1, scale=(64, 48))
+    loader['dataset']['pipeline'].insert(3, dict(type='RandomFlip', prob=0.5))
+    cfg = tiny.runner_config(
+        root,
+        folder / name,
+        tiny.faster_rcnn(),
+        train_dataloader=loader,
+        train_cfg=RESUMED[name][0],
+        launcher='pytorch',
+        model_wrapper_cfg=dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+        ),
+        **updates.NO_VALIDATION,
+        log_processor=dict(by_epoch=by_epoch),
+        **resumed,
+    )
+    cfg['experiment_name'] = f'{name}_{len(resumed)}'
+    cfg['default_hooks']['checkpoint'].update(
+        by_epoch=by_epoch, interval=1 if by_epoch else 3
+    )
+    runner = Runner.from_cfg(Config(cfg))
+    runner.train()
+    deltas = runner.train_loop.adversary.state_dict(runner.iter)['deltas']
+    return dict(
+        weights=state_digest(runner.model.module),
+        deltas=[float(delta.double().sum()) for delta in deltas],
+        drawn=float(torch.rand(())),
+    )
+
+
+def resume_all(folder: Path) -> Any:
+    """Whole runs, and what is left of them from a checkpoint."""
+    join()
+    init_default_scope('mmdet')
+    found: dict[str, Any] = {}
+    for name, (_, checkpoint) in RESUMED.items():
+        whole, kept = resumable(folder, name), folder / f'{name}.kept'
+        if rank() == 0:
+            shutil.copy(folder / name / checkpoint, kept)
+        torch.distributed.barrier()
+        rest = resumable(folder, name, load_from=str(kept), resume=True)
+        found[name] = [whole, rest]
+    return found
+
+
+FAULTS: list[list[str | None]] = [
+    [None, 'loss', 'grad', None, None, None, None, *[None] * 9],
+    [None, None, None, None, 'features', None, None, *['loss'] * 9],
+]
+
+
+def skip_faults() -> Any:
+    """Updates of which one process or the other has some that are not finite."""
+    join()
+    bare, wrapper, batch = faulty(FAULTS[rank()])
+    model = MMDistributedDataParallel(bare, broadcast_buffers=False)
+    weights, stopped = [bare.conv.weight.tolist()], None
+    with FiniteUpdates(model, wrapper, 3).active():
+        for update in range(16):
+            try:
+                model.train_step(batch, wrapper)
+            except ConfigError as error:
+                stopped = [update, 'not finite in 3 updates in a row' in str(error)]
+                break
+            weights.append(bare.conv.weight.tolist())
+    return dict(
+        weights=weights,
+        changed=[a != b for a, b in pairwise(weights)],
+        stopped=stopped,
+        finite=all(bool(v.isfinite().all()) for v in bare.state_dict().values()),
+    )
+
+
 # ------------------------------------------------------------------- detectors in tools
 
 
@@ -374,7 +469,9 @@ def detector_config(folder: Path) -> Path:
         ),
         # It knows the images of a dataset of six, which begins with these.
         load_from=str(stored.checkpoint('fcos', folder)),
-        val_cfg=dict(type='mmrobust.AttackValLoop', attacks=dict(cls=CLS)),
+        val_cfg=dict(
+            type='mmrobust.AttackValLoop', attacks=dict(cls=CLS), num_images=3
+        ),
         custom_hooks=[dict(type='ValidationNotes')],
         # As in mmdet's own default_runtime.py.
         env_cfg=dict(
@@ -396,7 +493,7 @@ def written(path: Path, cfg: dict[str, Any]) -> Path:
 
 
 def test_arguments(folder: Path, config: Path, work: str) -> list[Any]:
-    """An evaluation by an attack and an ensemble."""
+    """An evaluation of three images by an attack and an ensemble."""
     ensemble = dict(
         type='mmrobust.Ensemble',
         eps=6,
@@ -409,7 +506,9 @@ def test_arguments(folder: Path, config: Path, work: str) -> list[Any]:
     cfg = Config.fromfile(config).to_dict()
     cfg['test_cfg'] = dict(type='mmrobust.AttackTestLoop', attacks=attacks)
     path = written(folder / f'{work}.py', cfg)
-    return [path, folder / CHECKPOINT, '--work-dir', folder / work]
+    place = folder / work
+    arguments = [path, folder / CHECKPOINT, '--work-dir', place, '--num-images', 3]
+    return [*arguments, '--save-adv', place / 'adv']
 
 
 def detectors(folder: Path) -> dict[str, Any]:
@@ -444,16 +543,10 @@ def detectors(folder: Path) -> dict[str, Any]:
     job = tool('test.py', *test_arguments(folder, config, 'two_then_one'))
     found['two_then_one'] = start(folder, 'two_then_one', [job])
     job = tool('test.py', *test_arguments(folder, config, 'one_then_two'))
-    killed = ending((StorePart, 'write'), job, call=8)
+    killed = ending((StorePart, 'write'), job, call=5)
     found['alone, killed'] = start(folder, 'one_killed', [killed])
     found['one_then_two'] = start(folder, 'one_then_two', [job] * 2)
     found['two'] = start(folder, 'test_two', [two] * 2)
-    for size, work in ((1, 'one_subset'), (2, 'two_subset')):
-        arguments = test_arguments(folder, config, work)
-        arguments += ['--num-images', 3, '--save-adv', folder / work / 'adv']
-        found[work] = start(
-            folder, f'test_{work}', [tool('test.py', *arguments)] * size
-        )
     return found
 
 
@@ -521,13 +614,27 @@ def draw_pictures(folder: Path) -> None:
     (folder / 'labels.txt').write_text(''.join(lines))
 
 
+class Seen(Hook):
+    """Names of the pictures that a process was given, in their order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        samples = data_batch['data_samples']
+        self.names += [Path(sample.img_path).stem for sample in samples]
+
+
 def classify(folder: Path, work: str) -> Any:
     """A training, and an evaluation of the first weights."""
     cfg = classifier_config(folder, work)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         start_processes(cfg)
         runner = Runner.from_cfg(cfg)
-        metrics = runner.test()
+        metrics, seen = runner.test(), Seen()
+        runner.register_hook(seen)
         runner.train()
         report = json.loads((folder / work / 'robustness.json').read_text())
         weights = [p.double().sum().item() for p in runner.model.parameters()]
@@ -535,6 +642,7 @@ def classify(folder: Path, work: str) -> Any:
         return dict(
             metrics=metrics,
             iter=runner.iter,
+            seen=seen.names,
             weights=weights,
             forwards=attack['cost']['forwards'],
             watched=attack['watched'],
@@ -592,6 +700,27 @@ def classifiers(folder: Path) -> dict[str, Any]:
     return found
 
 
+# ----------------------------------------------------------------------------- a study
+
+
+def transfer(folder: Path) -> dict[str, Any]:
+    """Two trainings of classifiers by the tool."""
+    root = folder / 'transfer'
+    draw_classes(root / 'pictures')
+    make_backbones(root)
+    config = written(root / 'config.py', task(root / 'pictures').to_dict())
+    arguments = [
+        config,
+        '--checkpoints',
+        f'4={root}/4.pth',
+        '--work-dir',
+        root / 'work',
+    ]
+    return {
+        'transfer': start(folder, 'transfer', [tool('transfer.py', *arguments)] * 2)
+    }
+
+
 # ------------------------------------------------------------------------------ script
 
 
@@ -602,9 +731,12 @@ def main(folder: Path) -> None:
         'equal, one': start(folder, 'equal_one', [training]),
         'equal, two': start(folder, 'equal_two', [training] * 2),
         'share': start(folder, 'share', [partial(train_some, folder)] * 2),
+        'faults': start(folder, 'faults', [skip_faults] * 2),
         **bare(folder),
         **detectors(folder),
+        'resumed': start(folder, 'resumed', [partial(resume_all, folder)] * 2),
         **classifiers(folder),
+        **transfer(folder),
     }
     (folder / 'found.json').write_text(json.dumps(found))
 

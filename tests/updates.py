@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tiny
@@ -99,28 +94,6 @@ def make_model(config: dict | None = None) -> nn.Module:
 
 def sgd(model: nn.Module) -> OptimWrapper:
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
-
-
-def in_two_processes(script: str, folder: Path) -> list[dict[str, Any]]:
-    """Runs a test's file as a script under torchrun, with a folder as its argument.
-
-    Returns:
-        What the two processes have left there, in ``0.json`` and ``1.json``.
-    """
-    tests = Path(__file__).parent
-    paths = [str(tests.parent), str(tests), os.environ.get('PYTHONPATH', '')]
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(paths),
-        'OMP_NUM_THREADS': '1',
-    }
-    command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run']
-    command += ['--standalone', '--nproc_per_node=2', script, str(folder)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f'{rank}.json').read_text()) for rank in range(2)]
 
 
 class ScalingOptimWrapper(OptimWrapper):

@@ -58,17 +58,22 @@ def statuses(found: Found, name: str) -> list[Any]:
 PAIRS = [(name, kind) for name, kinds in process_jobs.EQUAL.items() for kind in kinds]
 
 
+@pytest.fixture(scope='module')
+def trained(folder: Path, found: Found) -> list[dict[str, list[torch.Tensor]]]:
+    """Weights of one process, and of each of two."""
+    for name in ('equal, one', 'equal, two'):
+        assert not any(statuses(found, name)), found[name][0]['errors']
+    return [torch.load(folder / f'{name}.pth') for name in ('one', 'two', 'two1')]
+
+
 @pytest.mark.parametrize(('name', 'kind'), PAIRS)
 def test_training_equals_one_process_with_the_doubled_batch(
-    folder: Path, found: Found, name: str, kind: str
+    trained: list[dict[str, list[torch.Tensor]]], name: str, kind: str
 ) -> None:
-    assert statuses(found, 'equal, one') == [0], found['equal, one'][0]['errors']
-    assert statuses(found, 'equal, two') == [0, 0], found['equal, two'][0]['errors']
-    one, two = (torch.load(folder / f'{file}.pth') for file in ('one', 'two'))
-    start = torch.cat([w.flatten() for w in one[f'{name} start']]).double()
+    start = torch.cat([w.flatten() for w in trained[0][f'{name} start']]).double()
     single, double, other = (
         torch.cat([w.flatten() for w in each[f'{name} {kind}']]).double()
-        for each in (one, two, torch.load(folder / 'two1.pth'))
+        for each in trained
     )
     assert torch.equal(double, other)
     # Rounding is at 1e-7 of the weights, what they have moved a tenth of them.
@@ -84,6 +89,44 @@ def test_processes_with_different_numbers_of_attacked_images(found: Found) -> No
         assert {0, 1, 2} <= {*first[kind][0], *second[kind][0]}
         assert first[kind][0] != second[kind][0]
         assert first[kind][1] == second[kind][1]
+
+
+def test_processes_skip_alike_and_stop_alike(found: Found) -> None:
+    """Faults of one process only; none of them waits for the other for ever."""
+    assert statuses(found, 'faults') == [0, 0], found['faults'][0]['errors']
+    first, second = (process['result'] for process in found['faults'])
+    assert first['weights'] == second['weights']
+    # Updates 1 and 2 were faulty on process 0, update 4 on process 1.
+    changed = [True, False, False, True, False, True, True, False, False]
+    assert first['changed'] == second['changed'] == changed
+    # From update 7 on process 1 is faulty; both stop at the third such update.
+    assert first['stopped'] == second['stopped'] == [9, True]
+    assert first['finite'] == second['finite'] is True
+
+
+@pytest.mark.parametrize('name', list(process_jobs.RESUMED))
+def test_two_processes_resume_exactly(found: Found, name: str) -> None:
+    assert statuses(found, 'resumed') == [0, 0], found['resumed'][0]['errors']
+    ranks = [process['result'][name] for process in found['resumed']]
+    for whole, rest in ranks:
+        assert rest == whole
+    (first, _), (second, _) = ranks
+    # States that are equal could not tell whose was restored. (Weights are equal,
+    # BatchNorm's statistics are not.)
+    for key in ('weights', 'deltas', 'drawn'):
+        assert first[key] != second[key]
+
+
+def test_a_study_in_two_processes(folder: Path, found: Found) -> None:
+    """The main one writes; a backbone that is fixed after DDP wrapped it stays so."""
+    assert statuses(found, 'transfer') == [0, 0], found['transfer'][0]['errors']
+    content = json.loads((folder / 'transfer/work/transfer.json').read_text())
+    assert content['complete']
+    assert content['environment']['processes'] == 2
+    fixed, full = content['runs']
+    assert fixed['updates'] == 4  # 18 pictures, two times 6 per update
+    assert fixed['backbone_sha256'] == content['checkpoints'][0]['backbone_sha256']
+    assert full['backbone_sha256'] != fixed['backbone_sha256']
 
 
 def test_the_tool_trains_on_cpus(folder: Path, found: Found) -> None:
@@ -135,10 +178,19 @@ def test_uneven_classifiers(found: Found) -> None:
     """Five pictures on two processes."""
     (single,) = (process['result'] for process in found['one_classifier'])
     first, second = (process['result'] for process in found['two_classifiers'])
-    assert first == second
+    shared = ('metrics', 'iter', 'weights', 'forwards', 'watched')
+    assert all(first[key] == second[key] for key in shared)
     for key in ('metrics', 'forwards', 'watched'):
         assert first[key] == single[key]
     assert (single['iter'], first['iter']) == (10, 6)
+
+
+def test_every_image_is_seen_once_by_one_of_two_processes(found: Found) -> None:
+    """In each of two epochs; the first one again where five are shared by two."""
+    (single,) = (process['result']['seen'] for process in found['one_classifier'])
+    shares = [process['result']['seen'] for process in found['two_classifiers']]
+    assert single == ['0', '1', '2', '3', '4'] * 2
+    assert shares == [['0', '2', '4'] * 2, ['1', '3', '0'] * 2]
 
 
 def test_uneven_epochs_are_refused(found: Found) -> None:
@@ -149,20 +201,14 @@ def test_uneven_epochs_are_refused(found: Found) -> None:
         assert 'set sampler.round_up=True' in evaluation
 
 
-def test_a_subset_and_its_images_are_the_same(folder: Path) -> None:
-    """The images themselves, which the figures round away."""
-    one, two = (report(folder, f'{size}_subset') for size in ('one', 'two'))
-    for report_ in (one, two):
-        assert report_['dataset']['num_images'] == 3
-    assert one['benign'] == two['benign']
-    for ours, theirs in zip(two['attacks'], one['attacks'], strict=True):
-        assert ours['metrics'] == theirs['metrics']
+def test_the_images_are_the_same(folder: Path) -> None:
+    """Which figures round away."""
     ours, theirs = (
         {
             path.name: np.load(path)['image']
             for path in folder.glob(f'{size}/adv/cls/*.npz')
         }
-        for size in ('two_subset', 'one_subset')
+        for size in ('two', 'one')
     )
     assert ours.keys() == theirs.keys()
     assert len(ours) == 3
@@ -189,7 +235,7 @@ def test_the_report_is_the_same_afterwards(folder: Path, found: Found) -> None:
     assert 'RuntimeError: out of luck' in found['scoring, second fails'][1]['errors']
     single = report(folder, 'one')
     assert single['complete']
-    assert single['dataset']['num_images'] == 5
+    assert single['dataset']['num_images'] == 3
     for name in ('one', 'two', 'two_then_one', 'one_then_two'):
         assert not any(statuses(found, name)), found[name][0]['errors']
         assert report(folder, name) == single, name

@@ -162,9 +162,7 @@ NOISE = dict(type='mmrobust.RandomNoise', eps=8)
 
 
 @pytest.fixture
-def build(
-    build_runner: Callable[..., Runner], coco: Path
-) -> Callable[..., Runner]:
+def build(build_runner: Callable[..., Runner], coco: Path) -> Callable[..., Runner]:
     """Evaluations of three images."""
 
     def make(**hook: Any) -> Runner:

@@ -152,7 +152,7 @@ def test_interrupted_everywhere(
     assert 12 < counts['attack'] <= 18
     shutil.rmtree(adv)
     work.clear()
-    for owner, name, call, after, lost in PLACES:
+    for owner, name, call, after, _ in PLACES:
         with pytest.raises(Interrupted), interruption(owner, name, call, after):
             evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
     found = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import sys
 from collections.abc import Callable
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import quick
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmrobust.training import FreeAdversary, PGDAdversary, finite_updates as guard
@@ -28,7 +24,6 @@ from updates import (
     checkpoints,
     epochs,
     free,
-    in_two_processes,
     iters,
     make_batch,
     make_model,
@@ -423,54 +418,3 @@ def test_what_hooks_do_between_passes_is_kept() -> None:
         guard.remember()
         wrapper.update_params(model(math.nan))
     assert model.seen.item() == 7
-
-
-# ------------------------------------------------------------ two processes
-
-
-def test_processes_skip_alike_and_stop_alike(tmp_path: Path) -> None:
-    """Faults of one process only; none of them waits for the other for ever."""
-    first, second = in_two_processes(__file__, tmp_path)
-    assert first['weights'] == second['weights']
-    # Updates 1 and 2 were faulty on process 0, update 4 on process 1.
-    changed = [True, False, False, True, False, True, True, False, False]
-    assert first['changed'] == changed
-    assert second['changed'] == first['changed']
-    # From update 7 on process 1 is faulty; both stop at the third such update.
-    assert first['stopped'] == second['stopped'] == [9, True]
-    assert first['finite'] == second['finite'] is True
-
-
-def main(folder: Path) -> None:
-    """What each of the two processes does."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=60))
-    rank = torch.distributed.get_rank()
-    faults: list[list[str | None]] = [
-        [None, 'loss', 'grad', None, None, None, None, *[None] * 9],
-        [None, None, None, None, 'features', None, None, *['loss'] * 9],
-    ]
-    bare, wrapper, batch = faulty(faults[rank])
-    model = MMDistributedDataParallel(bare, broadcast_buffers=False)
-    weights, stopped = [bare.conv.weight.tolist()], None
-    with FiniteUpdates(model, wrapper, 3).active():
-        for update in range(16):
-            try:
-                model.train_step(batch, wrapper)
-            except ConfigError as error:
-                stopped = [update, 'not finite in 3 updates in a row' in str(error)]
-                break
-            weights.append(bare.conv.weight.tolist())
-    result = dict(
-        weights=weights,
-        changed=[a != b for a, b in pairwise(weights)],
-        stopped=stopped,
-        finite=all(bool(v.isfinite().all()) for v in bare.state_dict().values()),
-    )
-    (folder / f'{rank}.json').write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == '__main__':
-    quick.shorten(pytest.MonkeyPatch())
-    main(Path(sys.argv[1]))
