@@ -24,6 +24,7 @@ OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'training')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optimizer wrapper constructor', root.OPTIM_WRAPPER_CONSTRUCTORS, 'training'
 )
+PARAM_SCHEDULERS = _child('parameter scheduler', root.PARAM_SCHEDULERS, 'training')
 DATASETS = _child('dataset', root.DATASETS, 'datasets')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'datasets')
 MODELS = _child('model', root.MODELS, 'models')

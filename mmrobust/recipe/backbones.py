@@ -110,7 +110,9 @@ def _set_normalization(
     known = read_weights(weights).normalization if os.path.isfile(weights) else None
     known = known or default
     if known is not None:
-        model.setdefault('data_preprocessor', ConfigDict(type='DetDataPreprocessor'))
+        model.setdefault(
+            'data_preprocessor', ConfigDict(type='mmdet.DetDataPreprocessor')
+        )
         model.data_preprocessor.update(rgb_to_bgr=False, **known.settings('bgr_to_rgb'))
 
 

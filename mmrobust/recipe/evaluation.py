@@ -16,7 +16,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..attacks import attack_preset
 from ..errors import ConfigError
-from ..utils.configs import innermost
+from ..utils.configs import innermost, type_name
 
 # Attacks on the losses of the heads, in the order of the reports.
 _ON_HEADS = ('cls', 'reg', 'cwa')
@@ -25,7 +25,9 @@ _BOUND = 6
 
 def box_heads(model: dict) -> Iterator[dict]:
     """Yields the configs of heads that classify and locate objects; not the RPN's."""
-    for node in (model, model.get('roi_head') or {}):
+    roi_heads = model.get('roi_head') or []  # CO-DETR has several
+    roi_heads = roi_heads if isinstance(roi_heads, list) else [roi_heads]
+    for node in (model, *roi_heads):
         head = node.get('bbox_head')
         for one in head if isinstance(head, list) else [head]:
             if isinstance(one, dict):
@@ -37,10 +39,16 @@ def _has_both_losses(model: dict) -> bool:
     return bool(heads) and all({'loss_cls', 'loss_bbox'} <= set(head) for head in heads)
 
 
-def loads_annotations(transform: dict) -> bool:
-    """Tells whether a transform of a pipeline is LoadAnnotations or one of its kind."""
-    name = str(transform.get('type', '')).split('.')[-1]
-    return name.startswith('Load') and 'Annotations' in name
+def annotation_loaders(pipeline: Any) -> Iterator[dict]:
+    """Yields LoadAnnotations and its kind, also where they are inside transforms."""
+    if isinstance(pipeline, dict):
+        name = type_name(pipeline)
+        if name.startswith('Load') and 'Annotations' in name:
+            yield pipeline
+        pipeline = list(pipeline.values())
+    if isinstance(pipeline, (list, tuple)):
+        for node in pipeline:
+            yield from annotation_loaders(node)
 
 
 def set_evaluation(cfg: Config, norm: str, eps: float) -> None:
@@ -61,9 +69,9 @@ def set_evaluation(cfg: Config, norm: str, eps: float) -> None:
     loop = {key: cfg.test_cfg[key] for key in ('fp16',) if key in cfg.test_cfg}
     for dataset in innermost(cfg.test_dataloader['dataset']):
         pipeline = dataset.get('pipeline') or []
-        if pipeline and not any(map(loads_annotations, pipeline)):
+        if pipeline and not list(annotation_loaders(pipeline)):
             # A test without metrics needs no boxes; an attack does.
-            load = ConfigDict(type='LoadAnnotations', with_bbox=True)
+            load = ConfigDict(type='mmdet.LoadAnnotations', with_bbox=True)
             pipeline.insert(len(pipeline) - 1, load)
     cfg.test_cfg = ConfigDict(type='mmrobust.AttackTestLoop', attacks=attacks, **loop)
     cfg.setdefault('default_hooks', ConfigDict())['attack_visualization'] = ConfigDict(

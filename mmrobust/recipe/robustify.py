@@ -10,11 +10,11 @@ from mmengine.config import Config, ConfigDict
 from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
-from ..utils.configs import innermost, read_config
+from ..utils.configs import innermost, read_config, type_name
 from ..utils.validation import positive_int
 from .backbones import set_weights, swap_backbone
-from .evaluation import box_heads, follow_paper, loads_annotations, set_evaluation
-from .schedule import convert_loop
+from .evaluation import annotation_loaders, box_heads, follow_paper, set_evaluation
+from .schedule import convert_hooks, convert_loop, convert_schedulers
 
 # Adversaries by the name of the training method.
 METHODS = {
@@ -26,6 +26,8 @@ METHODS = {
     'none': 'NoAdversary',
 }
 PRESETS = ('default', 'paper')
+# torch's, of optimizers whose config names none.
+_DEFAULT_LR = 1e-3
 
 
 def robustify(
@@ -72,10 +74,9 @@ def robustify(
     Raises:
         ConfigError: for what cannot be converted, with the reason.
     """
-    if isinstance(cfg, str):
-        cfg = read_config(cfg)
-    else:
-        cfg = Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
+    cfg = read_config(cfg) if isinstance(cfg, str) else cfg
+    # Types of the lazy style become text.
+    cfg = Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
     if method not in METHODS:
         raise ConfigError(
             f'method {method!r} is unknown: choose from {", ".join(METHODS)}.'
@@ -89,23 +90,27 @@ def robustify(
     ADVERSARIES.build(deepcopy(adversary))  # refuses impossible settings
     radius = ThreatModel(norm, to_pixels(eps, norm=norm)).eps
     _refuse_model(cfg.get('model'))
-    length = schedule or (2.0 if method == 'free' else 1.0)
-    convert_loop(cfg, adversary, replays, length)
+    updates = schedule or (2.0 if method == 'free' else 1.0)
+    length = convert_loop(cfg, adversary, replays, updates)
     _refuse_optimizer(cfg.get('optim_wrapper'), replays)
     _refuse_dataset(cfg.get('train_dataloader'))
     if backbone is not None:
         swap_backbone(cfg, backbone, backbone_weights)
     elif backbone_weights is not None:
         set_weights(cfg, backbone_weights)
+    convert_schedulers(cfg, length, cfg.optim_wrapper.optimizer.get('lr', _DEFAULT_LR))
+    convert_hooks(cfg, length)
     _set_optimizer(cfg)
     for head in box_heads(cfg.model):
-        if head.get('type') == 'SSDHead':  # mmdet 3.3's own cannot predict
+        if type_name(head) == 'SSDHead':  # mmdet 3.3's own cannot predict
             head['type'] = 'mmrobust.SSDHead'
     set_evaluation(cfg, norm, radius)
     if preset == 'paper':
         follow_paper(cfg, method)
     imports = cfg.setdefault('custom_imports', ConfigDict(imports=[]))
-    imports.imports = list(dict.fromkeys([*imports.imports, 'mmrobust']))
+    own = imports.imports
+    own = [own] if isinstance(own, str) else own
+    imports.imports = list(dict.fromkeys([*own, 'mmrobust']))
     imports.setdefault('allow_failed_imports', False)
     return cfg
 
@@ -133,12 +138,12 @@ def _adversary(
 def _refuse_model(model: Any) -> None:
     if not model:
         raise ConfigError('the config has no model.')
-    if str(model.get('type')).endswith('Classifier'):
+    if type_name(model).endswith('Classifier'):
         raise ConfigError(
             f'{model.type} is a classifier, and the recipe is one for detectors: set '
             'train_cfg as the configs in configs/pretrain do.'
         )
-    preprocessor = (model.get('data_preprocessor') or {}).get('type', '')
+    preprocessor = type_name(model.get('data_preprocessor'))
     if 'MultiBranch' in preprocessor:
         raise ConfigError(
             f'{model.type} takes several branches of images ({preprocessor}), which '
@@ -146,8 +151,10 @@ def _refuse_model(model: Any) -> None:
         )
     if not isinstance(model.get('backbone'), dict):
         raise ConfigError(
-            f'{model.get("type")} has no backbone in the config (it has '
-            f'{", ".join(k for k in model if k != "type")}), and the recipe needs one.'
+            f'{type_name(model)} has no backbone in the config (it has '
+            f'{", ".join(k for k in model if k != "type")}), and the recipe needs one: '
+            'write custom_imports, train_cfg and optim_wrapper by hand, as in "In your '
+            'own mmdet project" of the README, with paramwise_cfg.backbone_key.'
         )
 
 
@@ -155,13 +162,13 @@ def _refuse_optimizer(wrapper: Any, replays: int) -> None:
     if not isinstance(wrapper, dict):
         raise ConfigError('the config has no optim_wrapper, so nothing to learn with.')
     optimizer = wrapper.get('optimizer')
-    if not isinstance(optimizer, dict) or not isinstance(optimizer.get('type'), str):
+    if not isinstance(optimizer, dict) or not type_name(optimizer):
         raise ConfigError(
             'optim_wrapper.optimizer is not a single dict(type=...), and adversarial '
             "training knows one optimizer: write optimizer=dict(type='AdamW', lr=1e-4)."
         )
-    constructor = wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
-    if constructor != 'DefaultOptimWrapperConstructor':
+    constructor = type_name({'type': wrapper.get('constructor')})
+    if constructor not in ('', 'DefaultOptimWrapperConstructor'):
         raise ConfigError(
             f'the config has optimizer rules of its own ({constructor}), which the '
             'rule for the backbone would replace: remove optim_wrapper.constructor '
@@ -179,11 +186,11 @@ def _refuse_dataset(loader: Any) -> None:
     if not isinstance(loader, dict) or 'dataset' not in loader:
         raise ConfigError('the config has no train_dataloader with a dataset.')
     for dataset in innermost(loader['dataset']):
-        loading = filter(loads_annotations, dataset.get('pipeline') or [])
+        loading = annotation_loaders(dataset.get('pipeline'))
         # True is the default of all that load annotations.
         if not any(transform.get('with_bbox', True) for transform in loading):
             raise ConfigError(
-                f'the training pipeline of {dataset.get("type")} loads no boxes, and '
+                f'the training pipeline of {type_name(dataset)} loads no boxes, and '
                 "there is nothing else to attack: add dict(type='LoadAnnotations', "
                 'with_bbox=True) to it.'
             )
@@ -192,8 +199,9 @@ def _refuse_dataset(loader: Any) -> None:
 def _set_optimizer(cfg: Config) -> None:
     """AdamW as in arXiv 2305.17438; what belongs to the detector's own rules stays."""
     wrapper = cfg.optim_wrapper
-    own = wrapper.optimizer if wrapper.optimizer.type == 'AdamW' else ConfigDict()
-    has_batch_norm = 'Res' in cfg.model.backbone.type
+    adamw = type_name(wrapper.optimizer) == 'AdamW'
+    own = wrapper.optimizer if adamw else ConfigDict()
+    has_batch_norm = 'Res' in type_name(cfg.model.backbone)
     wrapper.optimizer = ConfigDict(
         type='AdamW',
         lr=own.get('lr', 1e-4),

@@ -18,7 +18,12 @@ from .inner_attack import (
     PGDAdversary,
 )
 from .loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
-from .optim import BackboneLrOptimWrapperConstructor, BFloat16OptimWrapper
+from .optim import (
+    BackboneLrOptimWrapperConstructor,
+    BFloat16OptimWrapper,
+    RelativeOneCycleLR,
+    RelativePolyLR,
+)
 from .resume import SeedUpdatesHook, TrainingStateHook
 
 __all__ = [
@@ -35,6 +40,8 @@ __all__ = [
     'MTDAdversary',
     'NoAdversary',
     'PGDAdversary',
+    'RelativeOneCycleLR',
+    'RelativePolyLR',
     'SeedUpdatesHook',
     'TrainingStateHook',
 ]

@@ -68,7 +68,7 @@ class _AdversarialTraining:
         **stock: Any,
     ) -> None:
         for key in ('max_epochs', 'max_iters', 'val_begin', 'val_interval'):
-            if key in stock:
+            if key in stock and (key, stock[key]) != ('val_begin', 0):
                 stock[key] = positive_int(stock[key], key)
         self.max_skipped = positive_int(max_skipped, 'max_skipped')
         self.speed = Acceleration.read(speed)

@@ -1,4 +1,4 @@
-"""Optimizer rules: bfloat16, and a smaller learning rate for the backbone."""
+"""Optimizer rules: bfloat16, a slower backbone, and schedules that keep it slower."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import (
+    DefaultOptimWrapperConstructor,
+    OneCycleLR,
+    OptimWrapper,
+    PolyLR,
+)
 from torch import nn
 
 from ..errors import ConfigError
-from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -80,22 +85,75 @@ class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for name, parameter in module.named_parameters(remove_duplicate=False)
             if key in name.split('.')
         }
-        matched = 0
+        if not inside:
+            top = sorted({name.split('.')[0] for name, _ in module.named_parameters()})
+            raise ConfigError(
+                f'backbone_lr_mult={factor} matched no parameter, because no name has '
+                f'the component {key!r} (top-level modules: {", ".join(top)}): set '
+                'paramwise_cfg.backbone_key.'
+            )
+        matched, rates = 0, set()
         for group in params:
             weights = [p for p in group['params'] if p.requires_grad]
             # Groups hold one parameter each at this point.
             if weights and all(id(p) in inside for p in weights):
                 group['lr'] = group.get('lr', self.base_lr) * factor
                 matched += sum(p.numel() for p in weights)
+                rates.add(f'{group["lr"]:g}')
         if matched == 0:
-            top = sorted({name.split('.')[0] for name, _ in module.named_parameters()})
-            raise ConfigError(
-                f'backbone_lr_mult={factor} matched no trainable parameter, because no '
-                f'name has the component {key!r} (top-level modules: '
-                f'{", ".join(top)}): set paramwise_cfg.backbone_key.'
+            text = f'All weights of {key!r} are frozen: there is no rate to multiply.'
+        else:
+            text = (
+                f'Backbone learning rate x{factor} for {matched:,} parameters '
+                f'({key!r}): {", ".join(sorted(rates, key=float))}, where the base '
+                f'rate is {self.base_lr:g}.'
             )
-        print_log(
-            f'Backbone learning rate x{factor} for {matched:,} parameters '
-            f'({key!r}): {(self.base_lr or 0) * factor:g} instead of {self.base_lr:g}.',
-            logger='current',
-        )
+        print_log(text, logger='current')
+
+
+@PARAM_SCHEDULERS.register_module()
+class RelativePolyLR(PolyLR):
+    """mmengine's PolyLR that ends at the same share of every parameter's rate.
+
+    PolyLR's ``eta_min`` holds for all parameters, and the backbone's smaller rate would
+    rise to it.
+
+    Args:
+        *args: as PolyLR's.
+        eta_min_ratio: the last rate, relative to each parameter's first one.
+        **kwargs: as PolyLR's, without ``eta_min``.
+    """
+
+    def __init__(self, *args: Any, eta_min_ratio: float, **kwargs: Any) -> None:
+        self.eta_min_ratio = eta_min_ratio
+        super().__init__(*args, **kwargs)
+
+    def _get_value(self) -> list[float]:
+        groups = self.optimizer.param_groups
+        if self.last_step == 0:
+            return [group[self.param_name] for group in groups]
+        left = (1 - 1 / (self.total_iters - self.last_step + 1)) ** self.power
+        lowest = [self.eta_min_ratio * base for base in self.base_values]
+        pairs = zip(groups, lowest, strict=True)
+        return [(group[self.param_name] - low) * left + low for group, low in pairs]
+
+
+@PARAM_SCHEDULERS.register_module()
+class RelativeOneCycleLR(OneCycleLR):
+    """mmengine's OneCycleLR around every parameter's own rate.
+
+    OneCycleLR's ``eta_max`` holds for all parameters, and the backbone's smaller rate
+    would rise to it.
+
+    Args:
+        optimizer: as OneCycleLR's.
+        *args: as OneCycleLR's.
+        eta_max_ratio: the highest rate, relative to each parameter's rate.
+        **kwargs: as OneCycleLR's, without ``eta_max``.
+    """
+
+    def __init__(
+        self, optimizer: Any, *args: Any, eta_max_ratio: float, **kwargs: Any
+    ) -> None:
+        rates = [group['lr'] * eta_max_ratio for group in optimizer.param_groups]
+        super().__init__(optimizer, *args, eta_max=rates, **kwargs)

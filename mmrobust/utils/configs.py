@@ -175,6 +175,16 @@ def _annotation_files(cfg: Config) -> Iterator[str]:
                 yield os.path.join(node.get('data_root') or '', name)
 
 
+def type_name(node: Any) -> str:
+    """Returns the name of a config node's class, without scope, package or module.
+
+    A type is a text (``'mmdet.FCOS'``) or, in configs of the lazy style, a class; a
+    node without one has the name ``''``.
+    """
+    kind = node.get('type') if isinstance(node, dict) else None
+    return str(getattr(kind, '__name__', kind or '')).split('.')[-1]
+
+
 def innermost(dataset: dict) -> list[dict]:
     """Returns the datasets inside wrappers like RepeatDataset and ConcatDataset."""
     if 'datasets' in dataset:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from mmdet.registry import MODELS
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmrobust.errors import ConfigError
 from torch import nn
@@ -171,7 +173,7 @@ def test_the_table_of_a_detector() -> None:
         # Training the backbone at full speed would go unnoticed.
         (
             dict(backbone_key='trunk'),
-            r"backbone_lr_mult=0.1 matched no trainable parameter.*'trunk'.*"
+            r"backbone_lr_mult=0.1 matched no parameter.*'trunk'.*"
             r'top-level modules: backbone, backbone_neck, head, scale\)',
         ),
         *(
@@ -185,8 +187,35 @@ def test_what_is_refused(rules: dict, sentence: str) -> None:
         groups_of(Toy(), **rules)
 
 
-def test_a_wholly_frozen_backbone_is_no_match() -> None:
+def test_a_wholly_frozen_backbone_has_no_rate() -> None:
+    """Fixed features are a recipe of their own; nothing is wrong with the rule."""
     model = Toy()
     model.backbone.requires_grad_(False)
-    with pytest.raises(ConfigError, match='matched no trainable parameter'):
-        groups_of(model)
+    found = groups_of(model)
+    assert set(found.values()) == {(1.0, 0.5)}
+    assert not any(name.startswith('backbone.') for name in found)
+
+
+def test_the_logged_rate_is_what_all_rules_give() -> None:
+    """A DETR's own tenth counts too: 1e-6, not 1e-5."""
+    logger = MMLogger.get_instance('rates')
+    said: list[str] = []
+    logger.addHandler(handler := Said(said))
+    try:
+        groups_of(
+            Toy(), backbone_lr_mult=0.1, custom_keys={'backbone.': dict(lr_mult=0.1)}
+        )
+    finally:
+        logger.removeHandler(handler)
+    assert "('backbone'): 0.01, where the base rate is 1." in said[-1]
+
+
+class Said(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
