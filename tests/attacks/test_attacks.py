@@ -70,7 +70,7 @@ def test_images_alone_and_together_are_in_the_ball_and_no_worse_than_clean(name,
 )
 def test_restarts_never_make_it_worse(name, norm):
     attack, clean, values = build(name, norm), torch.full((3, 8, 8), 100.0), []
-    for attack.restarts in (1, 4, 12):
+    for attack.restarts in (1, 2, 6):
         (found,) = attack.perturb(Recorder(wavy), [clean], generator())
         values.append(wavy(found).item())
     assert values == sorted(values)

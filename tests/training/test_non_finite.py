@@ -198,9 +198,17 @@ def test_a_burst_is_said_once_and_too_many_in_a_row_stop(
 # ------------------------------------------------------------ perturbations
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-@pytest.mark.parametrize('fault', [NAN, INF, -INF])
-@pytest.mark.parametrize('objective', ['total', 'cls'])
+@pytest.mark.parametrize(
+    ('norm', 'fault', 'objective'),
+    [
+        ('linf', NAN, 'total'),
+        ('linf', INF, 'cls'),
+        ('l2', NAN, 'cls'),
+        ('l2', -INF, 'total'),
+        ('l1', NAN, 'total'),
+        ('l1', INF, 'total'),
+    ],
+)
 def test_no_gradient_spoils_the_perturbation_of_free(
     norm: str, fault: float, objective: str
 ) -> None:
