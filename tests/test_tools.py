@@ -441,21 +441,28 @@ def execute(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+# Both in one process: it takes longer to start than all else.
+COMMANDS = """
+import runpy, sys
+for command in (TRAIN, TEST):
+    sys.argv = command
+    runpy.run_path(command[0], run_name='__main__')
+"""
+
+
 def test_train_then_attack(project: Path, tmp_path: Path) -> None:
     """The two commands of the README, one pass of training, pictures included."""
-    config = str(project / 'config.py')
-    execute(tmp_path, str(TOOLS / 'train.py'), config, '--work-dir', 'run')
-    config = str(project / 'standard.py')
     checkpoint = tmp_path / 'run' / 'epoch_1.pth'
+    work = ['--work-dir', 'run']
+    train = [str(TOOLS / 'train.py'), str(project / 'config.py'), *work]
+    test = [str(TOOLS / 'test.py'), str(project / 'standard.py'), str(checkpoint)]
+    test += [*work, '--attack', 'fgsm', '--eps', '8']
+    test += ['--show-dir', 'shown', '--out', 'p.pkl']
+    text = COMMANDS.replace('TRAIN', repr(train)).replace('TEST', repr(test))
+    execute(tmp_path, '-c', text)
     meta = torch.load(checkpoint, weights_only=True)['meta']
     assert meta['iter'] == 4  # 2 batches, twice each
     assert meta['adversary']['eps'] == 4
-
-    execute(
-        tmp_path,
-        *(str(TOOLS / 'test.py'), config, str(checkpoint), '--work-dir', 'run'),
-        *('--attack', 'fgsm', '--eps', '8', '--show-dir', 'shown', '--out', 'p.pkl'),
-    )
     report = json.loads((tmp_path / 'run' / 'robustness.json').read_text())
     assert report['complete'] is True
     assert report['checkpoint'] == str(checkpoint)

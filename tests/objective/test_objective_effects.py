@@ -108,7 +108,7 @@ def on_objects(
     return total
 
 
-LEARNT, DETR = ('fcos', 'faster_rcnn'), ('detr',)
+LEARNT, RETINA, DETR = ('fcos', 'faster_rcnn'), ('retinanet',), ('detr',)
 
 
 def right(found: Any, truth: Any) -> float:
@@ -136,21 +136,21 @@ def stripes(found: Any, truth: Any) -> float:
 # (plus a number), or above a multiple of the largest.
 TO_NEXT, TO_0, TO_1 = dict(target='next'), dict(target_class=0), dict(target_class=1)
 EFFECTS = [
-    (LEARNT + DETR, 'vanish', {}, certainty, '<', 0.7, 0),
-    (LEARNT + DETR, 'fabricate', {}, certainty, '>', 1.1, 0),
+    (LEARNT + RETINA + DETR, 'vanish', {}, certainty, '<', 0.7, 0),
+    (LEARNT + RETINA + DETR, 'fabricate', {}, certainty, '>', 1.1, 0),
     (LEARNT, 'vanish', {}, boxes, '<', 1, 0),
     (LEARNT, 'fabricate', {}, boxes, '>', 1, 0),
-    (LEARNT, 'mislabel', {}, right, '<', 0.75, 0),
-    (LEARNT, 'mislabel', {}, wrong, '>', 1, 0.5),
+    (LEARNT + RETINA, 'mislabel', {}, right, '<', 0.75, 0),
+    (LEARNT + RETINA, 'mislabel', {}, wrong, '>', 1, 0.5),
     (LEARNT, 'mislabel', TO_NEXT, right, '<', 0.75, 0),
     (LEARNT, 'mislabel', TO_NEXT, wrong, '>', 1, 0.5),
     (LEARNT, 'targeted', TO_0, as_class_0, '>', 1, 0.5),
     (LEARNT, 'background', {}, on_objects, '<', 0.5, 0),
-    (LEARNT, 'dag', {}, right, '<', 0.5, 0),
+    (LEARNT + RETINA, 'dag', {}, right, '<', 0.5, 0),
     (LEARNT, 'objectness', {}, right, '<', 0.75, 0),
     (('faster_rcnn',), 'rpn', {}, right, '<', 0.75, 0),
     (DETR, 'targeted', TO_1, squares, '>', 1, 0.5),
-    (DETR, 'mislabel', {}, stripes, '<', 1, -0.3),
+    (DETR, 'mislabel', {}, stripes, '<', 1, -0.15),
     (DETR, 'dag', {}, stripes, '<', 1, -0.1),
     (DETR, 'background', {}, certainty, '<', 0.7, 0),
 ]
