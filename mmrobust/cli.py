@@ -16,13 +16,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
+from mmengine import registry
 from mmengine.config import Config
 from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.logging import MMLogger
+from mmengine.registry import Registry
 
+from . import registry as our_registry
 from .compat.checkpoints import refuse_code
 from .errors import ConfigError, short
 from .utils.configs import check_sections, merge_options, read_config
+from .utils.validation import did_you_mean
 
 _MIN_FREE_BYTES = 64 * 2**20
 
@@ -88,8 +92,11 @@ def as_sentence(error: BaseException) -> str | None:
             f'no space left on the device while writing {error.filename or "a file"}.'
         )
     if isinstance(error, KeyError) and 'is not in the' in text:
-        name = text.split('. Please check', 1)[0].strip('\'"')
-        return f'{name}: check the name.'
+        text = text.split('. Please check', 1)[0].strip('\'"')
+        name, _, where = text.partition(' is not in the ')
+        kind = where.removesuffix(' registry').split('::')[-1]
+        near = did_you_mean(name.split('.')[-1], registered(kind))
+        return f'{text}{near}: check the name.'
     if isinstance(error, json.JSONDecodeError):
         return f'an annotation file is no valid JSON ({text}): is it complete?'
     if isinstance(error, ValueError) and 'need at least one array to conc' in text:
@@ -116,12 +123,25 @@ def as_sentence(error: BaseException) -> str | None:
     return None
 
 
+def registered(name: str) -> list[str]:
+    """Returns what is in the registries of a name, like ``'model'``, of all scopes."""
+    found: list[str] = []
+    for each in (*vars(registry).values(), *vars(our_registry).values()):
+        if isinstance(each, Registry) and each.name == name:
+            for scope in (each, *each.children.values()):
+                found += scope.module_dict
+    return found
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser, with mistakes in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         """Raises what :func:`run` prints."""
-        raise ConfigError(f'{" ".join(message.split())}; --help lists all options.')
+        text = ' '.join(message.split())
+        if flag := re.match(r'unrecognized arguments: (--[\w-]+)', text):
+            text += did_you_mean(flag[1], self._option_string_actions)
+        raise ConfigError(f'{text}; --help lists all options.')
 
 
 class DictAction(MMEngineDictAction):

@@ -174,7 +174,9 @@ def test_an_unknown_name_in_a_registry() -> None:
         MODELS.build(dict(type='mmdet.FCOSS'))
     sentence = str(cli.as_sentence(caught.value))
     assert re.fullmatch(
-        r'mmdet.FCOSS is not in the .* registry: check the name\.', sentence
+        r"mmdet.FCOSS is not in the .* registry \(did you mean 'FCOS'\?\): check the "
+        r'name\.',
+        sentence,
     )
 
 

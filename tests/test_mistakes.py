@@ -69,7 +69,9 @@ def call(
 
 # Arguments behind the config and the checkpoint, and a part of the sentence.
 IN_TESTS = """
---attack pdg -> attack 'pdg' is unknown: choose from noise, fgsm, pgd, cls, reg, cwa
+--attack pdg -> attack 'pdg' is unknown (did you mean 'pgd'?): choose from noise, fgsm
+--atack pgd -> unrecognized arguments: --atack pgd (did you mean '--attack'?); --help
+--wait-time 1 -> --wait-time needs --show
 PGD --norm l3 -> norm='l3' is unknown: choose one of linf, l2, l1
 PGD --eps -4 -> eps='-4' is negative or not finite
 PGD --eps nan -> eps='nan' is negative or not finite
@@ -169,6 +171,8 @@ SET train_cfg.val_interval=x -> val_interval='x' must be a whole
 --eps 4 -> --eps needs --robust METHOD
 --backbone resnet50 -> --backbone needs --robust METHOD
 --dump x.py -> --dump needs --robust METHOD
+--robust free --dump x.py --amp -> --amp has no effect on the config that --dump writes
+--robust pgd --replays 3 -> replays=3 has no meaning for the method 'pgd'
 --robust fre -> method 'fre' is unknown
 --robust free --eps -1 -> eps='-1' is negative
 --robust free --dump x.yaml -> must be a .py file

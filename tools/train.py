@@ -34,6 +34,7 @@ _ROBUST_ONLY = (
     'backbone',
     'backbone_weights',
 )
+_OF_TRAINING = ('amp', 'auto_scale_lr', 'resume')
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,7 +101,8 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     """What ``--robust`` and its options do to a config.
 
     Raises:
-        ConfigError: for one of the options without ``--robust``.
+        ConfigError: for one of the options without ``--robust``, or one that
+            ``--dump`` ignores.
     """
     given = cli.given(args, _ROBUST_ONLY)
     if args.dump is not None and not args.dump.endswith('.py'):
@@ -109,6 +111,12 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
         args.config
     ):
         raise ConfigError(f'--dump {args.dump!r} is CONFIG itself: give another file.')
+    unused = [name for name in _OF_TRAINING if getattr(args, name)]
+    if args.dump is not None and unused:
+        raise ConfigError(
+            f'--{unused[0].replace("_", "-")} has no effect on the config that --dump '
+            'writes: give it to the training.'
+        )
     if args.robust is not None:
         return lambda cfg: robustify(cfg, args.robust, **given)
     if given or args.dump is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
+from ..utils.validation import did_you_mean
 from .apgd import APGD
 from .base import Attack, Option, Preset
 from .ensemble import Ensemble
@@ -40,7 +41,8 @@ def options_of(name: str) -> dict[str, Option]:
     """
     if name not in _PRESETS:
         raise ConfigError(
-            f'attack {name!r} is unknown: choose from {", ".join(ATTACK_NAMES)}.'
+            f'attack {name!r} is unknown{did_you_mean(name, ATTACK_NAMES)}: choose '
+            f'from {", ".join(ATTACK_NAMES)}.'
         )
     attack, preset = _PRESETS[name]
     options = {**attack.options, **preset.options}
@@ -100,7 +102,8 @@ def attack_preset(
     for option in options:
         if option not in OPTIONS:
             raise ConfigError(
-                f'{option!r} is no option of attacks: choose from {", ".join(OPTIONS)}.'
+                f'{option!r} is no option of attacks{did_you_mean(option, OPTIONS)}: '
+                f'choose from {", ".join(OPTIONS)}.'
             )
     if eps is None:
         if norm in _CUSTOMARY:

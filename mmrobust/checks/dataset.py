@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError
+from .classes import no_class_of_annotations
 
 
 def check_has_boxes(dataset: Any, purpose: str) -> None:
@@ -27,7 +27,7 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
     if len(dataset) == 0:
         raise ConfigError(
             f'the dataset for the {purpose} is empty: check ann_file, data_prefix and '
-            'filter_cfg.'
+            f'filter_cfg{_why(dataset)}.'
         )
     if not hasattr(dataset, 'get_data_info'):
         return
@@ -48,8 +48,13 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         raise ConfigError(
             f'the dataset for the {purpose} has {len(dataset)} images and no box at '
             'all: check ann_file and that metainfo names the classes of the annotation '
-            'file.'
+            f'file{_why(dataset)}.'
         )
+
+
+def _why(dataset: Any) -> str:
+    reason = no_class_of_annotations(dataset)
+    return f' ({reason})' if reason else ''
 
 
 # Boxes become float32; a larger number would be infinite there.
@@ -91,34 +96,6 @@ def check_one_image_each(model: Any) -> None:
                 f'{type(model).__name__} takes {_SEVERAL[kind.__name__]} in one sample '
                 f'({kind.__name__}), which adversarial training does not support: '
                 'train a model with one image in a sample, or use NoAdversary.'
-            )
-
-
-def check_categories(metrics: Sequence[Any], dataset: Any) -> None:
-    """Makes sure that annotation files of metrics know the classes of a dataset.
-
-    CocoMetric takes the n-th class for the n-th category that it finds by name, so that
-    a missing one shifts the others or fails once all images have been predicted.
-
-    Args:
-        metrics: of the evaluator.
-        dataset: the evaluated dataset.
-
-    Raises:
-        ConfigError: for a class that is no category.
-    """
-    classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
-    for metric in metrics:
-        categories = getattr(getattr(metric, '_coco_api', None), 'cats', None)
-        if not isinstance(categories, dict):
-            continue
-        known = [str(each.get('name')) for each in categories.values()]
-        for name in [each for each in classes if each not in known][:1]:
-            some = ', '.join(known[:10]) + (', ...' if known[10:] else '')
-            raise ConfigError(
-                f'the annotation file of {type(metric).__name__} has no category '
-                f'{name!r}, a class of the dataset: it has {some}; is it the ann_file '
-                'of the dataset?'
             )
 
 

@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader
 from ..analysis import Detections
 from ..attacks import Attack
 from ..batch import check_batch, image_id
-from ..checks import check_categories, check_has_boxes, comparison_verdicts
+from ..checks import (
+    check_classes,
+    check_has_boxes,
+    check_metrics,
+    comparison_verdicts,
+    figures_disagree,
+)
 from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..frame import gt_frame_of
@@ -28,6 +34,7 @@ from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model, state_digest
 from ..utils.store import Store, StorePart
 from ..utils.validation import positive_int, whole_number
+from ..weights import classes_of, read_checkpoint
 from .attack_pass import AttackPass, Scores
 from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
@@ -38,6 +45,7 @@ from .images import (
     annotations_digest,
     choose_images,
     enough_for_groups,
+    left_clean,
     restrict_metrics,
 )
 from .picture_pipeline import PicturePipeline
@@ -161,19 +169,37 @@ class AttackEvaluation(BaseLoop):
                 'sampler.round_up=True in the test dataloader.'
             )
         check_has_boxes(dataset, 'attack')
-        check_categories(self.evaluator.metrics, dataset)
-        classifier = is_classifier(bare_model(self.runner.model))
+        self._notes = check_metrics(self.evaluator, dataset)
+        model = bare_model(self.runner.model)
+        classifier = is_classifier(model)
         if classifier:
             given = self.attacks.values()
             refuse_for_classifiers(
                 given, self.space, self.quantize, self.attack_batch_size
             )
         else:
+            known = self._classes_of_checkpoint()
+            metrics = self.evaluator.metrics
+            self._notes += check_classes(model, dataset, metrics, known)
             if self.gt_frame == 'auto':
                 self.gt_frame = gt_frame_of(dataset)
             if self.space == 'original' or self.quantize:
                 self.pixels = PicturePipeline(dataset)
         self.images = EvaluatedImages(self.dataloader, whole_batches=classifier)
+        if self.save_adv and self.images.equal_ids:
+            raise ConfigError(
+                f'save_adv names files by img_id, and {self.images.equal_ids} images '
+                'of the dataset have the id of another one: give every image its own.'
+            )
+
+    def _classes_of_checkpoint(self) -> tuple[str, ...] | None:
+        """Reads the classes that a tested model was trained on."""
+        path = getattr(self.runner, '_load_from', None)
+        # Of a validation, or a test after training, it is what training began with.
+        trained = isinstance(self.runner._train_loop, BaseLoop)
+        if self.stage == 'val' or trained or not path:
+            return None
+        return classes_of(read_checkpoint(path))
 
     def run(self) -> dict[str, float]:
         """Runs all passes.
@@ -243,6 +269,7 @@ class AttackEvaluation(BaseLoop):
         if self.attacks:
             train_loader = runner.cfg.get('train_dataloader')
             notes = [
+                *self._notes,
                 *weigh_classes(self.attacks, self.attacker, train_loader, dataset),
                 *check_objectives(self.attacks, self.attacker, self.images),
                 *form_groups(self.attacker, self.images),
@@ -316,6 +343,8 @@ class AttackEvaluation(BaseLoop):
         self._benign_records: StorePart = self.records.part(BENIGN, {})
         self._benign_boxes: dict[Any, Detections | None] = {}
         for index, data_batch in enumerate(self.dataloader):
+            if self.attacks and not index:
+                report.checks += left_clean(data_batch)
             self.run_iter(index, data_batch)
         if any(attack.members for attack in self.attacks.values()):
             check_readable(self._benign_boxes)  # not hours later
@@ -325,6 +354,9 @@ class AttackEvaluation(BaseLoop):
         if not metrics:
             # CocoMetric's answer to no detection at all.
             text = 'the benign pass gave no metric: the model detects nothing'
+            report.checks.append(text)
+            print_log(text, logger='current', level=logging.WARNING)
+        for text in figures_disagree(metrics, report.benign_boxes):
             report.checks.append(text)
             print_log(text, logger='current', level=logging.WARNING)
         return metrics

@@ -51,7 +51,9 @@ class Scores:
         Returns:
             Their boxes, where there is an analysis and it can read them.
         """
-        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        ids = ', '.join(str(output.get('img_id')) for output in outputs[:3])
+        with doing(f'handing the predictions on image {ids} to the metrics'):
+            self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         if self.analysis is None:
             return []
         boxes = [self.analysis.read(output) for output in outputs]

@@ -148,8 +148,8 @@ class BoxAnalysis:
 
         Returns:
             mAP with its bootstrap interval, what the attack took from the benign mAP,
-            counts of errors, mAP by object size and by class; None on other processes
-            than the main one, and for models without boxes.
+            counts of errors, mAP at IoU 0.5, by object size and by class; None on other
+            processes than the main one, and for models without boxes.
         """
         try:
             return self._finish(name, found, keep)
@@ -181,12 +181,16 @@ class BoxAnalysis:
             result['drop'] = asdict(drop)
         return result
 
-    def _by_size_and_class(self) -> dict[str, dict[str, float | None]]:
+    def _by_size_and_class(self) -> dict[str, Any]:
         summary = coco_ap(self.truths, self._matched, self.num_classes)
         metrics, classes = summary.metrics, summary.per_class.tolist()
         sizes = {size: metrics[f'mAP_{size[0]}'] for size in SIZES}
         by_class = dict(zip(self.classes, classes, strict=True))
-        return {'sizes': _known(sizes), 'classes': _known(by_class)}
+        return {
+            **_known({'mAP_50': metrics['mAP_50']}),
+            'sizes': _known(sizes),
+            'classes': _known(by_class),
+        }
 
     def worst_case(self) -> dict[str, Any] | None:
         """Returns the combination of passes, the benign one among them, of lowest mAP.

@@ -43,6 +43,7 @@ class EvaluatedImages:
 
     Attributes:
         dataset: of the loader.
+        equal_ids: how many images have the id of another one.
         unique_ids: whether every image has an id of its own, which names its records;
             they are otherwise named by their place in the loader.
     """
@@ -52,11 +53,12 @@ class EvaluatedImages:
         dataset: Any = dataloader.dataset
         self.dataset = dataset
         self.whole_batches = whole_batches
-        self.unique_ids = False
+        self.equal_ids, self.unique_ids = 0, False
         if hasattr(dataset, 'get_data_info'):
             infos = map(dataset.get_data_info, range(len(dataset)))
             ids = {info.get('img_id', info.get('sample_idx')) for info in infos}
-            self.unique_ids = len(ids) == len(dataset)
+            self.equal_ids = len(dataset) - len(ids)
+            self.unique_ids = not self.equal_ids
 
     def __iter__(self) -> Iterator[tuple[int, dict, list[NamedPart]]]:
         """Goes through the loader: index, batch and parts."""
@@ -92,6 +94,18 @@ def names_of(keys: Sequence[Any]) -> str:
     """Names images in words, for messages."""
     few = ', '.join(map(str, keys[:3])) + (', ...' if len(keys) > 3 else '')
     return f'image {few}' if len(keys) == 1 else f'images {few}'
+
+
+def left_clean(data_batch: Any) -> list[str]:
+    """Says which parts of a batch, beside the images, no attack changes."""
+    known = ('inputs', 'data_samples')
+    others = [key for key in data_batch if key not in known] if data_batch else []
+    if not isinstance(data_batch, dict) or not others:
+        return []
+    return [
+        f'the model also gets {", ".join(map(str, others))} of every batch, which no '
+        'attack changes: the figures are of attacks on the images alone.'
+    ]
 
 
 def choose_images(

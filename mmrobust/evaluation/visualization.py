@@ -27,7 +27,7 @@ from ..registry import HOOKS
 from ..utils.files import replacing
 
 _TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
-_MIN_SIDE = 320
+_MIN_SIDE, _MAX_SIDE = 320, 2400  # of an enlarged image
 _TITLE_HEIGHT = 28
 
 
@@ -256,7 +256,8 @@ def attack_picture(
     delta = _rgb(attacked) - _rgb(clean)
     largest = max(float(np.abs(delta).max()), 1e-6)
     factor = max(1, int(127 / largest))
-    scale = max(1, round(_MIN_SIDE / min(clean.shape[1:])))
+    sides = clean.shape[1:]
+    scale = max(1, min(round(_MIN_SIDE / min(sides)), _MAX_SIDE // max(sides)))
     classes = (visualizer.dataset_meta or {}).get('classes')
     panels = [
         (f'clean: {_found(clean_output, score_thr, classes)}', _rgb(clean)),

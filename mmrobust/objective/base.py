@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..utils.validation import did_you_mean
 from .class_weights import classes_of, weighted_classification_loss
 from .ground_truth import (
     likely_classes,
@@ -74,7 +75,8 @@ class Objective:
                 )
         if isinstance(terms, str) and terms not in NAMED:
             raise ConfigError(
-                f'objective={terms!r} is unknown: choose one of {", ".join(NAMED)}, or '
+                f'objective={terms!r} is unknown{did_you_mean(terms, NAMED)}: choose '
+                f'one of {", ".join(NAMED)}, or '
                 "a list of loss names such as ['loss_cls', 'loss_bbox']."
             )
         if not isinstance(terms, str) and not terms:

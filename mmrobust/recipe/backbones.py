@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ..errors import ConfigError, doing, short
+from ..utils.validation import did_you_mean
 from ..weights import BACKBONES, Normalization, read_weights
 
 _STRIDES = (4, 8, 16, 32)
@@ -35,7 +36,8 @@ def swap_backbone(cfg: Config, name: str, weights: str | None) -> None:
     """
     if name not in BACKBONES:
         raise ConfigError(
-            f'backbone {name!r} is unknown: choose from {", ".join(BACKBONES)}.'
+            f'backbone {name!r} is unknown{did_you_mean(name, BACKBONES)}: choose from '
+            f'{", ".join(BACKBONES)}.'
         )
     known = BACKBONES[name]
     weights = weights or known.weights

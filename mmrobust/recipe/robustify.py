@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel, to_pixels
 from ..utils.configs import innermost, read_config, type_name
-from ..utils.validation import positive_int
+from ..utils.validation import did_you_mean, positive_int
 from .backbones import set_weights, swap_backbone
 from .evaluation import annotation_loaders, box_heads, follow_paper, set_evaluation
 from .schedule import convert_hooks, convert_loop, convert_schedulers
@@ -36,7 +36,7 @@ def robustify(
     *,
     norm: str = 'linf',
     eps: float | str = 4,
-    replays: int = 4,
+    replays: int | None = None,
     num_steps: int | None = None,
     schedule: float | None = None,
     preset: str = 'default',
@@ -57,7 +57,7 @@ def robustify(
             ``'mtd'``, ``'cwat'`` or ``'none'`` (standard training, same recipe).
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
-        replays: updates per batch of FreeAT.
+        replays: updates per batch of ``'free'``, by default 4.
         num_steps: steps of the inner attack of ``'pgd'`` (default 3), ``'mtd'`` and
             ``'cwat'`` (default 1).
         schedule: number of updates relative to the config's own training; 2 for
@@ -79,13 +79,20 @@ def robustify(
     cfg = Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
     if method not in METHODS:
         raise ConfigError(
-            f'method {method!r} is unknown: choose from {", ".join(METHODS)}.'
+            f'method {method!r} is unknown{did_you_mean(method, METHODS)}: choose from '
+            f'{", ".join(METHODS)}.'
         )
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is unknown: choose 'default' or 'paper'.")
     if schedule is not None and not 0 < schedule < float('inf'):
         raise ConfigError(f'schedule={schedule!r} must be a finite number above 0.')
-    replays = positive_int(replays, 'replays') if method == 'free' else 1
+    if replays is not None and method != 'free':
+        raise ConfigError(
+            f'replays={replays!r} has no meaning for the method {method!r}, which '
+            'updates once per batch: leave it out.'
+        )
+    default = 4 if method == 'free' else 1
+    replays = positive_int(default if replays is None else replays, 'replays')
     adversary = _adversary(method, norm, eps, replays, num_steps)
     ADVERSARIES.build(deepcopy(adversary))  # refuses impossible settings
     radius = ThreatModel(norm, to_pixels(eps, norm=norm)).eps

@@ -89,6 +89,19 @@ def shown_metrics(benign: Mapping[str, Any]) -> list[str]:
     return [key for key in benign if _end(key) in _USUAL] or list(benign)
 
 
+def titles(keys: Sequence[str]) -> list[str]:
+    """Returns the titles of metrics: without their prefix where that is clear.
+
+    Several datasets have metrics of one name; and ``mAP`` alone is VOC's, of IoU 0.5,
+    while the mAP of boxes is COCO's everywhere else in the report.
+    """
+    ends = [_end(key) for key in keys]
+    return [
+        key if end == 'mAP' or ends.count(end) > 1 else end
+        for key, end in zip(keys, ends, strict=True)
+    ]
+
+
 def figure_of(
     metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None = None, key: str = ''
 ) -> Figure | None:
@@ -119,7 +132,10 @@ class Headline:
         self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
     ) -> None:
         self._key = _main_metric(metrics) or next(iter(metrics), '')
-        self.name = 'mAP' if boxes else _end(self._key)
+        self.name = titles([self._key])[0]
+        if boxes:
+            others = [key for key in metrics if _end(key) == 'mAP']
+            self.name = 'COCO mAP' if others else 'mAP'
         self.benign = self.read(metrics, boxes)
 
     def of(self, attack: AttackResult) -> Figure | None:

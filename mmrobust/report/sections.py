@@ -18,7 +18,15 @@ from .document import (
     is_number,
     number,
 )
-from .results import AttackResult, Curve, Headline, by_axis, find_curves, shown_metrics
+from .results import (
+    AttackResult,
+    Curve,
+    Headline,
+    by_axis,
+    find_curves,
+    shown_metrics,
+    titles,
+)
 
 BENIGN_LABEL = 'none (benign)'
 
@@ -50,7 +58,7 @@ def figures_table(benign: Mapping[str, Any], attacks: Sequence[AttackResult]) ->
         objective = str(settings.get('objective') or 'none')
         rows.append([attack.name, *ball, steps, objective, *metrics])
     head = ['attack', 'norm', 'eps', 'steps', 'objective']
-    return Table([*head, *(key.split('/')[-1] for key in shown)], rows, texts=5)
+    return Table([*head, *titles(shown)], rows, texts=5)
 
 
 def figure_bars(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import ConfigError
@@ -59,3 +61,9 @@ def share(value: Any, name: str) -> float:
     if not found:
         raise ConfigError(f'{name}={value!r} must be a share above 0 and at most 1.')
     return found
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """Returns ``" (did you mean 'pgd'?)"`` for a near miss of a name, else ``''``."""
+    near = get_close_matches(str(name), list(known), 1)
+    return f' (did you mean {near[0]!r}?)' if near else ''

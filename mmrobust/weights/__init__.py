@@ -8,6 +8,7 @@ from .checkpoints import (
     check_class_count,
     check_initial_weights,
     check_resumable,
+    classes_of,
     read_checkpoint,
 )
 from .convert import Converted, convert
@@ -45,6 +46,7 @@ __all__ = [
     'check_initial_weights',
     'check_normalization',
     'check_resumable',
+    'classes_of',
     'convert',
     'converted_normalization',
     'note',

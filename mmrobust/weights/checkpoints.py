@@ -113,6 +113,22 @@ def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
 
 
+def classes_of(checkpoint: dict[str, Any]) -> tuple[str, ...] | None:
+    """Returns the names of the classes that a model was trained on, if they are there.
+
+    Args:
+        checkpoint: of mmengine, or of mmdet before version 3.
+    """
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    for known in (meta.get('dataset_meta'), meta):
+        if isinstance(known, dict):
+            names = known.get('classes', known.get('CLASSES'))
+            if isinstance(names, (list, tuple)) and names:
+                return tuple(map(str, names))
+    return None
+
+
 def misfits(own: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     """Lists the weights in ``own`` that ``given`` lacks or has in another shape."""
     return [

@@ -1,0 +1,93 @@
+"""Checks that the metrics of an evaluator can score a dataset at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.evaluator import Evaluator
+
+from ..errors import ConfigError
+
+# A metric's name to the figure of the analysis of boxes that it should be near.
+_SAME_FIGURE = {'bbox_mAP': 'mAP', 'bbox_mAP_50': 'mAP_50', 'AP50': 'mAP_50'}
+# VOC counts boxes a little otherwise than COCO; other frames make it a multiple.
+_LEAST_GAP, _LEAST_SHARE = 0.05, 0.25
+
+
+def check_metrics(evaluator: Evaluator, dataset: Any) -> list[str]:
+    """Refuses metrics that give no figure, or fail when all images are predicted.
+
+    Args:
+        evaluator: as the loop has it.
+        dataset: the evaluated one.
+
+    Returns:
+        Sentences for the report's checks.
+
+    Raises:
+        ConfigError: if metrics only write files, or read an annotation file of other
+            images.
+    """
+    metrics = evaluator.metrics
+    if metrics and all(getattr(metric, 'format_only', False) for metric in metrics):
+        raise ConfigError(
+            f'format_only=True of {type(metrics[0]).__name__} writes predictions and '
+            'computes no figure, and an attack needs figures: leave it out.'
+        )
+    # Each metric of mmdet's evaluator of several datasets has images of its own.
+    if hasattr(evaluator, 'dataset_prefixes') or not hasattr(dataset, 'get_data_info'):
+        return []
+    infos = (dataset.get_data_info(index) for index in range(len(dataset)))
+    ours = {info.get('img_id') for info in infos}
+    found = []
+    for metric in metrics:
+        api: Any = getattr(metric, '_coco_api', None)
+        name = type(metric).__name__
+        if not hasattr(api, 'getImgIds'):
+            continue
+        theirs = set(getattr(metric, 'img_ids', None) or api.getImgIds())
+        if odd := sorted(ours - theirs, key=str):
+            raise ConfigError(
+                f'the annotation file of {name} lacks {len(odd)} of the {len(ours)} '
+                f'images of the dataset, such as img_id {odd[0]}: give it the ann_file '
+                'of the dataset.'
+            )
+        if theirs - ours:
+            found.append(
+                f'the annotation file of {name} has {len(theirs)} images and the '
+                f'dataset {len(ours)} of them: objects on the others count as missed; '
+                'choose images by num_images, which the metric knows of.'
+            )
+    return found
+
+
+def figures_disagree(
+    metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
+) -> list[str]:
+    """Notices that a metric scores the same detections otherwise than their boxes.
+
+    Args:
+        metrics: of a pass, by name.
+        boxes: what the analysis of boxes says of it, which reads the annotations
+            themselves; None if there is none.
+
+    Returns:
+        A sentence for the report's checks, if they disagree.
+    """
+    if not boxes:
+        return []
+    ours = {'mAP': boxes['mAP']['estimate'], 'mAP_50': boxes.get('mAP_50')}
+    for key, value in metrics.items():
+        figure = ours.get(_SAME_FIGURE.get(key.split('/')[-1], ''))
+        if figure is None or not isinstance(value, float):
+            continue
+        gap = abs(value - figure)
+        if gap > max(_LEAST_GAP, _LEAST_SHARE * max(value, figure)):
+            return [
+                f'{key} is {value:.3f}, and the same boxes have {figure:.3f} against '
+                'the annotations: the metric compares them with something else; one '
+                'that reads ground truth off the samples, as VOCMetric does, needs '
+                'LoadAnnotations behind the transforms that move boxes.'
+            ]
+    return []
