@@ -17,7 +17,7 @@ from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, OPTIONS, attack_preset, takes
 from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble, read_balls
 from mmrobust.autoattack.package import load_package
-from mmrobust.weights import check_checkpoint, check_class_count, read_checkpoint
+from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.errors import ConfigError, doing
 from mmrobust.utils.configs import innermost, naming_bad_json
 from mmrobust.utils.models import bare_model
@@ -203,10 +203,7 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
         _set_tta(cfg, classifier)
     runner = build_runner(cfg)
     if not args.tta:
-        model = bare_model(runner.model)
-        if classifier:
-            check_class_count(args.checkpoint, model)
-        check_checkpoint(args.checkpoint, model)
+        check_checkpoint(args.checkpoint, bare_model(runner.model))
     if args.out is not None:
         dump = DumpResults if classifier else DumpDetResults
         runner.test_evaluator.metrics.append(dump(out_file_path=args.out))

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -342,58 +342,40 @@ class Matrix:
 
     def write(self) -> None:
         """Writes JSON, Markdown and picture."""
-        picture = figure(
-            [each.name for each in self.plan.sources],
-            [each.name for each in self.plan.targets],
-            {(e.source, e.target): (e.value, e.control) for e in self.entries},
-            self.metric,
-        )
+        picture = figure(self)
         folder, text = self.plan.work_dir, self.markdown()
         write_report(folder, 'transfer_matrix', self.as_dict(), text, picture)
 
 
-def figure(
-    sources: Sequence[str],
-    targets: Sequence[str],
-    values: Mapping[tuple[str, str], tuple[float, float]],
-    metric: str,
-) -> Figure:
+def figure(matrix: Matrix) -> Figure:
     """Draws a heat map, dark where little is left of what the target finds unattacked.
 
-    Args:
-        sources: names of the rows.
-        targets: names of the columns.
-        values: the figure and its control, by source and target; may have gaps.
-        metric: name of the figure.
+    Entries that are not known yet stay empty.
     """
+    sources = [each.name for each in matrix.plan.sources]
+    targets = [each.name for each in matrix.plan.targets]
     drawn = new_figure(2.6 + 1.1 * len(targets), 1.6 + 0.8 * len(sources))
     axes = drawn.add_subplot()
-
-    def share(pair: tuple[float, float] | None) -> float:
-        if pair is None or not pair[1] > 0:
-            return math.nan
-        return min(max(pair[0] / pair[1], 0.0), 1.0)
-
-    shares = [[share(values.get((s, target))) for target in targets] for s in sources]
+    shares = [[math.nan] * len(targets) for _ in sources]
+    for entry in matrix.entries:
+        row, column = sources.index(entry.source), targets.index(entry.target)
+        if entry.control > 0:
+            shares[row][column] = min(max(entry.value / entry.control, 0.0), 1.0)
+        axes.text(
+            column,
+            row,
+            f'{entry.value:.3f}\n({entry.value - entry.control:+.3f})',
+            ha='center',
+            va='center',
+            fontsize=9,
+            fontweight='bold' if entry.white_box else 'normal',
+            color='black' if shares[row][column] > 0.55 else 'white',
+        )
     image = axes.imshow(shares, vmin=0, vmax=1, cmap='viridis', aspect='auto')
-    for row, source in enumerate(sources):
-        for column, target in enumerate(targets):
-            if (source, target) in values:
-                value, control = values[source, target]
-                axes.text(
-                    column,
-                    row,
-                    f'{value:.3f}\n({value - control:+.3f})',
-                    ha='center',
-                    va='center',
-                    fontsize=9,
-                    fontweight='bold' if source == target else 'normal',
-                    color='black' if shares[row][column] > 0.55 else 'white',
-                )
     axes.set_xticks(range(len(targets)), targets, rotation=20, ha='right')
     axes.set_yticks(range(len(sources)), sources)
     axes.set_xlabel('target')
     axes.set_ylabel('images made for')
-    axes.set_title(f'{metric} (change from the control)', fontsize=10)
+    axes.set_title(f'{matrix.metric} (change from the control)', fontsize=10)
     drawn.colorbar(image, ax=axes, label='share of the control')
     return drawn

@@ -5,7 +5,6 @@ from __future__ import annotations
 from .architectures import BACKBONES, Architecture, recognise
 from .checkpoints import (
     check_checkpoint,
-    check_class_count,
     check_initial_weights,
     check_resumable,
     classes_of,
@@ -42,7 +41,6 @@ __all__ = [
     'Source',
     'Weights',
     'check_checkpoint',
-    'check_class_count',
     'check_initial_weights',
     'check_normalization',
     'check_resumable',

@@ -139,14 +139,6 @@ def misfits(own: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _compare(path: str, model: nn.Module) -> tuple[dict, dict, list[str]]:
-    """Returns the model's weights, the file's, and the names that do not fit."""
-    given = state_dict_of(read_checkpoint(path))
-    given = {name.removeprefix('module.'): value for name, value in given.items()}
-    own = model.state_dict()
-    return own, given, misfits(own, given)
-
-
 def check_checkpoint(path: str, model: nn.Module) -> None:
     """Makes sure that a checkpoint carries every weight of the model.
 
@@ -158,44 +150,33 @@ def check_checkpoint(path: str, model: nn.Module) -> None:
         model: the bare model it is meant for.
 
     Raises:
-        ConfigError: if any weight is missing or has another shape.
+        ConfigError: if any weight is missing or has another shape; of a classifier
+            whose number of classes alone is another one, naming both.
     """
-    own, _, wrong = _compare(path, model)
+    given = state_dict_of(read_checkpoint(path))
+    given = {name.removeprefix('module.'): value for name, value in given.items()}
+    own = model.state_dict()
+    wrong = misfits(own, given)
+    counts = {
+        (len(given[name]), len(own[name]))
+        for name in wrong
+        if name.startswith('head.') and name in given and given[name].ndim
+    }
+    rows = all(
+        name in given and given[name].shape[1:] == own[name].shape[1:] for name in wrong
+    )
+    if rows and len(counts) == 1:
+        theirs, ours = counts.pop()
+        raise ConfigError(
+            f'checkpoint {path!r} is for {theirs} classes and the config for {ours}: '
+            'set num_classes in model.head, or give the checkpoint of this config.'
+        )
     if wrong:
         shown = ', '.join(wrong[:3]) + (', ...' if len(wrong) > 3 else '')
         raise ConfigError(
             f'checkpoint {path!r} does not fit {type(model).__name__}: {len(wrong)} of '
             f'{len(own)} weights are missing or have another shape ({shown}); is it '
             'the checkpoint of this config?'
-        )
-
-
-def check_class_count(path: str, model: nn.Module) -> None:
-    """Makes sure that a classifier's checkpoint was made for as many classes.
-
-    Any other misfit is left to :func:`check_checkpoint`.
-
-    Args:
-        path: the checkpoint.
-        model: the bare classifier it is meant for.
-
-    Raises:
-        ConfigError: if all that does not fit is the number of outputs, naming both.
-    """
-    own, given, wrong = _compare(path, model)
-    if not all(
-        name in given
-        and given[name].ndim
-        and given[name].shape[1:] == own[name].shape[1:]
-        for name in wrong
-    ):
-        return
-    counts = {(len(given[name]), len(own[name])) for name in wrong}
-    if len(counts) == 1:
-        theirs, ours = counts.pop()
-        raise ConfigError(
-            f'checkpoint {path!r} is for {theirs} classes and the config for {ours}: '
-            'set num_classes in model.head, or give the checkpoint of this config.'
         )
 
 

@@ -82,7 +82,7 @@ class PretrainedBackbone:
         wrong = [name for name in misfits(own, found) if name not in resized]
         missing = [n for n in wrong if not any(p.match(n) for p in self.fresh)]
         if missing:
-            raise ConfigError(self._refusal(weights, module, own, found, missing))
+            raise ConfigError(_refusal(weights, module, own, found, missing))
         unused = [name for name in given if name not in own]
         self._refuse_surplus(weights, module, unused)
         loaded = {name: value for name, value in found.items() if name not in wrong}
@@ -138,61 +138,45 @@ class PretrainedBackbone:
                 f'); the file is {_name_of(weights)}: choose the backbone that fits.'
             )
 
-    def _refusal(
-        self,
-        weights: Weights,
-        module: nn.Module,
-        own: Mapping[str, Tensor],
-        found: Mapping[str, Tensor],
-        missing: list[str],
-    ) -> str:
-        first = missing[0]
-        reason = (
-            f'of shape {list(found[first].shape)} in the file and '
-            f'{list(own[first].shape)} in the model'
-            if first in found
-            else 'which it does not have'
-        )
-        return (
-            f'{self.checkpoint!r} lacks {len(missing)} of the {len(own)} weights of '
-            f'{type(module).__name__} (for instance {first!r}, {reason}); the file is '
-            f'{_name_of(weights)}: is it the right file and backbone?'
-        )
-
 
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedClassifier(PretrainedBackbone):
     r"""As PretrainedBackbone, for a whole classifier of mmpretrain with its head.
 
-    Args:
-        checkpoint: file or URL.
-        fresh: regular expressions of weights that start anew; ``r'head\.'`` to learn
-            other classes.
-        normalization: as PretrainedBackbone's.
-        trust: as PretrainedBackbone's.
-
-    Raises:
-        ConfigError: also if the file's number of classes is another one.
+    ``fresh=[r'head\.']`` starts the head anew, to learn other classes; without it a
+    file of another number of classes is refused.
     """
 
     _part = ''
 
-    def _refusal(
-        self,
-        weights: Weights,
-        module: nn.Module,
-        own: Mapping[str, Tensor],
-        found: Mapping[str, Tensor],
-        missing: list[str],
-    ) -> str:
-        if not all(name.startswith('head.') for name in missing):
-            return super()._refusal(weights, module, own, found, missing)
+
+def _refusal(
+    weights: Weights,
+    module: nn.Module,
+    own: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    missing: list[str],
+) -> str:
+    """Says what a file lacks: the head of a classifier, or more than that."""
+    path, model, first = repr(weights.path), type(module).__name__, missing[0]
+    if all(name.startswith('head.') for name in missing):
         there = [f'{len(found[name])} classes' for name in missing if name in found]
         return (
-            f'{self.checkpoint!r} has {[*there, "no head of a classifier"][0]} and '
-            f'{type(module).__name__} has {len(own[missing[0]])}: set num_classes, or '
-            r"add fresh=[r'head\.'] to learn a new head."
+            f'{path} has {[*there, "no head of a classifier"][0]} and {model} has '
+            f"{len(own[first])}: set num_classes, or add fresh=[r'head\\.'] to learn a "
+            'new head.'
         )
+    reason = (
+        f'of shape {list(found[first].shape)} in the file and '
+        f'{list(own[first].shape)} in the model'
+        if first in found
+        else 'which it does not have'
+    )
+    return (
+        f'{path} lacks {len(missing)} of the {len(own)} weights of {model} (for '
+        f'instance {first!r}, {reason}); the file is {_name_of(weights)}: is it the '
+        'right file and backbone?'
+    )
 
 
 def _name_of(weights: Weights) -> str:

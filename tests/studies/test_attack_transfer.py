@@ -465,9 +465,13 @@ def test_no_detection_counts_as_nothing(made_up: Matrix, project: Path) -> None:
         _enter(made_up, 'large', found, [source])
 
 
-def test_the_picture_shows_every_entry() -> None:
-    values = {('a', 'a'): (0.1, 0.5), ('b', 'a'): (0.4, 0.5), ('a', 'b'): (0.2, 0.0)}
-    axes = figure(['a', 'b'], ['a', 'b'], values, 'mAP').axes[0]
+def test_the_picture_shows_every_entry(made_up: Matrix) -> None:
+    made_up.entries = [
+        Entry('small', 'small', 0.1, 0.5),
+        Entry('small', 'large', 0.2, 0.0),
+        Entry('large', 'small', 0.4, 0.5),
+    ]
+    axes = figure(made_up).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts == ['0.100\n(-0.400)', '0.200\n(+0.200)', '0.400\n(-0.100)']
     shares = axes.images[0].get_array()
