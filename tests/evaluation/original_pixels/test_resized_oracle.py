@@ -77,6 +77,18 @@ def test_the_gradient_is_autograds_of_the_composed_function(
         assert not picture.requires_grad
 
 
+def test_the_gradient_is_what_differences_say(pictures: list[Tensor]) -> None:
+    oracle, step = resized(Cubes()), 1e-4
+    _, grads = oracle.value_and_grad(pictures)
+    ways = [torch.randn_like(picture) for picture in pictures]
+    ahead, behind = (
+        oracle.value([p + s * way for p, way in zip(pictures, ways, strict=True)])
+        for s in (step, -step)
+    )
+    slopes = [(g * way).sum() for g, way in zip(grads, ways, strict=True)]
+    torch.testing.assert_close((ahead - behind) / (2 * step), torch.stack(slopes))
+
+
 def test_counts_and_the_rest_are_the_inner_oracles(pictures: list[Tensor]) -> None:
     cubes = Cubes()
     oracle = resized(cubes)
