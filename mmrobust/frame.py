@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.structures import BaseDataElement, PixelData
 
 from .errors import ConfigError
+from .region import REGION
 
 _ANNOTATIONS = ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_seg')
 
@@ -45,7 +46,7 @@ def _attack_sample(
 ) -> BaseDataElement:
     copy = type(sample)(metainfo=sample.metainfo)
     # The proposals of Fast R-CNN are resized along with the image, and stay.
-    for key in (*_ANNOTATIONS, 'proposals'):
+    for key in (*_ANNOTATIONS, 'proposals', REGION):
         if key in sample:
             # Not clone(), which shares the boxes: what follows must not reach the
             # evaluator's samples.

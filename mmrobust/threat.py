@@ -2,14 +2,14 @@
 
 All sizes are in pixel units of 0-255, whatever the network's own normalisation is:
 a perturbation lives on the image before the data preprocessor. Functions take one
-unpadded image of shape (C, H, W), or several of one shape as (N, C, H, W); a ball is
-taken around each image by itself.
+image of shape (C, H, W), or several of one shape as (N, C, H, W); a ball is taken
+around each image by itself.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,8 @@ class ThreatModel:
         eps: radius in pixel units of 0-255; any finite value from 0 up.
         lo: smallest valid pixel value.
         hi: largest valid pixel value.
+        region: which pixels may change, bool (1, H, W), of several images (N, 1, H, W);
+            None for all of them. What a pipeline has padded may not.
 
     Raises:
         ConfigError: for an unknown norm or a radius that is negative or not finite.
@@ -87,6 +89,7 @@ class ThreatModel:
     eps: float = 4.0
     lo: float = 0.0
     hi: float = 255.0
+    region: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -95,6 +98,10 @@ class ThreatModel:
             )
         if not math.isfinite(self.eps) or self.eps < 0:
             raise ConfigError(f'eps={self.eps!r} must be finite and not negative.')
+
+    def within(self, region: Tensor | None, image: Tensor) -> ThreatModel:
+        """Returns the model of an image of which only a region (1, H, W) may change."""
+        return self if region is None else replace(self, region=region.to(image.device))
 
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         """Brings an image back into the ball around ``clean`` and the pixel range.
@@ -110,6 +117,8 @@ class ThreatModel:
             clean: the image (C, H, W), or images (N, C, H, W), in [lo, hi].
             adversarial: the image to project, same shape.
         """
+        if self.region is not None:
+            adversarial = torch.where(self.region, adversarial, clean)
         if self.norm == 'linf':
             # Bounds on the image, not on the difference: with whole-number pixels
             # and radius they are exact, so |result - clean| never exceeds eps.
@@ -199,10 +208,10 @@ class ThreatModel:
             grad: gradient of the objective with respect to it.
             step_size: length of the step in pixel units, for several images also one
                 each, (N,).
-            share: l1 only, the share of an image's values that move (at least one; all
-                that equal the smallest of them too), for several images also one each,
-                (N,). The very steepest step would change one value; 0.01 is the
-                sparsity of SLIDE (arXiv 1904.13000, 99th percentile).
+            share: l1 only, the share of the values of :attr:`region` that move (at
+                least one; all that equal the smallest of them too), for several images
+                also one each, (N,). The very steepest step would change one value; 0.01
+                is the sparsity of SLIDE (arXiv 1904.13000, 99th percentile).
         """
         if isinstance(step_size, Tensor):
             step_size = step_size.view(-1, 1, 1, 1)
@@ -212,7 +221,7 @@ class ThreatModel:
                 return torch.addcmul(adversarial, step_size, grad.sign())
             return adversarial.add(grad.sign(), alpha=step_size)
         if self.norm == 'l1':
-            grad = _largest(grad, share).sign_()
+            grad = _largest(grad, share, self.size(grad)).sign_()
             count = grad.abs().sum(_IMAGE, keepdim=True).clamp_min(1)
             return adversarial + grad * (step_size / count)
         # Scaled by its largest entry first: squares of tiny gradients underflow.
@@ -230,21 +239,23 @@ class ThreatModel:
     ) -> Tensor:
         """Takes a step of projected gradient ascent around ``clean``.
 
-        Of l2 and l1, values that the pixel range blocks take no part in the
-        :meth:`step`.
+        Of l2 and l1, values that may not change take no part in the :meth:`step`: those
+        outside of the region, and those that the pixel range blocks.
         """
         if self.norm != 'linf':  # there it would make no difference
             grad = self.without_blocked(adversarial, grad)
         return self.project(clean, self.step(adversarial, grad, step_size, share))
 
     def without_blocked(self, adversarial: Tensor, grad: Tensor) -> Tensor:
-        """The gradient (C, H, W) or (N, C, H, W), 0 where it leads out of the range.
+        """The gradient, 0 outside of the region and where it leads out of the range.
 
         A step that ignores this spends its length on values that the range takes back:
         in l1, whose steps are sparse, all of it and for ever; in l2 a part; in linf
         nothing, as each value has the whole length for itself.
         """
         blocked = torch.where(grad > 0, adversarial >= self.hi, adversarial <= self.lo)
+        if self.region is not None:
+            blocked |= ~self.region
         return grad.masked_fill(blocked, 0)
 
     def random_start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -256,7 +267,7 @@ class ThreatModel:
             noise = torch.rand(clean.shape, generator=generator) * 2 - 1
             return self.project(clean, clean + self.eps * noise.to(clean))
         radius = float(torch.rand((), generator=generator, dtype=torch.float64))
-        radius = self.eps * radius ** (1 / clean.numel())
+        radius = self.eps * radius ** (1 / int(self.size(clean)))
         return self.project(clean, clean + self._direction(clean, generator) * radius)
 
     def random_boundary(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -279,16 +290,41 @@ class ThreatModel:
             return delta.abs().sum(_IMAGE)
         return _length(delta).flatten(-3).squeeze(-1)
 
+    def size(self, clean: Tensor) -> int | Tensor:
+        """Returns how many values of an image may change, or 1; of several (N,)."""
+        if self.region is None:
+            return clean[0].numel() if clean.dim() == 4 else clean.numel()
+        return (self.region.sum(_IMAGE) * clean.shape[-3]).clamp_min(1)
+
+    def window(self) -> tuple[tuple[slice, ...], ThreatModel]:
+        """The smallest window around the region of one image, as an index.
+
+        Returns:
+            The window, and the threat model of the image inside of it.
+        """
+        if self.region is None or not self.region.any():
+            return (slice(None),), self
+        found = [slice(None)]
+        for axis in (2, 1):
+            places = self.region.any(axis).flatten().nonzero().flatten().tolist()
+            found.append(slice(places[0], places[-1] + 1))
+        inside = self.region[tuple(found)]
+        return tuple(found), replace(self, region=None if inside.all() else inside)
+
     def _direction(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """A uniform point of the unit sphere of l2 or l1."""
+        """A uniform point of the unit sphere of l2 or l1, inside of the region."""
         direction = torch.randn(clean.shape, generator=generator)
         if self.norm == 'l1':
             # Sizes that are exponential and then divided by their sum are uniform.
             size = torch.empty(clean.shape).exponential_(generator=generator)
-            direction = size.copysign_(direction)
-            return (direction / size.abs().sum().clamp_min(_TINY)).to(clean)
-        direction = direction.to(clean)
+            direction = self.inside(size.copysign_(direction))
+            return (direction / direction.abs().sum().clamp_min(_TINY)).to(clean)
+        direction = self.inside(direction.to(clean))
         return direction / _length(direction).clamp_min(_TINY)
+
+    def inside(self, delta: Tensor) -> Tensor:
+        """Returns a change or gradient (C, H, W) that is 0 outside of the region."""
+        return delta if self.region is None else delta * self.region.to(delta.device)
 
 
 def _length(delta: Tensor) -> Tensor:
@@ -296,13 +332,13 @@ def _length(delta: Tensor) -> Tensor:
     return torch.linalg.vector_norm(delta, dim=_IMAGE, keepdim=True)
 
 
-def _largest(grad: Tensor, share: float | Tensor) -> Tensor:
-    """The share of each image's values with the largest size; zeros elsewhere."""
+def _largest(grad: Tensor, share: float | Tensor, among: int | Tensor) -> Tensor:
+    """The values with the largest size, a share of so many; zeros elsewhere."""
     size = grad.abs()
     ranked = size.flatten(-3).sort(-1).values
     count = ranked.shape[-1]
     if not isinstance(share, Tensor):
         share = ranked.new_full(ranked.shape[:-1], share)
-    place = ((1 - share) * count).clamp(0, count - 1).long()
+    place = ((1 - share) * among + (count - among)).clamp(0, count - 1).long()
     least = ranked.gather(-1, place.unsqueeze(-1))
     return torch.where(size >= least[..., None, None], grad, torch.zeros_like(grad))

@@ -296,3 +296,26 @@ def test_no_size(given):
 def test_unknown_norm_names_the_known_ones():
     with pytest.raises(ConfigError, match='linf, l2, l1'):
         ThreatModel('l7', 4)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_a_region_takes_the_whole_ball(norm):
+    """Projecting and drawing inside of a region is that of the region alone."""
+    region = torch.zeros(1, 6, 7, dtype=torch.bool)
+    region[:, 1:4, 2:7] = True
+    clean = torch.full((3, 6, 7), 128.0)
+    far = clean + 40 * torch.randn(clean.shape, generator=torch.Generator())
+    threat = ThreatModel(norm, {'linf': 8, 'l2': 60, 'l1': 300}[norm])
+    inner = threat.within(region, clean)
+    projected = inner.project(clean, far)
+    assert torch.equal(projected[:, ~region[0]], clean[:, ~region[0]])
+    alone = threat.project(clean[:, 1:4, 2:7], far[:, 1:4, 2:7])
+    torch.testing.assert_close(projected[:, 1:4, 2:7], alone)
+    edge = inner.random_boundary(clean, torch.Generator())
+    assert threat.distance(clean, edge) == pytest.approx(threat.eps, rel=1e-5)
+    assert inner.size(clean) == 45
+    window, cut = inner.window()
+    assert clean[window].shape == (3, 3, 5)
+    assert cut == threat
+    assert cut.region is None
+    assert threat.within(None, clean) is threat

@@ -116,7 +116,7 @@ class APGD(Attack):
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        cleans = _stack(images)
+        threats, cleans = self.threats(oracle, images), _stack(images)
         # Data augmentation may leave the range of valid pixels.
         starts = [clean.clamp(self.threat.lo, self.threat.hi) for clean in cleans]
         best = Best(oracle, images, self.keep_best)
@@ -125,10 +125,11 @@ class APGD(Attack):
         for restart in range(self.restarts):
             drawn = self.random_start or restart > 0
             if drawn:
-                threat = self._threat(self.radius_schedule[0][0])
-                pairs = zip(images, one_each(generator, images), strict=True)
-                starts = _stack([_random_start(threat, *pair) for pair in pairs])
-            searches = self._run(oracle, cleans, starts, drawn)
+                multiple, _ = self.radius_schedule[0]
+                rows = zip(threats, images, one_each(generator, images), strict=True)
+                starts = _stack([_random_start(multiple, *row) for row in rows])
+            balls = _together(threats, cleans)
+            searches = self._run(oracle, balls, cleans, starts, drawn)
             if self.keep_best:
                 found = _unstack([search.best for search in searches])
                 best.offer(found, torch.cat([each.best_value for each in searches]))
@@ -137,28 +138,30 @@ class APGD(Attack):
         return best.images
 
     def _run(
-        self, oracle: Oracle, cleans: list[Tensor], starts: list[Tensor], drawn: bool
+        self,
+        oracle: Oracle,
+        threats: list[ThreatModel],
+        cleans: list[Tensor],
+        starts: list[Tensor],
+        drawn: bool,
     ) -> list[Search]:
         """One run through all radii; the searches of the last one."""
         searches: list[Search] = []
         for phase, (multiple, steps) in enumerate(self.radius_schedule):
-            threat = self._threat(multiple)
+            balls = [_larger(threat, multiple) for threat in threats]
             if searches:
-                pairs = zip(cleans, searches, strict=True)
-                starts = [threat.project(clean, each.best) for clean, each in pairs]
+                rows = zip(balls, cleans, searches, strict=True)
+                starts = [ball.project(clean, each.best) for ball, clean, each in rows]
             sparse = phase > 0 or (drawn and len(self.radius_schedule) > 1)
             searches = [
-                SparseSearch(threat, *pair, None if sparse else self.topk_share)
-                if threat.norm == 'l1'
-                else Search(threat, *pair, self.rho)
-                for pair in zip(cleans, starts, strict=True)
+                SparseSearch(*row, None if sparse else self.topk_share)
+                if self.threat.norm == 'l1'
+                else Search(*row, self.rho)
+                for row in zip(balls, cleans, starts, strict=True)
             ]
             needs_best = self.keep_best or phase + 1 < len(self.radius_schedule)
             _climb(oracle, searches, steps, needs_best)
         return searches
-
-    def _threat(self, multiple: float) -> ThreatModel:
-        return replace(self.threat, eps=multiple * self.threat.eps)
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Attack.describe`; ``step_size`` is that of the first step."""
@@ -176,6 +179,23 @@ def _stack(images: Sequence[Tensor]) -> list[Tensor]:
     if len({image.shape for image in images}) == 1:
         return [torch.stack(list(images))]
     return [image[None] for image in images]
+
+
+def _together(
+    threats: Sequence[ThreatModel], stacks: Sequence[Tensor]
+) -> list[ThreatModel]:
+    """The threat model of each stack."""
+    if len(threats) == len(stacks):
+        return list(threats)
+    if all(threat.region is None for threat in threats):
+        return [threats[0]]
+    whole = torch.ones_like(stacks[0][0, :1], dtype=torch.bool)
+    regions = [whole if each.region is None else each.region for each in threats]
+    return [replace(threats[0], region=torch.stack(regions))]
+
+
+def _larger(threat: ThreatModel, multiple: float) -> ThreatModel:
+    return replace(threat, eps=multiple * threat.eps)
 
 
 def _unstack(stacks: Sequence[Tensor]) -> list[Tensor]:
@@ -210,8 +230,9 @@ def _climb(
 
 
 def _random_start(
-    threat: ThreatModel, image: Tensor, generator: torch.Generator
+    multiple: float, threat: ThreatModel, image: Tensor, generator: torch.Generator
 ) -> Tensor:
+    threat = _larger(threat, multiple)
     if threat.norm != 'l1':
         return threat.random_start(image, generator)
     noise = torch.randn(image.shape, generator=generator) * (threat.hi - threat.lo)

@@ -27,7 +27,8 @@ class Oracle(Protocol):
 
     :class:`mmrobust.objective.LossOracle` is the detector's; an attack knows no more
     of the network than this. An oracle that knows where objects are may also have a
-    context ``moved``, see :meth:`mmrobust.objective.LossOracle.moved`.
+    context ``moved``, see :meth:`mmrobust.objective.LossOracle.moved`; one of images
+    with padding has ``regions``, see :func:`regions_of`.
     """
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
@@ -151,8 +152,14 @@ class Attack(ABC):
                 that its draws depend on no other image.
 
         Returns:
-            Images of the same shapes inside the threat model.
+            Images of the same shapes inside the threat model; what lies outside of
+            :func:`regions_of` is put back by whoever asked for them.
         """
+
+    def threats(self, oracle: Oracle, images: Sequence[Tensor]) -> list[ThreatModel]:
+        """Returns the threat model of each image, with its region where it has one."""
+        pairs = zip(regions_of(oracle, images), images, strict=True)
+        return [self.threat.within(region, image) for region, image in pairs]
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings that define the attack, for the report."""
@@ -211,6 +218,11 @@ class Best:
             for three in zip(better, images, self.images, strict=True)
         ]
         self._values = torch.where(better, values, self._values)
+
+
+def regions_of(oracle: Oracle, images: Sequence[Tensor]) -> list[Tensor | None]:
+    """Which pixels of each image may change, bool (1, H, W); None for all of them."""
+    return getattr(oracle, 'regions', None) or [None] * len(images)
 
 
 def finite(values: Tensor) -> Tensor:

@@ -34,7 +34,6 @@ class RandomNoise(Attack):
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
-        return [
-            self.threat.random_boundary(image, own)
-            for image, own in zip(images, one_each(generator, images), strict=True)
-        ]
+        threats = self.threats(oracle, images)
+        rows = zip(threats, images, one_each(generator, images), strict=True)
+        return [threat.random_boundary(image, own) for threat, image, own in rows]

@@ -135,28 +135,25 @@ class PGD(Attack):
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
+        threats = self.threats(oracle, images)
         best = Best(oracle, images, self.keep_best)
         if self.random_start:
             best.ask(images)
         for restart in range(self.restarts):
-            current = self._start(images, generator, restart)
+            current = list(images)
+            if self.random_start or restart > 0:
+                rows = zip(threats, images, one_each(generator, images), strict=True)
+                current = [ball.random_start(image, own) for ball, image, own in rows]
             for _ in range(self.num_steps):
                 values, grads = oracle.value_and_grad(current)
                 best.offer(current, values)
+                steps = zip(threats, images, current, grads, strict=True)
                 current = [
-                    self.threat.ascend(*three, self.step_size)
-                    for three in zip(images, current, grads, strict=True)
+                    ball.ascend(image, point, grad, self.step_size)
+                    for ball, image, point, grad in steps
                 ]
             best.ask(current)
         return best.images
-
-    def _start(
-        self, images: Sequence[Tensor], generator: Generators, restart: int
-    ) -> list[Tensor]:
-        if not self.random_start and restart == 0:
-            return list(images)
-        pairs = zip(images, one_each(generator, images), strict=True)
-        return [self.threat.random_start(*pair) for pair in pairs]
 
 
 def _step_size(step_size: float | str | None, eps: float, num_steps: int) -> float:

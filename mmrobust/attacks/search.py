@@ -107,12 +107,12 @@ class SparseSearch(Search):
         self, threat: ThreatModel, clean: Tensor, start: Tensor, share: float | None
     ) -> None:
         super().__init__(threat, clean, start, rho=0.0)
-        self.size = clean[0].numel()
+        self.size = threat.size(clean)
         if share is None:
             self._adapt_share(start)
         else:
             self.share = clean.new_full(clean.shape[:1], share)
-            self.changed = torch.full_like(self.share, self.size)
+            self.changed = torch.ones_like(self.share) * self.size
 
     @staticmethod
     def checkpoints(num_steps: int) -> dict[int, int]:

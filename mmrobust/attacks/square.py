@@ -116,21 +116,23 @@ class Square(Attack):
     ) -> list[Tensor]:
         """See :meth:`Attack.perturb`."""
         generators = one_each(generator, images)
+        threats = self.threats(oracle, images)
         best = Best(oracle, images)
         best.ask(images)
         kind = _Signs if self.threat.norm == 'linf' else _Mass
         for _ in range(self.restarts):
-            pairs = zip(images, generators, strict=True)
-            runs = [kind(self.threat, *pair) for pair in pairs]
+            rows = zip(threats, images, generators, strict=True)
+            runs = [kind(*row) for row in rows]
             for query in range(self.num_queries):
                 share = self.share(query - 1) if query else None
                 points = [run.propose(share) if share else run.best for run in runs]
+                shown = [_Run.whole(*pair) for pair in zip(runs, points, strict=True)]
                 # A batch may have a value in common.
-                values = finite(oracle.value(points)).expand(len(points))
+                values = finite(oracle.value(shown)).expand(len(points))
                 for each in zip(runs, points, values.tolist(), strict=True):
                     _Run.learn(*each)
             found = values.new_tensor([run.value for run in runs])
-            best.offer([run.best for run in runs], found)
+            best.offer([run.whole(run.best) for run in runs], found)
         return best.images
 
     def describe(self) -> dict[str, Any]:
@@ -144,13 +146,23 @@ class Square(Attack):
 
 
 class _Run(ABC):
-    """One run of the search on one image (C, H, W)."""
+    """One run of the search on one image (C, H, W), or on the picture inside of it."""
 
     def __init__(
         self, threat: ThreatModel, clean: Tensor, generator: torch.Generator
     ) -> None:
-        self.threat, self.clean, self.generator = threat, clean, generator
+        self._image, self.generator = clean, generator
+        self._window, self.threat = threat.window()
+        self.clean = clean[self._window]
         self.best, self.value = self.start(), -math.inf
+
+    def whole(self, point: Tensor) -> Tensor:
+        """Returns the image with a point in its place, padding around it."""
+        if point.shape == self._image.shape:
+            return point
+        image = self._image.clone()
+        image[self._window] = point
+        return image
 
     @abstractmethod
     def start(self) -> Tensor:
@@ -169,7 +181,7 @@ class _Run(ABC):
         height, width = self.clean.shape[-2:]
         return round(math.sqrt(share * height * width))
 
-    def _window(self, side: int) -> Window:
+    def _place(self, side: int) -> Window:
         """A square at a random place; every place that fits is equally likely."""
         top, left = (
             int(torch.randint(0, size - side + 1, (), generator=self.generator))
@@ -188,21 +200,24 @@ class _Signs(_Run):
     """linf: every value moves by +eps or -eps, as far as the pixel range lets it."""
 
     def start(self) -> Tensor:
-        return self._moved(self.clean, self._signs(self.clean.shape[-1]))
+        return self._moved((slice(None),) * 3, self._signs(self.clean.shape[-1]))
 
     def propose(self, share: float) -> Tensor:
         side = min(max(self._side(share), 1), *self.clean.shape[-2:])
-        window = self._window(side)
+        window = self._place(side)
         for _ in range(_REDRAWS):
-            square = self._moved(self.clean[window], self._signs())
+            square = self._moved(window, self._signs())
             if not torch.equal(square, self.best[window]):
                 break
         point = self.best.clone()
         point[window] = square
         return point
 
-    def _moved(self, clean: Tensor, signs: Tensor) -> Tensor:
-        return self.threat.project(clean, clean + self.threat.eps * signs)
+    def _moved(self, window: Window, signs: Tensor) -> Tensor:
+        clean, threat = self.clean[window], self.threat
+        if threat.region is not None:
+            threat = replace(threat, region=threat.region[window])
+        return threat.project(clean, clean + threat.eps * signs)
 
 
 class _Mass(_Run):
@@ -230,7 +245,7 @@ class _Mass(_Run):
     def propose(self, share: float) -> Tensor:
         # Odd and at least 3, or the pattern would have no centre and no two halves.
         side = min(max(self._side(share), 3) | 1, *self.clean.shape[-2:])
-        target, source = self._window(side), self._window(side)
+        target, source = self._place(side), self._place(side)
         delta = self.best - self.clean
         budget = self.threat.eps**self.order
         unused = (budget - self._mass(delta).sum()).clamp_min(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..registry import ATTACKS
 from ..utils.validation import number, positive_int, share
-from .base import Generators, Oracle, Preset, one_each
+from .base import Generators, Oracle, Preset, one_each, regions_of
 from .diversity import Placement
 from .pgd import PGD
 
@@ -140,6 +140,7 @@ class _Gradients:
         generators: Sequence[torch.Generator],
     ) -> None:
         self.oracle, self.attack, self.generators = oracle, attack, generators
+        self.regions = getattr(oracle, 'regions', None)
         self.kernel = _gaussian(attack.kernel_size)
         self.asked = 0
         self.sums: list[Tensor] = []
@@ -149,12 +150,18 @@ class _Gradients:
 
     def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         values, grads = self._at_diverse(images)
+        # Padding stands for nothing, neither in smoothing nor in the mean size.
+        grads = self._inside(grads)
         if len(self.kernel) > 1:
-            grads = [_smooth(grad, self.kernel) for grad in grads]
+            grads = self._inside([_smooth(grad, self.kernel) for grad in grads])
         if self.attack.decay > 0:
             grads = self._accumulated(grads)
         self.asked += 1
         return values, grads
+
+    def _inside(self, grads: list[Tensor]) -> list[Tensor]:
+        pairs = zip(grads, regions_of(self, grads), strict=True)
+        return [g if region is None else g * region.to(g) for g, region in pairs]
 
     def _accumulated(self, grads: list[Tensor]) -> list[Tensor]:
         grads = [

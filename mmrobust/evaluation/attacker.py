@@ -30,6 +30,7 @@ from ..objective import (
     loss_mode,
     make_oracle,
 )
+from ..region import REGION, restored
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model, device_of
 from ..utils.packing import pack, unpack
@@ -201,6 +202,7 @@ class Attacker:
         clean = self.clean(part)
         if self.space == 'input':
             found = attack.perturb(oracle, clean, draws)
+            found = restored(found, clean, part['data_samples'])
             return clean, found, found
         assert self.pixels is not None
         resizers = [self.pixels.resizer(sample) for sample in part['data_samples']]
@@ -237,6 +239,8 @@ class Attacker:
         seed = derive_seed(self.seed, ids_of(part)[0], 'prediction')
         # A model may write into the samples, which tell what it has added.
         samples = [sample.clone() for sample in part['data_samples']]
+        for sample in samples:
+            sample.pop(REGION, None)
         part = {**part, 'data_samples': samples}
         where = f'predicting on {names_of(ids_of(part))}'
         with doing(where), seeded(seed, self.device):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..batch import image_id, split_batch
 from ..errors import ConfigError, doing
+from ..region import MeasuredDataset
 from ..utils.validation import positive_int
 
 # Images of a batch for every one of a group.
@@ -52,6 +53,8 @@ class EvaluatedImages:
         self.dataloader = dataloader
         dataset: Any = dataloader.dataset
         self.dataset = dataset
+        self._measured = MeasuredDataset(dataset)
+        dataset.__getitems__ = self._measured.items  # which the loader asks for items
         self.whole_batches = whole_batches
         self.equal_ids, self.unique_ids = 0, False
         if hasattr(dataset, 'get_data_info'):
@@ -81,7 +84,7 @@ class EvaluatedImages:
     def load(self, index: int) -> dict:
         """Returns a batch of the one image at a place in the dataset."""
         with doing(f'loading image {index} of the dataset'):
-            batch: dict = self.dataloader.collate_fn([self.dataset[index]])
+            batch: dict = self.dataloader.collate_fn([self._measured[index]])
         return batch
 
 

@@ -121,7 +121,8 @@ def bilinear_weights(source: int, target: int) -> Tensor:
 class ResizedOracle:
     """Answers about original pixels what an oracle says about the network's input.
 
-    Counts and everything else are the inner oracle's.
+    Counts and everything else are the inner oracle's, but for regions: all pixels of a
+    picture are attackable.
 
     Args:
         oracle: of the batch's network inputs.
@@ -130,6 +131,7 @@ class ResizedOracle:
 
     def __init__(self, oracle: Any, resizers: Sequence[Resizer]) -> None:
         self.oracle = oracle
+        self.regions = None
         self.resizers = list(resizers)
 
     def __getattr__(self, name: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..batch import float_images
 from ..errors import ConfigError
+from ..region import REGION, region_of
 from ..utils.seeding import seeded
 from .base import Objective
 from .oracle import LossOracle, gradients
@@ -186,15 +187,31 @@ def mixed_first(model: Any, data_batch: dict, seed: int) -> Iterator[dict]:
     device = next(model.parameters()).device
     samples = classifier_samples(data_batch['data_samples'], device)
     images = torch.stack(float_images(data_batch, device))
+    labels, regions = _soft_labels(preprocessor, samples), _regions(images, samples)
     with seeded(seed, device):
-        images, scores = augments(images, _soft_labels(preprocessor, samples))
+        images, scores = augments(images, labels)
     for sample, score in zip(samples, scores, strict=True):
         sample.set_gt_score(score)
+    if regions is not None:
+        # What is mixed depends on a picture wherever one of its parts does.
+        with seeded(seed, device):
+            shares, _ = augments(regions, labels)
+        for sample, share in zip(samples, shares, strict=True):
+            sample.set_field(share > 0, REGION)
     preprocessor.batch_augments = None
     try:
         yield {**data_batch, 'inputs': images, 'data_samples': samples}
     finally:
         preprocessor.batch_augments = augments
+
+
+def _regions(images: Tensor, samples: list[Any]) -> Tensor | None:
+    """The attackable pixels, 1 in (N, 1, H, W); None where all of them are."""
+    known = [region_of(sample) for sample in samples]
+    if all(region is None for region in known):
+        return None
+    whole = torch.ones_like(images[:1, :1])
+    return torch.cat([whole if r is None else r[None].to(whole) for r in known])
 
 
 def _soft_labels(preprocessor: Any, samples: list[Any]) -> Tensor:

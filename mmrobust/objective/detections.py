@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..batch import with_images
 from ..errors import ConfigError
+from ..region import region_of
 from ..utils.models import frozen
 
 # All false boxes together weigh less than a tenth of one object that is well found.
@@ -80,6 +81,7 @@ class DetectionOracle:
     Attributes:
         forwards: images that went through the network forwards.
         backwards: always 0.
+        regions: which pixels of each image are attackable, see :mod:`mmrobust.region`.
 
     Raises:
         ConfigError: (when asked) if the model does not detect boxes.
@@ -91,6 +93,7 @@ class DetectionOracle:
         self.model = model
         self.data_batch = data_batch
         self.samples = list(samples)
+        self.regions = [region_of(sample) for sample in samples]
         self.forwards = 0
         self.backwards = 0
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import float_images
+from ..region import region_of
 from ..utils.seeding import seeded
 from .base import Objective
 from .class_weights import classes_of
@@ -37,6 +38,7 @@ class LossOracle:
     Attributes:
         forwards: images that went through the network forwards.
         backwards: images that went through the network backwards.
+        regions: which pixels of each image are attackable, see :mod:`mmrobust.region`.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class LossOracle:
         self.samples = list(samples)
         # Of the clean images; an attack may move the others along with the pixels.
         self._clean = list(samples)
+        self.regions = [region_of(sample) for sample in samples]
         self.objective = objective
         self.per_image = per_image
         self.forwards = 0

@@ -15,6 +15,7 @@ from ..batch import float_images, resize_delta, with_images
 from ..compat.checkpointing import checkpoints_give_input_gradients
 from ..errors import ConfigError
 from ..objective import Objective
+from ..region import region_of
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model, device_of
@@ -89,7 +90,11 @@ class FreeAdversary(Adversary):
         if self._resets_at(iteration):
             self._deltas = []
         images = float_images(data_batch, device_of(model))
-        deltas = self._fit(images, threat)
+        threats = [
+            threat.within(region_of(sample), image)
+            for sample, image in zip(data_batch['data_samples'], images, strict=True)
+        ]
+        deltas = self._fit(images, threats)
         attacked = self.chosen(iteration, len(images))
         for i in attacked:
             perturbed = images[i].add_(deltas[i]).clamp_(threat.lo, threat.hi)
@@ -115,7 +120,7 @@ class FreeAdversary(Adversary):
             )
         step_size = self._step_share * threat.eps
         for i, grad in zip(attacked, grads, strict=True):
-            deltas[i] = _advance(threat, deltas[i], grad, step_size)
+            deltas[i] = _advance(threats[i], deltas[i], grad, step_size)
         self._deltas[: len(images)] = deltas
         return outputs
 
@@ -126,9 +131,11 @@ class FreeAdversary(Adversary):
             and (iteration - self.pass_begun) % self.updates_per_epoch == 0
         )
 
-    def _fit(self, images: Sequence[Tensor], threat: ThreatModel) -> list[Tensor]:
+    def _fit(
+        self, images: Sequence[Tensor], threats: Sequence[ThreatModel]
+    ) -> list[Tensor]:
         deltas = []
-        for slot, image in enumerate(images):
+        for slot, (image, threat) in enumerate(zip(images, threats, strict=True)):
             if slot >= len(self._deltas):
                 deltas.append(torch.zeros_like(image))
                 continue
@@ -136,7 +143,7 @@ class FreeAdversary(Adversary):
             if delta.shape != image.shape:
                 # A larger copy of the same pixels has a larger l2 norm.
                 delta = threat.project_delta(resize_delta(delta, image.shape))
-            deltas.append(delta)
+            deltas.append(threat.inside(delta))
         return deltas
 
     def state_dict(self, iteration: int) -> dict[str, Any]:
@@ -167,7 +174,7 @@ def _advance(
     """
     if grad is None:  # no loss depended on this image
         return delta
-    moved = threat.project_delta(threat.step(delta, grad, step_size))
+    moved = threat.project_delta(threat.step(delta, threat.inside(grad), step_size))
     # A loss scaler skips updates with overflowing gradients; so does the perturbation.
     return torch.where(torch.isfinite(grad.sum()), moved, delta)
 

@@ -15,6 +15,7 @@ from ..batch import float_images, take, with_images
 from ..distributed import alone
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, is_classifier, loss_mode, make_oracle
+from ..region import restored
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model, device_of
@@ -69,7 +70,9 @@ class AttackAdversary(Adversary):
                     bare, part, [images[i] for i in asked], generator
                 )
             if attacked:
-                for i, image in zip(attacked, adversarial, strict=True):
+                clean = [images[i] for i in attacked]
+                found = restored(adversarial, clean, part['data_samples'])
+                for i, image in zip(attacked, found, strict=True):
                     images[i] = image
         return model.train_step(
             with_images(data_batch, images), optim_wrapper=optim_wrapper

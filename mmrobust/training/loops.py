@@ -86,7 +86,8 @@ class _AdversarialTraining:
         self.adversary.updates_per_epoch = len(loader) * replays
         times = replays if self.repeats_in_loader else 1
         # Before mmengine's loop, which counts the iterations by the loader's length.
-        loader = ReplayDataLoader(loader, times, runner.seed)
+        attacks = not isinstance(self.adversary, NoAdversary)
+        loader = ReplayDataLoader(loader, times, runner.seed, measured=attacks)
         super().__init__(runner, loader, **stock)  # type: ignore[call-arg]
         self._state = TrainingStateHook(self.adversary)
         self.runner.register_hook(self._state, priority=self._state.priority)

@@ -20,6 +20,7 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
+from ..region import MeasuredDataset
 from ..utils.seeding import derive_seed, seeded
 
 
@@ -91,7 +92,12 @@ class PlacedBatches:
 
 
 def _seeded_items(dataset: Any, indices: list) -> list:
-    """The samples of a batch; torch's loaders ask ``dataset.__getitems__`` for them."""
+    """The samples of a batch; torch's loaders ask ``dataset.__getitems__`` for them.
+
+    Args:
+        dataset: the loader's, or what measures the regions of its samples.
+        indices: of the samples.
+    """
     if not isinstance(indices, PlacedBatch):  # of another loader
         return [dataset[index] for index in indices]
     items = []
@@ -111,11 +117,14 @@ class ReplayDataLoader(DataLoader):
         loader: the loader to replay.
         times: how often each batch comes, at least 1.
         seed: what augmentation draws depends on it.
+        measured: measure which pixels of the images are attackable.
     """
 
     times: int
 
-    def __init__(self, loader: DataLoader, times: int, seed: int = 0) -> None:
+    def __init__(
+        self, loader: DataLoader, times: int, seed: int = 0, measured: bool = False
+    ) -> None:
         # No super().__init__(): that would build a second loader.
         self.__dict__.update(loader.__dict__)
         self.__dict__.update(
@@ -124,9 +133,9 @@ class ReplayDataLoader(DataLoader):
             _places=PlacedBatches(loader.batch_sampler, seed),
             _done=0,
         )
-        loader.dataset.__getitems__ = partial(  # type: ignore[attr-defined]
-            _seeded_items, loader.dataset
-        )
+        dataset: Any = loader.dataset
+        items = MeasuredDataset(dataset) if measured else dataset
+        dataset.__getitems__ = partial(_seeded_items, items)
 
     @property
     def _index_sampler(self) -> PlacedBatches:

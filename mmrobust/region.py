@@ -1,0 +1,128 @@
+"""Measures which pixels of an image depend on its picture: all others are padding.
+
+A pixel of what the data loader yields may be attacked if it depends on the picture that
+was loaded: what a pipeline has put around it (``Pad``, letterboxes, the gaps of a
+mosaic) or over it (``CutOut``) is nothing that an adversary has access to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from .probing import Probe
+
+# The field of a data sample that holds the region, bool (1, H, W). Samples all of whose
+# pixels are attackable have none.
+REGION = 'attackable'
+
+# Of two pictures of one colour each: as far apart as possible, but not each other's
+# negative, which solarising would take for the same.
+_COLOURS = (0, 254)
+
+
+class MeasuredDataset:
+    """The items of a dataset, whose samples tell which of their pixels are attackable.
+
+    Each item is made three times with the same random draws: of its own picture and of
+    two pictures of one colour. Pixels that are equal in all three are padding.
+
+    Args:
+        dataset: a dataset of mmengine or a wrapper of such. Of others, and where a
+            pipeline cannot be run on other pictures, all pixels count as attackable;
+            a warning says so.
+
+    Attributes:
+        reason: why regions are not measured, None if they are.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.reason: str | None = None
+        self._probes = [
+            Probe(dataset, partial(np.full_like, fill_value=colour))
+            for colour in _COLOURS
+        ]
+
+    def __getitem__(self, index: int) -> Any:
+        others = [] if self.reason else self._others(index)
+        item = self.dataset[index]
+        image = _image(item)
+        if image is not None and others:
+            region = depends(image, [_image(other) for other in others])
+            if region is not None:
+                item['data_samples'].set_field(region, REGION)
+        return item
+
+    def _others(self, index: int) -> list[Any]:
+        try:
+            return [probe[index] for probe in self._probes]
+        except Exception as error:  # of transforms that do not bear such pictures
+            self.reason = f'{type(error).__name__}: {error}'
+            print_log(
+                'padding cannot be told from pictures, so that all pixels of an image '
+                f'count as attackable ({self.reason})',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return []
+
+    def items(self, indices: Sequence[int]) -> list[Any]:
+        """Returns several items, as a dataset's ``__getitems__`` does for torch."""
+        return [self[index] for index in indices]
+
+
+def _image(item: Any) -> Tensor | None:
+    """The image of a packed sample, if it has one and a place for a region."""
+    if not isinstance(item, dict) or 'data_samples' not in item:
+        return None
+    image = item.get('inputs')
+    if not isinstance(item['data_samples'], BaseDataElement):
+        return None
+    return image if isinstance(image, Tensor) and image.dim() == 3 else None
+
+
+def depends(image: Tensor, others: Sequence[Tensor | None]) -> Tensor | None:
+    """Returns which pixels depend on the picture, bool (1, H, W); None if all do.
+
+    Args:
+        image: the image (C, H, W).
+        others: what other pictures became.
+    """
+    region = torch.zeros_like(image[:1], dtype=torch.bool)
+    for other in others:
+        if other is None or other.shape != image.shape:
+            return None
+        region |= (other != image).any(0, keepdim=True)
+    return None if region.all() else region
+
+
+def region_of(sample: Any) -> Tensor | None:
+    """Returns the attackable pixels of a sample, bool (1, H, W); None for all."""
+    return sample.get(REGION, None) if isinstance(sample, BaseDataElement) else None
+
+
+def restored(
+    images: Sequence[Tensor], clean: Sequence[Tensor], samples: Sequence[Any]
+) -> list[Tensor]:
+    """Puts padding back, for attacks that know nothing of regions.
+
+    Args:
+        images: attacked images (C, H, W).
+        clean: the same before the attack.
+        samples: of the images.
+    """
+    return [
+        image if region is None else torch.where(region.to(image.device), image, own)
+        for image, own, region in zip(
+            images, clean, map(region_of, samples), strict=True
+        )
+    ]
