@@ -110,6 +110,12 @@ def region_of(sample: Any) -> Tensor | None:
     return sample.get(REGION, None) if isinstance(sample, BaseDataElement) else None
 
 
+def padding_share(sample: Any) -> float:
+    """Returns the share of an image's pixels that are not attackable."""
+    region = region_of(sample)
+    return 0.0 if region is None else 1 - float(region.float().mean())
+
+
 def restored(
     images: Sequence[Tensor], clean: Sequence[Tensor], samples: Sequence[Any]
 ) -> list[Tensor]:

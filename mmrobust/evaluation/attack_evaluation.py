@@ -29,6 +29,7 @@ from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..frame import gt_frame_of
 from ..objective import is_classifier
+from ..region import padding_share
 from ..report import RobustnessReport, device_name, figure_of, package_versions
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model, state_digest
@@ -46,6 +47,7 @@ from .images import (
     choose_images,
     enough_for_groups,
     left_clean,
+    padding_of,
     restrict_metrics,
 )
 from .picture_pipeline import PicturePipeline
@@ -273,6 +275,7 @@ class AttackEvaluation(BaseLoop):
                 *weigh_classes(self.attacks, self.attacker, train_loader, dataset),
                 *check_objectives(self.attacks, self.attacker, self.images),
                 *form_groups(self.attacker, self.images),
+                *self.images.notes(),
                 *self.speed.notes(),
             ]
         report = RobustnessReport.start(runner, dataset, self.seed, notes)
@@ -342,6 +345,7 @@ class AttackEvaluation(BaseLoop):
         """Evaluates without attack, and returns the metrics."""
         self._benign_records: StorePart = self.records.part(BENIGN, {})
         self._benign_boxes: dict[Any, Detections | None] = {}
+        self._padding: dict[Any, float] = {}
         for index, data_batch in enumerate(self.dataloader):
             if self.attacks and not index:
                 report.checks += left_clean(data_batch)
@@ -349,6 +353,7 @@ class AttackEvaluation(BaseLoop):
         if any(attack.members for attack in self.attacks.values()):
             check_readable(self._benign_boxes)  # not hours later
         self._benign_records.wait_for_others()
+        report.dataset['padding'] = padding_of(self._padding)
         metrics, report.benign_boxes = self.scores.compute(BENIGN)
         report.benign = dict(metrics)
         if not metrics:
@@ -383,6 +388,8 @@ class AttackEvaluation(BaseLoop):
             else:
                 outcome = Outcome.unpack(record, part)
             outputs += outcome.outputs
+            shares = map(padding_share, part['data_samples'])
+            self._padding.update(zip(keys, shares, strict=True))
             if self.gallery:
                 for key, output in zip(keys, outcome.outputs, strict=True):
                     self.gallery.remember(key, output)

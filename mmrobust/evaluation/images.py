@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_dist_info
+from mmengine.dist import collect_results, get_dist_info, get_world_size
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import DataLoader
@@ -81,6 +81,16 @@ class EvaluatedImages:
             found.append((part, keys))
         return found
 
+    def notes(self) -> list[str]:
+        """Returns what the report has to say of how images are loaded."""
+        self.load(0)
+        if self._measured.reason is None:
+            return []
+        return [
+            'padding cannot be told from pictures, so that it is attacked, too '
+            f'({self._measured.reason})'
+        ]
+
     def load(self, index: int) -> dict:
         """Returns a batch of the one image at a place in the dataset."""
         with doing(f'loading image {index} of the dataset'):
@@ -109,6 +119,25 @@ def left_clean(data_batch: Any) -> list[str]:
         f'the model also gets {", ".join(map(str, others))} of every batch, which no '
         'attack changes: the figures are of attacks on the images alone.'
     ]
+
+
+def padding_of(shares: dict[Any, float]) -> dict[str, Any] | None:
+    """Sums up how much of the images was padding, for the report.
+
+    Args:
+        shares: of each image's pixels, by its name; of this process's images.
+
+    Returns:
+        The number of ``images`` with padding, and its ``share`` of all their pixels,
+        taking each image for as large as the others; None without padding, and on other
+        processes than the main one.
+    """
+    gathered = collect_results([shares], get_world_size(), device='cpu') or []
+    merged = {name: share for each in gathered for name, share in each.items()}
+    padded = sorted(share for share in merged.values() if share > 0)
+    if not padded:
+        return None
+    return {'images': len(padded), 'share': sum(padded) / len(padded)}
 
 
 def choose_images(

@@ -54,7 +54,7 @@ class RobustnessReport:
     checkpoint_sha256: str | None  # of a local file
     seed: int  # of the attacks
     versions: dict[str, str]
-    dataset: dict[str, Any]  # type, ann_file, data_root, num_images
+    dataset: dict[str, Any]  # type, ann_file, data_root, num_images, padding
     checks: list[str] = field(default_factory=list)  # what makes all figures doubtful
     environment: dict[str, Any] = field(default_factory=dict)
     config_text: str = ''
@@ -216,7 +216,14 @@ class RobustnessReport:
     def about(self) -> list[Part]:
         """Returns what there is to say about the table of figures."""
         space = _SPACES.get(self.space, self.space)
-        return [f'eps in pixel units of 0-255, {space}.']
+        about: list[Part] = [f'eps in pixel units of 0-255, {space}.']
+        if padding := self.dataset.get('padding'):
+            about.append(
+                f'{padding["images"]} of {self.dataset["num_images"]} images have '
+                f'padding from the pipeline ({padding["share"]:.0%} of their pixels), '
+                'which no attack changes.'
+            )
+        return about
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
