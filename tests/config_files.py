@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
@@ -78,6 +81,19 @@ READ = {
 def settings(cfg: Config) -> dict:
     """What a Runner reads; variables do not count."""
     return {key: value for key, value in cfg.items() if key in READ}
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks are built without numbers in them, at once and whatever their size."""
+    linspace = torch.linspace
+
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        """Drop path rates are read as numbers."""
+        return linspace(*args, **{**kwargs, 'device': 'cpu'})
+
+    with mock.patch('torch.linspace', on_cpu), torch.device('meta'):
+        yield
 
 
 def without_downloads(cfg: Config) -> Config:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from config_files import CONFIGS as ROOT, parse, without_memory
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -20,7 +19,6 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmrobust.registry import ADVERSARIES
 
-ROOT = Path(__file__).resolve().parents[2] / 'configs'
 FOLDER = ROOT / 'pretrain'
 CONFIGS = sorted(path.stem for path in FOLDER.glob('*.py'))
 SMALL = ['demo/robust_classifier', 'demo/standard_classifier', 'transfer/digits']
@@ -41,13 +39,8 @@ PUBLISHED = {
 }
 
 
-@cache
-def _read(name: str) -> Config:
-    return Config.fromfile((ROOT if '/' in name else FOLDER) / f'{name}.py')
-
-
 def read(name: str) -> Config:
-    return deepcopy(_read(name))
+    return parse(name if '/' in name else f'pretrain/{name}')
 
 
 @cache
@@ -56,13 +49,7 @@ def build(name: str) -> Any:
     init_default_scope('mmpretrain')
     if 'data_preprocessor' in cfg:  # as the Runner does it
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    linspace = torch.linspace
-
-    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return linspace(*args, **{**kwargs, 'device': 'cpu'})
-
-    # Without memory; drop path rates are read as numbers.
-    with mock.patch('torch.linspace', on_cpu), torch.device('meta'):
+    with without_memory():
         return MODELS.build(cfg.model)
 
 

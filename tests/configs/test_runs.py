@@ -60,7 +60,10 @@ def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
         if node.get('type') == 'FCNMaskHead':
             node.num_convs = 1
         if node.get('type') == 'ResNet':
-            node.base_channels = 16
+            node.update(depth=18, base_channels=16)
+            cfg.model.neck.in_channels = [c // 16 for c in cfg.model.neck.in_channels]
+        if node.get('type') == 'mmpretrain.ConvNeXt':
+            node.arch = dict(depths=[1, 1, 2, 1], channels=[24, 48, 96, 192])
             cfg.model.neck.in_channels = [c // 4 for c in cfg.model.neck.in_channels]
         if node.get('type') == 'mmrobust.ViTConvStem':
             node.arch = dict(
@@ -123,7 +126,6 @@ def train_and_test(cfg: Config) -> dict:
     'name',
     [
         'robust_fcos_convnext',
-        'robust_faster-rcnn_r50',
         'robust_fcos_vit-s-convstem',
         'robust_dn-detr_r50',
         'robust_mask-rcnn_r50',
