@@ -70,11 +70,11 @@ def test_images_alone_and_together_are_in_the_ball_and_no_worse_than_clean(name,
 )
 def test_restarts_never_make_it_worse(name, norm):
     attack, clean, values = build(name, norm), torch.full((3, 8, 8), 100.0), []
-    for attack.restarts in (1, 2, 6):
+    for attack.restarts in (1, 12):
         (found,) = attack.perturb(Recorder(wavy), [clean], generator())
         values.append(wavy(found).item())
     assert values == sorted(values)
-    assert values[2] > values[0]
+    assert values[1] > values[0]
 
 
 @pytest.mark.parametrize('bad', [torch.nan, torch.inf])
