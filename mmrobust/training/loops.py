@@ -30,6 +30,7 @@ from ..utils.validation import positive_int
 from ..weights import ConvertedWeightsHook, check_normalization
 from .adversary import Adversary, NoAdversary
 from .finite_updates import FiniteUpdates
+from .rates import check_schedule
 from .replay import ReplayDataLoader, ReplayIterator
 from .resume import TrainingStateHook, settle_checkpoint
 
@@ -119,6 +120,7 @@ class _AdversarialTraining:
             )
         check_has_boxes(dataset, 'training')
         self.adversary.prepare(dataset)
+        check_schedule(self.runner, self.adversary.replays)
         print_log(
             f'Adversarial training: {self.adversary.describe()}', logger='current'
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from statistics import mode
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -35,6 +36,13 @@ class BFloat16OptimWrapper(OptimWrapper):
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
+
+
+class Rates(NamedTuple):
+    """The commonest learning rates before any schedule."""
+
+    rest: float
+    backbone: float
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -69,6 +77,12 @@ class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         super().__init__(optim_wrapper_cfg, paramwise)
 
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Builds the wrapper, which keeps its rates for a check of the schedule."""
+        wrapper = super().__call__(model)
+        wrapper.mmrobust_rates = self._rates
+        return wrapper
+
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any
     ) -> None:
@@ -92,20 +106,24 @@ class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'the component {key!r} (top-level modules: {", ".join(top)}): set '
                 'paramwise_cfg.backbone_key.'
             )
-        matched, rates = 0, set()
+        matched, slowed, others = 0, [], []
         for group in params:
             weights = [p for p in group['params'] if p.requires_grad]
             # Groups hold one parameter each at this point.
             if weights and all(id(p) in inside for p in weights):
                 group['lr'] = group.get('lr', self.base_lr) * factor
                 matched += sum(p.numel() for p in weights)
-                rates.add(f'{group["lr"]:g}')
+                slowed.append(group['lr'])
+            elif weights:
+                others.append(group.get('lr', self.base_lr))
+        self._rates = Rates(mode(others), mode(slowed)) if others and slowed else None
         if matched == 0:
             text = f'All weights of {key!r} are frozen: there is no rate to multiply.'
         else:
+            rates = ', '.join(f'{rate:g}' for rate in sorted(set(slowed)))
             text = (
                 f'Backbone learning rate x{factor} for {matched:,} parameters '
-                f'({key!r}): {", ".join(sorted(rates, key=float))}, where the base '
+                f'({key!r}): {rates}, where the base '
                 f'rate is {self.base_lr:g}.'
             )
         print_log(text, logger='current')

@@ -1,0 +1,112 @@
+"""Follows a training's learning rates ahead of time, and says where they go astray."""
+
+from __future__ import annotations
+
+import logging
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+
+from .optim import Rates
+
+# Of the training: a rate that still rises then is hardly a warm-up.
+_LATEST_PEAK = 0.4
+# Fewer passes over the data, each with several updates per batch, overfit to batches.
+_FEWEST_PASSES = 3
+
+
+def check_schedule(runner: Runner, replays: int) -> None:
+    """Logs the rates of backbone and rest over a training, and warns of odd ones.
+
+    Warns if the ratio of both changes (because a rate in the schedule holds for all
+    parameters), if the rate still rises late, and if passes over the data are few.
+
+    Args:
+        runner: whose loop, optimizer and schedules are built; schedules that stand in
+            hooks are not seen.
+        replays: updates per batch.
+    """
+    passes = runner.max_iters / max(len(runner.train_dataloader), 1)
+    if not runner.train_loop.repeats_in_loader:
+        passes /= replays
+    if replays > 1 and passes < _FEWEST_PASSES:
+        _warn(
+            f'The training makes {passes:.3g} passes over the data, with {replays} '
+            'updates per batch in each: fewer replays or a longer training (--schedule '
+            'of tools/train.py) will hardly harm and may help.'
+        )
+    rates = getattr(runner.optim_wrapper, 'mmrobust_rates', None)
+    schedulers = runner.cfg.get('param_scheduler')
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    if rates is None or not all(isinstance(s, dict) for s in schedulers or ()):
+        return
+    rest, backbone = follow_rates(runner, schedulers or [], rates)
+    total = len(rest)
+    places = sorted({0, int(rest.argmax()), *(total * k // 4 for k in range(4))})
+    shown = ', '.join(
+        f'{backbone[place]:.3g} and {rest[place]:.3g} at {place / total:.0%}'
+        for place in (*places, total - 1)
+    )
+    print_log(f'Learning rates of backbone and rest: {shown}.', logger='current')
+    wanted = rates.backbone / rates.rest
+    with np.errstate(divide='ignore', invalid='ignore'):
+        off = np.nan_to_num(np.abs(backbone / (rest * wanted) - 1), posinf=np.inf)
+    if off.max() > 0.01:
+        worst = int(off.argmax())
+        _warn(
+            f'The schedule does not keep the learning rate of the backbone at '
+            f'{wanted:g} of the rest: in update {worst + 1} of {total} they are '
+            f'{backbone[worst]:.3g} and {rest[worst]:.3g}. A rate in it holds for all '
+            'parameters: write eta_min_ratio for eta_min, mmrobust.RelativePolyLR for '
+            'PolyLR, mmrobust.RelativeOneCycleLR for OneCycleLR.'
+        )
+    peak = int((rest > 0.99 * rest.max()).argmax())
+    if peak > _LATEST_PEAK * total:
+        _warn(
+            f'The learning rate rises until update {peak + 1} of {total}: make the '
+            'warm-up shorter, or the training longer.'
+        )
+
+
+def follow_rates(
+    runner: Runner, schedulers: list[Any], rates: Rates
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps the config's schedulers through a whole training of two parameters.
+
+    Args:
+        runner: builds the schedulers.
+        schedulers: their configs.
+        rates: of rest and backbone before any schedule.
+
+    Returns:
+        The rates of the rest and of the backbone in each update.
+    """
+    parts = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [
+        {'params': [part], 'lr': lr} for part, lr in zip(parts, rates, strict=True)
+    ]
+    wrapper = OptimWrapper(torch.optim.SGD(groups, lr=rates.rest))
+    built = runner._build_param_scheduler(deepcopy(schedulers), wrapper)
+    groups = wrapper.optimizer.param_groups
+    by_update = [scheduler for scheduler in built if not scheduler.by_epoch]
+    by_epoch = [scheduler for scheduler in built if scheduler.by_epoch]
+    length = max(1, runner.max_iters // max(runner.max_epochs, 1))
+    found = np.empty((runner.max_iters, 2))
+    wrapper.step()  # schedulers warn if none comes before theirs
+    for update in range(runner.max_iters):
+        found[update] = groups[0]['lr'], groups[1]['lr']
+        for scheduler in by_update:
+            scheduler.step()
+        if (update + 1) % length == 0:
+            for scheduler in by_epoch:
+                scheduler.step()
+    return found[:, 0], found[:, 1]
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)

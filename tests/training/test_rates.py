@@ -1,0 +1,114 @@
+"""Rates are followed ahead of a training, and what goes astray is said."""
+
+from __future__ import annotations
+
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmrobust.training import rates
+from mmrobust.training.optim import Rates
+
+PLAIN = Rates(1e-4, 1e-5)
+
+
+def said(
+    monkeypatch: pytest.MonkeyPatch,
+    schedulers: list[dict],
+    epochs: int = 8,
+    replays: int = 4,
+    known: Rates | None = PLAIN,
+) -> list[str]:
+    """What a training of 26 batches per pass says of its rates."""
+    texts: list[str] = []
+    monkeypatch.setattr(
+        rates, 'print_log', lambda text, **_: texts.append(text.split(':')[0])
+    )
+    runner: Any = SimpleNamespace(
+        max_epochs=epochs,
+        max_iters=26 * epochs * replays,
+        train_dataloader=range(26 * replays),
+        train_loop=SimpleNamespace(repeats_in_loader=True),
+        _train_loop=None,
+        optim_wrapper=SimpleNamespace(mmrobust_rates=known),
+        cfg=Config(dict(param_scheduler=schedulers)),
+    )
+    runner._build_param_scheduler = MethodType(Runner._build_param_scheduler, runner)
+    rates.check_schedule(runner, replays)
+    return texts
+
+
+SHOWN = 'Learning rates of backbone and rest'
+BROKEN = 'The schedule does not keep the learning rate of the backbone at 0.1 of the '
+LATE = 'The learning rate rises until update'
+
+
+@pytest.mark.parametrize(
+    ('schedulers', 'expected'),
+    [
+        ([], [SHOWN]),
+        ([dict(type='CosineAnnealingLR', end=8, eta_min_ratio=0.05)], [SHOWN]),
+        ([dict(type='CosineAnnealingLR', end=8, eta_min=5e-6)], [SHOWN, BROKEN]),
+        ([dict(type='PolyLR', end=8, eta_min=5e-6)], [SHOWN, BROKEN]),
+        (
+            [dict(type='mmrobust.RelativePolyLR', end=8, eta_min_ratio=0.05)],
+            [SHOWN],
+        ),
+        ([dict(type='OneCycleLR', total_steps=8, eta_max=1e-4)], [SHOWN, BROKEN]),
+        (
+            [dict(type='mmrobust.RelativeOneCycleLR', total_steps=8, eta_max_ratio=1)],
+            [SHOWN],
+        ),
+        ([dict(type='LinearLR', by_epoch=False, end=104)], [SHOWN]),
+        ([dict(type='LinearLR', by_epoch=False, end=600)], [SHOWN, LATE]),
+        ([dict(type='ReduceOnPlateauLR')], [SHOWN]),
+    ],
+)
+def test_what_is_said(
+    monkeypatch: pytest.MonkeyPatch, schedulers: list[dict], expected: list[str]
+) -> None:
+    found = said(monkeypatch, schedulers)
+    assert len(found) == len(expected)
+    assert all(text.startswith(e) for text, e in zip(found, expected, strict=True))
+
+
+def test_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(monkeypatch, [], epochs=2)[0].startswith('The training makes 2 passes')
+    assert said(monkeypatch, [], epochs=2, replays=1) == [SHOWN]
+    assert said(monkeypatch, [], known=None) == []
+
+
+def test_what_is_followed_is_what_happens(coco: Any, tmp_path: Any) -> None:
+    """Update by update, against a real training's own optimizer."""
+    cfg = tiny.runner_config(coco, tmp_path, tiny.fcos())
+    cfg['optim_wrapper'] = dict(
+        optimizer=dict(type='AdamW', lr=1e-3),
+        constructor='mmrobust.BackboneLrOptimWrapperConstructor',
+    )
+    cfg['param_scheduler'] = [
+        dict(type='LinearLR', by_epoch=False, begin=0, end=3),
+        dict(type='CosineAnnealingLR', begin=1, end=2, convert_to_iter_based=True),
+    ]
+    adversary = dict(type='mmrobust.FreeAdversary', eps=0, replays=2)
+    cfg['train_cfg'] = dict(
+        type='mmrobust.AdvEpochBasedTrainLoop', max_epochs=2, adversary=adversary
+    )
+    runner = Runner.from_cfg(Config(cfg))
+    found: list[tuple[float, float]] = []
+    train_step = runner.model.train_step
+
+    def step(data: Any, optim_wrapper: Any) -> Any:
+        groups = optim_wrapper.optimizer.param_groups
+        found.append((groups[-1]['lr'], groups[0]['lr']))
+        return train_step(data, optim_wrapper)
+
+    runner.model.train_step = step
+    runner.train()
+    expected = rates.follow_rates(
+        runner, cfg['param_scheduler'], runner.optim_wrapper.mmrobust_rates
+    )
+    np.testing.assert_allclose(np.array(found).T, expected, rtol=1e-9)
