@@ -38,6 +38,8 @@ class BoundedLoss(nn.Module):
         ConfigError: for an impossible bound or an unknown ``per``.
     """
 
+    attacked_in_eval = True
+
     def __init__(
         self, loss: str, bound: float = 6.0, per: str = 'element', **kwargs: Any
     ) -> None:

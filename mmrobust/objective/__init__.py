@@ -20,14 +20,13 @@ from .classifier import (
     ClassifierOracle,
     check_labels,
     classifier_samples,
-    is_classifier,
     make_oracle,
     mixed_first,
 )
 from .detections import DetectionOracle, has_boxes
 from .inputs import Inputs
 from .kinds import NAMED, TARGETS, Kind
-from .loss_mode import LossState, loss_mode
+from .loss_mode import LossState, is_classifier, loss_mode
 from .oracle import LossOracle, gradients
 from .seams import NotStackedError, Seams
 

@@ -7,7 +7,6 @@ value and gradient.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,14 +21,8 @@ from ..errors import ConfigError
 from ..region import REGION, region_of
 from ..utils.seeding import seeded
 from .base import Objective
+from .loss_mode import is_classifier
 from .oracle import LossOracle, gradients
-
-
-def is_classifier(model: nn.Module) -> bool:
-    """Returns whether the bare model is one of mmpretrain's classifiers."""
-    # No import: whoever built such a model has made it.
-    module = sys.modules.get('mmpretrain.models.classifiers.base')
-    return module is not None and isinstance(model, module.BaseClassifier)
 
 
 def make_oracle(

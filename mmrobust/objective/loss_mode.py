@@ -6,9 +6,12 @@ some losses remember between calls.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from contextlib import contextmanager
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -17,55 +20,78 @@ from torch import Tensor, nn
 from ..compat.checkpointing import checkpoints_give_input_gradients
 from ..utils.models import frozen
 
-# Beside detectors and heads: where mmdet asks for ``self.training`` for anything else
-# than dropout. In an older or newer mmdet some may be missing.
-_ALSO_READ_IT = (
-    ('mmdet.models.backbones.trident_resnet', 'TridentBottleneck'),
-    ('mmdet.models.backbones.trident_resnet', 'TridentConv'),
-    ('mmdet.models.layers.transformer.ddq_detr_layers', 'DDQTransformerDecoder'),
-    ('mmdet.models.roi_heads.mask_heads.grid_head', 'GridHead'),
-)
+# Parts of the names that code uses which draws noise, or normalises by statistics of a
+# batch: torch's functions, and how implementations call their settings.
+_NOISE = ('drop', 'stochastic', 'rand', 'bernoulli', 'rrelu')
+_STATISTICS = ('batch_norm', 'running_')
 
 
-def _reads_training_flag() -> tuple[type, ...]:
-    """Returns classes whose own ``training`` flag decides how losses are computed."""
-    try:
-        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-        from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
-        from mmdet.models.dense_heads.detr_head import DETRHead
-        from mmdet.models.detectors.base import BaseDetector
-        from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
-    except ImportError:  # a classifier without mmdet installed
-        return ()
-    heads = [BaseDetector, BaseDenseHead, BaseMaskHead, DETRHead, BaseRoIHead]
-    for module, name in _ALSO_READ_IT:
-        with suppress(ImportError, AttributeError):
-            heads.append(getattr(import_module(module), name))
-    return tuple(heads)
+def is_classifier(model: nn.Module) -> bool:
+    """Returns whether the bare model is one of mmpretrain's classifiers."""
+    # No import: whoever built such a model has made it.
+    module = sys.modules.get('mmpretrain.models.classifiers.base')
+    return module is not None and isinstance(model, module.BaseClassifier)
+
+
+def _code(function: Any) -> Iterator[CodeType]:
+    """Yields the code of a method or property, and of functions inside it."""
+    function = getattr(function, 'fget', getattr(function, '__func__', function))
+    code = getattr(inspect.unwrap(function), '__code__', None)
+    left = [code] if code is not None else []
+    while left:
+        yield (code := left.pop())
+        left += [c for c in code.co_consts if isinstance(c, CodeType)]
+
+
+@cache
+def stays_in_eval(kind: type[nn.Module]) -> bool:
+    """Tells whether the ``training`` flag of a class is for noise or statistics alone.
+
+    Told by its code, whoever wrote it: it is, if every function of the class that asks
+    for the flag is one that draws noise (dropout, stochastic depth) or normalises by
+    the batch, and of all of torch's own modules. A class may say so itself, by
+    ``attacked_in_eval = True``.
+    """
+    if kind.__module__.startswith('torch.') or getattr(kind, 'attacked_in_eval', False):
+        return True
+    asking = [
+        {name.lower() for name in (*code.co_names, *code.co_varnames)}
+        for base in kind.__mro__
+        if base not in (nn.Module, object)
+        for function in vars(base).values()
+        for code in _code(function)
+        if 'training' in code.co_names
+    ]
+    words = _NOISE + _STATISTICS
+    return bool(asking) and all(
+        any(word in name for name in names for word in words) for names in asking
+    )
 
 
 @contextmanager
 def loss_mode(model: nn.Module) -> Iterator[None]:
     """Makes the model compute its training loss as the function that is deployed.
 
-    Everything is in eval mode (BatchNorm statistics stay, no dropout, also none inside
-    ``nn.MultiheadAttention``), but the ``training`` flag of the detector and its heads
-    is set, each by itself: FCOS with norm_on_bbox, VFNet, RepPoints, Deformable DETR
-    and DINO give wrong losses or none without it. Weights are frozen, so a backward
-    pass reaches the image only, also where the model checkpoints its activations. All
-    flags are restored on exit, and so is what losses remember between calls (the counts
-    of Seesaw loss, the history of Dynamic R-CNN).
+    BatchNorm's statistics stay and nothing is dropped, since modules for which the flag
+    means that are in eval mode (:func:`stays_in_eval`). The ``training`` flag of all
+    others is set, each by itself: FCOS with norm_on_bbox, VFNet, RepPoints, Deformable
+    DETR, DINO and many detectors of other projects give wrong losses or none without
+    it. What is in eval mode in training too (a teacher) stays in it, and so does a
+    whole classifier, which has no such losses. Weights are frozen, so a backward pass
+    reaches the image only, also where the model checkpoints its activations. All flags
+    are restored on exit, and so is what losses remember between calls (the counts of
+    Seesaw loss, the history of Dynamic R-CNN).
 
     Args:
         model: the bare detector, not a distributed wrapper.
     """
     state = LossState(model)
+    modules = [] if is_classifier(model) else list(model.modules())
+    asked = [m for m in modules if m.training or not model.training]
     try:
         with frozen(model), checkpoints_give_input_gradients():
-            heads = _reads_training_flag()
-            for module in model.modules():
-                if isinstance(module, heads):
-                    module.training = True
+            for module in asked:
+                module.training = not stays_in_eval(type(module))
             yield
     finally:
         state.restore(thorough=True)

@@ -1,6 +1,8 @@
-"""Losses that remember earlier calls forget what an attack asked."""
+"""Losses in an attack: the mode of each module, and what losses remember."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import tiny
@@ -8,13 +10,135 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from updates import make_batch, make_model
 
-from mmrobust.objective.loss_mode import LossState
+from mmrobust.objective.loss_mode import LossState, stays_in_eval
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from benchmarks.synthetic import Drawing
 
 CLASSES = 3
+
+
+# ------------------------------------------------------------ modules nobody knows
+
+
+class Flagged(nn.Module):
+    """Gives other outputs in training, as heads of many projects do."""
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            return x, x, x
+        return x.sigmoid(), x
+
+
+class ByProperty(Flagged):
+    @property
+    def top(self) -> int:
+        return 2000 if self.training else 1000
+
+
+class WithNoise(Flagged):
+    """Its base needs the flag, whatever else it does."""
+
+    def loss(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.1, self.training)
+
+
+class Drops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, training=self.training)
+
+
+class DropsPaths(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        def keep() -> Tensor:
+            return x * torch.rand(len(x), 1).round() if self.training else x
+
+        return keep()
+
+
+class Shakes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x) if self.training else x
+
+
+class Normalises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(4))
+        self.register_buffer('var', torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, training=self.training)
+
+
+class Quieter(nn.Dropout):
+    """A class of torch's, under another name."""
+
+
+@pytest.mark.parametrize('kind', [Flagged, ByProperty, WithNoise])
+def test_a_flag_that_decides_on_outputs_is_set(kind: type[nn.Module]) -> None:
+    model = nn.ModuleDict(dict(head=kind(), norm=nn.BatchNorm1d(4))).eval()
+    with loss_mode(model):
+        assert len(model.head(torch.zeros(2, 4))) == 3
+        assert not model.norm.training
+    assert len(model.head(torch.zeros(2, 4))) == 2
+
+
+@pytest.mark.parametrize('kind', [Drops, DropsPaths, Shakes, Normalises, Quieter])
+@pytest.mark.parametrize('training', [False, True])
+def test_noise_and_statistics_are_those_of_the_deployed_function(
+    kind: type[nn.Module], training: bool
+) -> None:
+    model = nn.ModuleDict(dict(part=kind(), head=Flagged())).train(training)
+    x = torch.arange(8.0).reshape(2, 4)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with loss_mode(model):
+        assert torch.allclose(model.part(x), x, rtol=1e-4)
+        assert len(model.head(x)) == 3
+    assert all(map(torch.equal, buffers, model.buffers()))
+    assert all(module.training is training for module in model.modules())
+
+
+def test_a_teacher_stays_as_it_is_in_training() -> None:
+    model = nn.ModuleDict(dict(teacher=Flagged(), student=Flagged()))
+    model.teacher.eval()
+    with loss_mode(model):
+        assert not model.teacher.training
+        assert model.student.training
+
+
+def test_a_detector_of_torchvision() -> None:
+    """Every part of it asks for the flag, and gives losses in training alone."""
+    backbone = nn.Conv2d(3, 32, 3, stride=8, padding=1)
+    backbone.out_channels = 32
+    anchors = AnchorGenerator(((16,),), ((1.0,),))
+    model = FCOS(backbone, 2, anchor_generator=anchors).eval()
+    image = torch.rand(3, 64, 64)
+    target = dict(boxes=torch.tensor([[4.0, 4, 40, 40]]), labels=torch.tensor([1]))
+    with loss_mode(model):
+        losses = model([image], [target])
+    assert losses.keys() == {'classification', 'bbox_regression', 'bbox_ctrness'}
+    assert model([image])[0].keys() == {'boxes', 'scores', 'labels'}
+
+
+def test_what_mmdet_has() -> None:
+    """By their code; nobody lists them."""
+    from mmcv.cnn.bricks import DropPath
+    from mmdet.models import layers
+    from mmdet.models.utils.vlfuse_helper import BiMultiHeadAttention
+
+    for kind in (DropPath, layers.DropBlock, BiMultiHeadAttention):
+        assert stays_in_eval(kind)
+    for name in ('FCOSHead', 'VFNetHead', 'RepPointsHead', 'DINO', 'GridHead', 'FCOS'):
+        assert not stays_in_eval(MODELS.get(name))
+    assert stays_in_eval(MODELS.get('mmrobust.BoundedLoss'))
+
+
+# ------------------------------------------------------------ what losses remember
 
 
 class Head(nn.Module):

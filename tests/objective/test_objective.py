@@ -190,7 +190,7 @@ def test_stages_of_sparse_rcnn_are_found():
 
 
 def test_layers_that_compute_something_else_in_training_are_told():
-    """All of mmdet's classes whose own flag changes losses, beside dropout."""
+    """By their outputs, and dropout by its flag."""
     from mmdet.models.backbones.trident_resnet import TridentBottleneck, TridentConv
     from mmdet.models.layers import DropBlock
     from mmdet.models.roi_heads.mask_heads import GridHead
@@ -219,7 +219,8 @@ def test_layers_that_compute_something_else_in_training_are_told():
     with loss_mode(model):
         assert (branches(), differ()) == (3, True)
         told = {type(module) for module in model.modules() if module.training}
-    assert told == {TridentBottleneck, TridentConv, GridHead}
+    assert told >= {TridentBottleneck, TridentConv, GridHead}
+    assert DropBlock not in told
     assert (branches(), differ()) == (1, False)
 
 
