@@ -323,6 +323,9 @@ def test_a_robust_config_is_written(
     runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
     assert [path.name for path in tmp_path.rglob('*')] == ['out', 'mine.py']
     cfg = Config.fromfile(tmp_path / 'out' / 'mine.py')
+    head, _, changes = (tmp_path / 'out' / 'mine.py').read_text().partition('\n')
+    assert head == '# Changed in the config:'
+    assert '# optim_wrapper: optimizer SGD(lr=0.01, ' in changes
     assert cfg.train_cfg.adversary.num_steps == 2
     assert cfg.custom_imports.imports == ['mmrobust']
     assert 'work_dir' not in cfg

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from collections.abc import Callable
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
@@ -17,7 +18,7 @@ from mmrobust.weights import (
     check_resumable,
     read_checkpoint,
 )
-from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify
+from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify, summary
 from mmrobust.errors import ConfigError, doing
 from mmrobust.utils.configs import naming_bad_json
 from mmrobust.utils.models import bare_model
@@ -100,6 +101,8 @@ def parse_args() -> argparse.Namespace:
 def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     """What ``--robust`` and its options do to a config.
 
+    What changes is printed, and kept as ``args.changes``.
+
     Raises:
         ConfigError: for one of the options without ``--robust``, or one that
             ``--dump`` ignores.
@@ -118,7 +121,16 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
             'writes: give it to the training.'
         )
     if args.robust is not None:
-        return lambda cfg: robustify(cfg, args.robust, **given)
+
+        def convert(cfg: Config) -> Config:
+            robust = robustify(cfg, args.robust, **given)
+            text = '\n'.join(['Changed in the config:', *summary(cfg, robust)])
+            args.changes = text
+            if os.environ.get('RANK', '0') == '0':
+                print(text)
+            return robust
+
+        return convert
     if given or args.dump is not None:
         option = next(iter(given), 'dump').replace('_', '-')
         raise ConfigError(f'--{option} needs --robust METHOD.')
@@ -141,8 +153,8 @@ def accelerate(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def dump(cfg: Config, path: str) -> None:
-    """Writes a config in one piece.
+def dump(cfg: Config, path: str, changes: str) -> None:
+    """Writes a config in one piece, with what was changed as a comment.
 
     Raises:
         ConfigError: if the file cannot be written.
@@ -151,6 +163,10 @@ def dump(cfg: Config, path: str) -> None:
     cli.check_work_dir(folder, 'folder of --dump', '--dump')
     partial = os.path.join(folder, f'.{os.getpid()}.{os.path.basename(path)}')
     cfg.dump(partial)
+    with open(partial, encoding='utf-8') as file:
+        content = file.read()
+    with open(partial, 'w', encoding='utf-8') as file:
+        file.write(textwrap.indent(changes, '# ') + f'\n{content}')
     os.replace(partial, path)
     print(f'Wrote {path}; train with: python tools/train.py {path}')
 
@@ -172,7 +188,8 @@ def main() -> None:
     setup_cache_size_limit_of_dynamo()
     convert = converter(args)
     if args.dump is not None:
-        return dump(accelerate(cli.configure(args, convert), args), args.dump)
+        cfg = accelerate(cli.configure(args, convert), args)
+        return dump(cfg, args.dump, args.changes)
     cfg = accelerate(cli.load_config(args, convert), args)
     start_processes(cfg)
     train(cfg, args)

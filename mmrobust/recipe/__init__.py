@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ..weights import BACKBONES
 from .robustify import METHODS, PRESETS, robustify
+from .summary import summary
 
-__all__ = ['BACKBONES', 'METHODS', 'PRESETS', 'robustify']
+__all__ = ['BACKBONES', 'METHODS', 'PRESETS', 'robustify', 'summary']

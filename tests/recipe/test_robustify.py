@@ -10,10 +10,11 @@ import pytest
 import tiny
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from mmrobust import robustify
-from mmrobust.recipe import BACKBONES
+from mmrobust.recipe import BACKBONES, summary
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ADVERSARIES, ATTACKS
 
@@ -293,6 +294,31 @@ def test_weights_alone() -> None:
     )
 
 
+# ------------------------------------------------------------- what is said
+
+
+def test_the_summary_names_what_changed() -> None:
+    before = get_config('mmdet::yolox/yolox_s_8xb8-300e_coco.py')
+    lines = summary(before, robustify(before, eps=2))
+    parts = {line.partition(': ')[0]: line for line in lines}
+    assert parts.keys() == {
+        *('train_cfg', 'test_cfg', 'param_scheduler', 'optim_wrapper', 'custom_hooks'),
+        *('default_hooks', 'custom_imports'),
+    }
+    for part, sentence in {
+        'train_cfg': 'EpochBasedTrainLoop(max_epochs=300, val_interval=10) -> '
+        'AdvEpochBasedTrainLoop(max_epochs=150, val_interval=5, adversary='
+        'FreeAdversary(norm=linf, eps=2, replays=4))',
+        'test_cfg': 'AttackTestLoop(attacks=noise pgd cls reg cwa)',
+        'param_scheduler': '1.eta_min 0.0005 -> None, 1.begin 5 -> 1.25',
+        'optim_wrapper': 'optimizer SGD(lr=0.01, momentum=0.9, weight_decay=0.0005, '
+        'nesterov=True) -> AdamW(lr=0.0001, ',
+        'custom_hooks': '0.num_last_epochs 15 -> 7',
+    }.items():
+        assert sentence in parts[part]
+    assert summary(before, before) == []
+
+
 # ------------------------------------------------------------- a whole run
 
 
@@ -454,6 +480,7 @@ def test_configs_that_are_refused(
         (dict(eps=0.016), 'write eps=4.08'),
         (dict(norm='l3'), "norm='l3' is unknown"),
         (dict(replays=0), 'replays=0 must be'),
+        (dict(method='pgd', replays=3), "replays=3 has no meaning for the method 'p"),
         (dict(schedule=0), 'schedule=0 must be a finite number above 0'),
         (dict(num_steps=3), "no meaning for the method 'free'"),
         (dict(method='pgd', num_steps=0), 'num_steps=0 must be'),

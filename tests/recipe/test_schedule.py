@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmrobust import robustify
@@ -199,7 +200,9 @@ def test_iterations_inside_a_loop_by_epoch() -> None:
 # ------------------------------------------------------------- stock configs
 
 
-def both(name: str, batches: int, **options: Any) -> tuple[Config, list[np.ndarray]]:
+def both(
+    name: str | Config, batches: int, **options: Any
+) -> tuple[Config, list[np.ndarray]]:
     cfg = robustify(name, **options)
     lr = cfg.optim_wrapper.optimizer.lr
     adversary = cfg.train_cfg.adversary
@@ -231,7 +234,7 @@ def test_rtmdet() -> None:
 
 def test_one_cycle() -> None:
     """Twice the updates: not an error at half of them."""
-    base = Config.fromfile(robustify_base())
+    base = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     base.param_scheduler = dict(
         type='OneCycleLR', eta_max=0.02, total_steps=12 * 5, by_epoch=False
     )
@@ -240,12 +243,6 @@ def test_one_cycle() -> None:
     np.testing.assert_allclose(backbone, rest * TENTH, rtol=1e-6)
     assert rest.max() == pytest.approx(1e-4, rel=0.01)
     assert rest[-1] < 1e-8
-
-
-def robustify_base() -> str:
-    from mmengine.hub import get_config
-
-    return get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').filename
 
 
 # ------------------------------------------------------------- hooks
