@@ -469,6 +469,9 @@ def test_train_then_attack(project: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / 'run' / 'robustness.json').read_text())
     assert report['complete'] is True
     assert report['checkpoint'] == str(checkpoint)
+    assert report['adversary'] == meta['adversary']
+    text = (tmp_path / 'run' / 'robustness.md').read_text()
+    assert 'The model was trained with FreeAdversary: norm linf, eps 4' in text
     (fgsm,) = report['attacks']
     assert (fgsm['name'], fgsm['eps'], fgsm['num_steps']) == ('fgsm', 8, 1)
     assert (tmp_path / 'run' / 'robustness.md').is_file()

@@ -174,13 +174,16 @@ class AttackEvaluation(BaseLoop):
         self._notes = check_metrics(self.evaluator, dataset)
         model = bare_model(self.runner.model)
         classifier = is_classifier(model)
+        self._adversary: dict[str, Any] = {}
         if classifier:
             given = self.attacks.values()
             refuse_for_classifiers(
                 given, self.space, self.quantize, self.attack_batch_size
             )
         else:
-            known = self._classes_of_checkpoint()
+            checkpoint = self._checkpoint()
+            known = classes_of(checkpoint)
+            self._adversary = self._trained_against(checkpoint)
             metrics = self.evaluator.metrics
             self._notes += check_classes(model, dataset, metrics, known)
             if self.gt_frame == 'auto':
@@ -194,14 +197,23 @@ class AttackEvaluation(BaseLoop):
                 'of the dataset have the id of another one: give every image its own.'
             )
 
-    def _classes_of_checkpoint(self) -> tuple[str, ...] | None:
-        """Reads the classes that a tested model was trained on."""
+    def _checkpoint(self) -> dict[str, Any]:
+        """Reads what a tested model was loaded from; empty in and after a training."""
         path = getattr(self.runner, '_load_from', None)
         # Of a validation, or a test after training, it is what training began with.
         trained = isinstance(self.runner._train_loop, BaseLoop)
-        if self.stage == 'val' or trained or not path:
-            return None
-        return classes_of(read_checkpoint(path))
+        return (
+            {} if self.stage == 'val' or trained or not path else read_checkpoint(path)
+        )
+
+    def _trained_against(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Returns the settings of the adversary that a model was trained with."""
+        own: Any = getattr(self.runner._train_loop, 'adversary', None)
+        if hasattr(own, 'describe'):
+            return dict(own.describe())
+        meta = checkpoint.get('meta')
+        found = meta.get('adversary') if isinstance(meta, dict) else None
+        return found if isinstance(found, dict) else {}
 
     def run(self) -> dict[str, float]:
         """Runs all passes.
@@ -279,7 +291,7 @@ class AttackEvaluation(BaseLoop):
                 *self.speed.notes(),
             ]
         report = RobustnessReport.start(runner, dataset, self.seed, notes)
-        report.space = self.space
+        report.space, report.adversary = self.space, self._adversary
         report.environment['speed'] = self.speed.describe()
         report.environment['attack_batch_size'] = self.attacker.group_size
         self.analysis = self._start_analysis()

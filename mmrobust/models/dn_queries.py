@@ -51,6 +51,9 @@ class DnQueryGenerator(CdnQueryGenerator):
         ConfigError: for a scale outside 0-1 or less than one group.
     """
 
+    # No denoising queries in attacks: they draw noise, and tell the ground truth.
+    attacked_in_eval = True
+
     def __init__(
         self,
         num_classes: int,

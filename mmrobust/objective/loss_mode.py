@@ -44,13 +44,16 @@ def _code(function: Any) -> Iterator[CodeType]:
 
 
 @cache
-def stays_in_eval(kind: type[nn.Module]) -> bool:
+def stays_in_eval(kind: Any) -> bool:
     """Tells whether the ``training`` flag of a class is for noise or statistics alone.
 
     Told by its code, whoever wrote it: it is, if every function of the class that asks
     for the flag is one that draws noise (dropout, stochastic depth) or normalises by
     the batch, and of all of torch's own modules. A class may say so itself, by
     ``attacked_in_eval = True``.
+
+    Args:
+        kind: class of a module.
     """
     if kind.__module__.startswith('torch.') or getattr(kind, 'attacked_in_eval', False):
         return True

@@ -65,6 +65,8 @@ class RobustnessReport:
     worst_case: dict[str, Any] | None = None
     # Where perturbations live: 'input' of the network, or 'original' pictures' pixels.
     space: str = 'input'
+    # The settings of the adversary in the model's training, if there was one.
+    adversary: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -217,6 +219,11 @@ class RobustnessReport:
         """Returns what there is to say about the table of figures."""
         space = _SPACES.get(self.space, self.space)
         about: list[Part] = [f'eps in pixel units of 0-255, {space}.']
+        if self.adversary:
+            settings = {k: v for k, v in self.adversary.items() if v is not None}
+            kind = settings.pop('type', 'an adversary')
+            texts = ', '.join(f'{key} {value}' for key, value in settings.items())
+            about.append(f'The model was trained with {kind}: {texts}.')
         if padding := self.dataset.get('padding'):
             about.append(
                 f'{padding["images"]} of {self.dataset["num_images"]} images have '

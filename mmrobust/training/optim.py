@@ -106,7 +106,9 @@ class BackboneLrOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'the component {key!r} (top-level modules: {", ".join(top)}): set '
                 'paramwise_cfg.backbone_key.'
             )
-        matched, slowed, others = 0, [], []
+        matched = 0
+        slowed: list[Any] = []
+        others: list[Any] = []
         for group in params:
             weights = [p for p in group['params'] if p.requires_grad]
             # Groups hold one parameter each at this point.
