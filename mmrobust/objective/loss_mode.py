@@ -94,7 +94,8 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     try:
         with frozen(model), checkpoints_give_input_gradients():
             for module in asked:
-                module.training = not stays_in_eval(type(module))
+                kind: Any = type(module)
+                module.training = not stays_in_eval(kind)
             yield
     finally:
         state.restore(thorough=True)
