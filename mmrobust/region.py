@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class MeasuredDataset:
         item = self.dataset[index]
         image = _image(item)
         if image is not None and others:
-            region = depends(image, [_image(other) for other in others])
+            region = depends(image, *map(_image, others))
             if region is not None:
                 item['data_samples'].set_field(region, REGION)
         return item
@@ -90,19 +90,25 @@ def _image(item: Any) -> Tensor | None:
     return image if isinstance(image, Tensor) and image.dim() == 3 else None
 
 
-def depends(image: Tensor, others: Sequence[Tensor | None]) -> Tensor | None:
+def depends(image: Tensor, dark: Tensor | None, light: Tensor | None) -> Tensor | None:
     """Returns which pixels depend on the picture, bool (1, H, W); None if all do.
 
     Args:
         image: the image (C, H, W).
-        others: what other pictures became.
+        dark: what another picture became.
+        light: what a third one became. An image of another shape says nothing.
     """
-    region = torch.zeros_like(image[:1], dtype=torch.bool)
-    for other in others:
-        if other is None or other.shape != image.shape:
-            return None
-        region |= (other != image).any(0, keepdim=True)
-    return None if region.all() else region
+    if dark is None or light is None or not image.shape == dark.shape == light.shape:
+        return None
+    region = _differ(dark, light)
+    if not region.all():
+        region |= _differ(image, dark)
+    return None if region.all() else region[None]
+
+
+def _differ(image: Tensor, other: Tensor) -> Tensor:
+    """The pixels (H, W) that are not equal."""
+    return reduce(torch.bitwise_or, (image != other).unbind())  # faster than any()
 
 
 def region_of(sample: Any) -> Tensor | None:

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmrobust.batch import float_images
+from mmrobust.region import REGION, region_of
 from mmrobust.objective.classifier import (
     ClassifierOracle,
     classifier_samples,
@@ -249,6 +250,22 @@ def test_mixing_first_gives_what_mixing_last_gives() -> None:
     assert 'gt_score' not in batch['data_samples'][0]  # the batch stays as it was
     assert batch['inputs'].dtype == torch.uint8
     assert preprocessor.batch_augments is not None
+
+
+def test_what_is_mixed_of_padding_alone_is_padding() -> None:
+    model, batch = build(MIXES), make_batch()
+    for i, sample in enumerate(batch['data_samples']):
+        region = torch.zeros_like(batch['inputs'][i][:1], dtype=torch.bool)
+        region[:, i : i + 20, 2 * i :] = True
+        sample.set_field(region, REGION)
+        batch['inputs'][i] = 100 * region
+    del batch['data_samples'][0].attackable  # all of it
+    batch['inputs'][0] = 100
+    for seed in range(6):  # both kinds are drawn
+        with mixed_first(model, batch, seed) as mixed:
+            pairs = zip(mixed['inputs'], mixed['data_samples'], strict=True)
+            for image, sample in pairs:
+                assert torch.equal(region_of(sample), image[:1] > 0)
 
 
 def test_attack_and_update_see_the_same_soft_labels() -> None:
