@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
 from .errors import ConfigError
@@ -76,6 +76,44 @@ def take(data_batch: dict, indices: Sequence[int]) -> dict:
         return torch.stack(chosen) if isinstance(value, Tensor) else chosen
 
     return {key: part(value) for key, value in data_batch.items()}
+
+
+def with_samples(data_batch: dict) -> dict:
+    """Returns the batch with one sample per image, where a project collates otherwise.
+
+    mmyolo's ``yolov5_collate`` puts the objects of all images into one tensor (M, 6):
+    the image's place in the batch, the label, and the box (x1, y1, x2, y2). Lists
+    beside it have a value for each image.
+
+    Raises:
+        ConfigError: for anything else that is no list of samples.
+    """
+    given, images = data_batch['data_samples'], data_batch['inputs']
+    if not isinstance(given, dict):
+        return data_batch
+    rows = given.get('bboxes_labels')
+    fields = {key: value for key, value in given.items() if isinstance(value, list)}
+    if rows is None or len(given) > len(fields) + 1:
+        raise ConfigError(
+            f'data_samples of the batch is a dict of {", ".join(given)} and not one '
+            "sample per image: set collate_fn=dict(type='pseudo_collate') in the "
+            'dataloader, and the data preprocessor that goes with it.'
+        )
+    # Not at the top: mmdet may be missing where there are classifiers only.
+    from mmdet.structures import DetDataSample
+
+    samples = []
+    for place, image in enumerate(images):
+        own = rows[rows[:, 0] == place]
+        shape = tuple(image.shape[-2:])
+        sample = DetDataSample(metainfo={'img_shape': shape, 'ori_shape': shape})
+        boxes = own[:, 2:].clone()
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=own[:, 1].long())
+        for key, values in fields.items():
+            if values[place] is not None:
+                sample.set_field(values[place], key)
+        samples.append(sample)
+    return {**data_batch, 'data_samples': samples}
 
 
 def split_batch(data_batch: dict) -> list[dict]:

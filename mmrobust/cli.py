@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -94,6 +95,8 @@ def as_sentence(error: BaseException) -> str | None:
     if isinstance(error, KeyError) and 'is not in the' in text:
         text = text.split('. Please check', 1)[0].strip('\'"')
         name, _, where = text.partition(' is not in the ')
+        if reason := _failed_import(name.rpartition('.')[0]):
+            return f'{text}, since {reason}.'
         kind = where.removesuffix(' registry').split('::')[-1]
         near = did_you_mean(name.split('.')[-1], registered(kind))
         return f'{text}{near}: check the name.'
@@ -121,6 +124,22 @@ def as_sentence(error: BaseException) -> str | None:
             'batches or models.'
         )
     return None
+
+
+def _failed_import(scope: str) -> str:
+    """Says why a scope's package cannot be imported, which mmengine keeps to itself.
+
+    Args:
+        scope: that of a registered name; the config's own if it is empty.
+    """
+    current = registry.DefaultScope.get_current_instance()
+    scope = scope or (current.scope_name if current else 'mmengine')
+    try:
+        import_module(f'{scope}.registry')
+    except ImportError as error:
+        if error.name != f'{scope}.registry':
+            return f'{scope} cannot be imported: {short(str(error))}'
+    return ''
 
 
 def registered(name: str) -> list[str]:

@@ -8,6 +8,13 @@ from contextlib import contextmanager
 
 _LONGEST = 240
 
+# Errors of other people's code that the work done here brings out, and what helps.
+_KNOWN = {
+    r'in-?place operation': 'losses are differentiated by the image, so that what a '
+    'part that learns nothing gives, a frozen teacher say, must not be written into: '
+    'run that part under torch.no_grad()',
+}
+
 
 class ConfigError(ValueError):
     """A setting, file or dataset that cannot work as given.
@@ -32,7 +39,10 @@ def doing(what: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, ConfigError):
             # add_note() of Python 3.11, in 3.10 too.
-            error.__notes__ = [*getattr(error, '__notes__', []), f'while {what}']  # type: ignore[attr-defined]
+            notes = list(getattr(error, '__notes__', []))
+            help = (text for key, text in _KNOWN.items() if re.search(key, str(error)))
+            note = f'while {what}' + ''.join(f' ({text})' for text in help if not notes)
+            error.__notes__ = [*notes, note]  # type: ignore[attr-defined]
         raise
 
 

@@ -8,7 +8,7 @@ mosaic) or over it (``CutOut``) is nothing that an adversary has access to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -114,6 +114,23 @@ def _differ(image: Tensor, other: Tensor) -> Tensor:
 def region_of(sample: Any) -> Tensor | None:
     """Returns the attackable pixels of a sample, bool (1, H, W); None for all."""
     return sample.get(REGION, None) if isinstance(sample, BaseDataElement) else None
+
+
+def regions_in(data_batch: dict) -> list[Tensor | None]:
+    """Returns the attackable pixels of all images of a batch, see :func:`region_of`."""
+    samples = data_batch['data_samples']
+    if isinstance(samples, dict):
+        return samples.get(REGION) or [None] * len(data_batch['inputs'])
+    return [region_of(sample) for sample in samples]
+
+
+def collated(collate: Callable[[Any], Any], items: Any) -> Any:
+    """Makes a batch, and keeps regions where it has no sample of each image."""
+    batch = collate(items)
+    samples = batch.get('data_samples') if isinstance(batch, dict) else None
+    if isinstance(samples, dict):
+        samples[REGION] = [region_of(item['data_samples']) for item in items]
+    return batch
 
 
 def padding_share(sample: Any) -> float:

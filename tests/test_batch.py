@@ -8,8 +8,15 @@ import torch
 from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
-from mmrobust.batch import float_images, resize_delta, split_batch, with_images
+from mmrobust.batch import (
+    float_images,
+    resize_delta,
+    split_batch,
+    with_images,
+    with_samples,
+)
 from mmrobust.errors import ConfigError
+from mmrobust.region import collated, region_of, regions_in
 
 
 def test_the_loaders_batch_is_not_changed(coco):
@@ -48,3 +55,27 @@ def test_a_resized_perturbation_keeps_its_values():
     resized = resize_delta(delta, (1, 4, 4))
     assert resized.unique().tolist() == [-4, 0, 2, 4]
     assert resize_delta(delta, (1, 2, 2)) is delta
+
+
+def test_objects_of_all_images_in_one_tensor() -> None:
+    """As mmyolo's fast collate has them; an image without objects has no row."""
+    rows = torch.tensor([[0, 2, 1, 1, 5, 5], [2, 0, 0, 0, 3, 4], [0, 1, 2, 2, 6, 7.0]])
+    region = torch.ones(1, 8, 16, dtype=torch.bool)
+    given = dict(bboxes_labels=rows, attackable=[None, region, None])
+    batch = dict(inputs=torch.zeros(3, 3, 8, 16), data_samples=given)
+    assert regions_in(batch) == [None, region, None]
+    found = with_samples(batch)['data_samples']
+    truth = [sample.gt_instances for sample in found]
+    assert [each.labels.tolist() for each in truth] == [[2, 1], [], [0]]
+    assert truth[0].bboxes.tolist() == [[1, 1, 5, 5], [2, 2, 6, 7]]
+    assert truth[1].bboxes.shape == (0, 4)
+    assert found[0].img_shape == (8, 16)
+    assert [region_of(sample) for sample in found] == [None, region, None]
+    listed = dict(inputs=batch['inputs'], data_samples=found)
+    assert with_samples(listed) is listed
+    items = [dict(data_samples=sample) for sample in found]
+    again = collated(lambda items: dict(data_samples={}), items)
+    assert again['data_samples'] == dict(attackable=[None, region, None])
+    batch['data_samples']['masks'] = torch.zeros(2, 8, 16)
+    with pytest.raises(ConfigError, match='a dict of bboxes_labels, att'):
+        with_samples(batch)

@@ -180,6 +180,28 @@ def test_an_unknown_name_in_a_registry() -> None:
     )
 
 
+def test_a_package_that_fails_to_import_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmengine keeps to itself why, both of a scope and of custom_imports."""
+    for name in ('lacking', 'lacking_part'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').write_text('import nowhere_installed\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyError) as caught:
+        MODELS.build(dict(type='lacking.Detector'))
+    sentence = str(cli.as_sentence(caught.value))
+    assert sentence.endswith(
+        "since lacking cannot be imported: No module named 'nowhere_installed'."
+    )
+    text = "model = 1\ncustom_imports = dict(imports=['lacking_part'])\n"
+    with pytest.raises(
+        ConfigError,
+        match="Failed to import lacking_part: No module named 'nowhere_installed'",
+    ):
+        cli.read_config(write(tmp_path, text))
+
+
 # -------------------------------------------------------------------- read_config
 
 

@@ -52,7 +52,7 @@ def check_classes(
         things = getattr(dataset, 'metainfo', {}).get('thing_classes') or classes
         if counts and not {len(classes), len(things)} & counts:
             raise ConfigError(
-                f'the model detects {" or ".join(map(str, sorted(counts)))} classes '
+                f'the model has {" or ".join(map(str, sorted(counts)))} classes '
                 f'and the dataset has {len(classes)} ({_some(classes)}): set '
                 "num_classes in the model's head, or metainfo.classes of the dataset."
             )

@@ -122,7 +122,7 @@ class DetectionOracle:
         batch = with_images(self.data_batch, [image])
         batch['data_samples'] = [shown]
         data = self.model.data_preprocessor(batch, False)
-        (output,) = self.model(**data, mode='predict')
+        (output,) = self.model._run_forward(data, mode='predict')
         self.forwards += 1
         found = output.get('pred_instances', None)
         if found is None or not has_boxes(found):

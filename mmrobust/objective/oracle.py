@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import float_images
+from ..batch import float_images, take
 from ..region import region_of
 from ..utils.seeding import seeded
 from .base import Objective
@@ -126,7 +126,7 @@ class LossOracle:
         self._memory.restore()
         data = self._data(part, [images[i] for i in part])
         with self.objective.attached(self.model, self._targets[tuple(part)]):
-            losses = self._losses(data)
+            losses = self._losses(data, len(part))
         return self.objective(losses)
 
     def _data(self, part: list[int], images: Sequence[Tensor]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class LossOracle:
             truth = [self.objective.truth(sample, targets) for sample in own]
             self._truth[key] = own, truth
         if key not in self._inputs:
-            self._inputs[key] = Inputs(self.model, self.data_batch)
+            self._inputs[key] = Inputs(self.model, take(self.data_batch, part))
         return self._inputs[key](images, truth)
 
     def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
@@ -155,20 +155,21 @@ class LossOracle:
         # Its own draws, so that the first value costs the caller's generator nothing.
         reading = measured(self.model, class_scores, "set target='next'")
         with torch.no_grad(), seeded(0, device), reading:
-            inputs = Inputs(self.model, self.data_batch)
+            inputs = Inputs(self.model, take(self.data_batch, part))
             own = [self._clean[i] for i in part]
-            losses = self._losses(inputs([clean[i] for i in part], own))
+            losses = self._losses(inputs([clean[i] for i in part], own), len(part))
         parts = self.objective.parts(losses)
         count = classes_of(self.model)
         # A head without a positive prediction gives a plain zero.
         tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]
         return sum(tables, torch.zeros(count, count, device=device))
 
-    def _losses(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _losses(self, data: dict[str, Any], count: int) -> dict[str, Any]:
         # A loss must not depend on how often it was asked for.
         self._memory.restore()
-        losses: dict[str, Any] = self.model(**data, mode='loss')
-        self.forwards += len(data['data_samples'])
+        # As train_step does: a project may have its own way from data to forward().
+        losses: dict[str, Any] = self.model._run_forward(data, mode='loss')
+        self.forwards += count
         return losses
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,9 @@ from mmengine.model import initialize
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from ..checks import check_classes, check_has_boxes
 from ..errors import ConfigError
+from ..objective import check_labels
 from ..utils.files import file_sha256
 from ..utils.models import state_digest
 from ..weights import check_normalization
@@ -34,8 +35,6 @@ _NEEDED = (
     'test_cfg',
     'test_evaluator',
 )
-# Heads that classify into the classes of the dataset (not a region proposal's).
-_HEADS = re.compile(r'(^|\.)(head|bbox_head|mask_head)(\.\d+)?$')
 # What of a dataset's config says nothing about where its images come from.
 _PREPARATION = ('pipeline', 'test_mode', '_scope_', 'lazy_init')
 
@@ -212,7 +211,14 @@ def check(sweep: Sweep) -> Findings:
                 )
         found.backbones[eps], found.hashes[eps] = digest, file_sha256(path)
     for key in ('train_dataloader', 'test_dataloader'):
-        check_classes(model, DATASETS.build(cfg[key].dataset), key)
+        dataset = DATASETS.build(cfg[key].dataset)
+        try:
+            check_has_boxes(dataset, 'study')
+            check_classes(model, dataset)
+            if count := getattr(getattr(model, 'head', None), 'num_classes', None):
+                check_labels(dataset, count)
+        except ConfigError as error:
+            raise ConfigError(f'{key}: {error}') from error
     model = model.to(get_device())
     keys = _keys(cfg, 'test', model)
     found.metric, notes = choose_metric(sweep.metric, keys, cfg)
@@ -263,41 +269,6 @@ def _initialised(cfg: Config, eps: float, path: str) -> Any:
             'model, and set zero_init_residual=False where the backbone has it.'
         )
     return model
-
-
-def check_classes(model: nn.Module, dataset: Any, name: str) -> None:
-    """Compares the heads' numbers of classes with the dataset's.
-
-    Args:
-        model: a classifier or detector.
-        dataset: a dataset with ``metainfo`` or, without class names, labels.
-        name: what it is called in the message.
-
-    Raises:
-        ConfigError: if they differ.
-    """
-    if len(dataset) == 0:
-        raise ConfigError(
-            f'the dataset of {name} is empty: check ann_file, data_prefix and '
-            'filter_cfg.'
-        )
-    metainfo = getattr(dataset, 'metainfo', None) or {}
-    if any('thing' in str(key).lower() for key in metainfo):
-        return  # panoptic: heads share the classes
-    classes = metainfo.get('classes')
-    count = None if classes is None else len(classes)
-    highest = 0
-    if count is None and hasattr(dataset, 'get_gt_labels'):
-        highest = int(dataset.get_gt_labels().max()) + 1
-    for part, module in model.named_modules():
-        own = getattr(module, 'num_classes', None)
-        if not _HEADS.search(part) or not isinstance(own, int):
-            continue
-        if (count is not None and own != count) or own < highest:
-            raise ConfigError(
-                f'model.{part} has num_classes={own}, and the dataset of {name} has '
-                f'{count or highest} classes: set model.{part}.num_classes.'
-            )
 
 
 def _keys(cfg: Config, split: str, model: nn.Module) -> list[str]:

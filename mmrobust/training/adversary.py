@@ -12,6 +12,7 @@ from mmengine.dist import all_reduce, get_rank
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from ..batch import with_samples
 from ..errors import ConfigError
 from ..objective import (
     Objective,
@@ -175,7 +176,7 @@ class Adversary(ABC):
         num_classes = classes_of(model)
         if self.class_weighting == 'batch':
             counts = torch.zeros(num_classes)
-            for sample in data_batch['data_samples']:
+            for sample in with_samples(data_batch)['data_samples']:
                 labels = sample.gt_instances.labels.cpu()
                 counts += torch.bincount(labels, minlength=num_classes)
             all_reduce(counts)  # the batch is that of all processes

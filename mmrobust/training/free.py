@@ -15,7 +15,7 @@ from ..batch import float_images, resize_delta, with_images
 from ..compat.checkpointing import checkpoints_give_input_gradients
 from ..errors import ConfigError
 from ..objective import Objective
-from ..region import region_of
+from ..region import regions_in
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model, device_of
@@ -91,8 +91,8 @@ class FreeAdversary(Adversary):
             self._deltas = []
         images = float_images(data_batch, device_of(model))
         threats = [
-            threat.within(region_of(sample), image)
-            for sample, image in zip(data_batch['data_samples'], images, strict=True)
+            threat.within(region, image)
+            for region, image in zip(regions_in(data_batch), images, strict=True)
         ]
         deltas = self._fit(images, threats)
         attacked = self.chosen(iteration, len(images))

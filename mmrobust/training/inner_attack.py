@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from ..attacks import APGD, PGD, Attack
-from ..batch import float_images, take, with_images
+from ..batch import float_images, take, with_images, with_samples
 from ..distributed import alone
 from ..errors import ConfigError
 from ..objective import LossOracle, Objective, is_classifier, loss_mode, make_oracle
@@ -61,7 +61,7 @@ class AttackAdversary(Adversary):
         if asked:
             self._set_radius(self.threat_at(iteration))
             seed = derive_seed('pgd-at', torch.initial_seed(), get_rank(), iteration)
-            part = take(data_batch, asked)
+            part = take(with_samples(data_batch), asked)
             if device.type != 'cpu':  # once, not in every step
                 part['data_samples'] = [s.to(device) for s in part['data_samples']]
             generator = torch.Generator().manual_seed(seed)

@@ -20,7 +20,7 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
-from ..region import MeasuredDataset
+from ..region import MeasuredDataset, collated
 from ..utils.seeding import derive_seed, seeded
 
 
@@ -136,6 +136,8 @@ class ReplayDataLoader(DataLoader):
         dataset: Any = loader.dataset
         items = MeasuredDataset(dataset) if measured else dataset
         dataset.__getitems__ = partial(_seeded_items, items)
+        if measured:
+            self.collate_fn = partial(collated, loader.collate_fn)
 
     @property
     def _index_sampler(self) -> PlacedBatches:

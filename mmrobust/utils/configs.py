@@ -54,11 +54,25 @@ def read_config(path: str) -> Config:
             f'config {path!r} needs a file that is missing: {error}.'
         ) from error
     except (Exception, SystemExit) as error:  # a program, which fails like one
-        reason = short(str(error)) or type(error).__name__
+        reason = short(_reason(error)) or type(error).__name__
         raise ConfigError(f'config {path!r} cannot be read: {reason}.') from error
     if 'model' not in cfg:
         raise ConfigError(f'config {path!r} has no model.')
     return cfg
+
+
+def _reason(error: BaseException) -> str:
+    """Says why something failed; of imports, which mmengine fails twice over, why."""
+    causes = [error]
+    while isinstance(causes[-1], ImportError) and (
+        isinstance(inner := causes[-1].__context__, ImportError)
+        and str(inner) not in str(causes[-1])
+    ):
+        causes.append(inner)
+    text = ': '.join(map(str, causes[-2:]))
+    if isinstance(causes[-1], ModuleNotFoundError):
+        text += ' (install it, or add its folder to PYTHONPATH)'
+    return text
 
 
 def _resolve(node: Any) -> None:

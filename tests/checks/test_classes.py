@@ -52,7 +52,7 @@ def coco_file(folder: Path, names: tuple[str, ...] = CLASSES) -> str:
     [
         (('dog', 'cat', 'bird'), CLASSES, 3, "order .* class 0 is 'dog' and was 'cat'"),
         (('cat',), CLASSES, 3, 'trained on 3 classes .* dataset has 1'),
-        (('cat',), None, 3, 'model detects 3 classes and the dataset has 1'),
+        (('cat',), None, 3, 'model has 3 classes and the dataset has 1'),
         ('cat', None, 3, r"is a text, .* write classes=\('cat',\)"),
     ],
 )

@@ -162,6 +162,9 @@ class Segmentor(nn.Module):
             inputs=batch['inputs'], data_samples=batch['data_samples']
         )
 
+    def _run_forward(self, data, mode):
+        return self.forward(**data, mode=mode)
+
     def forward(self, inputs, data_samples, mode):
         assert mode == 'predict'
         assert not self.training

@@ -640,7 +640,7 @@ def test_the_command(tool: Callable[..., str], weights: Path, tmp_path: Path) ->
         (
             '--cfg-options model.head.num_classes=5',
             '',
-            'model.head has num_classes=5, and the dataset of train_dataloader has 3',
+            'train_dataloader: the model has 5 classes and the dataset has 3',
         ),
         ('--cfg-options load_from=a.pth', '', 'has load_from or resume'),
         ('--cfg-options test_cfg=None', '', 'has no test_cfg'),
