@@ -117,7 +117,8 @@ def robustify(
     imports = cfg.setdefault('custom_imports', ConfigDict(imports=[]))
     own = imports.imports
     own = [own] if isinstance(own, str) else own
-    imports.imports = list(dict.fromkeys([*own, 'mmrobust']))
+    # First: it brings mmcv's operators, which the others may import.
+    imports.imports = list(dict.fromkeys(['mmrobust', *own]))
     imports.setdefault('allow_failed_imports', False)
     return cfg
 

@@ -427,7 +427,7 @@ def test_several_heads_of_regions_and_imports_of_a_project(
     standard['custom_imports'] = dict(imports='projects.CO-DETR.codetr')
     cfg = robustify(Config(standard))
     assert cfg.model.roi_head[0].bbox_head.type == 'mmrobust.SSDHead'
-    assert cfg.custom_imports.imports == ['projects.CO-DETR.codetr', 'mmrobust']
+    assert cfg.custom_imports.imports == ['mmrobust', 'projects.CO-DETR.codetr']
 
 
 # ------------------------------------------------------------- refusals

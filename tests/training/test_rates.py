@@ -95,7 +95,10 @@ def test_what_is_followed_is_what_happens(coco: Any, tmp_path: Any) -> None:
     ]
     adversary = dict(type='mmrobust.FreeAdversary', eps=0, replays=2)
     cfg['train_cfg'] = dict(
-        type='mmrobust.AdvEpochBasedTrainLoop', max_epochs=2, adversary=adversary
+        type='mmrobust.AdvEpochBasedTrainLoop',
+        adversary=adversary,
+        max_epochs=2,
+        val_begin=0,  # as in mmengine
     )
     runner = Runner.from_cfg(Config(cfg))
     found: list[tuple[float, float]] = []
