@@ -26,7 +26,7 @@ REGION = 'attackable'
 
 # Of two pictures of one colour each: as far apart as possible, but not each other's
 # negative, which solarising would take for the same.
-_COLOURS = (0, 254)
+COLOURS = (0, 254)
 
 
 class MeasuredDataset:
@@ -49,18 +49,28 @@ class MeasuredDataset:
         self.reason: str | None = None
         self._probes = [
             Probe(dataset, partial(np.full_like, fill_value=colour))
-            for colour in _COLOURS
+            for colour in COLOURS
         ]
 
     def __getitem__(self, index: int) -> Any:
         others = [] if self.reason else self._others(index)
         item = self.dataset[index]
         image = _image(item)
-        if image is not None and others:
-            region = depends(image, *map(_image, others))
-            if region is not None:
-                item['data_samples'].set_field(region, REGION)
+        if image is not None:
+            self._tell(index, item['data_samples'], image, list(map(_image, others)))
         return item
+
+    def _tell(
+        self,
+        index: int,
+        sample: BaseDataElement,
+        image: Tensor,
+        others: list[Tensor | None],
+    ) -> None:
+        """Puts into a sample what other pictures in its place have shown."""
+        region = depends(image, *others[:2]) if others else None
+        if region is not None:
+            sample.set_field(region, REGION)
 
     def _others(self, index: int) -> list[Any]:
         try:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import cv2
 import numpy as np
 import pytest
 import torch
 import tiny
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData, PixelData
 
-from mmrobust.frame import attack_samples, count_boxes_outside, gt_frame_of
+from mmrobust.frame import (
+    FRAME,
+    TO_INPUT,
+    FramedDataset,
+    _frame_of,
+    attack_samples,
+    count_boxes_outside,
+)
+from mmrobust.geometry import Affine
+from mmrobust.utils.seeding import seeded
 from mmrobust.errors import ConfigError
 
 
@@ -102,57 +115,199 @@ LOAD = dict(type='LoadImageFromFile')
 ANNOTATIONS = dict(type='LoadAnnotations', with_bbox=True)
 RESIZE = dict(type='Resize', scale=(64, 64), keep_ratio=True)
 PAD = dict(type='Pad', size_divisor=32)
-FLIP = dict(type='RandomFlip', prob=0.0)
+FLIP = dict(type='RandomFlip', prob=1.0)
+MAYBE = dict(type='RandomFlip', prob=0.5)
+CROP = dict(type='RandomCrop', crop_size=(60, 70), allow_negative_crop=True)
+BOX = dict(type='FrameTestLetterbox')
+SHEAR = dict(type='FrameTestShear')
 PACK = dict(type='PackDetInputs')
 
 
-def _dataset(coco, pipeline):
-    return DATASETS.build({**tiny.dataset(coco, True), 'pipeline': pipeline})
+@TRANSFORMS.register_module(name='FrameTestLetterbox')
+class Letterbox:
+    """A centred letterbox of 80 x 100 pixels, as mmyolo's LetterResize makes."""
+
+    def __call__(self, results: dict) -> dict:
+        height, width = results['img'].shape[:2]
+        scale = min(80 / height, 100 / width)
+        size = round(height * scale), round(width * scale)
+        image = cv2.resize(results['img'], size[::-1])
+        top, left = (80 - size[0]) // 2, (100 - size[1]) // 2
+        whole = np.full((80, 100, 3), 114, image.dtype)
+        whole[top : top + size[0], left : left + size[1]] = image
+        factors = size[1] / width, size[0] / height
+        results.update(img=whole, img_shape=whole.shape[:2], scale_factor=factors)
+        if 'gt_bboxes' in results:
+            results['gt_bboxes'].rescale_(factors)
+            results['gt_bboxes'].translate_((left, top))
+        return results
+
+
+@TRANSFORMS.register_module(name='FrameTestWave')
+class Wave:
+    """Moves rows by a sine, which no affine map does."""
+
+    def __call__(self, results: dict) -> dict:
+        rows = enumerate(results['img'])
+        moved = [np.roll(row, round(9 * np.sin(i / 5)), 0) for i, row in rows]
+        results['img'] = np.stack(moved)
+        return results
+
+
+@TRANSFORMS.register_module(name='FrameTestJitter')
+class Jitter:
+    """Moves the boxes and not the picture."""
+
+    def __call__(self, results: dict) -> dict:
+        results['gt_bboxes'].translate_((7, 0))
+        return results
+
+
+def _config(coco: Path, *steps: dict) -> dict:
+    keys = ('img_id', 'ori_shape', 'img_shape', 'scale_factor')
+    pack = dict(type='PackDetInputs', meta_keys=keys)
+    return {**tiny.dataset(coco, True), 'pipeline': [LOAD, *steps, pack]}
+
+
+def _framed(config: dict) -> FramedDataset:
+    return FramedDataset(DATASETS.build(config))
+
+
+def _boxes(sample: Any) -> torch.Tensor:
+    (copy,) = attack_samples([sample], 'cpu')
+    return copy.gt_instances.bboxes.tensor
 
 
 @pytest.mark.parametrize(
-    ('pipeline', 'frame'),
-    [
-        ([LOAD, RESIZE, ANNOTATIONS, PACK], 'original'),
-        ([LOAD, RESIZE, PAD, ANNOTATIONS, FLIP, PACK], 'original'),
-        ([LOAD, ANNOTATIONS, RESIZE, FLIP, PACK], 'input'),
-        ([LOAD, ANNOTATIONS, PACK], 'input'),
-    ],
+    'steps',
+    [(RESIZE,), (RESIZE, PAD), (BOX,), (FLIP, RESIZE), (RESIZE, FLIP), (BOX, FLIP)],
 )
-def test_the_frame_is_read_off_the_pipeline(coco, pipeline, frame):
-    dataset = _dataset(coco, pipeline)
-    assert gt_frame_of(dataset) == frame
-    inner = {**tiny.dataset(coco, True), 'pipeline': pipeline}
-    wrapped = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=inner))
-    assert gt_frame_of(wrapped) == frame
-    joined = DATASETS.build(dict(type='ConcatDataset', datasets=[inner, inner]))
-    assert gt_frame_of(joined) == frame
+def test_annotations_may_be_loaded_before_and_after(coco, steps):
+    """Either order gives an attack the same boxes, of one dataset or of two."""
+    early, late = _config(coco, ANNOTATIONS, *steps), _config(coco, *steps, ANNOTATIONS)
+    joined = _framed(dict(type='ConcatDataset', datasets=[late, early]))
+    count = len(joined.dataset) // 2
+    for i in range(count - 1):  # the last one has no objects
+        samples = [joined[place]['data_samples'] for place in (i, count + i)]
+        assert [sample.get(FRAME) for sample in samples] == ['original', 'input']
+        first, second = map(_boxes, samples)
+        torch.testing.assert_close(first, second, rtol=0, atol=0.5)
+        # What the evaluator reads stays.
+        info = joined.dataset.get_data_info(i)
+        given = torch.tensor([each['bbox'] for each in info['instances']])
+        assert torch.equal(samples[0].gt_instances.bboxes.tensor, given)
+
+
+def test_a_resize_alone_is_exactly_that_of_scale_factor(coco):
+    for i in range(3):
+        sample = _framed(_config(coco, RESIZE, PAD, ANNOTATIONS))[i]['data_samples']
+        assert sample.get(TO_INPUT) is None
+        factors = torch.tensor(sample.scale_factor).repeat(2)
+        expected = sample.gt_instances.bboxes.tensor * factors
+        torch.testing.assert_close(_boxes(sample), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('late', [True, False])
+def test_random_flips_and_crops_are_those_of_the_image(coco, late):
+    """Whatever is drawn, the map says where each point of the picture went."""
+    steps = (ANNOTATIONS, MAYBE, CROP) if not late else (MAYBE, CROP, ANNOTATIONS)
+    framed, plain = _framed(_config(coco, *steps)), _framed(_config(coco, ANNOTATIONS))
+    flips = set()
+    for seed in range(8):
+        with seeded(seed, torch.device('cpu')):
+            item = framed[0]
+        sample = item['data_samples']
+        flips.add(float(sample.get(TO_INPUT).matrix[0, 0]) < 0)
+        assert sample.get(FRAME) == ('original' if late else 'input')
+        whole = plain[0]['inputs'].float()
+        moved = sample.get(TO_INPUT).points(np.array([[40.5, 30.5], [50.5, 35.5]]))
+        for (x, y), (old_x, old_y) in zip(moved, [(40, 30), (50, 35)], strict=True):
+            if 0 <= x < 60 and 0 <= y < 70:
+                found = item['inputs'][:, int(y), int(x)].float()
+                assert torch.equal(found, whole[:, old_y, old_x])
+        boxes = _boxes(sample)
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([60, 70, 60, 70])).all()
+    assert flips == {True, False}
 
 
 @pytest.mark.parametrize(
-    ('pipeline', 'words'),
+    ('steps', 'words'),
     [
-        ([LOAD, RESIZE, PACK], 'loads no annotations'),
-        ([LOAD, FLIP, ANNOTATIONS, PACK], 'RandomFlip stands before'),
-        ([LOAD, RESIZE, ANNOTATIONS, RESIZE, PACK], 'before and after'),
+        ((dict(type='FrameTestWave'), ANNOTATIONS), 'by no affine map'),
+        ((ANNOTATIONS, dict(type='FrameTestJitter')), 'neither where they were'),
     ],
 )
-def test_a_frame_that_cannot_be_known_is_refused(coco, pipeline, words):
-    with pytest.raises(ConfigError, match=words):
-        gt_frame_of(_dataset(coco, pipeline))
+def test_a_frame_that_cannot_be_told_is_refused(coco, steps, words):
+    sample = _framed(_config(coco, *steps))[0]['data_samples']
+    with pytest.raises(ConfigError, match=f'{words}.* set gt_frame='):
+        attack_samples([sample], 'cpu')
+    # Whoever knows it can say so.
+    for frame in ('input', 'original'):
+        (copy,) = attack_samples([sample], 'cpu', frame)
+        assert len(copy.gt_instances) > 0
+    nothing = _framed(_config(coco, *steps))[5]['data_samples']
+    assert len(attack_samples([nothing], 'cpu')[0].gt_instances) == 0
 
 
-def test_loaded_boxes_land_on_the_resized_objects(coco):
-    """Either order of the pipeline gives an attack the same boxes."""
-    late = _dataset(coco, [LOAD, RESIZE, ANNOTATIONS, PACK])
-    early = _dataset(coco, [LOAD, ANNOTATIONS, RESIZE, PACK])
-    for i in range(len(late)):
-        boxes = [
-            attack_samples([data[i]['data_samples']], 'cpu', gt_frame_of(data))[0]
-            for data in (late, early)
-        ]
-        first, second = (sample.gt_instances.bboxes.tensor for sample in boxes)
-        torch.testing.assert_close(first, second, rtol=0, atol=1e-3)
+def test_what_nobody_has_measured_is_refused():
+    with pytest.raises(ConfigError, match='nobody has measured it'):
+        attack_samples([_sample(torch.zeros(1, 4))], 'cpu')
+
+
+def test_turned_boxes_are_told_by_their_centres():
+    """Polygons of the annotation became boxes of a centre, sizes and an angle."""
+    info = dict(instances=[dict(bbox=[20.0, 20, 40, 30, 30, 50, 10, 40])])
+    to_input = Affine(np.diag([0.5, 0.5]), np.array([4.0, 0.0]))
+    box = np.array([[25.0, 35, 22, 22, 0.4]])
+    moved = np.array([[16.5, 17.5, 11, 11, 0.4]])
+    for boxes, expected in ((box, 'original'), (moved, 'input')):
+        assert _frame_of(boxes, info, to_input, DetDataSample()) == expected
+    assert 'neither' in _frame_of(box + 9, info, to_input, DetDataSample())
+
+
+def test_masks_and_maps_follow_a_shift():
+    """Half the size, 10 pixels to the right and 5 down."""
+    bitmap = np.zeros((1, 50, 100), np.uint8)
+    bitmap[0, 20:40, 10:30] = 1
+    polygon = [np.array([10.0, 20, 30, 20, 30, 40, 10, 40])]
+    to_input = Affine(np.diag([0.5, 0.5]), np.array([10.0, 5.0]))
+    for masks in (BitmapMasks(bitmap, 50, 100), PolygonMasks([polygon], 50, 100)):
+        sample = _sample(torch.tensor([[10.0, 20.0, 30.0, 40.0]]), masks)
+        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(bitmap).long())
+        sample.set_metainfo({FRAME: 'original', TO_INPUT: to_input})
+        (copy,) = attack_samples([sample], 'cpu')
+        assert copy.gt_instances.bboxes.tolist() == [[15, 15, 25, 25]]
+        rows, columns = np.nonzero(copy.gt_instances.masks.to_ndarray()[0])
+        assert copy.gt_instances.masks.to_ndarray().shape == (1, 100, 150)
+        assert abs(columns.min() - 15) + abs(columns.max() - 24) <= 1
+        assert abs(rows.min() - 15) + abs(rows.max() - 24) <= 1
+        labels = copy.gt_sem_seg.sem_seg[0]
+        assert labels[20, 20] == 1
+        assert labels[27, 20] == 0
+        assert labels[80, 20] == 255  # no part of the picture
+
+
+def test_what_a_crop_cuts_off_is_no_ground_truth():
+    boxes = torch.tensor([[10.0, 20, 30, 40], [40, 20, 60, 40]])
+    sample = _sample(boxes[:1])
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([1, 2]))
+    shift = Affine(np.eye(2), np.array([-35.0, 0.0]))
+    sample.set_metainfo({FRAME: 'original', TO_INPUT: shift})
+    (copy,) = attack_samples([sample], 'cpu')
+    assert copy.gt_instances.bboxes.tolist() == [[5, 20, 25, 40]]
+    assert copy.gt_instances.labels.tolist() == [2]
+
+
+def test_everything_that_a_sample_holds_comes_along():
+    sample = _sample(torch.tensor([[10.0, 20.0, 30.0, 40.0]]))
+    sample.gt_instances.depths = torch.tensor([3.0])
+    sample.gt_depth_map = PixelData(depth=torch.ones(1, 4, 4))
+    (copy,) = attack_samples([sample], 'cpu', 'original')
+    assert copy.gt_instances.depths.tolist() == [3]
+    assert torch.equal(copy.gt_depth_map.depth, torch.ones(1, 4, 4))
+    copy.gt_instances.depths += 1
+    assert sample.gt_instances.depths.tolist() == [3]
 
 
 def test_a_segmentation_map_is_resized_with_the_image():

@@ -24,7 +24,7 @@ from mmrobust import cli
 from mmrobust.batch import float_images, image_id, split_batch, with_images
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation import choose_images, restrict_metrics
-from mmrobust.frame import attack_samples, count_boxes_outside, gt_frame_of
+from mmrobust.frame import FramedDataset, attack_samples, count_boxes_outside
 from mmrobust.objective import LossOracle, Objective, classes_of, loss_mode
 from mmrobust.utils.seeding import derive_seed, seeded
 from mmrobust.weights import check_checkpoint, read_checkpoint
@@ -150,8 +150,8 @@ def _data(cfg: Config, num_images: int) -> tuple[list[dict], str, Evaluator]:
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = dataset.metainfo
     restrict_metrics(evaluator, dataset)
-    items = [dataset[index] for index in range(len(dataset))]
-    return items, gt_frame_of(dataset), evaluator
+    framed = FramedDataset(dataset)
+    return [framed[index] for index in range(len(dataset))], 'auto', evaluator
 
 
 def _noise_images(count: int, size: int, num_classes: int, seed: int) -> list[dict]:

@@ -27,7 +27,6 @@ from ..checks import (
 )
 from ..distributed import same_buffers
 from ..errors import ConfigError
-from ..frame import gt_frame_of
 from ..objective import is_classifier
 from ..region import padding_share
 from ..report import RobustnessReport, device_name, figure_of, package_versions
@@ -53,6 +52,7 @@ from .images import (
 from .picture_pipeline import PicturePipeline
 from .preparation import (
     build_attacks,
+    check_ground_truth,
     check_objectives,
     form_groups,
     refuse_for_classifiers,
@@ -83,7 +83,7 @@ class AttackEvaluation(BaseLoop):
             also if settings that derive from these differ.
         seed: seed of every random draw; each image's draws depend on it and on the
             image's id alone.
-        gt_frame: ``'auto'`` reads the frame of the boxes off the pipeline;
+        gt_frame: ``'auto'`` measures the frame of every image's boxes;
             ``'original'`` or ``'input'`` set it.
         num_images: evaluate on this many images, a fixed choice by ``seed``.
         save_adv: folder for the adversarial images, without loss; none by default.
@@ -186,11 +186,11 @@ class AttackEvaluation(BaseLoop):
             self._adversary = self._trained_against(checkpoint)
             metrics = self.evaluator.metrics
             self._notes += check_classes(model, dataset, metrics, known)
-            if self.gt_frame == 'auto':
-                self.gt_frame = gt_frame_of(dataset)
             if self.space == 'original' or self.quantize:
                 self.pixels = PicturePipeline(dataset)
         self.images = EvaluatedImages(self.dataloader, whole_batches=classifier)
+        if not classifier:
+            check_ground_truth(self.images, self.gt_frame, self.evaluator.metrics)
         if self.save_adv and self.images.equal_ids:
             raise ConfigError(
                 f'save_adv names files by img_id, and {self.images.equal_ids} images '

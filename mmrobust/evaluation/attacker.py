@@ -18,7 +18,7 @@ from ..batch import float_images, image_id, with_images
 from ..checks import WatchedOracle
 from ..distributed import alone
 from ..errors import doing
-from ..frame import attack_samples, count_boxes_outside
+from ..frame import FRAME, TO_INPUT, attack_samples, count_boxes_outside
 from ..objective import (
     ClassifierOracle,
     DetectionOracle,
@@ -240,7 +240,8 @@ class Attacker:
         # A model may write into the samples, which tell what it has added.
         samples = [sample.clone() for sample in part['data_samples']]
         for sample in samples:
-            sample.pop(REGION, None)
+            for key in (REGION, FRAME, TO_INPUT):
+                sample.pop(key, None)
         part = {**part, 'data_samples': samples}
         where = f'predicting on {names_of(ids_of(part))}'
         with doing(where), seeded(seed, self.device):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..batch import image_id, split_batch
 from ..errors import ConfigError, doing
+from ..frame import FramedDataset
 from ..region import MeasuredDataset
 from ..utils.validation import positive_int
 
@@ -53,7 +54,7 @@ class EvaluatedImages:
         self.dataloader = dataloader
         dataset: Any = dataloader.dataset
         self.dataset = dataset
-        self._measured = MeasuredDataset(dataset)
+        self._measured = (MeasuredDataset if whole_batches else FramedDataset)(dataset)
         dataset.__getitems__ = self._measured.items  # which the loader asks for items
         self.whole_batches = whole_batches
         self.equal_ids, self.unique_ids = 0, False

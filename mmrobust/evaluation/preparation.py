@@ -12,6 +12,7 @@ from ..attacks import Attack
 from ..batch import check_batch, float_images, with_images
 from ..checks import examine, trial_verdicts
 from ..errors import ConfigError, doing
+from ..frame import FRAME, TO_INPUT, attack_samples
 from ..objective import (
     ClassifierOracle,
     NotStackedError,
@@ -79,6 +80,45 @@ def refuse_for_classifiers(
             'attack_batch_size is for detectors: a classifier attacks the images '
             'of a batch together anyway, so set batch_size of the dataloader.'
         )
+
+
+def check_ground_truth(
+    images: EvaluatedImages, gt_frame: str, metrics: Sequence[Any]
+) -> None:
+    """Makes sure that an image comes with its boxes, in a frame that is known.
+
+    Args:
+        images: of which the first with objects is loaded.
+        gt_frame: as the loop has it.
+        metrics: of the evaluator.
+
+    Raises:
+        ConfigError: if its boxes are missing, if their frame cannot be measured, or if
+            it is one that a metric takes for another.
+    """
+    dataset = images.dataset
+    infos: Any = getattr(dataset, 'get_data_info', lambda _: {})
+    first = next((i for i in range(len(dataset)) if infos(i).get('instances')), 0)
+    part = images.load(first)
+    check_batch(part)
+    (sample,) = part['data_samples']
+    if 'bboxes' not in sample.get('gt_instances', ()) and 'gt_sem_seg' not in sample:
+        raise ConfigError(
+            f'the pipeline of {type(dataset).__name__} loads no annotations, and an '
+            "attack needs them: add dict(type='LoadAnnotations', with_bbox=True) to it."
+        )
+    attack_samples([sample], 'cpu', gt_frame)
+    scale = sample.get('scale_factor', (1, 1))
+    still = sample.get(TO_INPUT) is None and max(scale) == min(scale) == 1
+    if sample.get(FRAME) == 'original' or still:
+        return
+    for metric in metrics:
+        if any(kind.__name__ == 'VOCMetric' for kind in type(metric).__mro__):
+            raise ConfigError(
+                f'{type(metric).__name__} compares predictions, which are in the frame '
+                'of the original picture, with boxes that the pipeline has moved with '
+                'it: put LoadAnnotations behind the transforms that move the picture.'
+            )
 
 
 def single_attacks(attacks: Iterable[Attack]) -> list[Attack]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..batch import image_id
 from ..errors import short
-from ..frame import attack_samples
+from ..frame import TO_INPUT, attack_samples
 from ..registry import HOOKS
 from ..utils.files import replacing
 
@@ -323,8 +323,11 @@ def _draw(
     found = _kept(output, score_thr)
     if len(found):
         # Predictions come in the original image's frame.
-        factors = found.bboxes.new_tensor(output.get('scale_factor', (1.0, 1.0)))
-        boxes = found.bboxes * factors.repeat(2) * scale
+        if to_input := truth.get(TO_INPUT, None):
+            boxes = found.bboxes.new_tensor(to_input.boxes(found.bboxes)) * scale
+        else:
+            factors = found.bboxes.new_tensor(output.get('scale_factor', (1.0, 1.0)))
+            boxes = found.bboxes * factors.repeat(2) * scale
         limits = boxes.new_tensor(image.shape[1::-1]).repeat(2)
         boxes = boxes.clamp(min=boxes.new_zeros(4), max=limits - 1)
         visualizer.draw_bboxes(boxes, edge_colors=_DETECTION, line_widths=2)

@@ -24,7 +24,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmrobust.attacks import attack_preset
-from mmrobust.frame import gt_frame_of
+from mmrobust.frame import FRAME, FramedDataset
 from mmrobust.models import BoundedLoss
 from mmrobust.objective import loss_mode
 from mmrobust.objective.class_weights import count_classes
@@ -415,8 +415,8 @@ def test_voc_data(tmp_path: Path) -> None:
     assert len(classes) == 20
     counts = count_classes([train], 20)
     assert {classes[i]: n for i, n in enumerate(counts) if n} == dict(dog=2, person=1)
-    assert gt_frame_of(test) == 'original'
-    sample = test[0]['data_samples']
+    sample = FramedDataset(test)[0]['data_samples']
+    assert sample.get(FRAME) == 'original'
     assert sample.img_shape == (600, 720)
     # In the original frame; VOC counts from 1.
     assert sample.gt_instances.bboxes.tensor.tolist() == [[4, 4, 59, 69]]

@@ -19,8 +19,8 @@ from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
-from mmrobust.frame import gt_frame_of
 from mmrobust.evaluation import AttackTestLoop
+from mmrobust.frame import FRAME
 from mmrobust.training import AdvEpochBasedTrainLoop
 
 
@@ -107,8 +107,8 @@ def train_and_test(cfg: Config) -> dict:
     assert any('head' in name for name in moved)
     assert isinstance(runner.test_loop, AttackTestLoop)
     # mmdet's test pipelines resize before they load the boxes.
-    assert gt_frame_of(runner.test_dataloader.dataset) == 'original'
-    assert runner.test_loop.gt_frame == 'original'
+    (sample,) = runner.test_loop.images.load(0)['data_samples']
+    assert sample.get(FRAME) == 'original'
     runner.test()
     report = json.loads((Path(cfg.work_dir) / 'robustness.json').read_text())
     assert report['complete'] is True

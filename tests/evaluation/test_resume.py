@@ -409,7 +409,7 @@ def test_a_changed_run_is_refused(
     refused('model.test_cfg.score_thr was 0.01 and is 0.02', None, same, model=model)
     refused('seed was 0 and is 1', None, same, seed=1)
     refused('annotations_sha256 was', None, same, num_images=3)
-    refused("gt_frame was 'original' and is 'input'", None, same, gt_frame='input')
+    refused("gt_frame was 'auto' and is 'input'", None, same, gt_frame='input')
     refused('fp16 was False and is True', None, same, fp16=True)
     smaller = on(broken_off, scale=(96, 72))
     refused('dataset.pipeline[1].scale[0] was 128 and is 96', None, smaller)

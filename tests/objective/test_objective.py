@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from torch import nn
 
 from mmrobust.batch import float_images, split_batch
-from mmrobust.frame import attack_samples, gt_frame_of
+from mmrobust.frame import FramedDataset, attack_samples
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 
@@ -33,9 +33,10 @@ def _model(family: str) -> nn.Module:
 
 def _batch(coco, family: str, scale=(160, 120), count: int = 2):
     masks = family == 'mask_rcnn'
-    dataset = DATASETS.build(tiny.dataset(coco, True, masks=masks, scale=scale))
+    config = tiny.dataset(coco, True, masks=masks, scale=scale)
+    dataset = FramedDataset(DATASETS.build(config))
     batch = pseudo_collate([dataset[i] for i in range(count)])
-    samples = attack_samples(batch['data_samples'], 'cpu', gt_frame_of(dataset))
+    samples = attack_samples(batch['data_samples'], 'cpu')
     return batch, samples
 
 
