@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy, deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,63 +73,65 @@ class Probe:
         return item
 
     def _twin(self, dataset: Any) -> Any:
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
         # Anew for every item, as hooks change settings of a dataset during a training.
         twin = copy(dataset)
         own = vars(twin)
-        for name in own:
-            if name == 'dataset':
-                own[name] = self._twin(own[name])
-            elif name == 'datasets':
-                own[name] = [self._twin(each) for each in own[name]]
-            elif name == 'pipeline' and own[name] is not None:
-                own[name] = self._pipeline(own[name])
+        if own.get('pipeline') is not None:
+            own['pipeline'] = self._pipeline(own['pipeline'])
+        if 'dataset' in own:
+            own['dataset'] = self._twin(own['dataset'])
+        elif 'datasets' in own:
+            own['datasets'] = [self._twin(each) for each in own['datasets']]
+        elif hasattr(dataset, 'get_data_info'):
+            own['get_data_info'] = partial(self._info, twin)
         return twin
 
     def _pipeline(self, pipeline: Any) -> Any:
         transforms = list(getattr(pipeline, 'transforms', pipeline))
         known, twin = self._copies.get(id(pipeline), (None, None))
         if known is None or list(map(id, known)) != list(map(id, transforms)):
-            twin = self._shown(deepcopy(pipeline))
+            twin = deepcopy(pipeline)
             self._copies[id(pipeline)] = transforms, twin
         return twin
 
-    def _shown(self, transform: Any) -> Any:
-        """The transform, or list or composition of some, with pictures exchanged."""
-        if isinstance(transform, (list, tuple)):
-            return type(transform)(map(self._shown, transform))
-        inner = getattr(transform, 'transforms', None)
-        if callable(inner) or (isinstance(inner, (list, tuple)) and _all_run(inner)):
-            transform.transforms = self._shown(inner)
-            return transform
-        return _Exchanging(transform, self._exchange)
+    def _info(self, twin: Any, index: int) -> _Results:
+        # Not the dataset's: transforms that load pictures may get it along with them.
+        return _Results(type(twin).get_data_info(twin, index), self._exchange)
 
-    def _exchange(self, picture: np.ndarray) -> np.ndarray:
+    def _exchange(self, picture: Any) -> Any:
+        if not isinstance(picture, np.ndarray):
+            return picture
         self._loaded += 1
         return self._picture(picture)
 
 
-def _all_run(transforms: Any) -> bool:
-    """Returns whether these are transforms, maybe in lists, and not configs of some."""
-    return all(
-        _all_run(each) if isinstance(each, (list, tuple)) else callable(each)
-        for each in transforms
-    )
+class _Results(dict):
+    """What goes through a pipeline; the first picture that is put in is exchanged."""
 
+    def __init__(self, content: dict, exchange: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._exchange = exchange
+        self.update(content)
 
-class _Exchanging:
-    """A transform, with another picture in place of one that it loads."""
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key == 'img' and 'img' not in self:
+            value = self._exchange(value)
+        super().__setitem__(key, value)
 
-    def __init__(self, transform: Any, exchange: Picture) -> None:
-        self.transform, self.exchange = transform, exchange
+    def update(self, *others: Any, **items: Any) -> None:
+        for key, value in dict(*others, **items).items():
+            self[key] = value
 
-    def __call__(self, results: Any) -> Any:
-        loads = isinstance(results, dict) and 'img' not in results
-        results = self.transform(results)
-        if loads and isinstance(results, dict) and 'img' in results:
-            results['img'] = self.exchange(results['img'])
-        return results
+    def copy(self) -> dict:
+        return self._with(dict(self))
 
-    def __getattr__(self, name: str) -> Any:
-        if name == 'transform':  # while being copied or unpickled, before it is set
-            raise AttributeError(name)
-        return getattr(self.transform, name)
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict) -> dict:
+        return self._with(deepcopy(dict(self), memo))
+
+    def _with(self, content: dict) -> dict:
+        # A picture is exchanged once, and not again when it has been padded.
+        return content if 'img' in content else _Results(content, self._exchange)

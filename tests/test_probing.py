@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from mmdet.registry import DATASETS
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.dataset import BaseDataset, Compose
 from mmrobust.errors import ConfigError
 from mmrobust.probing import Probe, probe
 from mmrobust.utils.seeding import seeded
@@ -124,6 +126,49 @@ def test_pictures_are_exchanged_where_they_are_loaded(coco):
     assert probe(joined, len(joined) - 1, black)['inputs'].max() == 0
 
 
+@TRANSFORMS.register_module(force=True)
+class OwnMosaic:
+    """Loads the other pictures by itself, in a way of its own, as mmyolo's does."""
+
+    def __init__(self) -> None:
+        self.pre_transform = Compose([LOAD])
+
+    def __call__(self, results: dict) -> dict:
+        other = self.pre_transform(results['dataset'].get_data_info(0))
+        pictures = [other['img'][:60], copy.copy(results)['img'][:30]]
+        results.update(img=np.concatenate([each[:, :90] for each in pictures]))
+        return results
+
+
+def test_a_transform_may_load_pictures_by_itself(coco):
+    @DATASETS.register_module(force=True)
+    class Own(CocoDataset):
+        def get_data_info(self, index):
+            return {**super().get_data_info(index), 'dataset': self}
+
+    pipeline = [LOAD, BOXES, dict(type='OwnMosaic'), PACK]
+    dataset = DATASETS.build(
+        {**tiny.dataset(coco, True), 'type': 'Own', 'pipeline': pipeline}
+    )
+    assert dataset[3]['inputs'].shape == (3, 90, 90)
+    assert probe(dataset, 3, black)['inputs'].max() == 0
+
+
+def test_pictures_may_be_in_the_annotations():
+    """As those of CIFAR-10 in mmpretrain."""
+
+    class Pictures(BaseDataset):
+        def load_data_list(self):
+            return [dict(img=np.full((4, 5, 3), 9, np.uint8), img_shape=(4, 5))]
+
+    pad = TRANSFORMS.build(dict(type='Pad', size=(6, 6), pad_val=dict(img=1)))
+    dataset = Pictures(pipeline=[pad])
+    found = probe(dataset, 0, black)['img']
+    assert found.shape == (6, 6, 3)
+    assert found[:4, :5].max() == 0
+    assert found.sum() == 3 * (36 - 20)
+
+
 def test_a_pipeline_may_be_exchanged(coco):
     dataset = built(coco, [LOAD, BOXES, PACK])
     dark = Probe(dataset, black)
@@ -143,5 +188,3 @@ def test_without_a_picture_there_is_nothing_to_exchange():
 
     with pytest.raises(ConfigError, match='Images has no pipeline'):
         probe(Images(), 0, black)
-    dataset = SimpleNamespace(pipeline=[])
-    assert Probe(dataset, black)._twin(dataset).pipeline == []
