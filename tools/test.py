@@ -24,7 +24,7 @@ from mmrobust.utils.models import bare_model
 from mmrobust.utils.runner import build_runner
 from mmrobust.distributed import start_processes
 from mmrobust.registry import ATTACKS
-from mmrobust.threat import to_pixels
+from mmrobust.utils.validation import to_pixels
 
 
 class Flag(NamedTuple):

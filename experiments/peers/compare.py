@@ -37,9 +37,8 @@ from mmrobust.attacks import PGD
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 from mmrobust.report import markdown_table
-from mmrobust.threat import to_pixels
 from mmrobust.utils.files import write_atomically
-from mmrobust.utils.validation import positive_int
+from mmrobust.utils.validation import positive_int, to_pixels
 from torch import Tensor
 
 PEERS = ('ARES PGD', 'ART PGD')

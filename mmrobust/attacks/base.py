@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..objective import Objective
-from ..threat import NORMS, ThreatModel, to_pixels
+from ..threat import NORMS, ThreatModel
+from ..utils.validation import to_pixels
 
 # One for all images of a batch, or one for each.
 Generators = torch.Generator | Sequence[torch.Generator]

@@ -10,8 +10,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..objective import NAMED, TARGETS
 from ..registry import ATTACKS
-from ..threat import to_pixels
-from ..utils.validation import positive_int
+from ..utils.validation import positive_int, to_pixels
 from .base import RESTARTS, Attack, Best, Generators, Option, Oracle, Preset, one_each
 
 # Options by the default target of an objective.

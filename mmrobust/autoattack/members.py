@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..threat import to_pixels
-from ..utils.validation import positive_int
+from ..utils.validation import positive_int, to_pixels
 
 PACKAGE_NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 

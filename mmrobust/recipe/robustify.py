@@ -9,9 +9,9 @@ from mmengine.config import Config, ConfigDict
 
 from ..errors import ConfigError
 from ..registry import ADVERSARIES
-from ..threat import ThreatModel, to_pixels
+from ..threat import ThreatModel
 from ..utils.configs import innermost, read_config, type_name
-from ..utils.validation import did_you_mean, positive_int
+from ..utils.validation import did_you_mean, positive_int, to_pixels
 from .backbones import set_weights, swap_backbone
 from .evaluation import annotation_loaders, box_heads, follow_paper, set_evaluation
 from .schedule import convert_hooks, convert_loop, convert_schedulers
