@@ -1,7 +1,8 @@
 """What mmengine does around a run, shortened: it takes longer than many a test's run.
 
-Runners print and save their config, laid out by yapf; datasets collect garbage; reports
-read the metadata of installed packages.
+Runners print and save their config, laid out by yapf; datasets collect garbage; a name
+like ``mmdet::fcos/x.py`` is looked up in a hundred files; reports read the metadata of
+installed packages.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
+from mmengine.fileio import load
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
@@ -21,4 +23,5 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         'mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0)
     )
+    patch.setattr('mmengine.config.utils.load', cache(load))
     patch.setattr('mmrobust.report.robustness.version', cache(version))

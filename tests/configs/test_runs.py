@@ -57,6 +57,8 @@ def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
         # What takes the time.
         if node.get('num') == 512:
             node.num = 32
+        if 'nms_pre' in node:
+            node.update(nms_pre=100, max_per_img=50)
         if node.get('type') == 'FCNMaskHead':
             node.num_convs = 1
         if node.get('type') == 'ResNet':
@@ -84,6 +86,7 @@ def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
         attack.update({} if attack.get('name') == 'noise' else dict(num_steps=1))
     cfg.test_cfg.num_images = 2
     cfg.default_hooks.checkpoint = None  # 340 MB
+    cfg.default_hooks.attack_visualization.num_images = 1
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = work_dir.parent.name
     cfg.log_level = 'ERROR'

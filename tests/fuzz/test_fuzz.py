@@ -43,7 +43,7 @@ import projects
 from projects import DAMAGED, Source, config_text
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = 150  # without --fuzz-cases
+CASES = 100  # without --fuzz-cases
 # After so many passes a case has shown that it works.
 PASSES, LONGEST, MEMORY = 30, 1500, 6 * 2**30
 
