@@ -146,7 +146,7 @@ SET a=[1,(2] -> --cfg-options 'a=[1,(2]' cannot be read: give KEY=VALUE
 """
 IN_TRAINING = """
 SET optim_wrapper.accumulative_counts=2 -> would accumulate one batch with itself
-SET optim_wrapper.paramwise_cfg.backbone_key=trunk -> matched no trainable parameter
+SET optim_wrapper.paramwise_cfg.backbone_key=trunk -> matched no parameter
 SET optim_wrapper.paramwise_cfg.backbone_lr_mult=-1 -> backbone_lr_mult=-1
 SET optim_wrapper.type=AmpOptimWrapper -> needs a GPU, and torch sees none: use optim_
 --autocast SET train_cfg._delete_=True -> --autocast is for adversarial training
