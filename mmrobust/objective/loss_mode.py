@@ -6,11 +6,13 @@ some losses remember between calls.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from types import CodeType
 from typing import Any
 
@@ -43,6 +45,22 @@ def _code(function: Any) -> Iterator[CodeType]:
         left += [c for c in code.co_consts if isinstance(c, CodeType)]
 
 
+def _is_noise(code: CodeType) -> bool:
+    """Tells whether a function asks for the flag to draw noise or to normalise.
+
+    One that returns now so many things and now another number of them decides on
+    outputs too, which counts for more.
+    """
+    steps = pairwise(dis.get_instructions(code))
+    returned = {
+        (last.opname, last.arg) if last.opname.startswith('BUILD') else None
+        for last, step in steps
+        if step.opname == 'RETURN_VALUE'
+    }
+    names = ' '.join((*code.co_names, *code.co_varnames)).lower()
+    return len(returned) < 2 and any(word in names for word in _NOISE + _STATISTICS)
+
+
 @cache
 def stays_in_eval(kind: Any) -> bool:
     """Tells whether the ``training`` flag of a class is for noise or statistics alone.
@@ -58,17 +76,14 @@ def stays_in_eval(kind: Any) -> bool:
     if kind.__module__.startswith('torch.') or getattr(kind, 'attacked_in_eval', False):
         return True
     asking = [
-        {name.lower() for name in (*code.co_names, *code.co_varnames)}
+        _is_noise(code)
         for base in kind.__mro__
         if base not in (nn.Module, object)
         for function in vars(base).values()
         for code in _code(function)
         if 'training' in code.co_names
     ]
-    words = _NOISE + _STATISTICS
-    return bool(asking) and all(
-        any(word in name for name in names for word in words) for names in asking
-    )
+    return bool(asking) and all(asking)
 
 
 @contextmanager

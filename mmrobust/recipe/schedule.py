@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf
 from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
@@ -34,6 +35,11 @@ class Length(NamedTuple):
     epochs: bool
     replays: int
     validations: float = 1.0
+
+    @property
+    def unchanged(self) -> bool:
+        """Returns whether the training is as long as it was."""
+        return self.after == self.before and self.replays == 1
 
     def exact(self, moment: float, by_epoch: bool) -> float:
         """Returns where a moment of the old training lies in the new one."""
@@ -124,8 +130,14 @@ def convert_schedulers(cfg: Config, length: Length, old_rate: float) -> None:
         old_rate: the learning rate that the config's schedulers were made for.
     """
     schedulers = cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    for scheduler in schedulers:
+        if type_name(scheduler).endswith('LR') or scheduler.get('param_name') == 'lr':
+            _relative(scheduler, old_rate)
+    if length.unchanged or not schedulers:
+        return
     warmed: dict[tuple[bool, float], float] = {}
-    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+    for scheduler in schedulers:
         by_epoch = scheduler.get('by_epoch', True)
         end = scheduler.get('end')
         if end and not scheduler.get('begin') and _warms_up(scheduler):
@@ -136,8 +148,10 @@ def convert_schedulers(cfg: Config, length: Length, old_rate: float) -> None:
             begin = warmed.get((by_epoch, scheduler.get('begin', 0)))
             _stretch(scheduler, length, begin)
         _step_by_update(scheduler)
-        if type_name(scheduler).endswith('LR') or scheduler.get('param_name') == 'lr':
-            _relative(scheduler, old_rate)
+    # A warm-up may leave nothing of a short training.
+    cfg.param_scheduler = [
+        s for s in schedulers if s.get('begin', 0) < s.get('end', inf)
+    ]
 
 
 def _warms_up(scheduler: dict) -> bool:
@@ -235,7 +249,7 @@ def _relative(scheduler: dict, old_rate: float) -> None:
         scheduler.pop('param_name', None)
     elif name.startswith('ReduceOnPlateau'):
         scheduler.update(min_value=0.0, eps=0.0)
-    elif scheduler.get('eta_min'):
+    elif scheduler.get('eta_min') and name.startswith(('Cosine', 'Poly')):
         scheduler['eta_min_ratio'] = scheduler.pop('eta_min') / old_rate
         if name.startswith('Poly'):
             scheduler['type'] = 'mmrobust.RelativePolyLR'
@@ -256,7 +270,10 @@ def convert_hooks(cfg: Config, length: Length) -> None:
     for hook in [*(cfg.get('custom_hooks') or []), *named.values()]:
         if not isinstance(hook, dict):
             continue
-        if length.epochs:
+        # mmyolo gives it to the third group of its own constructor.
+        if 'warmup_bias_lr' in hook:
+            hook['warmup_bias_lr'] = 0.0
+        if length.epochs and not length.unchanged:
             _scale(hook, _HOOK_EPOCHS, length)
             if 'warmup_epochs' in hook:  # as of a scheduler: it keeps its updates
                 hook['warmup_epochs'] = _whole(hook['warmup_epochs'] / length.replays)
@@ -267,9 +284,6 @@ def convert_hooks(cfg: Config, length: Length) -> None:
                 hook['num_last_epochs'] = min(last, length.after - 1) - 1
         if hook.get('begin_iter'):
             hook['begin_iter'] = length.place(hook['begin_iter'], False)
-        # mmyolo gives it to the third group of its own constructor.
-        if 'warmup_bias_lr' in hook:
-            hook['warmup_bias_lr'] = 0.0
 
 
 def _scale(node: dict[str, Any], keys: tuple[str, ...], length: Length) -> None:

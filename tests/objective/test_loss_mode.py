@@ -47,6 +47,16 @@ class WithNoise(Flagged):
         return F.dropout(x, 0.1, self.training)
 
 
+class Both(nn.Module):
+    """One function for noise and outputs."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.dropout(x, 0.1, self.training)
+        if self.training:
+            return x, x, x
+        return x, x.sigmoid()
+
+
 class Drops(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5, training=self.training)
@@ -79,7 +89,7 @@ class Quieter(nn.Dropout):
     """A class of torch's, under another name."""
 
 
-@pytest.mark.parametrize('kind', [Flagged, ByProperty, WithNoise])
+@pytest.mark.parametrize('kind', [Flagged, ByProperty, WithNoise, Both])
 def test_a_flag_that_decides_on_outputs_is_set(kind: type[nn.Module]) -> None:
     model = nn.ModuleDict(dict(head=kind(), norm=nn.BatchNorm1d(4))).eval()
     with loss_mode(model):

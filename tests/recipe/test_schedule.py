@@ -183,6 +183,22 @@ def test_a_schedule_that_rounds_to_nothing() -> None:
     np.testing.assert_allclose(backbone[-26:], NEW / 100, rtol=0.01)
 
 
+def test_a_training_as_long_as_before_keeps_its_schedule() -> None:
+    schedulers = [
+        dict(type=f'{kind}LR', **KINDS[kind])
+        for kind in ('Exponential', 'MultiStep', 'Step', 'Linear')
+    ]
+    assert convert(schedulers, 12, 1, 1)[0] == schedulers
+
+
+def test_what_a_warm_up_leaves_nothing_of_is_left_out() -> None:
+    warm_up = dict(type='LinearLR', end=5, convert_to_iter_based=True)
+    cosine = dict(type='CosineAnnealingLR', begin=5, end=8)
+    converted, length = convert([warm_up, cosine], 8, 1, 0.25)
+    assert [each['type'] for each in converted] == ['LinearLR']
+    assert rates(converted, NEW, length.after, 26)[0].argmax() == 51
+
+
 def test_milestones_that_fall_together_count_twice() -> None:
     scheduler = dict(type='MultiStepLR', milestones=[10, 11], gamma=0.1)
     (converted,), _ = convert([scheduler], 12, 3, 2)
