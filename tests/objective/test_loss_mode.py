@@ -9,6 +9,7 @@ import tiny
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS
@@ -307,3 +308,20 @@ def test_what_was_written_by_others_does_not_break_a_gradient() -> None:
             LossState(model).restore(thorough=True)
             _, (grad,) = oracle.value_and_grad(images)
             assert grad.abs().sum() > 0
+
+
+# ------------------------------------------------------------ how far a training is
+
+
+def test_losses_that_ask_how_far_training_is() -> None:
+    """TOOD and BoxInst do, and a test knows of no epoch; a training keeps its own."""
+    hub = MessageHub.get_instance('losses-that-ask')
+    model = make_model()
+    with loss_mode(model):
+        assert hub.get_info('epoch') > 1000
+        assert hub.get_info('iter') > 100_000
+    assert hub.get_info('epoch') is hub.get_info('iter') is None
+    hub.update_info('epoch', 3)
+    with loss_mode(model):
+        assert hub.get_info('epoch') == 3
+    assert hub.get_info('epoch') == 3
