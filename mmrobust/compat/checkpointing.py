@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch.utils import checkpoint as module
@@ -16,15 +17,19 @@ def checkpoints_give_input_gradients() -> Iterator[None]:
     mmdet and mmpretrain call ``torch.utils.checkpoint.checkpoint`` without saying
     which of its two variants they mean. The default is the reentrant one, which
     refuses every backward pass that does not accumulate into all leaves. Inside the
-    context it is the other one, whose values and gradients are the same.
+    context it is the other one, whose values and gradients are the same. Of fairscale
+    (CO-DETR's ``with_cp``) there is the reentrant one alone: inside, nothing is
+    checkpointed by it, at the cost of the memory that it would save.
     """
     original = module.checkpoint
 
     def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
         return original(function, *args, **{**kwargs, 'use_reentrant': False})
 
+    fairscale = sys.modules.get('fairscale.nn.checkpoint.checkpoint_activations')
     module.checkpoint = checkpoint  # type: ignore[assignment]
     try:
-        yield
+        with getattr(fairscale, 'disable_checkpointing', nullcontext)():
+            yield
     finally:
         module.checkpoint = original

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import pytest
 import tiny
@@ -140,3 +144,34 @@ def test_the_checkpoints_of_others_stay_what_they_were() -> None:
         out = checkpoint.checkpoint(torch.exp, leaf, use_reentrant=True)
     with pytest.raises(RuntimeError, match='use_reentrant'):
         torch.autograd.grad(out, leaf)
+
+
+def test_fairscales_checkpoints_are_off_in_attacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They refuse gradients of inputs alone, as CO-DETR's ``with_cp`` would."""
+    fairscale: Any = ModuleType('fairscale.nn.checkpoint.checkpoint_activations')
+    fairscale.off = False
+
+    @contextmanager
+    def disable_checkpointing() -> Iterator[None]:
+        fairscale.off = True
+        yield
+        fairscale.off = False
+
+    fairscale.disable_checkpointing = disable_checkpointing
+    monkeypatch.setitem(sys.modules, fairscale.__name__, fairscale)
+
+    class Block(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if fairscale.off:
+                return super().forward(x)
+            return checkpoint.checkpoint(super().forward, x, use_reentrant=True)
+
+    model, x = Block(3, 1), torch.ones(1, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r'compatible with .grad'):
+        torch.autograd.grad(model(x).sum(), x)
+    with loss_mode(model):
+        (grad,) = torch.autograd.grad(model(x).sum(), x)
+    assert torch.equal(grad, model.weight)
+    assert not fairscale.off
