@@ -84,7 +84,7 @@ def test_the_same_pictures_give_the_same_samples(make, coco):
     alone, probed = make(coco), make(coco)
     twin, other = Probe(probed, same), Probe(probed, black)
     differs = 0
-    for seed in range(24):
+    for seed in range(14):
         expected = pixels(alone, seed)
         with seeded(seed, torch.device('cpu')):
             twin_of = twin[seed % 4]['inputs']
@@ -94,7 +94,7 @@ def test_the_same_pictures_give_the_same_samples(make, coco):
         assert torch.equal(twin_of, expected)
         assert dark.shape == expected.shape
         differs += not torch.equal(dark, expected)
-    assert differs == 24
+    assert differs == 14
 
 
 def test_all_but_the_picture_stays(coco):

