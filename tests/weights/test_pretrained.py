@@ -276,11 +276,10 @@ def _shapes(name: str, **settings: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize('name', ['vit_huge_patch14_224', 'deit3_huge_patch14_224'])
 def test_a_huge_vits_heads_are_wider(tmp_path: Path, name: str) -> None:
     source = published.save(_shapes(name), tmp_path / 'source.pt')
-    backbone = convert(source, normalization='imagenet').architecture.backbone
-    with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
-        built = CLASSIFICATION.build(backbone)
-    assert built.layers[0].attn.num_heads == 16  # 80 channels each, not 64
     converted = convert(source, normalization='imagenet')
+    with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = CLASSIFICATION.build(converted.architecture.backbone)
+    assert built.layers[0].attn.num_heads == 16  # 80 channels each, not 64
     assert 'stride 14' in converted.snippets('x')['mmdet']
     assert 'only for stride 16' in converted.snippets('x')['mmdet']
 

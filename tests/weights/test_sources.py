@@ -121,7 +121,6 @@ CASES = [
     ('resnet18', 'sequential', 'resnet18'),
     ('resnet18', TIMM, 'resnet18'),
     ('resnet50', 'madry', 'resnet50'),
-    ('wide_resnet50_2', 'madry', 'wide-resnet50-2'),
     ('convnext_tiny+convstem', 'revisiting', 'convnext-tiny-convstem'),
     ('convnext_tiny', 'revisiting-normaliser', 'convnext-tiny'),
     ('vit_small_patch16_224+convstem', 'revisiting-normaliser', 'vit-small-convstem'),
@@ -133,7 +132,6 @@ CASES = [
     ),
     ('isotropic', 'revisiting-normaliser', 'convnext-isotropic-small'),
     ('deit3_medium_patch16_224+convstem', 'revisiting', 'deit3-medium-convstem'),
-    ('deit3_medium_patch16_224', 'robustbench', 'deit3-medium'),
 ]
 
 
