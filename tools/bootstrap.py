@@ -32,9 +32,11 @@ STACKS = {
 }
 # lint-imports, which has no module that Python could run
 IMPORTS = 'from importlinter.cli import lint_imports_command as run; run()'
+# A file's tests stay in one process, which shares what they set up.
+PROCESSES = ['-n', str(min(8, os.cpu_count() or 1)), '--dist', 'worksteal']
 JOBS: dict[str, list[list[str]]] = {
     'demo': [['tools/demo.py']],
-    'test': [['-m', 'pytest', '-n', str(min(8, os.cpu_count() or 1))]],
+    'test': [['-m', 'pytest', *PROCESSES]],
     'lint': [
         ['-m', 'ruff', 'check', '.'],
         ['-m', 'ruff', 'format', '--check', '.'],

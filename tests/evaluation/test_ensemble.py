@@ -339,6 +339,29 @@ def test_saved_images_are_those_that_count(
         attacks = {'all': ensemble(members)}
 
 
+@pytest.mark.parametrize(('norm', 'eps'), [('l2', 400), ('l1', 6000)])
+def test_members_keep_to_the_ball_of_the_ensemble(
+    evaluate: Callable[..., Any], coco: Path, tmp_path: Path, norm: str, eps: float
+) -> None:
+    members = dict(a=pgd(), b=dict(type='mmrobust.Square', num_queries=4))
+    report, metrics = evaluate(
+        {'all': ensemble(members, norm=norm, eps=eps)},
+        dict(test_dataloader=tiny.loader(coco, test=True, indices=2)),
+        save_adv=str(tmp_path / 'adv'),
+    )
+    assert (report['attacks'][0]['norm'], report['attacks'][0]['eps']) == (norm, eps)
+    assert metrics[f'all/{MAP}'] <= metrics[MAP]
+    for batch in evaluate.runner.test_dataloader:  # type: ignore[attr-defined]
+        (image,), (sample,) = batch['inputs'], batch['data_samples']
+        sizes = {}
+        for name in ('', *members):
+            path = tmp_path / 'adv' / 'all' / name / f'{sample.img_id}.npz'
+            change = np.load(path)['image'].astype(np.float64) - image.numpy()
+            sizes[name] = np.linalg.norm(change.ravel(), {'l2': 2, 'l1': 1}[norm])
+            assert sizes[name] <= eps * (1 + 1e-5)
+        assert sizes['a'] > 0.5 * eps
+
+
 def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
     """Also of examples that are not chosen."""
     report, _ = evaluate({'all': ensemble(dict(a=pgd(), b=only(), c=pgd()))})
