@@ -29,6 +29,9 @@ from .region import COLOURS, MeasuredDataset
 # where scale_factor says it.
 FRAME, TO_INPUT = 'gt_frame', 'to_input'
 
+# The fields of a sample that lie somewhere in its image.
+_PLACED = ('gt_instances', 'ignored_instances', 'gt_sem_seg', 'gt_panoptic_seg')
+
 # Pixels. Boxes that a pipeline leaves alone do not change at all; those that it moves
 # land where the picture does, up to rounding of its size.
 _EQUAL, _MOVED = 0.01, 1.5
@@ -165,6 +168,8 @@ def attack_samples(
 def _attack_sample(
     sample: BaseDataElement, device: torch.device | str, gt_frame: str
 ) -> BaseDataElement:
+    if not any(key in sample for key in _PLACED):  # a classifier's
+        gt_frame = 'input'
     if gt_frame == 'auto':
         gt_frame = sample.get(FRAME, 'nobody has measured it')
     if gt_frame not in ('input', 'original'):

@@ -21,7 +21,12 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..batch import check_batch
-from ..checks import check_has_boxes, check_one_image_each, gives_rgb
+from ..checks import (
+    check_classes,
+    check_has_boxes,
+    check_one_image_each,
+    gives_rgb,
+)
 from ..errors import ConfigError, doing
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
@@ -119,6 +124,7 @@ class _AdversarialTraining:
                 'training, so eps would never reach its full size: make it smaller.'
             )
         check_has_boxes(dataset, 'training')
+        check_classes(bare_model(self.runner.model), dataset)
         self.adversary.prepare(dataset)
         check_schedule(self.runner, self.adversary.replays)
         print_log(

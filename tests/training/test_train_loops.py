@@ -363,6 +363,12 @@ REFUSED = [
     # The adversary would be weaker than its settings say, to the end.
     (epochs(1, free(warmup_iters=13)), {}, 'more than the 12 updates of the training'),
     (epochs(1, pgd(warmup_iters=4)), {}, 'more than the 3 updates of the training'),
+    # mmdet would notice in the first validation, or not at all.
+    (
+        epochs(1, free(eps=4)),
+        dict(classes=tiny.CLASSES[:2]),
+        'the model has 3 classes and the dataset has 2',
+    ),
     # Class names that are not the file's leave no object to mmdet.
     *(
         (
