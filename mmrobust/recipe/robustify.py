@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from ..errors import ConfigError
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
-from ..utils.configs import innermost, read_config, type_name
+from ..utils.configs import as_text, innermost, read_config, type_name
 from ..utils.validation import did_you_mean, positive_int, to_pixels
 from .backbones import set_weights, swap_backbone
 from .evaluation import annotation_loaders, box_heads, follow_paper, set_evaluation
@@ -74,9 +74,7 @@ def robustify(
     Raises:
         ConfigError: for what cannot be converted, with the reason.
     """
-    cfg = read_config(cfg) if isinstance(cfg, str) else cfg
-    # Types of the lazy style become text.
-    cfg = Config(deepcopy(cfg.to_dict()), filename=cfg.filename)
+    cfg = as_text(read_config(cfg) if isinstance(cfg, str) else cfg)
     if method not in METHODS:
         raise ConfigError(
             f'method {method!r} is unknown{did_you_mean(method, METHODS)}: choose from '
@@ -114,12 +112,13 @@ def robustify(
     set_evaluation(cfg, norm, radius)
     if preset == 'paper':
         follow_paper(cfg, method)
-    imports = cfg.setdefault('custom_imports', ConfigDict(imports=[]))
-    own = imports.imports
+    imports = ConfigDict(cfg.get('custom_imports') or {})
+    own = imports.get('imports') or []
     own = [own] if isinstance(own, str) else own
     # First: it brings mmcv's operators, which the others may import.
     imports.imports = list(dict.fromkeys(['mmrobust', *own]))
     imports.setdefault('allow_failed_imports', False)
+    cfg.custom_imports = imports
     return cfg
 
 

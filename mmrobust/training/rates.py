@@ -43,7 +43,7 @@ def check_schedule(runner: Runner, replays: int) -> None:
     rates = getattr(runner.optim_wrapper, 'mmrobust_rates', None)
     schedulers = runner.cfg.get('param_scheduler')
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
-    if rates is None or not all(isinstance(s, dict) for s in schedulers or ()):
+    if rates is None or not all(map(_can_follow, schedulers or ())):
         return
     rest, backbone = follow_rates(runner, schedulers or [], rates)
     total = len(rest)
@@ -71,6 +71,13 @@ def check_schedule(runner: Runner, replays: int) -> None:
             f'The learning rate rises until update {peak + 1} of {total}: make the '
             'warm-up shorter, or the training longer.'
         )
+
+
+def _can_follow(scheduler: Any) -> bool:
+    """Tells whether a scheduler is a config, and not made for as many parameters."""
+    return isinstance(scheduler, dict) and not isinstance(
+        scheduler.get('eta_max'), (list, tuple)
+    )
 
 
 def follow_rates(

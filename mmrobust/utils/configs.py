@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.utils import get_object_from_string
 
 from ..errors import ConfigError, short
 
@@ -187,6 +189,32 @@ def _annotation_files(cfg: Config) -> Iterator[str]:
             name = node.get('ann_file') if isinstance(node, dict) else None
             if isinstance(name, str) and name:
                 yield os.path.join(node.get('data_root') or '', name)
+
+
+def as_text(cfg: Config) -> Config:
+    """Copies a config, with text in place of the classes of the lazy style.
+
+    mmengine writes the path of a class's module, and does not find the class by it
+    where the package has a function of the module's name (``smooth_l1_loss.L1Loss``).
+    """
+    content = deepcopy(cfg.to_dict())
+    _name_classes(content)
+    return Config(content, filename=cfg.filename)
+
+
+def _name_classes(node: Any) -> None:
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _name_classes(value)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            _name_classes(value)
+            if key.endswith('type') and isinstance(value, str):
+                *modules, name = value.split('.')
+                while len(modules) > 1 and not get_object_from_string(value):
+                    modules.pop()
+                    value = '.'.join([*modules, name])
+                node[key] = value if len(modules) > 1 else node[key]
 
 
 def type_name(node: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import mmrobust
 import pytest
 import tiny
 from config_files import without_memory
+from mmdet import registry
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -324,9 +326,29 @@ def test_the_summary_names_what_changed() -> None:
 # ------------------------------------------------------------- a whole run
 
 
-def test_a_converted_config_trains_and_is_attacked(coco: Path, tmp_path: Path) -> None:
+def with_paths(node: Any) -> Any:
+    """A config with the paths of modules for types, as a lazy config becomes."""
+    if isinstance(node, list):
+        return [with_paths(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: with_paths(value) for key, value in node.items()}
+    for name in ('MODELS', 'DATASETS', 'TRANSFORMS', 'METRICS', 'LOOPS', 'OPTIMIZERS'):
+        if isinstance(node.get('type'), str):
+            kind = getattr(registry, name).get(node['type'])
+            if kind is not None:
+                node['type'] = f'{kind.__module__}.{kind.__qualname__}'
+    return node
+
+
+@pytest.mark.parametrize('style', [dict, with_paths])
+def test_a_converted_config_trains_and_is_attacked(
+    coco: Path, tmp_path: Path, style: Callable
+) -> None:
     """Dumped, read again, trained for an epoch, tested."""
-    standard = tiny.runner_config(coco, tmp_path / 'work', tiny.faster_rcnn())
+    standard = style(tiny.runner_config(coco, tmp_path / 'work', tiny.faster_rcnn()))
+    if style is with_paths:
+        standard['default_scope'] = None  # as mmdet's own lazy configs
     standard['train_dataloader']['dataset']['indices'] = 2
     cfg = robustify(Config(standard))
     assert cfg.train_cfg.max_epochs == 1  # 2 * 1 / 4, and at least one

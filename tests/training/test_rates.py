@@ -80,6 +80,8 @@ def test_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(monkeypatch, [], epochs=2)[0].startswith('The training makes 2 passes')
     assert said(monkeypatch, [], epochs=2, replays=1) == [SHOWN]
     assert said(monkeypatch, [], known=None) == []
+    each = dict(type='OneCycleLR', total_steps=8, eta_max=[1e-4] * 7)
+    assert said(monkeypatch, [each]) == []
 
 
 def test_what_is_followed_is_what_happens(coco: Any, tmp_path: Any) -> None:
