@@ -130,6 +130,11 @@ class Watch(Hook):
                 assert distance > 0 or number == 0
 
 
+def learns(module: nn.Module) -> bool:
+    """Not in PGD's inner steps, in which weights are frozen."""
+    return any(weight.requires_grad for weight in module.parameters())
+
+
 def boxes_of(data_batch: dict) -> list[Tensor]:
     found = []
     for sample in data_batch['data_samples']:
@@ -349,7 +354,7 @@ def test_bfloat16_trains(
     kinds: set[tuple[bool, torch.dtype]] = set()
     runner.model.neck.register_forward_hook(
         lambda module, args, out: kinds.add(
-            (runner.model.backbone.training, out[0].dtype)
+            (learns(runner.model.backbone), out[0].dtype)
         )
     )
     watch = Watch(runner)
@@ -386,7 +391,7 @@ def test_batch_augments(build: Build, kind: str, adversary: dict, value: dict) -
     inner: list[tuple[int, int]] = []
 
     def note(module: nn.Module, args: tuple) -> None:
-        if module.training:  # not PGD's inner steps
+        if learns(module):
             inner.append(tuple(args[0].shape[-2:]))
 
     runner.model.backbone.register_forward_pre_hook(note)
