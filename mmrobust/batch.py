@@ -59,6 +59,47 @@ def check_batch(data_batch: Any) -> None:
     )
 
 
+# How far values of a pipeline may leave 0-255: by interpolation; in training also by
+# photometric distortions, which brighten by 32 and multiply contrast by up to 1.5.
+_OVERSHOOT, _DISTORTION = 1.0, 400.0
+# Images whose values are no larger and not whole are scaled to 1, or normalised.
+_SCALED, _NORMALISED = 1.001, 6.0
+
+
+def check_range(images: Sequence[Tensor], distorted: bool = False) -> None:
+    """Makes sure that images are in pixel units of 0-255, in which eps is given.
+
+    Args:
+        images: what the data loader yields, (C, H, W) each, of any type.
+        distorted: they are augmented for training, and may leave the range.
+
+    Raises:
+        ConfigError: naming the range that they are in.
+    """
+    others = [
+        image
+        for image in images
+        if isinstance(image, Tensor) and image.dtype != torch.uint8 and image.numel()
+    ]
+    if not others:
+        return
+    ends = [torch.stack(torch.aminmax(image)).double() for image in others]
+    least = min(float(low) for low, _ in ends)
+    largest = max(float(high) for _, high in ends)
+    slack, size = (_DISTORTION, _NORMALISED) if distorted else (_OVERSHOOT, _SCALED)
+    outside = least < -slack or largest > 255 + slack
+    if not outside and max(-least, largest) <= size:
+        outside = any(bool((image != image.round()).any()) for image in others)
+    if outside:
+        kind = str(others[0].dtype).removeprefix('torch.')
+        raise ConfigError(
+            f'the data loader yields images with values from {least:.4g} to '
+            f'{largest:.4g} ({kind}), and attacks work in pixel units of 0-255: '
+            'normalise in model.data_preprocessor (mean, std) and not in the '
+            'pipeline, and bring pictures of 16 bits to 0-255 where they are loaded.'
+        )
+
+
 def with_images(data_batch: dict, images: Sequence[Tensor]) -> dict:
     """Returns the batch with other images; the given batch stays as it is."""
     stacked = isinstance(data_batch['inputs'], Tensor)

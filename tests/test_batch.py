@@ -9,6 +9,7 @@ from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
 from mmrobust.batch import (
+    check_range,
     float_images,
     resize_delta,
     split_batch,
@@ -79,3 +80,55 @@ def test_objects_of_all_images_in_one_tensor() -> None:
     batch['data_samples']['masks'] = torch.zeros(2, 8, 16)
     with pytest.raises(ConfigError, match='a dict of bboxes_labels, att'):
         with_samples(batch)
+
+
+def noise(low: float, high: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    values = torch.linspace(low, high, 3 * 8 * 8).reshape(3, 8, 8)
+    return values.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ('image', 'distorted', 'message'),
+    [
+        (noise(-2.1, 2.6), False, r'from -2.1 to 2.6 \(float32\)'),
+        (noise(-2.1, 2.6), True, r'from -2.1 to 2.6 \(float32\)'),
+        (noise(0, 1), False, 'from 0 to 1'),
+        (noise(0, 1), True, 'from 0 to 1'),
+        (noise(0, 40_000, torch.int32), False, r'from 0 to 4e\+04 \(int32\)'),
+        (noise(0, 4095, torch.int16), True, r'to 4095 \(int16\)'),
+        (noise(-30, 300), False, 'from -30 to 300'),
+        (noise(0, 255, torch.uint8), False, None),
+        (noise(0, 255, torch.int32), False, None),
+        (noise(-0.5, 255.4), False, None),
+        (noise(0, 1, torch.int16), False, None),  # a black picture
+        (noise(0, 3), False, None),
+        (noise(-200, 430), True, None),  # PhotoMetricDistortion
+    ],
+)
+def test_images_are_in_pixel_units(image, distorted, message):
+    if message is None:
+        check_range([image, image], distorted)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_range([noise(0, 255, torch.uint8), image], distorted)
+
+
+@pytest.mark.parametrize('loop', ['test', 'train'])
+def test_a_pipeline_that_normalises_is_refused(build_runner, coco, loop):
+    normalise = dict(
+        type='mmcv.Normalize', mean=[120.0] * 3, std=[60.0] * 3, to_rgb=False
+    )
+    loader = tiny.loader(coco, test=loop == 'test')
+    loader['dataset']['pipeline'].insert(-1, normalise)
+    adversary = dict(type='mmrobust.FreeAdversary', replays=2)
+    train = dict(
+        type='mmrobust.AdvEpochBasedTrainLoop', max_epochs=1, adversary=adversary
+    )
+    attacks = dict(noise=dict(type='mmrobust.RandomNoise', eps=8))
+    runner = build_runner(
+        **{f'{loop}_dataloader': loader},
+        train_cfg=train,
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks),
+    )
+    with pytest.raises(ConfigError, match=r'values from -\d.* to 2\.\d+ \(float32'):
+        runner.train() if loop == 'train' else runner.test()

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..analysis import Detections
 from ..attacks import Attack
-from ..batch import check_batch, image_id
+from ..batch import check_batch, check_range, image_id
 from ..checks import (
     check_classes,
     check_has_boxes,
@@ -392,6 +392,7 @@ class AttackEvaluation(BaseLoop):
         runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
         outputs: list[BaseDataElement] = []
         check_batch(data_batch)
+        check_range(data_batch['inputs'])
         for part, keys in self.images.parts(idx, data_batch):
             record = self._benign_records.read(keys, part['inputs'])
             if record is None:

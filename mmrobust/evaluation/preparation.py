@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import Attack
-from ..batch import check_batch, float_images, with_images
+from ..batch import check_batch, check_range, float_images, with_images
 from ..checks import examine, trial_verdicts
 from ..errors import ConfigError, doing
 from ..frame import FRAME, TO_INPUT, attack_samples
@@ -101,6 +101,7 @@ def check_ground_truth(
     first = next((i for i in range(len(dataset)) if infos(i).get('instances')), 0)
     part = images.load(first)
     check_batch(part)
+    check_range(part['inputs'])
     (sample,) = part['data_samples']
     if 'bboxes' not in sample.get('gt_instances', ()) and 'gt_sem_seg' not in sample:
         raise ConfigError(

@@ -20,7 +20,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..batch import check_batch
+from ..batch import check_batch, check_range
 from ..checks import (
     check_classes,
     check_has_boxes,
@@ -95,6 +95,7 @@ class _AdversarialTraining:
         attacks = not isinstance(self.adversary, NoAdversary)
         loader = ReplayDataLoader(loader, times, runner.seed, measured=attacks)
         super().__init__(runner, loader, **stock)  # type: ignore[call-arg]
+        self._range_is_known = False
         self._state = TrainingStateHook(self.adversary)
         self.runner.register_hook(self._state, priority=self._state.priority)
         self.runner.register_hook(ConvertedWeightsHook())
@@ -169,6 +170,10 @@ class _AdversarialTraining:
         runner = self.runner
         runner.call_hook('before_train_iter', batch_idx=idx, data_batch=data_batch)
         check_batch(data_batch)
+        if not self._range_is_known and not isinstance(self.adversary, NoAdversary):
+            # Mosaics and mixtures have images of all kinds: once is enough.
+            check_range(data_batch['inputs'], distorted=True)
+            self._range_is_known = True
         method = type(self.adversary).__name__
         with (
             doing(f'making update {self._iter + 1} with {method}'),
