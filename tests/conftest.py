@@ -49,17 +49,6 @@ def _quiet_and_repeatable() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def _quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials, pictures and intervals take longer than attacks on tiny detectors."""
-    from mmrobust.evaluation.box_analysis import BoxAnalysis
-    from mmrobust.evaluation.loops import AttackTestLoop
-
-    monkeypatch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))  # resamples
-    monkeypatch.setattr(AttackTestLoop, 'default_check_images', 0)
-    monkeypatch.setattr(AttackTestLoop, 'default_gallery', 0)
-
-
 @pytest.fixture(scope='session', autouse=True)
 def _quick_surroundings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

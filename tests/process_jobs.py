@@ -44,9 +44,7 @@ from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmrobust.autoattack.shard import ShardStore
 from mmrobust.evaluation.attack_pass import AttackPass
-from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.ensemble import EnsemblePass
-from mmrobust.evaluation.loops import AttackTestLoop
 from mmrobust.utils.store import Store, StorePart
 from mmrobust.errors import ConfigError
 from mmrobust.distributed import start_processes
@@ -182,8 +180,6 @@ def tool(name: str, *arguments: Any) -> Job:
 
     def job() -> None:
         sys.argv = [name, *map(str, arguments)]
-        BoxAnalysis.__init__.__defaults__ = (0, 20)  # resamples
-        AttackTestLoop.default_check_images = AttackTestLoop.default_gallery = 0
         if 'RANK' in os.environ:
             sys.argv += ['--launcher', 'pytorch']
         runpy.run_path(str(TOOLS / name), run_name='__main__')

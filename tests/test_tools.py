@@ -488,7 +488,7 @@ _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmrobust'], allow_failed_imports=False)
 train_cfg = dict(type='mmrobust.AdvEpochBasedTrainLoop', max_epochs=1,
                  adversary=dict(type='mmrobust.FreeAdversary', eps=4, replays=2))
-test_cfg = dict(type='mmrobust.AttackTestLoop',
+test_cfg = dict(type='mmrobust.AttackTestLoop', check_images=0, gallery=0,
                 attacks=dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1)))
 
 # What follows makes the project small, as somebody's own data would make it other.
