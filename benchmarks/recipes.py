@@ -11,21 +11,19 @@ import re
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import mmdet
 import mmrobust  # noqa: F401  (it provides mmcv's operators)
 import numpy as np
-import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmrobust.errors import ConfigError
 from mmrobust.recipe import robustify
+from mmrobust.training import Rates, follow_rates
 
 MMDET = Path(mmdet.__file__).parent / '.mim' / 'configs'
-# Batches in a pass; and updates, of loops that count those.
-_BATCHES, _UPDATES = 8, 2000
+# Batches in a pass; and the most updates, of loops that count those.
+_BATCHES, _UPDATES = 8, 20000
 _MULTIPLIER = 0.1
 
 
@@ -79,33 +77,17 @@ def _general(sentence: str) -> str:
 
 
 def _rates(cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Steps a config's schedulers through a training of two parameters."""
+    """Steps a config's schedulers through a training."""
     lr = cfg.optim_wrapper.optimizer.lr
-    parts = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{'params': parts[:1]}, {'params': parts[1:], 'lr': lr * _MULTIPLIER}]
-    wrapper = OptimWrapper(torch.optim.SGD(groups, lr=lr))
-    replays = cfg.train_cfg.adversary.get('replays', 1)
-    epochs, updates = cfg.train_cfg.get('max_epochs', 1), cfg.train_cfg.get('max_iters')
-    length = _BATCHES * replays
-    total = min(updates, _UPDATES) if updates else epochs * length
+    loop = cfg.train_cfg
+    length = _BATCHES * loop.adversary.get('replays', 1)
+    epochs = loop.get('max_epochs', 1)
+    updates = min(loop.get('max_iters', epochs * length), _UPDATES)
+    schedulers = cfg.get('param_scheduler') or []
     init_default_scope('mmdet')
-    schedulers: Any = cfg.get('param_scheduler') or []
-    built = []
-    for each in schedulers if isinstance(schedulers, list) else [schedulers]:
-        each = dict(each)
-        by_epoch = each.get('by_epoch', True)
-        each.setdefault('end', epochs if by_epoch else updates or total)
-        given = {'optimizer': wrapper, 'epoch_length': length}
-        built.append(PARAM_SCHEDULERS.build(each, default_args=given))
-    wrapper.step()
-    found = np.empty((total, 2))
-    for update in range(total):
-        found[update] = [group['lr'] for group in wrapper.optimizer.param_groups]
-        ends = (update + 1) % length == 0
-        for scheduler in built:
-            if ends or not scheduler.by_epoch:
-                scheduler.step()
-    return found[:, 0], found[:, 1]
+    return follow_rates(
+        schedulers, Rates(lr, lr * _MULTIPLIER), updates, epochs, length
+    )
 
 
 if __name__ == '__main__':

@@ -21,9 +21,11 @@ from .loops import AdvEpochBasedTrainLoop, AdvIterBasedTrainLoop
 from .optim import (
     BackboneLrOptimWrapperConstructor,
     BFloat16OptimWrapper,
+    Rates,
     RelativeOneCycleLR,
     RelativePolyLR,
 )
+from .rates import follow_rates
 from .resume import SeedUpdatesHook, TrainingStateHook
 
 __all__ = [
@@ -40,8 +42,10 @@ __all__ = [
     'MTDAdversary',
     'NoAdversary',
     'PGDAdversary',
+    'Rates',
     'RelativeOneCycleLR',
     'RelativePolyLR',
     'SeedUpdatesHook',
     'TrainingStateHook',
+    'follow_rates',
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from .optim import Rates
@@ -45,7 +46,8 @@ def check_schedule(runner: Runner, replays: int) -> None:
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
     if rates is None or not all(map(_can_follow, schedulers or ())):
         return
-    rest, backbone = follow_rates(runner, schedulers or [], rates)
+    lengths = (runner.max_iters, runner.max_epochs, len(runner.train_dataloader))
+    rest, backbone = follow_rates(schedulers or [], rates, *lengths)
     total = len(rest)
     places = sorted({0, int(rest.argmax()), *(total * k // 4 for k in range(4))})
     shown = ', '.join(
@@ -81,14 +83,17 @@ def _can_follow(scheduler: Any) -> bool:
 
 
 def follow_rates(
-    runner: Runner, schedulers: list[Any], rates: Rates
+    schedulers: list[Any], rates: Rates, updates: int, epochs: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps the config's schedulers through a whole training of two parameters.
+    """Steps schedulers through a whole training of two parameters.
 
     Args:
-        runner: builds the schedulers.
         schedulers: their configs.
         rates: of rest and backbone before any schedule.
+        updates: of the training.
+        epochs: of the training; 1 in loops by iteration, as in mmengine.
+        length: updates in a pass over the data, for schedulers that count passes and
+            act by update.
 
     Returns:
         The rates of the rest and of the backbone in each update.
@@ -98,18 +103,23 @@ def follow_rates(
         {'params': [part], 'lr': lr} for part, lr in zip(parts, rates, strict=True)
     ]
     wrapper = OptimWrapper(torch.optim.SGD(groups, lr=rates.rest))
-    built = runner._build_param_scheduler(deepcopy(schedulers), wrapper)
-    groups = wrapper.optimizer.param_groups
+    built = []
+    for scheduler in deepcopy(schedulers):
+        scheduler.setdefault(
+            'end', epochs if scheduler.get('by_epoch', True) else updates
+        )
+        given = {'optimizer': wrapper, 'epoch_length': length}
+        built.append(PARAM_SCHEDULERS.build(scheduler, default_args=given))
     by_update = [scheduler for scheduler in built if not scheduler.by_epoch]
     by_epoch = [scheduler for scheduler in built if scheduler.by_epoch]
-    length = max(1, runner.max_iters // max(runner.max_epochs, 1))
-    found = np.empty((runner.max_iters, 2))
+    groups = wrapper.optimizer.param_groups
+    found = np.empty((updates, 2))
     wrapper.step()  # schedulers warn if none comes before theirs
-    for update in range(runner.max_iters):
+    for update in range(updates):
         found[update] = groups[0]['lr'], groups[1]['lr']
         for scheduler in by_update:
             scheduler.step()
-        if (update + 1) % length == 0:
+        if (update + 1) % max(1, updates // epochs) == 0:
             for scheduler in by_epoch:
                 scheduler.step()
     return found[:, 0], found[:, 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,9 @@ def said(
         max_iters=26 * epochs * replays,
         train_dataloader=range(26 * replays),
         train_loop=SimpleNamespace(repeats_in_loader=True),
-        _train_loop=None,
         optim_wrapper=SimpleNamespace(mmrobust_rates=known),
         cfg=Config(dict(param_scheduler=schedulers)),
     )
-    runner._build_param_scheduler = MethodType(Runner._build_param_scheduler, runner)
     rates.check_schedule(runner, replays)
     return texts
 
@@ -113,7 +111,7 @@ def test_what_is_followed_is_what_happens(coco: Any, tmp_path: Any) -> None:
 
     runner.model.train_step = step
     runner.train()
-    expected = rates.follow_rates(
-        runner, cfg['param_scheduler'], runner.optim_wrapper.mmrobust_rates
-    )
+    lengths = (runner.max_iters, runner.max_epochs, len(runner.train_dataloader))
+    own = runner.optim_wrapper.mmrobust_rates
+    expected = rates.follow_rates(cfg['param_scheduler'], own, *lengths)
     np.testing.assert_allclose(np.array(found).T, expected, rtol=1e-9)
