@@ -171,8 +171,7 @@ def _attack_sample(
     if not any(key in sample for key in _PLACED):  # a classifier's
         gt_frame = 'input'
     if gt_frame == 'auto':
-        placed = 'gt_instances' in sample or 'gt_sem_seg' in sample
-        gt_frame = sample.get(FRAME, 'nobody has measured it' if placed else 'input')
+        gt_frame = sample.get(FRAME, 'nobody has measured it')
     if gt_frame not in ('input', 'original'):
         raise ConfigError(
             f'the frame of the boxes of image {sample.get("img_id")} is unknown: '

@@ -26,7 +26,7 @@ from mmrobust.objective.class_weights import class_weights
 from mmrobust.cli import as_sentence
 from mmrobust.evaluation.attacker import Attacker, Outcome
 from mmrobust.evaluation.box_analysis import BoxAnalysis
-from mmrobust.evaluation.images import restrict_metrics
+from mmrobust.evaluation.images import EvaluatedImages, left_clean, restrict_metrics
 from mmrobust.evaluation.adversarial_images import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
@@ -704,6 +704,22 @@ def test_data_without_boxes_are_refused(
     change(loader['dataset'])
     with pytest.raises(ConfigError, match=sentence):
         evaluate(dict(pgd=PGD), dict(test_dataloader=loader))
+
+
+def test_equal_ids_and_a_second_modality(evaluate: Callable, tmp_path: Path) -> None:
+    """Files are named by ids; what else the model gets is said to stay clean."""
+
+    class Twice(list):
+        metainfo = dict(classes=())
+
+        def get_data_info(self, index: int) -> dict:
+            return dict(img_id=7)
+
+    loader = DataLoader(Twice([0, 1, 2]), collate_fn=list)
+    assert EvaluatedImages(loader, whole_batches=True).equal_ids == 2
+    (text,) = left_clean(dict(inputs=[], data_samples=[], points=[]))
+    assert text.startswith('the model also gets points of every batch')
+    assert left_clean(dict(inputs=[], data_samples=[])) == []
 
 
 def test_without_attacks_the_loop_is_mmengines(

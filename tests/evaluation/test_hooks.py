@@ -17,6 +17,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmrobust.evaluation.visualization import AttackVisualizationHook, attack_picture
+from mmrobust.frame import TO_INPUT
+from mmrobust.geometry import Affine
 from torch import Tensor
 
 HEIGHT, WIDTH = 64, 96
@@ -154,6 +156,25 @@ def test_faint_detections_are_not_drawn_and_wild_ones_break_nothing() -> None:
     wild = prediction([[-500.0, -500, 5000, 5000], [300.0, 300, 900, 900]], [0.9, 0.9])
     picture = draw(wild, wild, truth([]))
     assert picture.shape == (TITLE + HEIGHT * SCALE, 3 * PANEL, 3)
+
+
+def test_a_line_of_pixels_is_not_enlarged_beyond_measure() -> None:
+    line = torch.zeros(3, 1, 400)
+    picture = attack_picture(
+        DetLocalVisualizer(), line, line + 1, NOTHING, NOTHING, truth([]), 0.3, 'x'
+    )
+    assert picture.shape == (TITLE + 6, 3 * (2400 + GAP), 3)
+
+
+def test_predictions_are_drawn_where_a_letterbox_put_them() -> None:
+    """10 pixels to the right and 5 down, of half the size."""
+    clean = prediction([[40.0, 40, 80, 100]], [0.9])
+    objects = truth([])
+    objects.set_metainfo({TO_INPUT: Affine(np.diag([0.5, 0.5]), np.array([10.0, 5.0]))})
+    found = np.argwhere(reddish(panel(draw(clean, NOTHING, objects), 0)))
+    (top, left), (bottom, right) = found.min(0), found.max(0)
+    assert (left, right) == (pytest.approx(150, abs=3), pytest.approx(250, abs=3))
+    assert (top, bottom) == (pytest.approx(125, abs=3), pytest.approx(275, abs=3))
 
 
 # ---------------------------------------------------------------- in a test loop

@@ -17,7 +17,7 @@ import mmrobust.attacks  # noqa: F401  (registers them)
 from mmrobust.attacks.presets import attack_preset
 from mmrobust.registry import ATTACKS
 from mmrobust.report import AttackResult
-from mmrobust.report.results import find_curves
+from mmrobust.report.results import find_curves, titles
 
 
 def build(name: str, attack: str, **settings: Any) -> AttackResult:
@@ -168,6 +168,19 @@ def test_norms_and_axes_are_not_drawn_together() -> None:
         for eps in (1, 2)
     ]
     assert PageReader(made.html()).names.count('svg') == 2
+
+
+def test_metrics_of_one_name_keep_their_prefix() -> None:
+    assert titles(['a/coco/bbox_mAP', 'b/coco/bbox_mAP', 'a/coco/bbox_mAP_50']) == [
+        'a/coco/bbox_mAP',
+        'b/coco/bbox_mAP',
+        'bbox_mAP_50',
+    ]
+    made = report()
+    made.benign = {'pascal_voc/mAP': 0.65, 'pascal_voc/AP50': 0.65}
+    text = made.markdown()
+    assert '| pascal_voc/mAP | AP50 |' in text
+    assert 'COCO mAP of the attacks that differ' in text
 
 
 def test_a_point_without_a_figure_is_left_out() -> None:
