@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,28 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
-from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
-from ..analysis import Detections
 from ..attacks import Attack
-from ..batch import check_batch, check_range, image_id
+from ..batch import image_id
 from ..checks import (
     check_classes,
     check_has_boxes,
     check_metrics,
     comparison_verdicts,
-    figures_disagree,
 )
 from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..objective import is_classifier
-from ..region import padding_share
 from ..report import RobustnessReport, device_name, figure_of, package_versions
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model, state_digest
-from ..utils.store import Store, StorePart
+from ..utils.store import Store
 from ..utils.validation import positive_int, whole_number
 from ..weights import classes_of, read_checkpoint
-from .attack_pass import AttackPass, Scores
+from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome
+from .benign_pass import BenignPass, Scores, enter_benign
 from .box_analysis import BENIGN, BoxAnalysis
 from .ensemble import EnsemblePass, check_readable
 from .images import (
@@ -45,8 +41,6 @@ from .images import (
     annotations_digest,
     choose_images,
     enough_for_groups,
-    left_clean,
-    padding_of,
     restrict_metrics,
 )
 from .picture_pipeline import PicturePipeline
@@ -355,78 +349,36 @@ class AttackEvaluation(BaseLoop):
 
     def _run_benign(self, report: RobustnessReport) -> dict[str, float]:
         """Evaluates without attack, and returns the metrics."""
-        self._benign_records: StorePart = self.records.part(BENIGN, {})
-        self._benign_boxes: dict[Any, Detections | None] = {}
-        self._padding: dict[Any, float] = {}
+        if self.attacks:
+            records = self.records.part(BENIGN, {})
+            args = (self.images, self.attacker, records, self.scores, self.gallery)
+            self.benign = BenignPass(*args)
         for index, data_batch in enumerate(self.dataloader):
-            if self.attacks and not index:
-                report.checks += left_clean(data_batch)
             self.run_iter(index, data_batch)
-        if any(attack.members for attack in self.attacks.values()):
-            check_readable(self._benign_boxes)  # not hours later
-        self._benign_records.wait_for_others()
-        report.dataset['padding'] = padding_of(self._padding)
-        metrics, report.benign_boxes = self.scores.compute(BENIGN)
-        report.benign = dict(metrics)
-        if not metrics:
-            # CocoMetric's answer to no detection at all.
-            text = 'the benign pass gave no metric: the model detects nothing'
-            report.checks.append(text)
-            print_log(text, logger='current', level=logging.WARNING)
-        for text in figures_disagree(metrics, report.benign_boxes):
-            report.checks.append(text)
-            print_log(text, logger='current', level=logging.WARNING)
-        return metrics
+        if self.attacks:
+            if any(attack.members for attack in self.attacks.values()):
+                check_readable(self.benign.boxes)  # not hours later
+            self.benign.finish(report)
+        return enter_benign(report, self.scores)
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Predicts as mmengine does, but with every image of a detector by itself.
-
-        As it is under attack, so that the two can be compared whatever the batch
-        size, and the figures do not depend on the number of processes.
-        """
+        """Predicts as mmengine does, with attacks by :class:`BenignPass`."""
         if not self.attacks:
             super().run_iter(idx, data_batch)  # type: ignore[misc]
             return
-        runner, stage = self.runner, self.stage
-        runner.call_hook(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
-        outputs: list[BaseDataElement] = []
-        check_batch(data_batch)
-        check_range(data_batch['inputs'])
-        for part, keys in self.images.parts(idx, data_batch):
-            record = self._benign_records.read(keys, part['inputs'])
-            if record is None:
-                outcome = Outcome(self.attacker.predict(part))
-                self._benign_records.write(keys, outcome.pack(part), part['inputs'])
-            else:
-                outcome = Outcome.unpack(record, part)
-            outputs += outcome.outputs
-            shares = map(padding_share, part['data_samples'])
-            self._padding.update(zip(keys, shares, strict=True))
-            if self.gallery:
-                for key, output in zip(keys, outcome.outputs, strict=True):
-                    self.gallery.remember(key, output)
-        if found := self.scores.add(outputs, data_batch):
-            ids = [output.get('img_id') for output in outputs]
-            self._benign_boxes.update(zip(ids, found, strict=True))
-        runner.call_hook(
-            f'after_{stage}_iter',
-            batch_idx=idx,
-            data_batch=data_batch,
-            outputs=outputs,
+        call, stage = self.runner.call_hook, self.stage
+        call(f'before_{stage}_iter', batch_idx=idx, data_batch=data_batch)
+        outputs = self.benign.predict(idx, data_batch)
+        call(
+            f'after_{stage}_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
         )
 
     def _pass_of(self, name: str, attack: Attack) -> AttackPass:
         ensemble = None
         if attack.members:
             assert self.analysis is not None
-            ensemble = EnsemblePass(
-                name,
-                attack.members,
-                self.analysis,
-                self._benign_boxes,
-                self._benign_records,
-            )
+            ensemble = EnsemblePass(name, attack.members, self.analysis, self.benign)
         members = attack.members or {name: attack}
         settings = [[key, _settings(member)] for key, member in members.items()]
         depends = [settings, self._configs.get(name), self.save_adv]

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.dist import collect_results, get_world_size
-from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 
-from ..analysis import Detections
 from ..attacks import Attack
 from ..checks import pass_verdicts
 from ..errors import doing
 from ..report import AttackResult
 from ..utils.store import StorePart
-from .adversarial_images import AdversarialImages, dumps_renamed
+from .adversarial_images import AdversarialImages
 from .attacker import Attacker, Outcome
-from .box_analysis import BENIGN, BoxAnalysis
+from .benign_pass import Scores
+from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
 from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
 from .visualization import Gallery
@@ -27,58 +25,6 @@ from .visualization import Gallery
 _COSTS = ('forwards', 'backwards', 'queries', 'seconds')
 # What the records of images say about cost, by image and member.
 _Costs = dict[str, dict[str, dict[str, Any]]]
-
-
-class Scores:
-    """Computes metrics and the analysis of boxes, of one pass after the other."""
-
-    def __init__(
-        self, evaluator: Evaluator, analysis: BoxAnalysis | None, size: int
-    ) -> None:
-        self.evaluator = evaluator
-        self.analysis = analysis
-        self.size = size  # images of the dataset
-        self.expected: list[str] | None = None  # metrics of the first computed pass
-        self._boxes: list[Detections | None] = []
-        for metric in evaluator.metrics:
-            metric.results.clear()  # of a run that was interrupted, in a notebook say
-
-    def add(
-        self, outputs: Sequence[BaseDataElement], data_batch: Any
-    ) -> list[Detections | None]:
-        """Takes in the predictions on a batch.
-
-        Returns:
-            Their boxes, where there is an analysis and it can read them.
-        """
-        ids = ', '.join(str(output.get('img_id')) for output in outputs[:3])
-        with doing(f'handing the predictions on image {ids} to the metrics'):
-            self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        if self.analysis is None:
-            return []
-        boxes = [self.analysis.read(output) for output in outputs]
-        self._boxes += boxes
-        return boxes
-
-    def compute(
-        self, name: str, keep: bool = True
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Ends a pass; ``keep`` tells whether it takes part in the worst case.
-
-        Returns:
-            Its metrics, and what :meth:`.BoxAnalysis.finish` says.
-        """
-        files = nullcontext() if name == BENIGN else dumps_renamed(self.evaluator, name)
-        with files, doing(f'computing the metrics of {name}'):
-            metrics = dict(self.evaluator.evaluate(self.size))
-        if self.expected is None:
-            self.expected = list(metrics)
-        boxes = None
-        if self.analysis:
-            known = [each for each in self._boxes if each is not None]
-            boxes = self.analysis.finish(name, known, keep)
-        self._boxes = []
-        return metrics, boxes
 
 
 @dataclass
@@ -244,7 +190,7 @@ class AttackPass:
                     self._save_chosen(key, part)
                 if key == BENIGN:
                     assert self.ensemble is not None
-                    record, field = self.ensemble.benign_records.read(keys), 'outputs'
+                    record, field = self.ensemble.benign.records.read(keys), 'outputs'
                 else:
                     record, field = (self.records.read(keys) or {})[key], what
                 assert record is not None

@@ -25,6 +25,7 @@ from ..errors import ConfigError
 from ..report import AttackResult, figure_of
 from ..utils.store import StorePart
 from .attacker import Outcome
+from .benign_pass import BenignPass
 from .box_analysis import BENIGN, BoxAnalysis
 
 
@@ -69,11 +70,10 @@ class EnsemblePass:
     name: str  # of the ensemble in the evaluation
     members: Mapping[str, Attack]  # its attacks by name
     analysis: BoxAnalysis  # reads boxes and holds the ground truth
-    benign: Mapping[Any, Detections | None]  # on the clean images, by image id
-    benign_records: StorePart  # predictions on the clean images
+    benign: BenignPass  # what was found on the clean images
 
     def __post_init__(self) -> None:
-        self._clean = check_readable(self.benign)
+        self._clean = check_readable(self.benign.boxes)
         self._found: dict[str, list[Detections]] = {key: [] for key in self.members}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
