@@ -142,6 +142,7 @@ class AttackEvaluation(BaseLoop):
         self.space, self.quantize = space, quantize
         self.gt_frame = gt_frame
         self.pixels: PicturePipeline | None = None
+        self._adversary: dict[str, Any] = {}  # that the model was trained with
         if num_images is not None:
             restrict_metrics(self.evaluator, self.dataloader.dataset)
         if gt_frame not in ('auto', 'original', 'input'):
@@ -168,7 +169,6 @@ class AttackEvaluation(BaseLoop):
         self._notes = check_metrics(self.evaluator, dataset)
         model = bare_model(self.runner.model)
         classifier = is_classifier(model)
-        self._adversary: dict[str, Any] = {}
         if classifier:
             given = self.attacks.values()
             refuse_for_classifiers(
