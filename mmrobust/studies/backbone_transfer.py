@@ -7,7 +7,6 @@ from each: on fixed features, or with the full network.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,15 +14,14 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import barrier, get_world_size, is_main_process
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..distributed import start_processes
 from ..errors import ConfigError, doing
 from ..report import package_versions
+from ..training import newest_checkpoint
 from ..utils.files import finite, write_atomically
 from ..utils.models import bare_model
-from ..weights import read_checkpoint
 from .backbone_plan import (
     Findings,
     Run,
@@ -75,14 +73,11 @@ def run_sweep(sweep: Sweep, command: list[str]) -> Study:
     there = _made(sweep.work_dir / 'runs')
     open_store(sweep.work_dir, settings, 'sweep.json', there, growing=('checkpoints',))
     done = sum(result is not None for result in results.values())
-    begun = sum(
-        not results[run] and latest_checkpoint(sweep.folder(run)) is not None
-        for run in runs
-    )
+    resumable = sum(not results[run] and bool(begun(sweep.folder(run))) for run in runs)
     say(
         f'{len(runs)} runs: {len(sweep.checkpoints)} eps x {len(sweep.modes)} modes x '
         f'{len(sweep.lrs)} learning rates x {len(sweep.seeds)} seeds; {done} are done'
-        f', {begun} begun. Compared by {found.metric}.'
+        f', {resumable} begun. Compared by {found.metric}.'
     )
     for note in found.notes:
         say(note)
@@ -131,7 +126,7 @@ def run_one(sweep: Sweep, run: Run, found: Findings) -> dict[str, Any]:
             be fixed and is not.
     """
     folder, cfg = sweep.folder(run), run_config(sweep, run)
-    resumed = latest_checkpoint(folder)
+    resumed = begun(folder)
     if resumed is not None:
         cfg.resume, cfg.load_from = True, resumed
     started = time.monotonic()
@@ -212,21 +207,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def latest_checkpoint(folder: Path) -> str | None:
-    """Finds the last checkpoint of an interrupted run that is whole."""
-    found = []
-    for path in folder.glob('*.pth'):
-        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name)
-        if match:
-            found.append((int(match[1]), str(path)))
-    for _, name in sorted(found, reverse=True):
-        try:
-            read_checkpoint(name)
-            return name
-        except ConfigError as error:
-            # The run was killed while it was being written.
-            print_log(f'Not used to resume: {error}', logger='current')
-    return None
+def begun(folder: Path) -> str | None:
+    """Finds the last whole checkpoint of an interrupted run."""
+    try:
+        return newest_checkpoint(str(folder))[0]
+    except ConfigError:  # killed while the first one was being written
+        return None
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from .optim import (
     RelativePolyLR,
 )
 from .rates import follow_rates
-from .resume import SeedUpdatesHook, TrainingStateHook
+from .resume import SeedUpdatesHook, TrainingStateHook, newest_checkpoint
 
 __all__ = [
     'APGDAdversary',
@@ -48,4 +48,5 @@ __all__ = [
     'SeedUpdatesHook',
     'TrainingStateHook',
     'follow_rates',
+    'newest_checkpoint',
 ]

@@ -32,7 +32,7 @@ from mmrobust.studies.backbone_plan import (
     parse_checkpoints,
 )
 from mmrobust.studies.backbone_table import Study, figure, summarize
-from mmrobust.studies.backbone_transfer import latest_checkpoint, run_config, run_sweep
+from mmrobust.studies.backbone_transfer import begun, run_config, run_sweep
 from torch import nn
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'transfer.py'
@@ -348,10 +348,13 @@ def test_a_killed_sweep_gives_the_same_table(
 
 
 def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path: Path) -> None:
-    torch.save(dict(state_dict={}), tmp_path / 'epoch_9.pth')
+    content = dict(state_dict={}, meta={}, optimizer={})
+    torch.save(content, tmp_path / 'epoch_9.pth')
     (tmp_path / 'epoch_10.pth').write_bytes(b'PK\x03\x04 cut short')
-    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_9.pth')
-    assert latest_checkpoint(tmp_path / 'nothing') is None
+    assert begun(tmp_path) == str(tmp_path / 'epoch_9.pth')
+    assert begun(tmp_path / 'nothing') is None
+    (tmp_path / 'epoch_9.pth').unlink()
+    assert begun(tmp_path) is None
 
 
 def test_other_settings_do_not_join_a_sweep(
