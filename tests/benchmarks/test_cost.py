@@ -70,7 +70,7 @@ def watched(subject: Subject, run: Callable[[], object]) -> list[tuple]:
                 len(args[0]),
                 gradients and args[0].requires_grad,
                 gradients and learns,
-                module.training,
+                module.norm1.training,
             )
         )
 
