@@ -46,14 +46,14 @@ def check_metrics(evaluator: Evaluator, dataset: Any) -> list[str]:
         name = type(metric).__name__
         if not hasattr(api, 'getImgIds'):
             continue
-        theirs = set(getattr(metric, 'img_ids', None) or api.getImgIds())
+        theirs = set(api.getImgIds())
         if odd := sorted(ours - theirs, key=str):
             raise ConfigError(
                 f'the annotation file of {name} lacks {len(odd)} of the {len(ours)} '
                 f'images of the dataset, such as img_id {odd[0]}: give it the ann_file '
                 'of the dataset.'
             )
-        if theirs - ours:
+        if set(getattr(metric, 'img_ids', None) or theirs) - ours:
             found.append(
                 f'the annotation file of {name} has {len(theirs)} images and the '
                 f'dataset {len(ours)} of them: objects on the others count as missed; '

@@ -124,8 +124,9 @@ def test_metrics_that_cannot_score_are_refused() -> None:
     with pytest.raises(ConfigError, match='format_only=True of SimpleNamespace'):
         check_metrics(evaluator(format_only=True), Data(CLASSES))
     other = SimpleNamespace(getImgIds=lambda: [5, 6])
-    with pytest.raises(ConfigError, match=r'lacks 1 of the 1 images .* img_id 0'):
-        check_metrics(evaluator(_coco_api=other), Data(CLASSES))
+    for chosen in (None, [0]):  # by num_images
+        with pytest.raises(ConfigError, match=r'lacks 1 of the 1 images .* img_id 0'):
+            check_metrics(evaluator(_coco_api=other, img_ids=chosen), Data(CLASSES))
     larger = SimpleNamespace(getImgIds=lambda: [0, 1, 2])
     (found,) = check_metrics(evaluator(_coco_api=larger), Data(CLASSES))
     assert 'has 3 images and the dataset 1 of them' in found
