@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmrobust.batch import float_images, split_batch
 from mmrobust.errors import doing
-from mmrobust.frame import attack_samples, gt_frame_of
+from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 
 
@@ -67,7 +67,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list]:
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset: Any = DATASETS.build(tiny.dataset(coco, True, scale=(96, 72)))
         found = pseudo_collate([dataset[i] for i in range(2)])
-    samples = attack_samples(found['data_samples'], 'cpu', gt_frame_of(dataset))
+    samples = attack_samples(found['data_samples'], 'cpu', 'original')
     return {**found, 'depth': [torch.tensor(0.5), torch.tensor(-2.0)]}, samples
 
 
