@@ -138,7 +138,10 @@ def parse_args() -> argparse.Namespace:
         'folder>',
     )
     parser.add_argument(
-        '--wait-time', type=float, help='seconds per image of --show (default 2)'
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds per image of --show (default 2)',
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     cli.add_common_options(parser)
@@ -194,9 +197,8 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
     if args.show_dir and os.path.isabs(args.show_dir):  # not in the work dir
         cli.check_work_dir(args.show_dir, 'folder of --show-dir', '--show-dir')
     classifier = _is_classifier(cfg)
-    if args.wait_time is not None and not args.show:
+    if args.wait_time != 2 and not args.show:
         raise ConfigError('--wait-time needs --show.')
-    args.wait_time = 2.0 if args.wait_time is None else args.wait_time
     if args.show or args.show_dir:
         _set_visualization(cfg, args, classifier)
     if args.tta:

@@ -193,6 +193,8 @@ def test_it_trains_validates_and_saves(name: str, tmp_path: Path) -> None:
         for key in ('val', 'test'):
             pipeline = cfg[f'{key}_dataloader'].dataset.pipeline
             pipeline.insert(1, dict(type='CenterCrop', crop_size=32))
+    # As many as make_pictures has.
+    cfg.model.head.num_classes = cfg.model.data_preprocessor.num_classes = 10
     cfg.train_cfg.max_epochs = 1
     cfg.param_scheduler[0].end = 1
     cfg.param_scheduler = cfg.param_scheduler[:1]

@@ -53,6 +53,9 @@ class Linear(nn.Module):
     def scores(self, image: Tensor) -> Tensor:
         return self.weight @ (image.flatten() / 10)
 
+    def _run_forward(self, data: dict, mode: str) -> dict[str, Tensor]:
+        return self(**data, mode=mode)  # as mmengine's models
+
     def forward(self, inputs: Any, data_samples: Any, mode: str) -> dict[str, Tensor]:
         torch.rand(1)  # as a random sampler does
         scores = self.scores(inputs[0])

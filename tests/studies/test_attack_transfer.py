@@ -246,7 +246,11 @@ def test_images_that_are_there_are_not_made_again(
     monkeypatch.setattr(Source, 'attack', _no_attack)
     # Other targets are no other settings of the images.
     again = run_matrix(plan(project, work_dir, targets=[detector(project, 'large')]))
-    assert again.entries == [e for e in done.entries if e.target == 'large']
+    before = [e for e in done.entries if e.target == 'large']
+    assert [e.source for e in again.entries] == [e.source for e in before]
+    # Where tensors lie in memory may change how a network rounds.
+    values = [e.value for e in before]
+    assert [e.value for e in again.entries] == pytest.approx(values, rel=1e-5)
     assert again.clean == {'large': done.clean['large']}
     assert again.own == done.own
 
