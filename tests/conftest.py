@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -51,6 +52,9 @@ def _quiet_and_repeatable() -> Iterator[None]:
 
 @pytest.fixture(scope='session', autouse=True)
 def _quick_surroundings() -> Iterator[None]:
+    # What has been imported lives as long as the tests; looking through it takes long.
+    gc.collect()
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         quick.shorten(patch)
         yield

@@ -2,18 +2,23 @@
 
 Runners print and save their config, laid out by yapf; datasets collect garbage; a name
 like ``mmdet::fcos/x.py`` is looked up in a hundred files; reports read the metadata of
-installed packages. Trials, pictures and intervals take longer than attacks on tiny
-detectors.
+installed packages. Every visualizer begins with a figure, and VOCMetric with processes.
+Trials, pictures and intervals take longer than attacks on tiny detectors, and files
+longer to the disk than to the next test.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import version
+from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mmengine.fileio import load
+from mmengine.utils.dl_utils import collect_env
+from mmengine.visualization import Visualizer
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.loops import AttackTestLoop
 
@@ -26,8 +31,25 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         'mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0)
     )
+    patch.setattr('mmengine.runner.runner.collect_env', cache(collect_env))
+    patch.setattr('mmdet.evaluation.functional.mean_ap.Pool', ThreadPool)
+    patch.setattr('os.fsync', lambda handle: None)
+    patch.setattr(Visualizer, '_initialize_fig', _figure(Visualizer._initialize_fig))
     patch.setattr('mmengine.config.utils.load', cache(load))
     patch.setattr('mmrobust.report.robustness.version', cache(version))
     patch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))  # resamples
     patch.setattr(AttackTestLoop, 'default_check_images', 0)
     patch.setattr(AttackTestLoop, 'default_gallery', 0)
+
+
+def _figure(stock: Any) -> Any:
+    """Figures of equal settings are one, which every picture clears."""
+    figures: dict[str, tuple] = {}
+
+    def figure(own: Visualizer, settings: dict) -> tuple:
+        key = str(settings)
+        if key not in figures:
+            figures[key] = stock(own, settings)
+        return figures[key]
+
+    return figure
