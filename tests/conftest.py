@@ -1,13 +1,9 @@
 """Fixtures shared by all tests."""
 
-from __future__ import annotations
-
 import gc
 import sys
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +22,7 @@ import tiny
 from evaluated import Evaluation
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     """Here, as the conftest.py of tests/fuzz may be read too late for options."""
     group = parser.getgroup('fuzz')
     group.addoption('--fuzz-cases', type=int, help='cases of tests/fuzz')
@@ -34,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_repeatable() -> Iterator[None]:
+def _quiet_and_repeatable():
     threads = torch.get_num_threads()
     # Threads wait for each other longer than these tiny detectors compute.
     torch.set_num_threads(1)
@@ -51,7 +47,7 @@ def _quiet_and_repeatable() -> Iterator[None]:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _quick_surroundings() -> Iterator[None]:
+def _quick_surroundings():
     # What has been imported lives as long as the tests; looking through it takes long.
     gc.collect()
     gc.freeze()
@@ -61,23 +57,23 @@ def _quick_surroundings() -> Iterator[None]:
 
 
 @pytest.fixture(scope='session')
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def coco(tmp_path_factory):
     """A tiny COCO dataset of six images, the last one without objects."""
     return tiny.make_coco(tmp_path_factory.mktemp('coco'))
 
 
 @pytest.fixture(scope='session')
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory):
     """A folder with configs, data and checkpoints for the tools."""
     with DefaultScope.overwrite_default_scope('mmdet'):
         return projects.build(tmp_path_factory.mktemp('project'))
 
 
 @pytest.fixture
-def build_runner(coco: Path, tmp_path: Path) -> Callable[..., Runner]:
+def build_runner(coco, tmp_path):
     """Builds a Runner on the tiny dataset; keyword arguments override the config."""
 
-    def build(model: dict | None = None, **overrides: Any) -> Runner:
+    def build(model=None, **overrides):
         cfg = tiny.runner_config(
             coco, tmp_path / 'work', model or tiny.fcos(), **overrides
         )
@@ -89,18 +85,13 @@ def build_runner(coco: Path, tmp_path: Path) -> Callable[..., Runner]:
 
 
 @pytest.fixture(scope='session')
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """Checkpoint of an FCOS that knows the tiny dataset by heart."""
     return stored.checkpoint('fcos', tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture
-def evaluate(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Evaluation:
+def evaluate(build_runner, trained, tmp_path, monkeypatch):
     """Tests the trained detector with attacks; other test files have their own."""
     # Without yapf, which takes longer than a tiny evaluation.
     monkeypatch.setattr(Config, 'pretty_text', property(str))

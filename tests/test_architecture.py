@@ -1,14 +1,10 @@
 """The layout: which files import which, and the page that explains it."""
 
-from __future__ import annotations
-
 import ast
 import re
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any
 
 import grimp
 import mmrobust  # noqa: F401  (before mmdet)
@@ -27,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OPEN = {'mmrobust', 'mmrobust.utils', 'mmrobust.compat', 'mmrobust.studies'}
 
 
-def modules() -> dict[str, Path]:
+def modules():
     """All modules by name, packages as well."""
     paths = [
         p for top in ('mmrobust', 'benchmarks') for p in ROOT.glob(f'{top}/**/*.py')
@@ -36,7 +32,7 @@ def modules() -> dict[str, Path]:
     return {'.'.join(p).removesuffix('.__init__'): path for path, p in found.items()}
 
 
-def imports(name: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+def imports(name, path):
     """The module and the names of each from-import, late and for types as well."""
     package = name if path.stem == '__init__' else name.rpartition('.')[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -45,13 +41,13 @@ def imports(name: str, path: Path) -> Iterator[tuple[str, list[str]]]:
             yield resolve_name(target, package), [alias.name for alias in node.names]
 
 
-def around(module: str) -> set[str]:
+def around(module):
     """The packages that a module lies in."""
     parts = module.split('.')
     return {'.'.join(parts[:end]) for end in range(1, len(parts))}
 
 
-def test_no_file_reaches_past_the_face_of_another_package() -> None:
+def test_no_file_reaches_past_the_face_of_another_package():
     """What others need stands in the package's ``__init__``."""
     known = modules()
     faces = {
@@ -75,7 +71,7 @@ def test_no_file_reaches_past_the_face_of_another_package() -> None:
     assert past == []
 
 
-def test_no_circles_of_files() -> None:
+def test_no_circles_of_files():
     graph = grimp.build_graph('mmrobust', 'benchmarks', cache_dir=None)
     sorter = TopologicalSorter(
         {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
@@ -91,12 +87,12 @@ def test_no_circles_of_files() -> None:
 PAGE = ROOT / 'docs' / 'architecture.md'
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language):
     """The page's blocks of code in a language."""
     return re.findall(rf'^```{language}\n(.*?)^```', PAGE.read_text(), re.M | re.S)
 
 
-def test_the_tree_on_the_page_is_that_of_the_package() -> None:
+def test_the_tree_on_the_page_is_that_of_the_package():
     tree = blocks('text')[0]
     shown, folders = set(), []
     for line in tree.splitlines():
@@ -107,11 +103,11 @@ def test_the_tree_on_the_page_is_that_of_the_package() -> None:
     assert shown == {name for name in modules() if name.startswith('mmrobust')}
 
 
-def test_the_recipes_on_the_page_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_on_the_page_work(monkeypatch):
     """As they stand there, with a tiny detector."""
     monkeypatch.setattr(ATTACKS, '_module_dict', dict(ATTACKS.module_dict))
     monkeypatch.setattr(ADVERSARIES, '_module_dict', dict(ADVERSARIES.module_dict))
-    found: dict[str, Any] = {}
+    found = {}
     try:
         for code in blocks('python'):
             exec(code, found)

@@ -1,7 +1,5 @@
 """Batches that are taken apart and left alone."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch
@@ -58,7 +56,7 @@ def test_a_resized_perturbation_keeps_its_values():
     assert resize_delta(delta, (1, 2, 2)) is delta
 
 
-def test_objects_of_all_images_in_one_tensor() -> None:
+def test_objects_of_all_images_in_one_tensor():
     """As mmyolo's fast collate has them; an image without objects has no row."""
     rows = torch.tensor([[0, 2, 1, 1, 5, 5], [2, 0, 0, 0, 3, 4], [0, 1, 2, 2, 6, 7.0]])
     region = torch.ones(1, 8, 16, dtype=torch.bool)
@@ -82,7 +80,7 @@ def test_objects_of_all_images_in_one_tensor() -> None:
         with_samples(batch)
 
 
-def noise(low: float, high: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def noise(low, high, dtype=torch.float32):
     values = torch.linspace(low, high, 3 * 8 * 8).reshape(3, 8, 8)
     return values.to(dtype)
 

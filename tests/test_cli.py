@@ -1,7 +1,5 @@
 """What the command-line tools share: one sentence per mistake, options that arrive."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import json
@@ -10,10 +8,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,15 +22,15 @@ from mmrobust.errors import ConfigError, doing, short
 # --------------------------------------------------------------- run, as_sentence
 
 
-def fails_with(error: BaseException) -> Callable[[], None]:
-    def main() -> None:
+def fails_with(error):
+    def main():
         raise error
 
     return main
 
 
-def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture) -> None:
-    def main() -> None:
+def test_a_mistake_is_one_line_and_status_2(capsys):
+    def main():
         with doing('testing'):  # which is no news to the user
             raise ConfigError('eps=-1\n is   negative.')
 
@@ -46,15 +41,13 @@ def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture) -> No
 
 
 @pytest.mark.parametrize('kind', [RuntimeError, ValueError])
-def test_any_other_error_keeps_its_traceback(
-    kind: type, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_any_other_error_keeps_its_traceback(kind, tmp_path, capsys):
     """Behind what was going on, the outermost first; the log file has it, too."""
     log = tmp_path / 'log.txt'
     name = f'cli-{tmp_path.name}'
     MMLogger.get_instance(name, log_file=str(log))
 
-    def main() -> None:
+    def main():
         with doing('testing'), doing('attacking image 17 with pgd'):
             raise kind('x')
 
@@ -68,9 +61,7 @@ def test_any_other_error_keeps_its_traceback(
     del MMLogger._instance_dict[name]
 
 
-def test_a_mistake_has_a_traceback_on_request(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_mistake_has_a_traceback_on_request(monkeypatch, capsys):
     main = fails_with(MemoryError('too large'))
     with pytest.raises(SystemExit):
         cli.run(main)
@@ -80,13 +71,13 @@ def test_a_mistake_has_a_traceback_on_request(
         cli.run(main)
 
 
-def test_a_short_text_has_one_line_and_no_addresses() -> None:
+def test_a_short_text_has_one_line_and_no_addresses():
     assert short(f'{object()}\n  is wrong.') == '<object> is wrong'
     assert len(short('x ' * 500)) < 300
 
 
 @pytest.mark.parametrize('error', [SystemExit(0), KeyboardInterrupt()])
-def test_exits_pass_through(error: BaseException) -> None:
+def test_exits_pass_through(error):
     with pytest.raises(type(error)) as caught:
         cli.run(fails_with(error))
     assert caught.value is error
@@ -95,25 +86,23 @@ def test_exits_pass_through(error: BaseException) -> None:
 class Hostile:
     """Runs a command where it is unpickled."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command):
         self.command = command
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return os.system, (self.command,)
 
 
 @pytest.mark.skipif(not reads_safely(), reason='torch before 2.6 has no such switch')
 @pytest.mark.parametrize('trusted', [False, True])
-def test_no_file_runs_code_in_a_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
-) -> None:
+def test_no_file_runs_code_in_a_tool(tmp_path, monkeypatch, trusted):
     """Also where someone asks torch for no protection, as some of mmengine's do."""
     monkeypatch.setenv(NO_TRUST, '0')
     monkeypatch.setenv(TRUST, '1' if trusted else '0')
     proof, path = tmp_path / 'proof', tmp_path / 'hostile.pth'
     torch.save(Hostile(f'touch {proof}'), path)
 
-    def main() -> None:
+    def main():
         with suppress(pickle.UnpicklingError):
             torch.load(path, weights_only=False)
 
@@ -165,11 +154,11 @@ AssertionError: failed to load image: /data/a b.jpg
         ),
     ],
 )
-def test_errors_that_a_user_can_mend(error: Exception, sentence: str) -> None:
+def test_errors_that_a_user_can_mend(error, sentence):
     assert cli.as_sentence(error) == sentence
 
 
-def test_an_unknown_name_in_a_registry() -> None:
+def test_an_unknown_name_in_a_registry():
     with pytest.raises(KeyError) as caught:
         MODELS.build(dict(type='mmdet.FCOSS'))
     sentence = str(cli.as_sentence(caught.value))
@@ -180,9 +169,7 @@ def test_an_unknown_name_in_a_registry() -> None:
     )
 
 
-def test_a_package_that_fails_to_import_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_fails_to_import_says_why(tmp_path, monkeypatch):
     """mmengine keeps to itself why, both of a scope and of custom_imports."""
     for name in ('lacking', 'lacking_part'):
         (tmp_path / name).mkdir()
@@ -205,7 +192,7 @@ def test_a_package_that_fails_to_import_says_why(
 # -------------------------------------------------------------------- read_config
 
 
-def write(folder: Path, text: str, name: str = 'config.py') -> str:
+def write(folder, text, name='config.py'):
     path = folder / name
     path.write_text(text)
     return str(path)
@@ -229,7 +216,7 @@ def write(folder: Path, text: str, name: str = 'config.py') -> str:
         ('model = [][0]\n', 'cannot be read: list index out of range'),
     ],
 )
-def test_a_config_that_cannot_be_read(tmp_path: Path, text: str, sentence: str) -> None:
+def test_a_config_that_cannot_be_read(tmp_path, text, sentence):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError, match=sentence) as caught:
         cli.read_config(path)
@@ -237,7 +224,7 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, text: str, sentence: str) 
     assert '\n' not in str(cli.as_sentence(caught.value))
 
 
-def test_a_config_that_is_none(tmp_path: Path) -> None:
+def test_a_config_that_is_none(tmp_path):
     with pytest.raises(ConfigError, match='does not exist: check the path'):
         cli.read_config(str(tmp_path / 'gone.py'))
     with pytest.raises(ConfigError, match='does not exist: check the path'):
@@ -263,7 +250,7 @@ test_evaluator = [val_evaluator, dict(type='Other', ann_file='elsewhere/b.json')
 
 
 @pytest.mark.parametrize('root', ['new/place', 'new/place/'])
-def test_data_root_reaches_datasets_and_evaluators(tmp_path: Path, root: str) -> None:
+def test_data_root_reaches_datasets_and_evaluators(tmp_path, root):
     cfg = Config.fromfile(write(tmp_path, TEXT))
     cli.merge_options(cfg, {'data_root': root})
     assert cfg.data_root == 'new/place/'
@@ -281,7 +268,7 @@ def test_data_root_reaches_datasets_and_evaluators(tmp_path: Path, root: str) ->
     assert cfg.test_evaluator[1].ann_file == 'elsewhere/b.json'
 
 
-def test_data_root_without_a_slash(tmp_path: Path) -> None:
+def test_data_root_without_a_slash(tmp_path):
     text = TEXT.replace("'data/coco/'\n", "'data/coco'\n").replace(
         "data_root + 'b.json'", "data_root + '/b.json'"
     )
@@ -292,7 +279,7 @@ def test_data_root_without_a_slash(tmp_path: Path) -> None:
     assert second.data_root == 'data/coco2/'
 
 
-def test_options_are_merged_and_win_over_data_root(tmp_path: Path) -> None:
+def test_options_are_merged_and_win_over_data_root(tmp_path):
     options = {'model.type': 'VFNet', 'new.key': 1, 'val_evaluator.ann_file': 'my.json'}
     for root, expected in ((None, 'data/coco/b.json'), ('new/', 'new/b.json')):
         cfg = Config.fromfile(write(tmp_path, TEXT))
@@ -303,7 +290,7 @@ def test_options_are_merged_and_win_over_data_root(tmp_path: Path) -> None:
         assert cfg.test_evaluator[0].ann_file == expected
 
 
-def test_a_data_root_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+def test_a_data_root_that_nobody_reads_is_refused(tmp_path):
     """Otherwise the tools would go on with the data that the config names."""
     cfg = Config.fromfile(write(tmp_path, 'model = dict()\n'))
     with pytest.raises(ConfigError, match='data_root is no setting of this config'):
@@ -313,14 +300,14 @@ def test_a_data_root_that_nobody_reads_is_refused(tmp_path: Path) -> None:
 # --------------------------------------------------------- work dir, load_config
 
 
-def test_a_work_dir_is_made(tmp_path: Path) -> None:
+def test_a_work_dir_is_made(tmp_path):
     cli.check_work_dir(str(tmp_path / 'a' / 'b'))
     assert list((tmp_path / 'a').iterdir()) == [tmp_path / 'a' / 'b']
     assert not list((tmp_path / 'a' / 'b').iterdir())
     cli.check_work_dir(str(tmp_path / 'a' / 'b'))
 
 
-def test_a_work_dir_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_work_dir_that_cannot_be_written(tmp_path):
     """A regular file stands in the way: nobody's rights help, root's neither."""
     file = tmp_path / 'file'
     file.write_text('')
@@ -331,21 +318,19 @@ def test_a_work_dir_that_cannot_be_written(tmp_path: Path) -> None:
         cli.check_work_dir(str(file), 'folder of --report', '--report')
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(tmp_path, monkeypatch):
     usage = argparse.Namespace(free=3 * 2**20)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
     with pytest.raises(ConfigError, match='has only 3 MiB left: free some space'):
         cli.check_work_dir(str(tmp_path))
 
 
-def arguments(config: str, **kwargs: Any) -> argparse.Namespace:
+def arguments(config, **kwargs):
     defaults = dict(launcher='none', cfg_options=None, work_dir=None, local_rank=0)
     return argparse.Namespace(config=config, **{**defaults, **kwargs})
 
 
-def test_the_work_dir_is_decided_as_in_mmdet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_work_dir_is_decided_as_in_mmdet(tmp_path, monkeypatch):
     """Command line before config before the config's name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
@@ -363,9 +348,7 @@ def test_the_work_dir_is_decided_as_in_mmdet(
     assert cfg.work_dir == 'option'
 
 
-def test_the_local_rank_comes_from_the_launcher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_local_rank_comes_from_the_launcher(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, 'model = dict()\n')
     monkeypatch.setenv('LOCAL_RANK', '3')

@@ -1,7 +1,5 @@
 """``python -m mmrobust SCRIPT`` is ``python SCRIPT`` with the repairs in place."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,7 +12,7 @@ from mmrobust.__main__ import main
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(cwd, *arguments):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     return subprocess.run(
         [sys.executable, '-W', 'ignore', *arguments],
@@ -27,7 +25,7 @@ def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Path:
+def script(tmp_path):
     """A script, with a module beside it, that prints what it sees."""
     folder = tmp_path / 'scripts'
     folder.mkdir()
@@ -44,7 +42,7 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_script_sees_what_python_shows_it(script: Path, tmp_path: Path) -> None:
+def test_a_script_sees_what_python_shows_it(script, tmp_path):
     """And its exit code is passed on."""
     arguments = ['scripts/show.py', 'config.py', '--work-dir', 'x', '-h']
     ours = run(tmp_path, '-m', 'mmrobust', *arguments)
@@ -61,9 +59,7 @@ def test_a_script_sees_what_python_shows_it(script: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ('arguments', 'status'), [(['-h'], 0), (['--help'], 0), ([], 2), (['gone.py'], 2)]
 )
-def test_usage(
-    capsys: pytest.CaptureFixture, arguments: list[str], status: int
-) -> None:
+def test_usage(capsys, arguments, status):
     assert main(arguments) == status
     out, err = capsys.readouterr()
     if arguments == ['gone.py']:

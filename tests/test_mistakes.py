@@ -3,16 +3,12 @@
 Before anything is computed, and in the words of this table for all tools.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -31,28 +27,22 @@ ATTACKS = dict(pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
 
 
 @pytest.fixture
-def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(*args: Any, **kwargs: Any) -> None:
+def untouched(monkeypatch):
+    def forward(*args, **kwargs):
         raise AssertionError('something was computed')
 
     monkeypatch.setattr(BaseDetector, 'forward', forward)
 
 
 @pytest.fixture
-def call(
-    project: Path,
-    tmp_path: Path,
-    untouched: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> Callable[..., str]:
+def call(project, tmp_path, untouched, monkeypatch, capsys):
     """Runs a tool in this process; returns the one sentence that it ends with."""
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.delenv('RANK', raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.chdir(tmp_path)
 
-    def run(tool: str, *arguments: str) -> str:
+    def run(tool, *arguments):
         if '--work-dir' not in arguments:
             arguments = (*arguments, '--work-dir', 'work')
         argv = [tool, *(a.replace('PROJECT', str(project)) for a in arguments)]
@@ -187,7 +177,7 @@ SHORT = {
 }
 
 
-def mistakes() -> list[tuple[str, str, str]]:
+def mistakes():
     """Tool, arguments and sentence of each line."""
     rows = []
     for stage, table in (('test', IN_TESTS), ('train', IN_TRAINING)):
@@ -200,9 +190,7 @@ def mistakes() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(('stage', 'arguments', 'sentence'), mistakes())
-def test_a_mistake_is_one_sentence(
-    call: Callable[..., str], stage: str, arguments: str, sentence: str
-) -> None:
+def test_a_mistake_is_one_sentence(call, stage, arguments, sentence):
     """With exit status 2."""
     given = {
         'test': ['PROJECT/standard.py', 'PROJECT/good.pth'],
@@ -223,7 +211,7 @@ def test_a_mistake_is_one_sentence(
         ('list', 'holds a list'),
     ],
 )
-def test_a_wrong_checkpoint(call: Callable[..., str], name: str, sentence: str) -> None:
+def test_a_wrong_checkpoint(call, name, sentence):
     """mmengine loads what fits: a half random detector looks like a good attack."""
     text = call('test.py', 'PROJECT/standard.py', f'PROJECT/{name}.pth')
     assert f'{name}.pth' in text
@@ -240,9 +228,7 @@ def test_a_wrong_checkpoint(call: Callable[..., str], name: str, sentence: str) 
         ("model = dict(type='FCOS')\n", 'has no STAGE_dataloader to STAGE'),
     ],
 )
-def test_a_wrong_config(
-    call: Callable[..., str], tmp_path: Path, stage: str, text: Any, sentence: str
-) -> None:
+def test_a_wrong_config(call, tmp_path, stage, text, sentence):
     if text is not None:
         (tmp_path / 'mine.py').write_text(text)
     checkpoint = ['PROJECT/good.pth'] * (stage == 'test')
@@ -251,7 +237,7 @@ def test_a_wrong_config(
     assert sentence.replace('STAGE', stage) in message
 
 
-def test_sections_may_be_absent_or_none() -> None:
+def test_sections_may_be_absent_or_none():
     check_sections(Config({'model': {}, 'val_cfg': None, 'test_evaluator': [{}]}))
 
 
@@ -262,13 +248,13 @@ def test_sections_may_be_absent_or_none() -> None:
         ([], 'yields a list and not'),
     ],
 )
-def test_a_batch_of_another_pipeline(batch: Any, sentence: str) -> None:
+def test_a_batch_of_another_pipeline(batch, sentence):
     check_batch({'inputs': [], 'data_samples': []})
     with pytest.raises(ConfigError, match=sentence):
         check_batch(batch)
 
 
-def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers(tmp_path):
     """A detector of NaN finds nothing, as if the attack were perfect."""
     path = str(tmp_path / 'x.pth')
     state = {'a': torch.zeros(2), 'b': torch.tensor([1.0, math.nan])}
@@ -280,14 +266,14 @@ def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
     read_checkpoint(path)
 
 
-def test_weights_alone_cannot_be_resumed() -> None:
+def test_weights_alone_cannot_be_resumed():
     check_resumable('x.pth', {'meta': {'epoch': 1, 'iter': 2}})
     for checkpoint in ({}, {'meta': {}}, {'meta': None}, {'meta': {'epoch': 1}}):
         with pytest.raises(ConfigError, match=r'with --cfg-options load_from=x\.pth'):
             check_resumable('x.pth', checkpoint)
 
 
-def changed(coco: Path, folder: Path, change: Callable[[dict], None]) -> str:
+def changed(coco, folder, change):
     content = json.loads((coco / 'annotations.json').read_text())
     change(content)
     path = folder / 'changed.json'
@@ -297,14 +283,7 @@ def changed(coco: Path, folder: Path, change: Callable[[dict], None]) -> str:
 
 @pytest.mark.parametrize('box', [[5, 5, math.inf, 9], [5, 5, 9, 1e300]])
 @pytest.mark.parametrize('training', [True, False])
-def test_a_box_that_is_none(
-    coco: Path,
-    tmp_path: Path,
-    build_runner: Callable,
-    untouched: None,
-    box: list,
-    training: bool,
-) -> None:
+def test_a_box_that_is_none(coco, tmp_path, build_runner, untouched, box, training):
     """mmdet takes it, and its losses are NaN."""
     path = changed(
         coco, tmp_path, lambda content: content['annotations'][0].update(bbox=box)
@@ -321,9 +300,7 @@ def test_a_box_that_is_none(
         run()
 
 
-def test_a_metric_without_a_class(
-    coco: Path, tmp_path: Path, build_runner: Callable, untouched: None
-) -> None:
+def test_a_metric_without_a_class(coco, tmp_path, build_runner, untouched):
     """mmdet's fails once every image has been predicted, or scores other classes."""
     path = changed(coco, tmp_path, lambda content: content['categories'].pop(1))
     metric = dict(type='CocoMetric', ann_file=path, metric='bbox')
@@ -332,7 +309,7 @@ def test_a_metric_without_a_class(
         build_runner(test_cfg=test, test_evaluator=metric).test()
 
 
-def test_images_without_their_shape(build_runner: Callable, untouched: None) -> None:
+def test_images_without_their_shape(build_runner, untouched):
     runner = build_runner(
         test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
     )
@@ -343,9 +320,7 @@ def test_images_without_their_shape(build_runner: Callable, untouched: None) -> 
         count_boxes_outside([sample])
 
 
-def test_a_preprocessor_that_prepares_no_images(
-    build_runner: Callable, untouched: None
-) -> None:
+def test_a_preprocessor_that_prepares_no_images(build_runner, untouched):
     runner = build_runner(
         test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
     )

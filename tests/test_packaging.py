@@ -1,7 +1,5 @@
 """What the wheel, the sdist and an editable install carry, and tools/bootstrap.py."""
 
-from __future__ import annotations
-
 import os
 import re
 import runpy
@@ -14,7 +12,6 @@ from email.parser import Parser
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import setuptools
@@ -29,7 +26,7 @@ CAN_BUILD = int(setuptools.__version__.split('.')[0]) >= 77
 needs_setuptools = pytest.mark.skipif(not CAN_BUILD, reason='needs setuptools 77')
 
 
-def files_in(folder: Path) -> set[str]:
+def files_in(folder):
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob('*')
@@ -37,7 +34,7 @@ def files_in(folder: Path) -> set[str]:
     }
 
 
-def build(source: Path, target: Path, kind: str) -> Path:
+def build(source, target, kind):
     """Builds a wheel, an sdist or an editable wheel."""
     target.mkdir()
     code = (
@@ -54,13 +51,13 @@ def build(source: Path, target: Path, kind: str) -> Path:
     return built
 
 
-def names_in(wheel: Path) -> list[str]:
+def names_in(wheel):
     with zipfile.ZipFile(wheel) as archive:
         return sorted(archive.namelist())
 
 
 @pytest.fixture(scope='module')
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory):
     """A copy of what a build reads, so that the checkout stays as it is."""
     target = tmp_path_factory.mktemp('packaging') / 'checkout'
     target.mkdir()
@@ -73,12 +70,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def wheel(checkout: Path) -> Path:
+def wheel(checkout):
     return build(checkout, checkout.parent / 'wheel', 'wheel')
 
 
 @pytest.fixture(scope='module')
-def unpacked(wheel: Path) -> Path:
+def unpacked(wheel):
     target = wheel.parent / 'unpacked'
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
@@ -86,7 +83,7 @@ def unpacked(wheel: Path) -> Path:
 
 
 @needs_setuptools
-def test_metadata(unpacked: Path) -> None:
+def test_metadata(unpacked):
     (path,) = unpacked.glob('*.dist-info/METADATA')
     metadata = Parser().parsestr(path.read_text(encoding='utf-8'))
     version = runpy.run_path(str(ROOT / 'mmrobust/version.py'))['__version__']
@@ -98,7 +95,7 @@ def test_metadata(unpacked: Path) -> None:
     lines = metadata.get_all('Requires-Dist') or []
     # A plain install asks for nothing, and the stacks do not mix.
     assert all(re.search('extra *==', line) for line in lines)
-    names: dict[str, set[str]] = {'openmmlab': set(), 'onedl': set()}
+    names = {'openmmlab': set(), 'onedl': set()}
     for line in lines:
         extra = line.split('extra ==')[-1].strip(' "\')')
         names.get(extra, set()).add(re.split(r'[^\w-]', line)[0])
@@ -110,9 +107,7 @@ def test_metadata(unpacked: Path) -> None:
 
 
 @needs_setuptools
-def test_the_wheel_is_whole_and_the_source_stays_clean(
-    unpacked: Path, checkout: Path
-) -> None:
+def test_the_wheel_is_whole_and_the_source_stays_clean(unpacked, checkout):
     """With configs and tools where OpenMMLab's mim looks for them."""
     expected = files_in(checkout / 'mmrobust')
     for folder in ('configs', 'tools'):
@@ -126,7 +121,7 @@ def test_the_wheel_is_whole_and_the_source_stays_clean(
 
 
 @needs_setuptools
-def test_it_imports_without_any_other_package(unpacked: Path, tmp_path: Path) -> None:
+def test_it_imports_without_any_other_package(unpacked, tmp_path):
     # -I and -S: neither the checkout nor the installed stack can help.
     code = 'import sys; sys.path.insert(0, sys.argv[1]); import mmrobust as m; '
     code += 'print(m.__file__)'
@@ -141,9 +136,7 @@ def test_it_imports_without_any_other_package(unpacked: Path, tmp_path: Path) ->
 
 
 @needs_setuptools
-def test_a_wheel_from_the_sdist_is_the_same(
-    checkout: Path, wheel: Path, tmp_path: Path
-) -> None:
+def test_a_wheel_from_the_sdist_is_the_same(checkout, wheel, tmp_path):
     """Also after a build that held files which have been deleted since."""
     gone = [checkout / 'mmrobust/gone.py', checkout / 'configs/gone.py']
     for path in gone:
@@ -163,7 +156,7 @@ def test_a_wheel_from_the_sdist_is_the_same(
 
 @needs_setuptools
 @pytest.mark.skipif(os.name == 'nt', reason='links need rights on Windows')
-def test_an_editable_install_links(checkout: Path, tmp_path: Path) -> None:
+def test_an_editable_install_links(checkout, tmp_path):
     source = shutil.copytree(checkout, tmp_path / 'checkout')
     for target in ('first', 'second'):  # the second finds the links there
         build(source, tmp_path / target, 'editable')
@@ -180,32 +173,32 @@ def test_an_editable_install_links(checkout: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- constraints
 
 
-def pins(stack: str) -> list[str]:
+def pins(stack):
     lines = (ROOT / f'constraints/{stack}.txt').read_text().splitlines()
     return [line for line in lines if line and not line.startswith('#')]
 
 
 @pytest.mark.parametrize('stack', ['openmmlab', 'onedl'])
-def test_constraints_are_exact(stack: str) -> None:
+def test_constraints_are_exact(stack):
     assert all(re.match(r'[\w.-]+==\d[\w.]*( ; |$)', line) for line in pins(stack))
     assert {'numpy', 'torch'} <= {line.split('==')[0] for line in pins(stack)}
 
 
-def required(name: str) -> list[str]:
+def required(name):
     try:
         return requires(name) or []
     except PackageNotFoundError:
         return []
 
 
-def test_everything_that_gets_installed_is_pinned() -> None:
+def test_everything_that_gets_installed_is_pinned():
     """Transitive dependencies, too, of the stack that is installed here."""
     tomllib = pytest.importorskip('tomllib')  # Python 3.11
     stack = 'onedl' if required('onedl-mmengine') else 'openmmlab'
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
     extras = project['project']['optional-dependencies']
     waiting = [Requirement(text) for key in (stack, 'test') for text in extras[key]]
-    found: set[str] = set()
+    found = set()
     for need in waiting:  # which grows
         name = canonicalize_name(need.name)
         if name in found or (need.marker and not need.marker.evaluate({'extra': ''})):
@@ -225,21 +218,21 @@ class Machine:
     It notes the commands, plays their effect, and ends those in ``status`` with it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.tool = SimpleNamespace(**runpy.run_path(str(ROOT / 'tools/bootstrap.py')))
-        self.globals: dict[str, Any] = self.tool.main.__globals__
+        self.globals = self.tool.main.__globals__
         stand_in = SimpleNamespace(run=self.run, DEVNULL=subprocess.DEVNULL)
         self.globals.update(subprocess=stand_in, ROOT=root)
         self.globals.update(check_python=lambda version: None)
         self.root, self.commands = root, list[list[str]]()
-        self.status: dict[str, int] = {}
+        self.status = {}
         self.version = f'{sys.version_info[0]} {sys.version_info[1]}'
         (root / 'constraints').mkdir(parents=True)
         names = [f'constraints/{stack}.txt' for stack in self.tool.STACKS]
         for name in ('pyproject.toml', 'setup.py', *names):
             (root / name).write_text('')
 
-    def run(self, command: list[str], **options: Any) -> Any:
+    def run(self, command, **options):
         self.commands.append(command)
         kind = self.kind(command)
         status = self.status.get(kind, 0)
@@ -250,18 +243,18 @@ class Machine:
         return subprocess.CompletedProcess(command, status, self.version.encode())
 
     @staticmethod
-    def python(venv: Path) -> None:
+    def python(venv):
         (venv / 'bin').mkdir(parents=True, exist_ok=True)
         (venv / 'bin/python').touch()
 
     @staticmethod
-    def kind(command: list[str]) -> str:
+    def kind(command):
         if command[1] == '-c':
             return 'version' if 'version_info' in command[2] else 'has pip'
         jobs = {('-m', 'venv'): 'venv', ('-m', 'pip'): 'pip'}
         return jobs.get(tuple(command[1:3]), 'job')
 
-    def did(self, *arguments: str, ends: int = 0) -> list[str]:
+    def did(self, *arguments, ends=0):
         """The steps of a call that change something."""
         self.commands.clear()
         assert self.tool.main(list(arguments)) == ends
@@ -270,14 +263,14 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(tmp_path, monkeypatch):
     if os.name == 'nt':
         pytest.skip('the stand-in lays out an environment as POSIX does')
     monkeypatch.delenv('MMROBUST_VENV', raising=False)
     return Machine(tmp_path / 'project')
 
 
-def test_it_installs_once_and_again_when_a_file_changes(machine: Machine) -> None:
+def test_it_installs_once_and_again_when_a_file_changes(machine):
     assert machine.did('demo') == ['venv', 'pip', 'job']
     assert machine.did('demo') == ['job']
     for name in ('pyproject.toml', 'setup.py', 'constraints/openmmlab.txt'):
@@ -292,7 +285,7 @@ def test_it_installs_once_and_again_when_a_file_changes(machine: Machine) -> Non
     assert machine.tool.fingerprint('test', 'openmmlab') != first
 
 
-def test_what_failed_is_done_again(machine: Machine) -> None:
+def test_what_failed_is_done_again(machine):
     machine.status['pip'] = 1
     with pytest.raises(SystemExit):
         machine.did('test')
@@ -302,7 +295,7 @@ def test_what_failed_is_done_again(machine: Machine) -> None:
     assert machine.did('lint', ends=3) == ['job']
 
 
-def test_whose_environment_is_made_anew(machine: Machine) -> None:
+def test_whose_environment_is_made_anew(machine):
     """A half-made one is repaired, another Python's own emptied, a user's never."""
     machine.python(machine.root / '.venv')
     machine.status['has pip'] = 1
@@ -314,9 +307,7 @@ def test_whose_environment_is_made_anew(machine: Machine) -> None:
     assert any('--clear' in command for command in machine.commands)
 
 
-def test_where_the_environment_is(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_where_the_environment_is(machine, monkeypatch, tmp_path):
     """Option before variable before default, relative to where the user stands."""
     machine.did('setup', '--stack', 'onedl', '--torch-index', 'https://x.org/cpu')
     pip = machine.commands[-1]
@@ -345,13 +336,7 @@ def test_where_the_environment_is(
         ({}, ['--stack', 'x'], 'invalid choice'),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    machine: Machine,
-    capsys: pytest.CaptureFixture[str],
-    broken: dict[str, int],
-    arguments: list[str],
-    sentence: str,
-) -> None:
+def test_a_mistake_is_one_sentence(machine, capsys, broken, arguments, sentence):
     machine.status.update(broken)
     (machine.root / 'stamped/mmrobust-setup').mkdir(parents=True)
     machine.python(machine.root / 'mine')
@@ -365,9 +350,7 @@ def test_a_mistake_is_one_sentence(
     assert sentence in error
 
 
-def test_pythons_and_disks(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pythons_and_disks(machine, capsys):
     check = runpy.run_path(str(ROOT / 'tools/bootstrap.py'))['check_python']
     with pytest.raises(SystemExit):
         check((3, 9))
@@ -394,8 +377,6 @@ def test_pythons_and_disks(
         (['test', '--st', 'a'], None),  # no abbreviation of ours
     ],
 )
-def test_what_is_unknown_is_the_jobs(
-    machine: Machine, given: list[str], forwarded: list[str] | None
-) -> None:
+def test_what_is_unknown_is_the_jobs(machine, given, forwarded):
     rest = given[1:] if forwarded is None else forwarded
     assert machine.tool.parse_args(given)[1] == rest

@@ -1,7 +1,5 @@
 """The threat model: projections, steps, random images, and reading sizes."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """tools/train.py and tools/test.py: flags, what they do, whole runs as a user's."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -10,9 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mmdet
 import mmengine.device
@@ -31,20 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
-Call = Callable[..., str]
-
 
 # ---------------------------------------------------------------------- the flags
 
 
-def parser_of(script: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+def parser_of(script, monkeypatch):
     """The parser that a script builds, caught before it reads anything."""
-    caught: list[argparse.ArgumentParser] = []
+    caught = []
 
     class Caught(Exception):
         pass
 
-    def parse_args(self: argparse.ArgumentParser, *args: Any) -> None:
+    def parse_args(self, *args):
         caught.append(self)
         raise Caught
 
@@ -58,9 +52,7 @@ def parser_of(script: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Argumen
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
-def test_all_of_mmdets_flags_are_there(
-    tool: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_of_mmdets_flags_are_there(tool, monkeypatch):
     """With the same names, kinds and defaults, so that scripts keep working."""
     theirs = parser_of(MMDET_TOOLS / tool, monkeypatch)
     ours = parser_of(TOOLS / tool, monkeypatch)
@@ -78,7 +70,7 @@ def test_all_of_mmdets_flags_are_there(
     ]
 
 
-def test_help_describes_every_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_describes_every_attack(monkeypatch):
     """By its own text, and with the options that it has."""
     text = ' '.join(parser_of(TOOLS / 'test.py', monkeypatch).format_help().split())
     for name in ATTACK_NAMES:
@@ -93,23 +85,21 @@ PGD = ('--attack', 'pgd')
 
 
 @pytest.fixture
-def config_of(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Config]:
+def config_of(project, tmp_path, monkeypatch):
     """The config that a tool hands to the runner."""
 
     class Stop(Exception):
         pass
 
-    def from_cfg(cfg: Config) -> None:
+    def from_cfg(cfg):
         seen.append(cfg)
         raise Stop
 
-    seen: list[Config] = []
+    seen = []
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.chdir(tmp_path)
 
-    def run(tool: str, *arguments: str, config: Path | None = None) -> Config:
+    def run(tool, *arguments, config=None):
         name = 'config.py' if tool == 'train.py' else 'standard.py'
         positional = [str(config or project / name)]
         if tool == 'test.py':
@@ -125,7 +115,7 @@ def config_of(
     return run
 
 
-def test_attack_flags_reach_the_loop(config_of: Callable[..., Config]) -> None:
+def test_attack_flags_reach_the_loop(config_of):
     cfg = config_of(
         'test.py',
         *('--attack', 'pgd', 'cwa', 'fgsm', '--eps', '8/255', '--step-size', '2'),
@@ -146,7 +136,7 @@ def test_attack_flags_reach_the_loop(config_of: Callable[..., Config]) -> None:
     assert 'out_dir' not in cfg.default_hooks.attack_visualization
 
 
-def test_several_values_are_curves(config_of: Callable[..., Config]) -> None:
+def test_several_values_are_curves(config_of):
     cfg = config_of(
         'test.py',
         *('--attack', 'noise', 'fgsm', 'pgd', 'square', '--eps', '2', '8/255'),
@@ -182,17 +172,15 @@ def test_several_values_are_curves(config_of: Callable[..., Config]) -> None:
     )
 
 
-def test_a_curve_costs_one_benign_pass(
-    config_of: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_curve_costs_one_benign_pass(config_of, tmp_path, monkeypatch):
     """From the command line to the tables of the report."""
     arguments = ('--eps', '2', '4', '--num-steps', '1', '2', '--num-images', '2')
     cfg = config_of('test.py', *PGD, *arguments)
-    predictions: list[int] = []
+    predictions = []
     monkeypatch.setattr(Config, 'pretty_text', property(str))
     predict = Attacker.predict
 
-    def counted(*args: Any) -> Any:
+    def counted(*args):
         predictions.append(1)
         return predict(*args)
 
@@ -215,9 +203,7 @@ def test_a_curve_costs_one_benign_pass(
     ]
 
 
-def test_the_configs_loop_keeps_what_the_flags_leave_open(
-    config_of: Callable[..., Config], project: Path, tmp_path: Path
-) -> None:
+def test_the_configs_loop_keeps_what_the_flags_leave_open(config_of, project, tmp_path):
     """--attack replaces the attacks, not the frame of the boxes or the seed."""
     config = tmp_path / 'child.py'
     config.write_text(
@@ -245,9 +231,7 @@ def test_the_configs_loop_keeps_what_the_flags_leave_open(
     assert (list(loop.attacks), loop.num_images) == (['mine'], 1)
 
 
-def test_speed_reaches_the_loops(
-    config_of: Callable[..., Config], project: Path, tmp_path: Path
-) -> None:
+def test_speed_reaches_the_loops(config_of, project, tmp_path):
     flags = ('--autocast', '--channels-last', '--compile')
     speed = dict(autocast='bfloat16', channels_last=True, compile=True)
     assert config_of('test.py', *PGD, *flags).test_cfg.speed == speed
@@ -270,29 +254,27 @@ def test_speed_reaches_the_loops(
     assert changed.speed == both
 
 
-def test_without_attacks_the_test_is_mmdets(config_of: Callable[..., Config]) -> None:
+def test_without_attacks_the_test_is_mmdets(config_of):
     cfg = config_of('test.py')
     assert cfg.test_cfg == dict(type='TestLoop')
     assert 'attack_visualization' not in cfg.default_hooks
 
 
-def test_show_dir_shows_benign_and_attacked(config_of: Callable[..., Config]) -> None:
+def test_show_dir_shows_benign_and_attacked(config_of):
     cfg = config_of('test.py', '--attack', 'fgsm', '--show-dir', 'shown')
     assert cfg.default_hooks.visualization.draw is True
     assert cfg.default_hooks.visualization.test_out_dir == 'shown'
     assert cfg.default_hooks.attack_visualization.out_dir == 'shown'
 
 
-def test_tta_wraps_the_model(config_of: Callable[..., Config]) -> None:
+def test_tta_wraps_the_model(config_of):
     cfg = config_of('test.py', '--tta')
     assert cfg.model.type == 'DetTTAModel'
     assert cfg.model.module.type == 'FCOS'
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
 
 
-def test_a_standard_config_is_made_robust(
-    config_of: Callable[..., Config], project: Path, tmp_path: Path
-) -> None:
+def test_a_standard_config_is_made_robust(config_of, project, tmp_path):
     """--robust first, then --cfg-options, which have the last word."""
     config = tmp_path / 'child.py'
     config.write_text(
@@ -312,9 +294,7 @@ def test_a_standard_config_is_made_robust(
     assert list(cfg.test_cfg.attacks) == ['noise', 'pgd']
 
 
-def test_a_robust_config_is_written(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_robust_config_is_written(project, tmp_path, monkeypatch):
     """Readable, alone, and nothing else: no work dir, no training."""
     monkeypatch.chdir(tmp_path)
     name = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
@@ -332,7 +312,7 @@ def test_a_robust_config_is_written(
     assert 'launcher' not in cfg
 
 
-def test_resuming(config_of: Callable[..., Config], project: Path) -> None:
+def test_resuming(config_of, project):
     checkpoint = str(project / 'good.pth')
     cfg = config_of('train.py', '--resume', checkpoint)
     assert (cfg.resume, cfg.load_from) == (True, checkpoint)
@@ -349,13 +329,7 @@ def test_resuming(config_of: Callable[..., Config], project: Path) -> None:
         ('cuda', 'AmpOptimWrapper', dict(loss_scale='dynamic', dtype='float16')),
     ],
 )
-def test_mixed_precision(
-    config_of: Callable[..., Config],
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    kind: str,
-    settings: dict,
-) -> None:
+def test_mixed_precision(config_of, monkeypatch, device, kind, settings):
     """As mmdet's own flag; on a CPU in the one format that CPUs compute with."""
     monkeypatch.setattr(mmengine.device, 'get_device', lambda: device)
     given = ('optim_wrapper.loss_scale=512.0', 'optim_wrapper.dtype=float16')
@@ -369,7 +343,7 @@ def test_mixed_precision(
     )
 
 
-def test_scaling_the_learning_rate(config_of: Callable[..., Config]) -> None:
+def test_scaling_the_learning_rate(config_of):
     cfg = config_of(
         'train.py',
         *('--auto-scale-lr', '--cfg-options'),
@@ -392,19 +366,12 @@ def test_scaling_the_learning_rate(config_of: Callable[..., Config]) -> None:
     ],
 )
 def test_an_error_of_somebody_else_keeps_its_traceback(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    owner: type,
-    method: str,
-    calls: int,
-    where: str,
-) -> None:
+    project, tmp_path, monkeypatch, capsys, owner, method, calls, where
+):
     """Its type, too; lines before it say which pass, image and stage."""
     stock, left = getattr(owner, method), calls
 
-    def fail(*args: Any, **kwargs: Any) -> Any:
+    def fail(*args, **kwargs):
         nonlocal left
         left -= 1
         if left <= 0:
@@ -428,7 +395,7 @@ def test_an_error_of_somebody_else_keeps_its_traceback(
 # ------------------------------------------------------- as a user runs them
 
 
-def execute(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def execute(folder, *arguments):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     environment = {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}
     environment.pop('LOCAL_RANK', None)
@@ -453,7 +420,7 @@ for command in (TRAIN, TEST):
 """
 
 
-def test_train_then_attack(project: Path, tmp_path: Path) -> None:
+def test_train_then_attack(project, tmp_path):
     """The two commands of the README, one pass of training, pictures included."""
     checkpoint = tmp_path / 'run' / 'epoch_1.pth'
     work = ['--work-dir', 'run']
@@ -514,7 +481,7 @@ test_evaluator = val_evaluator
 """
 
 
-def test_a_foreign_project_with_mmdets_own_tools(coco: Path, tmp_path: Path) -> None:
+def test_a_foreign_project_with_mmdets_own_tools(coco, tmp_path):
     """A stock config plus three settings; nothing of this repository but the import."""
     config = tmp_path / 'theirs.py'
     text = FOREIGN.replace('ROOT', str(coco)).replace('CLASSES', repr(tiny.CLASSES))

@@ -1,11 +1,9 @@
 """APGD against the authors' code, known optima, and its own description."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from attacks.functions import Recorder, generator, normal, wavy
-from torch import Tensor, nn
+from torch import nn
 
 from mmrobust.attacks import APGD, LARGER_RADII, PGD
 from mmrobust.attacks.search import Search, SparseSearch
@@ -21,7 +19,7 @@ RADII = {'linf': 8.0, 'l2': 128.0, 'l1': 1530.0}
 class Classifier:
     """A small smooth network on [0, 1] images, as theirs and as an oracle."""
 
-    def __init__(self, classes: int = 5, curvature: float = 1.0) -> None:
+    def __init__(self, classes=5, curvature=1.0):
         draws = generator(11)
         self.net = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(512, 5)
@@ -34,13 +32,13 @@ class Classifier:
         self.images = torch.rand((6, 3, 8, 8), generator=draws)
         self.images[0].round_()
         self.labels = torch.randint(0, classes, (6,), generator=draws)
-        self.seen: list[Tensor] = []
+        self.seen = []
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images):
         self.seen.append(images.detach().clone())
         return self.net(images)
 
-    def oracle(self) -> Recorder:
+    def oracle(self):
         recorder = Recorder(None)
 
         def values(images):
@@ -154,7 +152,7 @@ def test_larger_radii_as_the_reference_implementation(base, monkeypatch):
 def test_step_sizes_shrink_where_fixed_ones_oscillate():
     clean, weights = torch.full((3, 6, 6), 128.0), 1 + 9 * normal().abs()
 
-    def narrow(image: Tensor) -> Tensor:
+    def narrow(image):
         """A quartic valley, of different width in each value, inside the ball."""
         peak = clean + 3.3 * weights.sin()
         return -(weights * (image - peak) ** 4).sum()
@@ -344,7 +342,7 @@ def test_one_value_without_a_gradient_does_not_stop_the_others(norm):
 def test_a_start_that_is_no_number_is_left_behind():
     clean = torch.full((1, 4, 4), 100.0)
 
-    def broken(image: Tensor) -> Tensor:
+    def broken(image):
         total = (image - clean).sum()
         return torch.where(total == 0, torch.nan, total)
 

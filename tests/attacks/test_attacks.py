@@ -1,11 +1,8 @@
 """What holds for every attack that keeps its best point, whatever the function."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from attacks.functions import Recorder, generator, wavy
-from torch import Tensor
 
 from mmrobust.attacks import APGD, LARGER_RADII, PGD, Square, TransferPGD
 
@@ -32,12 +29,12 @@ FROM_RANDOM_POINTS = ('pgd', 'apgd', 'apgd, larger radii', 'square')
 EVERY = pytest.mark.parametrize(('name', 'norm'), ROWS)
 
 
-def build(name: str, norm: str = 'linf', **settings):
+def build(name, norm='linf', **settings):
     kind, own = ATTACKS[name]
     return kind(norm, f'{RADII[norm]}/255', **{**own, **settings})
 
 
-def pictures() -> list[Tensor]:
+def pictures():
     draws = generator(6)
     return [
         torch.randint(0, 256, shape, generator=draws).float()
@@ -82,7 +79,7 @@ def test_restarts_never_make_it_worse(name, norm):
 def test_a_value_that_is_no_number_is_never_chosen(name, norm, bad):
     clean = torch.full((1, 4, 4), 100.0)
 
-    def broken(image: Tensor) -> Tensor:
+    def broken(image):
         total = (image - clean).sum()
         return torch.where(total > 4, bad, total)
 
@@ -148,7 +145,7 @@ def test_the_cost_is_what_the_docstring_says(kind, settings, values, grads):
 def test_the_best_iterate_is_kept():
     clean = torch.full((1, 2, 2), 100.0)
 
-    def narrow(image: Tensor) -> Tensor:
+    def narrow(image):
         """Largest at +1, falling beyond it: full steps overshoot."""
         return -((image - clean - 1) ** 2).sum()
 

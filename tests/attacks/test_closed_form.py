@@ -8,17 +8,11 @@ grey, have one channel or one pixel, and go through an attack in one batch. The 
 must also fail attacks that are broken on purpose.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog, minimize
 from scipy.signal import convolve2d
-from torch import Tensor
 
 from mmrobust.attacks import LARGER_RADII, Ensemble, attack_preset
 from mmrobust.attacks.ensemble import VERSIONS
@@ -32,11 +26,11 @@ RADII = {'linf': 8.0, 'l2': 100.0, 'l1': 600.0}
 UNBOUNDED = {'linf': 300.0, 'l2': 1e5, 'l1': 1e6}
 
 
-def _generator(seed: int = 3) -> torch.Generator:
+def _generator(seed=3):
     return torch.Generator().manual_seed(seed)
 
 
-def _images() -> dict[str, Tensor]:
+def _images():
     generator = _generator(0)
     edges = torch.randint(0, 256, (3, 6, 6), generator=generator).float()
     edges[:, :2], edges[:, 2:4] = 0, 255
@@ -58,7 +52,7 @@ class Objective:
             peaks inside and outside the ball, valleys up to 30 times as wide as others.
     """
 
-    def __init__(self, kind: str, images: list[Tensor]) -> None:
+    def __init__(self, kind, images):
         self.images, self.weights, self.curvatures = images, [], []
         for seed, image in enumerate(images):
             generator = _generator(seed + 1)
@@ -71,29 +65,29 @@ class Objective:
             self.weights.append(first * (30 * curvature if kind == 'curved' else 1))
             self.curvatures.append(curvature)
 
-    def exact(self, images: list[Tensor]) -> list[float]:
+    def exact(self, images):
         terms = zip(images, self.images, self.weights, self.curvatures, strict=True)
         return [
             float((w * (x.double() - c) - q * (x.double() - c) ** 2 / 2).sum())
             for x, c, w, q in terms
         ]
 
-    def value(self, images: list[Tensor]) -> Tensor:
+    def value(self, images):
         return torch.tensor(self.exact(images))
 
-    def value_and_grad(self, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def value_and_grad(self, images):
         terms = zip(images, self.images, self.weights, self.curvatures, strict=True)
         grads = [(w - q * (x.double() - c)).float() for x, c, w, q in terms]
         return self.value(images), grads
 
 
-def _optimum(norm, eps, weights, curvature, clean) -> float:
+def _optimum(norm, eps, weights, curvature, clean):
     w, q, low, high = (
         np.asarray(part, dtype=float).ravel()
         for part in (weights, curvature, -clean, 255 - clean)
     )
 
-    def at(multiplier: float) -> np.ndarray:
+    def at(multiplier):
         """The best point if length costs that much."""
         with np.errstate(divide='ignore', invalid='ignore'):
             if norm == 'l2':
@@ -195,7 +189,7 @@ KINDS = ('flat', 'linear', 'curved', 'unbounded')
 ROWS = {(row[0], row[1]): dict(zip(KINDS, row[2:], strict=True)) for row in TABLE}
 
 
-def _attack(name: str, norm: str, eps: float):
+def _attack(name, norm, eps):
     base, _, variant = name.partition('-')
     steps = int(variant) if variant.isdigit() else None
     if base == 'square':
@@ -208,13 +202,7 @@ def _attack(name: str, norm: str, eps: float):
     return ATTACKS.build(config)
 
 
-def _check(
-    attack: Any,
-    kind: str,
-    limit: float | None,
-    blind: str = '',
-    judged: Callable[[Tensor], Tensor] | None = None,
-) -> None:
+def _check(attack, kind, limit, blind='', judged=None):
     """Fails unless all images are in the threat model and near enough to the best.
 
     Args:
@@ -260,7 +248,7 @@ def test_smoothed_gradients_reach_the_optimum_of_smoothed_weights(norm, limit):
     places = np.arange(-7, 8)
     bell = np.exp(-(places[:, None] ** 2 + places**2) * 3 / (2 * 7**2))
 
-    def smoothed(weights: Tensor) -> Tensor:
+    def smoothed(weights):
         planes = [convolve2d(plane, bell / bell.sum(), 'same') for plane in weights]
         return torch.from_numpy(np.stack(planes))
 
@@ -406,7 +394,7 @@ BROKEN = {
 }
 
 
-def _found_out(name: str, norm: str, kinds: tuple[str, ...]) -> bool:
+def _found_out(name, norm, kinds):
     for kind in kinds:
         eps = (UNBOUNDED if kind == 'unbounded' else RADII)[norm]
         try:

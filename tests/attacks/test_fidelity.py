@@ -12,7 +12,6 @@ By induction over the steps, both walk the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,7 +19,6 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import OptimWrapper
@@ -31,7 +29,7 @@ from mmrobust.objective.class_weights import class_weights, count_classes
 from mmrobust.training import FreeAdversary
 from mmrobust.objective import LossOracle, loss_mode
 from mmrobust.registry import ADVERSARIES, ATTACKS
-from torch import Tensor, nn
+from torch import nn
 from updates import make_batch, make_model, watch_inputs
 
 CONFIGS = Path(__file__).parents[2] / 'configs/paper'
@@ -49,7 +47,6 @@ STD = torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1)
 COUNTS, WEIGHTS = [6, 3, 1], torch.tensor([1 / 3, 2 / 3, 2])
 
 # What the head's losses are, and the rest of the training loss: (cls, reg, rest).
-Terms = tuple[Tensor, Tensor, Tensor]
 
 
 # The reference: losses
@@ -58,11 +55,11 @@ Terms = tuple[Tensor, Tensor, Tensor]
 class Bound:
     """The published ``clip``: value 6 above 6, and the gradient times 6 / element."""
 
-    def __init__(self, limit: float | None) -> None:
+    def __init__(self, limit):
         self.limit = limit
         self.above = 0
 
-    def __call__(self, elements: Tensor) -> Tensor:
+    def __call__(self, elements):
         if self.limit is None:
             return elements
         high = elements.detach() > self.limit
@@ -71,7 +68,7 @@ class Bound:
         return torch.where(high, scaled, elements)
 
 
-def focal(logits: Tensor, labels: Tensor) -> Tensor:
+def focal(logits, labels):
     """Focal loss (alpha 0.25, gamma 2) of every element; label C is background."""
     hot = torch.zeros(len(labels), logits.shape[1] + 1)
     hot[torch.arange(len(labels)), labels] = 1
@@ -82,7 +79,7 @@ def focal(logits: Tensor, labels: Tensor) -> Tensor:
     return hot * positive + (1 - hot) * negative
 
 
-def giou_loss(a: Tensor, b: Tensor) -> Tensor:
+def giou_loss(a, b):
     """1 - GIoU of boxes (N, 4) with corners."""
     area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
     area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
@@ -94,19 +91,12 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (common / union - (hull - union) / hull)
 
 
-def corners(boxes: Tensor) -> Tensor:
+def corners(boxes):
     centre, size = boxes[:, :2], boxes[:, 2:]
     return torch.cat([centre - size / 2, centre + size / 2], 1)
 
 
-def fcos_terms(
-    model: nn.Module,
-    x: Tensor,
-    samples: list[DetDataSample],
-    weights: Tensor | None,
-    bound: Bound,
-    published_units: bool = False,
-) -> Terms:
+def fcos_terms(model, x, samples, weights, bound, published_units=False):
     """Focal loss over points and classes, GIoU weighted by centerness."""
     head = model.bbox_head
     scores, boxes, centers = head(model.extract_feat(x))
@@ -121,7 +111,7 @@ def fcos_terms(
         torch.cat, head.get_targets(points, [s.gt_instances for s in samples])
     )
 
-    def flat(maps: Sequence[Tensor], scale: bool = False) -> Tensor:
+    def flat(maps, scale=False):
         rows = [
             # In eval mode the head gives pixels, and its targets are in strides.
             (m / stride if scale and not head.training else m)
@@ -146,7 +136,7 @@ def fcos_terms(
         * (torch.min(top, bottom) / torch.max(top, bottom))
     )
 
-    def box(distances: Tensor) -> Tensor:
+    def box(distances):
         return torch.cat([at - distances[:, :2], at + distances[:, 2:]], 1)
 
     gap = giou_loss(box(predicted[positive]), box(targets[positive]))
@@ -156,13 +146,7 @@ def fcos_terms(
     return cls, reg, entropy.sum() / count
 
 
-def faster_rcnn_terms(
-    model: nn.Module,
-    x: Tensor,
-    samples: list[DetDataSample],
-    weights: Tensor | None,
-    bound: Bound,
-) -> Terms:
+def faster_rcnn_terms(model, x, samples, weights, bound):
     """Cross entropy and L1 of the sampled regions; the RPN's losses are the rest."""
     features = model.extract_feat(x)
     objectness = deepcopy(samples)
@@ -203,13 +187,7 @@ def faster_rcnn_terms(
     return bound(entropy).sum() / count, bound(distance).sum() / count, rest
 
 
-def dn_detr_terms(
-    model: nn.Module,
-    x: Tensor,
-    samples: list[DetDataSample],
-    weights: Tensor | None,
-    bound: Bound,
-) -> Terms:
+def dn_detr_terms(model, x, samples, weights, bound):
     """Last layer's focal loss and L1; GIoU, other layers and denoising are the rest."""
     features, head = model.extract_feat(x), model.bbox_head
     denoising, count = None, 0
@@ -251,9 +229,7 @@ def dn_detr_terms(
     return cls, reg, rest
 
 
-def denoising_loss(
-    scores: Tensor, boxes: Tensor, samples: list, groups: int, size: Tensor
-) -> Tensor:
+def denoising_loss(scores, boxes, samples, groups, size):
     """Every group restores all objects; the rest of an image's queries is padding."""
     slots, total, count = scores.shape[1] // groups, torch.zeros(()), 0
     for image, sample in enumerate(samples):
@@ -271,7 +247,7 @@ def denoising_loss(
     return total / count
 
 
-TERMS: dict[str, Callable[..., Terms]] = {
+TERMS = {
     'fcos': fcos_terms,
     'faster_rcnn': faster_rcnn_terms,
     'dn_detr': dn_detr_terms,
@@ -281,9 +257,7 @@ TERMS: dict[str, Callable[..., Terms]] = {
 # The reference: images and updates
 
 
-def network_input(
-    images: list[Tensor], samples: list[DetDataSample]
-) -> tuple[Tensor, list[DetDataSample]]:
+def network_input(images, samples):
     """BGR pixels to normalised RGB, padded with zeros to a multiple of 32."""
     height = max(-(-image.shape[1] // 32) * 32 for image in images)
     width = max(-(-image.shape[2] // 32) * 32 for image in images)
@@ -301,15 +275,7 @@ def network_input(
     return torch.stack(padded), own
 
 
-def reference_gradient(
-    family: str,
-    model: nn.Module,
-    image: Tensor,
-    sample: DetDataSample,
-    attack: str,
-    seed: int,
-    **settings: object,
-) -> Tensor:
+def reference_gradient(family, model, image, sample, attack, seed, **settings):
     """Gradient of A_cls, A_reg or A_cwa with respect to the pixels of one image."""
     leaf = image.clone().requires_grad_()
     x, samples = network_input([leaf], [sample])
@@ -320,7 +286,7 @@ def reference_gradient(
     return torch.autograd.grad(loss, leaf)[0]
 
 
-def assert_same_up_to_ties(ours: Tensor, theirs: Tensor, grad: Tensor) -> None:
+def assert_same_up_to_ties(ours, theirs, grad):
     differs = ours != theirs
     assert differs.float().mean() < 1e-3
     assert bool((grad[differs].abs() < 1e-6 * grad.abs().max()).all())
@@ -329,15 +295,15 @@ def assert_same_up_to_ties(ours: Tensor, theirs: Tensor, grad: Tensor) -> None:
 # The package, as the preset sets it up
 
 
-def preset(family: str) -> Config:
+def preset(family):
     return Config.fromfile(CONFIGS / FILES[family])
 
 
-def head_of(model: dict) -> dict:
+def head_of(model):
     return model['roi_head']['bbox_head'] if 'roi_head' in model else model['bbox_head']
 
 
-def paper_model(family: str) -> nn.Module:
+def paper_model(family):
     """A tiny detector with the losses of the preset, and with something to attack.
 
     Fresh layers predict next to nothing, with all losses alike, and residual branches
@@ -378,31 +344,29 @@ def paper_model(family: str) -> nn.Module:
 class Annotations:
     """A dataset with so many objects of every class, one in each image."""
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts):
         self.labels = [label for label, n in enumerate(counts) for _ in range(n)]
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.labels)
 
-    def get_data_info(self, index: int) -> dict:
+    def get_data_info(self, index):
         return dict(instances=[dict(bbox_label=self.labels[index])])
 
 
-def class_wise(attack: PGD, counts: Sequence[int]) -> None:
+def class_wise(attack, counts):
     """Gives an attack the weights that the test loop would count for it."""
     counted = count_classes([Annotations(counts)], len(counts))
     attack.objective.class_weights = class_weights(counted)
 
 
-def iterates_of(
-    model: nn.Module, batch: dict, attack: PGD, seed: int
-) -> list[list[Tensor]]:
+def iterates_of(model, batch, attack, seed):
     """Every iterate of every image; step k is computed under the seed plus k."""
     images = float_images(batch, 'cpu')
     samples = attack_samples(batch['data_samples'], 'cpu', 'input')
-    asked: list[Tensor] = []
+    asked = []
 
-    def note(module: nn.Module, args: tuple) -> None:
+    def note(module, args):
         torch.manual_seed(seed + len(asked) // len(images))
         asked.append(args[0]['inputs'][0].detach().clone())
 
@@ -418,7 +382,7 @@ def iterates_of(
 # The attacks
 
 
-def paper_attack(family: str, name: str) -> PGD:
+def paper_attack(family, name):
     attack = ATTACKS.build(preset(family).test_cfg.attacks[name])
     assert isinstance(attack, PGD)
     return attack
@@ -426,7 +390,7 @@ def paper_attack(family: str, name: str) -> PGD:
 
 @pytest.mark.parametrize('name', ['cls', 'reg', 'cwa'])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_every_step_of_an_attack_is_the_reference(family: str, name: str) -> None:
+def test_every_step_of_an_attack_is_the_reference(family, name):
     """A_cls, A_reg and A_cwa: radius 4, step 1, ten steps from the clean image.
 
     The first image needs no padding. The second does, and padding stays as it is; the
@@ -463,7 +427,7 @@ def test_every_step_of_an_attack_is_the_reference(family: str, name: str) -> Non
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_class_weights_change_the_perturbation(family: str) -> None:
+def test_class_weights_change_the_perturbation(family):
     """With uneven counts A_cwa is not the sum of both losses, with even ones it is."""
     model, batch = paper_model(family), make_batch([(64, 96)], 0)
     attacks = [paper_attack(family, 'cwa') for _ in range(2)]
@@ -492,7 +456,7 @@ def test_class_weights_change_the_perturbation(family: str) -> None:
     ('family', 'name'),
     [('faster_rcnn', 'cls'), ('faster_rcnn', 'reg'), ('fcos', 'cls')],
 )
-def test_attacks_see_the_losses_without_their_bound(family: str, name: str) -> None:
+def test_attacks_see_the_losses_without_their_bound(family, name):
     """Here the preset leaves the published code, which bounds them in attacks too.
 
     The elements that the bound is about exist, and it would lead elsewhere, so the
@@ -516,7 +480,7 @@ def test_attacks_see_the_losses_without_their_bound(family: str, name: str) -> N
     assert (first != moved).float().mean() > 0.01
 
 
-def test_boxes_of_fcos_are_compared_in_one_unit() -> None:
+def test_boxes_of_fcos_are_compared_in_one_unit():
     """Here the preset leaves the published code as well.
 
     That runs the head in eval mode, where it gives distances in pixels, and compares
@@ -541,17 +505,17 @@ def test_boxes_of_fcos_are_compared_in_one_unit() -> None:
 
 
 def reference_update(
-    family: str,
-    model: nn.Module,
-    batch: dict,
-    noise: Tensor | None,
-    limit: float | None,
-    rate: float,
-    max_norm: float,
-    seed: int,
-    weights: Tensor | None = None,
-    follow_all: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Bound]:
+    family,
+    model,
+    batch,
+    noise,
+    limit,
+    rate,
+    max_norm,
+    seed,
+    weights=None,
+    follow_all=False,
+):
     """One update with plain SGD after clipping the norm of its gradient.
 
     The noise follows the head's two losses, or all of them; losses are weighted by
@@ -582,7 +546,7 @@ def reference_update(
     return seen.detach(), noise, grad, bound
 
 
-def moves(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
+def moves(before, after):
     old = dict(before.named_parameters())
     return {
         name: weight.detach() - old[name].detach()
@@ -590,7 +554,7 @@ def moves(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+def furthest(ours, theirs):
     """Largest difference of two updates, in shares of the largest move."""
     largest = max(float(move.abs().max()) for move in theirs.values())
     assert largest > 0
@@ -601,7 +565,7 @@ def furthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_every_update_of_freeat_is_the_reference(family: str) -> None:
+def test_every_update_of_freeat_is_the_reference(family):
     """Four replays of two batches of different sizes: noise, weights, and the bound.
 
     The perturbation follows the head's two losses alone and is carried from replay to
@@ -629,7 +593,7 @@ def test_every_update_of_freeat_is_the_reference(family: str) -> None:
     shown = watch_inputs(ours)
     update, noise = 0, None
 
-    def seed(module: nn.Module, args: tuple) -> None:
+    def seed(module, args):
         torch.manual_seed(100 + update)
 
     ours.data_preprocessor.register_forward_pre_hook(seed)
@@ -666,7 +630,7 @@ def test_every_update_of_freeat_is_the_reference(family: str) -> None:
 
 
 @pytest.mark.parametrize('family', ['faster_rcnn', 'fcos'])
-def test_class_wise_training_weights_before_it_bounds(family: str) -> None:
+def test_class_wise_training_weights_before_it_bounds(family):
     """The published training type ``cwa``: the noise follows all losses as well."""
     ours = paper_model(family)
     batch = make_batch([(64, 96)] * 2, 0)

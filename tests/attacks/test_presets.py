@@ -1,9 +1,6 @@
 """Attacks by name, what they tell about themselves, and settings that cannot be."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mmrobust.attacks import (
@@ -12,7 +9,6 @@ from mmrobust.attacks import (
     LARGER_RADII,
     OPTIONS,
     PGD,
-    Attack,
     Ensemble,
     RandomNoise,
     Square,
@@ -29,7 +25,7 @@ PGD_TYPE = {'type': 'mmrobust.PGD', 'norm': 'linf', 'eps': 4}
 IMAGE = {'random_start': False}
 
 # The config of every name, which figures under that name stand for.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = {
     'noise': {'type': 'mmrobust.RandomNoise'},
     'fgsm': {'num_steps': 1, **IMAGE},
     'pgd': {'num_steps': 20},
@@ -59,10 +55,8 @@ NO_STEPS = ('noise', 'fgsm', 'ensemble')
 OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square')
 
 
-def build(name: str, **options: Any) -> Attack:
-    attack: Attack = ATTACKS.build(
-        dict(type='mmrobust.attack_preset', name=name, **options)
-    )
+def build(name, **options):
+    attack = ATTACKS.build(dict(type='mmrobust.attack_preset', name=name, **options))
     return attack
 
 

@@ -5,9 +5,6 @@ the modes of the modules are done by hand. What the package does must be the sam
 by step, and must not leave a detector with a higher AP.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -20,7 +17,6 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
 
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images
@@ -32,11 +28,11 @@ SCALE = (144, 108)
 
 
 @pytest.fixture(scope='module')
-def detectors() -> Callable[[str], nn.Module]:
+def detectors():
     return cache(stored.detector)
 
 
-def reference_sample(sample: DetDataSample, shape: tuple[int, int]) -> DetDataSample:
+def reference_sample(sample, shape):
     """Boxes of the original image, multiplied into the resized one by hand."""
     (height, width), (old_height, old_width) = shape, sample.ori_shape
     boxes = sample.gt_instances.bboxes.tensor.clone()
@@ -49,7 +45,7 @@ def reference_sample(sample: DetDataSample, shape: tuple[int, int]) -> DetDataSa
     return own
 
 
-def reference_losses(model: nn.Module, image: Tensor, sample: DetDataSample) -> dict:
+def reference_losses(model, image, sample):
     """Normalises and pads as the papers do, and asks the detector for its loss."""
     rgb = image[[2, 1, 0]]
     mean = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)
@@ -62,7 +58,7 @@ def reference_losses(model: nn.Module, image: Tensor, sample: DetDataSample) -> 
     return model.loss((canvas + padded)[None], [sample])
 
 
-def reference_total(losses: dict) -> Tensor:
+def reference_total(losses):
     total = torch.zeros(())
     for name, loss in losses.items():
         if 'loss' in name:
@@ -71,9 +67,7 @@ def reference_total(losses: dict) -> Tensor:
     return total
 
 
-def reference_pgd(
-    model: nn.Module, image: Tensor, sample: DetDataSample, objective: Callable
-) -> tuple[list[Tensor], list[float]]:
+def reference_pgd(model, image, sample, objective):
     """All iterates from the clean image, and the objective at each of them."""
     model.eval()
     model.training = True
@@ -96,7 +90,7 @@ def reference_pgd(
     return iterates, values
 
 
-def _item(coco, index: int):
+def _item(coco, index):
     data = DATASETS.build(tiny.dataset(coco, True, scale=SCALE))
     batch = pseudo_collate([data[index]])
     (image,) = float_images(batch, 'cpu')
@@ -112,7 +106,7 @@ def test_the_reference_leaves_no_lower_ap(coco, detectors, family):
         metric.dataset_meta = data.metainfo
         metric.img_ids = [data.get_data_info(i)['img_id'] for i in range(len(data))]
     attack = PGD(eps=EPS, step_size=STEP, num_steps=STEPS, random_start=False)
-    losses: dict[str, list[float]] = {'r': [], 'o': []}
+    losses = {'r': [], 'o': []}
     for index in range(len(data)):
         batch, image, sample = _item(coco, index)
         torch.manual_seed(index)

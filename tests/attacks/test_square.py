@@ -1,13 +1,10 @@
 """Square against the authors' code, known optima, and its own description."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 from attacks.functions import Recorder, generator, wavy
-from torch import Tensor
 
 from mmrobust.attacks import PGD, Square
 from mmrobust.attacks.square import _hill
@@ -17,7 +14,7 @@ RADII = {'linf': 8.0, 'l2': 128.0, 'l1': 1530.0}
 ORDERS = {'linf': math.inf, 'l2': 2, 'l1': 1}
 
 
-def _reference(norm: str, queries: int, eps: float, model=None, seed: int = 0):
+def _reference(norm, queries, eps, model=None, seed=0):
     """The authors' attack with ``queries`` forward passes, on [0, 1] images."""
     authors = pytest.importorskip('pyautoattack.square')
     return authors.SquareAttack(
@@ -40,7 +37,7 @@ def test_the_schedule_is_the_authors(queries):
 def test_queries_are_counted_as_the_authors_do(norm):
     calls = []
 
-    def unbreakable(images: Tensor) -> Tensor:
+    def unbreakable(images):
         calls.append(len(images))
         return torch.tensor([[9.0, 0.0]]).repeat(len(images), 1)
 
@@ -64,10 +61,10 @@ def test_it_breaks_as_many_images_as_the_authors_with_as_many_queries(norm):
     planes = [row[:, None] * row, row[:, None] + row, -row.expand(15, 15)]
     weights, clean = torch.stack(planes), torch.full((3, 15, 15), 128.0)
 
-    def gain(image: Tensor) -> Tensor:
+    def gain(image):
         return ((image - clean) * weights).double().sum((-3, -2, -1))
 
-    def network(images: Tensor) -> Tensor:
+    def network(images):
         # A margin that is never lost, so that theirs goes on.
         margin = 1e4 - gain(images * 255)
         return torch.stack([margin, torch.zeros_like(margin)], 1)

@@ -3,18 +3,13 @@
 Counted in operations and not in seconds, so that any machine gives the same answer.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import tiny
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrobust.attacks import APGD, PGD
@@ -32,7 +27,7 @@ COPIES = ('clone', 'copy_', '_to_copy', 'copy')
 class Counts(TorchDispatchMode):
     """Counts the operations that torch makes inside the context."""
 
-    def __init__(self, large: int) -> None:
+    def __init__(self, large):
         super().__init__()
         self.large = large
         self.all = self.waits = self.copies = self.large_copies = self.weight_grads = 0
@@ -53,7 +48,7 @@ class Counts(TorchDispatchMode):
             self.weight_grads += any(args[-1][1:])
         return result
 
-    def __sub__(self, other: Counts) -> Counter:
+    def __sub__(self, other):
         names = ('all', 'waits', 'copies', 'large_copies', 'weight_grads')
         return Counter({k: getattr(self, k) - getattr(other, k) for k in names})
 
@@ -61,10 +56,10 @@ class Counts(TorchDispatchMode):
 class Case:
     """A model in loss mode and an image."""
 
-    def __init__(self, family: str) -> None:
+    def __init__(self, family):
         torch.manual_seed(0)
         config = ConfigDict(tiny.FAMILIES[family]())
-        self.model: Any = tiny.filled(MODELS.build(config))
+        self.model = tiny.filled(MODELS.build(config))
         drawing = Drawing(96, 128, len(tiny.CLASSES), seed=1)
         self.samples = [drawing.sample()]
         self.batch = {'inputs': [drawing.image], 'data_samples': self.samples}
@@ -72,19 +67,19 @@ class Case:
         data = {'inputs': self.images, 'data_samples': self.samples}
         self.data = self.model.data_preprocessor(data, False)
 
-    def count(self, work: Callable[[], object]) -> Counts:
+    def count(self, work):
         with Counts(self.images[0].numel()) as counts, torch.random.fork_rng():
             torch.manual_seed(0)
             work()
         return counts
 
-    def bare(self) -> None:
+    def bare(self):
         """A forward and an input-only backward pass, with nothing around it."""
         leaf = self.data['inputs'].detach().requires_grad_()
         losses = self.model(leaf, self.data['data_samples'], mode='loss')
         torch.autograd.grad(self.model.parse_losses(losses)[0], leaf)
 
-    def steps(self, kind: type, number: int, **settings: Any) -> None:
+    def steps(self, kind, number, **settings):
         # With no room to move every step is at the same point, as the bare passes are.
         attack = kind(eps=0, num_steps=number, **settings)
         oracle = LossOracle(self.model, self.batch, self.samples, Objective())
@@ -131,7 +126,7 @@ def test_weight_gradients_would_be_seen():
     case = Case('fcos')
     model = case.model.eval()
 
-    def with_weights() -> None:
+    def with_weights():
         losses = model(**case.data, mode='loss')
         model.parse_losses(losses)[0].backward()
 
@@ -142,10 +137,10 @@ def test_watching_costs_two_operations_per_call():
     values, grads = torch.ones(1), [torch.ones(3, 8, 8)]
 
     class Still:
-        def value(self, images: Any) -> Tensor:
+        def value(self, images):
             return values
 
-        def value_and_grad(self, images: Any) -> tuple[Tensor, list[Tensor]]:
+        def value_and_grad(self, images):
             return values, grads
 
     watched = WatchedOracle(Still())

@@ -1,7 +1,5 @@
 """Momentum, smoothing and diverse inputs, by hand and in what they are for."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -16,7 +14,6 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor
 
 from mmrobust.attacks import PGD, TransferPGD
 from mmrobust.attacks.diversity import Placement
@@ -27,7 +24,7 @@ from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.registry import ATTACKS
 
 
-def _clean(*shape: int) -> Tensor:
+def _clean(*shape):
     return torch.randint(60, 190, shape or (3, 9, 7), generator=generator(5)).float()
 
 
@@ -154,7 +151,7 @@ def test_places_fill_the_canvas_and_no_more():
     assert tiny_image.place(torch.ones(1, 1, 1)).shape == (1, 1, 1)
 
 
-def _picture() -> tuple[Tensor, np.ndarray]:
+def _picture():
     """A bright rectangle and its mask."""
     mask = np.zeros((1, 40, 60), np.uint8)
     mask[0, 10:30, 12:42] = 1
@@ -271,7 +268,7 @@ def test_settings_in_the_report():
 # of its own, over a few dozen draws of the quirks.
 
 
-def _gains(make, pairs: int = 24, **settings) -> tuple[float, float]:
+def _gains(make, pairs=24, **settings):
     """Mean gain of PGD's and the variant's images on a model they have not seen."""
     gains = {'pgd': 0.0, 'variant': 0.0}
     for seed in range(pairs):
@@ -284,7 +281,7 @@ def _gains(make, pairs: int = 24, **settings) -> tuple[float, float]:
 
 
 def test_diversity_helps_where_models_look_at_other_places():
-    def make(seed: int):
+    def make(seed):
         draws = generator(seed)
         coarse = torch.randn(1, 1, 4, 4, generator=draws)
         template = torch.nn.functional.interpolate(coarse, size=(14, 14))
@@ -293,7 +290,7 @@ def test_diversity_helps_where_models_look_at_other_places():
             # Looks for one thing, on a grid of its own.
             top, left = torch.randint(0, 5, (2,), generator=draws).tolist()
 
-            def look(image: Tensor) -> Tensor:
+            def look(image):
                 part = image[None, :, top : top + 42, left : left + 42] - 127.5
                 return torch.nn.functional.conv2d(part, template, stride=14).sum()
 

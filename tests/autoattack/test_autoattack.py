@@ -1,16 +1,12 @@
 """AutoAttack: equal to the package, equal when interrupted, right where it is known."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import runpy
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import mmrobust  # noqa: F401  (before mmpretrain: it provides mmcv's operators)
@@ -30,7 +26,7 @@ from mmrobust.autoattack.members import Ball, Ensemble, Member, read_balls
 from mmrobust.autoattack.shard import Logits
 from mmrobust.utils.models import frozen
 from mmrobust.errors import ConfigError
-from torch import Tensor, nn
+from torch import nn
 
 pyautoattack = pytest.importorskip('pyautoattack')
 base = pytest.importorskip('pyautoattack.autopgd_base')
@@ -45,7 +41,7 @@ QUICK = ['apgd-ce:n_iter=5,n_restarts=1', 'square:n_queries=5']
 class FlatBackbone(nn.Module):
     """The pixels as features, so that the classifier is linear."""
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
+    def forward(self, images):
         return (F.adaptive_avg_pool2d(images, SIDE).flatten(1),)
 
 
@@ -53,18 +49,18 @@ class FlatBackbone(nn.Module):
 class ConstantHead(nn.Module):
     """Logits that no image changes."""
 
-    def __init__(self, attached: bool) -> None:
+    def __init__(self, attached):
         super().__init__()
         self.weight = nn.Parameter(torch.arange(CLASSES).float())
         self.attached = attached
 
-    def forward(self, features: tuple[Tensor]) -> Tensor:
+    def forward(self, features):
         scores = self.weight.expand(len(features[0]), -1)
         return (
             scores + 0 * features[0].sum(1, keepdim=True) if self.attached else (scores)
         )
 
-    def predict(self, features: tuple[Tensor], samples: list) -> list:
+    def predict(self, features, samples):
         for sample, score in zip(samples, self(features), strict=True):
             sample.set_pred_score(score.softmax(0)).set_pred_label(score.argmax())
         return samples
@@ -74,32 +70,32 @@ class ConstantHead(nn.Module):
 class NoisyBackbone(FlatBackbone):
     """A randomised defence."""
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
+    def forward(self, images):
         return super().forward(images + 0.5 * torch.randn_like(images))
 
 
 class Plain(nn.Module):
     """The same linear classifier written out, for images in [0, 1]."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight, bias):
         super().__init__()
         self.weight, self.bias = weight, bias
         self.mean = torch.tensor(MEAN).view(-1, 1, 1)
         self.std = torch.tensor(STD).view(-1, 1, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         pixels = (images * 255).flip(1)
         return F.linear(
             ((pixels - self.mean) / self.std).flatten(1), self.weight, self.bias
         )
 
-    def gradient(self) -> Tensor:
+    def gradient(self):
         """Of each logit with respect to an image in [0, 1], (K, C * H * W)."""
         scaled = self.weight.view(-1, 3, SIDE, SIDE) * 255 / self.std
         return scaled.flip(1).flatten(1)
 
 
-def linear(num_classes: int = CLASSES, scale: float = 0.02) -> Plain:
+def linear(num_classes=CLASSES, scale=0.02):
     generator = torch.Generator().manual_seed(3)
     shape = (num_classes, 3 * SIDE * SIDE)
     return Plain(
@@ -107,7 +103,7 @@ def linear(num_classes: int = CLASSES, scale: float = 0.02) -> Plain:
     )
 
 
-def pictures(folder: Path, plain: Plain, wrong: int = 1, name: str = '') -> Path:
+def pictures(folder, plain, wrong=1, name=''):
     """Images far from black and white; all but the last ``wrong`` have the label that
     the classifier gives them.
     """
@@ -127,13 +123,11 @@ def pictures(folder: Path, plain: Plain, wrong: int = 1, name: str = '') -> Path
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp('pictures'), linear())
 
 
-def config(
-    data: Path, work_dir: Path, num_classes: int = CLASSES, **loop: Any
-) -> dict[str, Any]:
+def config(data, work_dir, num_classes=CLASSES, **loop):
     """A whole config; ``loop`` is its test loop."""
     head = dict(type='LinearClsHead', num_classes=num_classes, in_channels=3 * SIDE**2)
     dataset = dict(
@@ -167,7 +161,7 @@ def config(
     )
 
 
-def runner_for(cfg: dict[str, Any], plain: Plain | None = None) -> Runner:
+def runner_for(cfg, plain=None):
     """Builds a runner, and puts the weights of a linear classifier into its model."""
     runner = Runner.from_cfg(Config({**cfg, 'experiment_name': uuid.uuid4().hex}))
     if plain is not None:
@@ -176,13 +170,13 @@ def runner_for(cfg: dict[str, Any], plain: Plain | None = None) -> Runner:
     return runner
 
 
-def evaluate(cfg: dict[str, Any], plain: Plain | None = None) -> dict[str, Any]:
+def evaluate(cfg, plain=None):
     """Runs a test loop and returns its report."""
     runner_for(cfg, plain).test()
     return json.loads(Path(cfg['work_dir'], 'robustness.json').read_text())
 
 
-def images_and_labels(data: Path) -> tuple[Tensor, Tensor]:
+def images_and_labels(data):
     images, labels = [], []
     for line in (data / 'labels.txt').read_text().splitlines():
         name, label = line.split()
@@ -192,7 +186,7 @@ def images_and_labels(data: Path) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def timeless(report: dict[str, Any]) -> dict[str, Any]:
+def timeless(report):
     """What two equal runs have in common."""
     report = json.loads(json.dumps(report))
     for key in ('config_text', 'environment', 'per_image'):
@@ -204,7 +198,7 @@ def timeless(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def per_image(report: dict[str, Any], view: str, ball: str) -> list[dict[str, Any]]:
+def per_image(report, view, ball):
     folder = Path(report['per_image'], view, ball)
     shards = [json.loads(path.read_text()) for path in sorted(folder.glob('*.json'))]
     return [image for shard in shards for image in shard['images']]
@@ -217,9 +211,7 @@ EPS = {'linf': 1.7, 'l2': 24.0, 'l1': 160.0}
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
 @pytest.mark.parametrize('shard_size', [IMAGES, 3])
-def test_equal_to_the_package(
-    data: Path, tmp_path: Path, norm: str, shard_size: int
-) -> None:
+def test_equal_to_the_package(data, tmp_path, norm, shard_size):
     """Bit by bit, for each shard, with all the kinds of members."""
     members = [
         'apgd-ce:n_iter=6,n_restarts=2',
@@ -279,10 +271,10 @@ def test_equal_to_the_package(
     assert attack['checks'] == []
 
 
-def test_the_standard_version_has_the_packages_settings() -> None:
+def test_the_standard_version_has_the_packages_settings():
     members = Ensemble.read(None, None).members
 
-    def settings(norm: str, classes: int) -> tuple[dict, list[str]]:
+    def settings(norm, classes):
         model, device = Logits(nn.Identity()), torch.device('cpu')
         ball = Ball.read(norm)
         attack, notes = package.build(
@@ -313,9 +305,7 @@ def test_the_standard_version_has_the_packages_settings() -> None:
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_the_robust_accuracy_of_a_linear_model(
-    data: Path, tmp_path: Path, norm: str
-) -> None:
+def test_the_robust_accuracy_of_a_linear_model(data, tmp_path, norm):
     """An image breaks exactly when a margin is below eps times the dual norm."""
     plain = linear(4)
     pictures(tmp_path / 'data', plain, wrong=0)
@@ -364,9 +354,7 @@ def test_the_robust_accuracy_of_a_linear_model(
 
 
 @pytest.mark.parametrize('attached', [True, False])
-def test_constant_logits_never_break(
-    data: Path, tmp_path: Path, attached: bool
-) -> None:
+def test_constant_logits_never_break(data, tmp_path, attached):
     """And the report says why one should not believe it."""
     lines = (data / 'labels.txt').read_text().splitlines()
     root = pictures(tmp_path / 'data', linear())
@@ -402,11 +390,11 @@ class Killed(BaseException):
 THREATS = [dict(norm='linf', eps=2), dict(norm='l2', eps=20)]
 
 
-def count_attacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    calls: list[int] = []
+def count_attacks(monkeypatch):
+    calls = []
     run = package.run
 
-    def counted(attack: Any, images: Tensor, labels: Tensor) -> Any:
+    def counted(attack, images, labels):
         calls.append(len(images))
         return run(attack, images, labels)
 
@@ -414,15 +402,13 @@ def count_attacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_killed_run_goes_on(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on(data, tmp_path, monkeypatch):
     loop = dict(attacks=QUICK, shard_size=2, threats=THREATS)
     whole = evaluate(config(data, tmp_path / 'whole', **loop), linear())
     calls = count_attacks(monkeypatch)
     write = loop_module.ShardStore.write
 
-    def dies(store: Any, view: str, ball: str, shard: int, record: dict) -> None:
+    def dies(store, view, ball, shard, record):
         if (ball, shard) == ('l2-20', 1):
             raise Killed
         write(store, view, ball, shard, record)
@@ -455,9 +441,7 @@ def test_a_killed_run_goes_on(
     assert calls == []
 
 
-def test_a_threat_can_be_added(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_threat_can_be_added(data, tmp_path, monkeypatch):
     calls = count_attacks(monkeypatch)
     evaluate(config(data, tmp_path, attacks=QUICK, threats=THREATS[:1]), linear())
     first = len(calls)
@@ -473,12 +457,10 @@ def test_a_threat_can_be_added(
     assert head in text
 
 
-def test_adversarial_images_are_made_up_for(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adversarial_images_are_made_up_for(data, tmp_path, monkeypatch):
     """Results without images in the folder that is asked for are not enough."""
     calls = count_attacks(monkeypatch)
-    loop: dict[str, Any] = dict(attacks=QUICK)
+    loop = dict(attacks=QUICK)
     for name in (None, 'first', 'second', 'second', None):
         loop['save_adv'] = name and str(tmp_path / name)
         evaluate(config(data, tmp_path, **loop), linear())
@@ -502,13 +484,11 @@ def test_adversarial_images_are_made_up_for(
         ('beside', 'data_preprocessor.mean[0] was 120.0 and is 0.0'),
     ],
 )
-def test_a_changed_run_is_refused(
-    tmp_path: Path, change: Any, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_run_is_refused(tmp_path, change, sentence, monkeypatch):
     root = pictures(tmp_path / 'data', linear())
-    loop: dict[str, Any] = dict(attacks=QUICK)
+    loop = dict(attacks=QUICK)
 
-    def changed(mean: list[float] = MEAN) -> dict[str, Any]:
+    def changed(mean=MEAN):
         cfg = config(root, tmp_path, **loop)
         cfg['model']['data_preprocessor']['mean'] = mean
         if change == 'beside':
@@ -531,9 +511,7 @@ def test_a_changed_run_is_refused(
     assert calls == []
 
 
-def test_processes_share_the_shards(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_share_the_shards(data, tmp_path, monkeypatch):
     """The second of two processes does its half, the first one the rest."""
     loop = dict(attacks=QUICK, shard_size=2)
     alone = evaluate(config(data, tmp_path / 'alone', **loop), linear())
@@ -542,7 +520,7 @@ def test_processes_share_the_shards(
     with monkeypatch.context() as patch:
         patch.setattr(loop_module, 'get_dist_info', lambda: (1, 2))
 
-        def collect(*_: Any) -> None:
+        def collect(*_):
             raise Killed
 
         patch.setattr(loop_module.AutoAttackTestLoop, '_collect', collect)
@@ -560,7 +538,7 @@ def test_processes_share_the_shards(
 # --------------------------------------------------------------------- the guards
 
 
-def test_few_classes() -> None:
+def test_few_classes():
     """The fixed version runs without what cannot work, and says so."""
     for classes, names, said in (
         (3, ['apgd-ce', 'apgd-dlr', 'fab-t', 'square'], '; apgd-dlr runs in its place'),
@@ -574,7 +552,7 @@ def test_few_classes() -> None:
         ]
 
 
-def test_members_that_cannot_work_are_refused_when_named() -> None:
+def test_members_that_cannot_work_are_refused_when_named():
     named = Ensemble.read('custom', ['apgd-ce', 'apgd-t'])
     with pytest.raises(ConfigError, match='apgd-t needs 4 classes and the model has 3'):
         named.fit(3, 'linf', (32, 32))
@@ -583,7 +561,7 @@ def test_members_that_cannot_work_are_refused_when_named() -> None:
         named.fit(1, 'linf', (32, 32))
 
 
-def succeeds(run: Callable, *args: Any) -> bool:
+def succeeds(run, *args):
     try:
         run(*args)
     except (ConfigError, RuntimeError, ZeroDivisionError):
@@ -592,7 +570,7 @@ def succeeds(run: Callable, *args: Any) -> bool:
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_sides_that_square_cannot_tile(norm: str) -> None:
+def test_sides_that_square_cannot_tile(norm):
     """Known from the sizes, and confirmed by the package's own attack."""
     ensemble = Ensemble.read('custom', ['square:n_queries=2'])
     sides = [(s, s) for s in (3, 5, 6, 7, 9, 10, 12, 14, 24, 28, 30, 32)]
@@ -619,7 +597,7 @@ def test_sides_that_square_cannot_tile(norm: str) -> None:
     assert ((14, 14) in refused) is (norm != 'linf')
 
 
-def test_the_process_stays_as_it_was(data: Path, tmp_path: Path) -> None:
+def test_the_process_stays_as_it_was(data, tmp_path):
     """Generators, the trace function, the weights' flags, the logger."""
     runner = runner_for(config(data, tmp_path, attacks=['fab:n_iter=1', *QUICK]))
     weight = runner.model.head.fc.weight
@@ -638,7 +616,7 @@ def test_the_process_stays_as_it_was(data: Path, tmp_path: Path) -> None:
     for path in tmp_path.rglob('robustness.shards/10/*/*.json'):
         path.unlink()
 
-    def trace(*_: Any) -> None:
+    def trace(*_):
         return None
 
     before = sys.gettrace()
@@ -658,9 +636,7 @@ def test_the_process_stays_as_it_was(data: Path, tmp_path: Path) -> None:
     assert model.training
 
 
-def test_what_the_package_notices_reaches_the_report(
-    data: Path, tmp_path: Path
-) -> None:
+def test_what_the_package_notices_reaches_the_report(data, tmp_path):
     cfg = config(data, tmp_path, attacks=QUICK)
     cfg['model']['backbone']['type'] = 'NoisyBackbone'
     report = evaluate(cfg, linear(scale=0.2))
@@ -670,13 +646,11 @@ def test_what_the_package_notices_reaches_the_report(
     assert '(2 of 3 shards)' in (tmp_path / 'robustness.md').read_text()
 
 
-def test_an_answer_that_is_not_in_the_ball_does_not_count(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_is_not_in_the_ball_does_not_count(data, tmp_path, monkeypatch):
     """Whatever the package says."""
     run = package.run
 
-    def cheats(attack: Any, images: Tensor, labels: Tensor) -> Any:
+    def cheats(attack, images, labels):
         outcome = run(attack, images, labels)
         outcome.images = 1 - images  # far away, and another class
         outcome.predictions = labels + 1
@@ -691,7 +665,7 @@ def test_an_answer_that_is_not_in_the_ball_does_not_count(
     )
 
 
-def test_balls_are_checked_in_both_directions() -> None:
+def test_balls_are_checked_in_both_directions():
     clean = torch.full((3, 3, 4, 4), 0.5)
     for norm, size in (('linf', 0.1), ('l2', 0.1 * 48**0.5), ('l1', 4.8)):
         moved = clean + torch.tensor([0.0999, 0.1, 0.1001]).view(-1, 1, 1, 1)
@@ -715,12 +689,12 @@ def test_balls_are_checked_in_both_directions() -> None:
         ([], 'threats is empty'),
     ],
 )
-def test_balls_that_are_none(threats: list, sentence: str) -> None:
+def test_balls_that_are_none(threats, sentence):
     with pytest.raises(ConfigError, match=sentence):
         read_balls(threats)
 
 
-def test_images_must_be_of_one_size(tmp_path: Path) -> None:
+def test_images_must_be_of_one_size(tmp_path):
     root = pictures(tmp_path / 'data', linear())
     other = np.zeros((SIDE, SIDE + 2, 3), np.uint8)
     cv2.imwrite(str(root / 'images/4.png'), other)
@@ -728,15 +702,13 @@ def test_images_must_be_of_one_size(tmp_path: Path) -> None:
         evaluate(config(root, tmp_path, attacks=QUICK), linear())
 
 
-def test_labels_must_be_classes(data: Path, tmp_path: Path) -> None:
+def test_labels_must_be_classes(data, tmp_path):
     cfg = config(data, tmp_path, 4, attacks=QUICK)
     with pytest.raises(ConfigError, match='the model has 4 classes'):
         evaluate(cfg, linear(4))
 
 
-def test_without_the_package(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyautoattack', None)
     with pytest.raises(ConfigError, match='pip install "pyautoattack'):
         evaluate(config(data, tmp_path))
@@ -745,7 +717,7 @@ def test_without_the_package(
 # ---------------------------------------------------------- which images, how big
 
 
-def test_an_image_list(data: Path, tmp_path: Path) -> None:
+def test_an_image_list(data, tmp_path):
     listed = tmp_path / 'ids.txt'
     listed.write_text('# the fixed choice\nval/n01440764/5.png\r\n\n2.png\n')
     cfg = config(data, tmp_path, attacks=QUICK, image_ids=str(listed))
@@ -765,7 +737,7 @@ def test_an_image_list(data: Path, tmp_path: Path) -> None:
         runner_for(cfg).test()
 
 
-def test_names_that_are_not_unique_need_their_folder(tmp_path: Path) -> None:
+def test_names_that_are_not_unique_need_their_folder(tmp_path):
     for label in ('a', 'b'):
         (tmp_path / 'val' / label).mkdir(parents=True)
         for name in ('0.png', '1.png'):
@@ -787,23 +759,23 @@ def test_names_that_are_not_unique_need_their_folder(tmp_path: Path) -> None:
         runner_for(cfg).test()
 
 
-def test_crops_of_one_file_have_names_of_their_own() -> None:
+def test_crops_of_one_file_have_names_of_their_own():
     class Crops:
-        def __len__(self) -> int:
+        def __len__(self):
             return 3
 
-        def get_data_info(self, index: int) -> dict:
+        def get_data_info(self, index):
             return dict(img_path=['a.png', 'a.png', 'b.png'][index], gt_label=0)
 
     assert ImageList(Crops()).ids == ['a.png', 'a.png#1', 'b.png']
 
 
-def loader_with(*steps: dict) -> dict:
+def loader_with(*steps):
     load, pack = dict(type='LoadImageFromFile'), dict(type='mmpretrain.PackInputs')
     return dict(dataset=dict(pipeline=[load, *steps, pack]))
 
 
-def test_resolutions_of_a_pipeline() -> None:
+def test_resolutions_of_a_pipeline():
     edge = dict(type='ResizeEdge', scale=232, edge='short', interpolation='bicubic')
     crop = dict(type='CenterCrop', crop_size=224)
     given = loader_with(edge, crop)
@@ -841,7 +813,7 @@ def test_resolutions_of_a_pipeline() -> None:
         at_resolution(loader_with(), 0)
 
 
-def test_several_norms_at_several_resolutions(data: Path, tmp_path: Path) -> None:
+def test_several_norms_at_several_resolutions(data, tmp_path):
     """The table of the paper, and a shard folder for each cell."""
     cfg = config(
         data, tmp_path, attacks=QUICK[:1], resolutions=[10, 16], threats=THREATS
@@ -872,7 +844,7 @@ def test_several_norms_at_several_resolutions(data: Path, tmp_path: Path) -> Non
 # ------------------------------------------------------------------ members, text
 
 
-def test_members_are_read() -> None:
+def test_members_are_read():
     text = 'apgd-t:n_iter=20,n_target_classes=3'
     member = Member.read(text)
     assert member == Member.read(dict(type='apgd-t', n_iter=20, n_target_classes=3))
@@ -898,11 +870,9 @@ def test_members_are_read() -> None:
 
 # ----------------------------------------------------------------- the command line
 
-Call = Callable[..., str]
-
 
 @pytest.fixture(scope='module')
-def template(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(data, tmp_path_factory):
     """A classifier's config with mmengine's own loop, and two checkpoints."""
     folder = tmp_path_factory.mktemp('template')
     cfg = config(data, folder)
@@ -918,7 +888,7 @@ def template(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(template: Path, tmp_path: Path) -> Path:
+def project(template, tmp_path):
     """A copy to be changed."""
     for path in template.glob('*.*'):
         shutil.copy(path, tmp_path)
@@ -926,14 +896,12 @@ def project(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Call:
+def call(project, monkeypatch, capsys):
     """Runs tools/test.py in this process; returns the sentence that it ends with."""
     monkeypatch.chdir(project)
     monkeypatch.setenv('LOCAL_RANK', '0')
 
-    def run(*arguments: str, checkpoint: str = 'good.pth') -> str:
+    def run(*arguments, checkpoint='good.pth'):
         argv = ['test.py', 'config.py', checkpoint, '--work-dir', 'work', *arguments]
         name = uuid.uuid4().hex
         argv += ['--cfg-options', f'experiment_name={name}']
@@ -952,7 +920,7 @@ def call(
     return run
 
 
-def test_the_tool(call: Call, project: Path, data: Path) -> None:
+def test_the_tool(call, project, data):
     """From the command line to both reports, equal to the loop of a config."""
     assert not call(
         *('--attack', 'autoattack', '--norm', 'linf', 'l2', '--eps', '2', '20'),
@@ -1002,30 +970,26 @@ AUTO = ('--attack', 'autoattack')
         (('--attack', 'pgd', '--norm', 'linf', 'l2'), 'only autoattack takes several'),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    call: Call, arguments: tuple[str, ...], sentence: str
-) -> None:
+def test_a_mistake_is_one_sentence(call, arguments, sentence):
     error = call(*arguments)
     assert error.startswith('error: ')
     assert error.count('\n') == 1
     assert sentence in error
 
 
-def test_a_checkpoint_for_other_classes(call: Call) -> None:
+def test_a_checkpoint_for_other_classes(call):
     error = call(checkpoint='five.pth')
     assert "checkpoint 'five.pth' is for 5 classes and the config for 12" in error
 
 
-def test_detectors_are_refused(
-    call: Call, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detectors_are_refused(call, project, monkeypatch):
     cfg = Config.fromfile(project / 'config.py')
     cfg.default_scope = 'mmdet'
     cfg.dump(project / 'config.py')
     assert 'autoattack works on classifiers only' in call(*AUTO)
 
 
-def test_a_classifier_without_attack(call: Call, project: Path) -> None:
+def test_a_classifier_without_attack(call, project):
     """The plain test, with predictions written, pictures drawn, and flipped."""
     assert not call('--out', 'plain.pkl', '--show-dir', 'shown')
     plain = pickle.loads((project / 'plain.pkl').read_bytes())

@@ -1,13 +1,9 @@
 """benchmarks.cost: every figure is of the side that it says, and the rules hold."""
 
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -35,14 +31,13 @@ from benchmarks.timing import (
 )
 from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
-from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSIFIER = ROOT / 'configs/demo/robust_classifier.py'
 
 
 @pytest.fixture
-def config(coco: Path, tmp_path: Path) -> Path:
+def config(coco, tmp_path):
     """A config of a tiny FCOS with data."""
     path = tmp_path / 'fcos.py'
     settings = tiny.runner_config(coco, tmp_path, tiny.fcos())
@@ -51,18 +46,18 @@ def config(coco: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def subject(config: Path) -> Subject:
+def subject(config):
     return Subject(Config.fromfile(config), 'cpu', (64, 96), 2)
 
 
 # ------------------------------------------------------------------ what the sides do
 
 
-def watched(subject: Subject, run: Callable[[], object]) -> list[tuple]:
+def watched(subject, run):
     """Of every forward pass: images, input gradient, weight gradient, training."""
-    seen: list[tuple] = []
+    seen = []
 
-    def note(module: nn.Module, args: tuple) -> None:
+    def note(module, args):
         learns = subject.model.bbox_head.conv_cls.weight.requires_grad
         gradients = torch.is_grad_enabled()
         seen.append(
@@ -80,7 +75,7 @@ def watched(subject: Subject, run: Callable[[], object]) -> list[tuple]:
     return seen
 
 
-def test_sides_of_freeat_make_the_passes_that_they_say(subject: Subject) -> None:
+def test_sides_of_freeat_make_the_passes_that_they_say(subject):
     sides = {side.name: side for side in free_sides(subject)}
     assert list(sides) == [STOCK, WITH_GRADIENT, FREE, OFFICIAL]
     seen = {name: watched(subject, side.run) for name, side in sides.items()}
@@ -89,7 +84,7 @@ def test_sides_of_freeat_make_the_passes_that_they_say(subject: Subject) -> None
         seen[WITH_GRADIENT] == seen[FREE] == seen[OFFICIAL] == [(2, True, True, True)]
     )
     # Of the two backward passes of the last one, one stops at the image.
-    reached: list[int] = []
+    reached = []
     first = subject.model.backbone.conv1
     handle = first.register_full_backward_hook(lambda *_: reached.append(1))
     for side in sides.values():
@@ -100,7 +95,7 @@ def test_sides_of_freeat_make_the_passes_that_they_say(subject: Subject) -> None
     assert sides[FREE].passes == sides[OFFICIAL].passes == WITH_GRADIENT
 
 
-def test_passes_of_methods_are_theirs(subject: Subject) -> None:
+def test_passes_of_methods_are_theirs(subject):
     """Passes alone and update: as many, of as many images, in the same modes."""
     sides = {side.name: side for side in inner_sides(subject)}
     gradient, update = (2, True, False, False), (2, False, True, True)
@@ -118,7 +113,7 @@ def test_passes_of_methods_are_theirs(subject: Subject) -> None:
         assert sides[f'update of {name}'].passes == f'passes of {name}'
 
 
-def test_attacks_make_as_many_passes_as_the_bare_side(subject: Subject) -> None:
+def test_attacks_make_as_many_passes_as_the_bare_side(subject):
     with loss_mode(subject.model):
         for side in attack_sides(subject):
             assert side.images == 1
@@ -127,7 +122,7 @@ def test_attacks_make_as_many_passes_as_the_bare_side(subject: Subject) -> None:
     assert side.steps == 10
 
 
-def test_nothing_is_learnt(subject: Subject) -> None:
+def test_nothing_is_learnt(subject):
     """All sides see the same weights."""
     before = deepcopy(dict(subject.model.named_parameters()))
     weight = subject.model.bbox_head.conv_cls.weight
@@ -146,25 +141,25 @@ def test_nothing_is_learnt(subject: Subject) -> None:
 class FakeClock(Clock):
     """Goes on by what the sides say that they take."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__('cpu')
         self.time, self.order = 0.0, ''
 
-    def side(self, name: str, *seconds: float, **settings: Any) -> Side:
+    def side(self, name, *seconds, **settings):
         # The first one is the call that warms up.
         durations = iter([100.0, *seconds])
 
-        def run() -> None:
+        def run():
             self.time += next(durations)
             self.order += name
 
         return Side(name, run, **{'images': 6, **settings})
 
-    def now(self) -> float:
+    def now(self):
         return self.time
 
 
-def test_figures_are_medians_of_ratios_within_turns() -> None:
+def test_figures_are_medians_of_ratios_within_turns():
     clock = FakeClock()
     sides = [
         clock.side('a', 1, 2, 4),
@@ -194,9 +189,7 @@ def test_figures_are_medians_of_ratios_within_turns() -> None:
         (1.20, 1.25, 1.04, False),
     ],
 )
-def test_limits_of_freeat(
-    subject: Subject, bare: float, stock: float, to_bare: float, passed: bool
-) -> None:
+def test_limits_of_freeat(subject, bare, stock, to_bare, passed):
     (side,) = (each for each in free_sides(subject) if each.name == FREE)
     row = {'what': FREE, 'ratio': stock, 'ratio_to_passes': to_bare}
     judge(side, row, bare)
@@ -205,10 +198,10 @@ def test_limits_of_freeat(
     assert Table('', {'what': ''}, [row]).failures == ([] if passed else [FREE])
 
 
-def test_sides_that_the_model_is_not_for_are_left_out_with_a_note() -> None:
+def test_sides_that_the_model_is_not_for_are_left_out_with_a_note():
     clock = FakeClock()
 
-    def refuse() -> None:
+    def refuse():
         raise ConfigError('no boxes here.')
 
     sides = [clock.side('a', 1), Side('b', refuse, 1), clock.side('c', 1, passes='b')]
@@ -217,7 +210,7 @@ def test_sides_that_the_model_is_not_for_are_left_out_with_a_note() -> None:
     assert 'Without b: no boxes here.' in table.markdown()
 
 
-def test_time_of_one_process_is_not_asked_of_a_gpu() -> None:
+def test_time_of_one_process_is_not_asked_of_a_gpu():
     with pytest.raises(ConfigError, match='--clock wall'):
         Clock('cuda', 'cpu')
     clock = Clock('cpu', 'cpu')
@@ -226,10 +219,10 @@ def test_time_of_one_process_is_not_asked_of_a_gpu() -> None:
     )
 
 
-def test_peak_of_memory_is_counted_in_bytes() -> None:
+def test_peak_of_memory_is_counted_in_bytes():
     kilobyte = 256
 
-    def run() -> None:
+    def run():
         first = torch.empty(100 * kilobyte)
         second = torch.empty(50 * kilobyte)
         del first
@@ -243,17 +236,12 @@ def test_peak_of_memory_is_counted_in_bytes() -> None:
 # ---------------------------------------------------------------------- the tool
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
+def call(monkeypatch, *args):
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, args)])
     cost.main()
 
 
-def test_a_detector_with_its_data(
-    config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+def test_a_detector_with_its_data(config, tmp_path, monkeypatch, capsys):
     file = tmp_path / 'figures.json'
     args = ['--device', 'cpu', '--repeats', 1, '--clock', 'cpu', '--json', file]
     call(monkeypatch, config, *args)
@@ -283,9 +271,7 @@ def test_a_detector_with_its_data(
     assert ratios['PGD step'] < 1
 
 
-def test_a_classifier_on_synthetic_images(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_classifier_on_synthetic_images(monkeypatch, capsys):
     args = ['--size', 32, 40, '--batch-size', 3, '--repeats', 1, '--device', 'cpu']
     call(monkeypatch, CLASSIFIER, *args, '--sections', 'training', 'attack')
     printed = capsys.readouterr().out
@@ -295,10 +281,8 @@ def test_a_classifier_on_synthetic_images(
 
 
 @pytest.mark.parametrize('kept', [True, False])
-def test_check_is_an_exit_status(
-    config: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
-    def section(*_: Any) -> Table:
+def test_check_is_an_exit_status(config, monkeypatch, kept):
+    def section(*_):
         return Table('t', {'what': 'what'}, [{'what': 'w', 'passed': kept}])
 
     monkeypatch.setitem(cost.SECTIONS, 'training', section)

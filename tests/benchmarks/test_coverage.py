@@ -1,14 +1,11 @@
 """Coverage: working models pass, broken ones are found, the table adds up."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ from benchmarks.families import OUT_OF_SCOPE, families, representative, tiny_mod
 from benchmarks.synthetic import Drawing
 
 
-def result(row: dict) -> tuple:
+def result(row):
     return tuple(row[name] for name in ('trains', 'total', 'cls', 'reg', 'predicts'))
 
 
@@ -65,40 +62,40 @@ def test_a_tiny_model_downloads_nothing(family):
 class Broken(nn.Module):
     """A backbone that is spoiled by a function of its input and itself."""
 
-    def __init__(self, inner: nn.Module, spoil: Callable) -> None:
+    def __init__(self, inner, spoil):
         super().__init__()
         self.inner = inner
         self.extra = nn.Parameter(torch.zeros(1))
         self.spoil = spoil
 
-    def forward(self, images: torch.Tensor) -> tuple:
+    def forward(self, images):
         return self.inner(self.spoil(self, images) + 0 * self.extra)
 
 
-def detach(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+def detach(backbone, images):
     return images.detach()
 
 
-def learn(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+def learn(backbone, images):
     with torch.no_grad():
         backbone.extra += 1
     return images
 
 
-def differ(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+def differ(backbone, images):
     return images * 1.5 if backbone.inner.conv1.training else images
 
 
-def overflow(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+def overflow(backbone, images):
     # Finite forwards, but 0 * inf backwards.
     return images + 0 * (images - images).abs().sqrt()
 
 
-def leave_out(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+def leave_out(backbone, images):
     return torch.cat([images[:1], images[1:].detach()])
 
 
-def edit(backbone: Broken, images: torch.Tensor) -> torch.Tensor:
+def edit(backbone, images):
     backbone.samples[0].gt_instances.bboxes.tensor += 1
     return images
 
@@ -132,27 +129,27 @@ def test_a_broken_model_is_found(spoil, wanted, reason):
     assert all(re.search(reason, text) for text in row['reasons']), row['reasons']
 
 
-def good(path: Path) -> dict:
+def good(path):
     return dict(
         trains='yes', total='yes', cls='n/a', reg='n/a', predicts='yes', reasons=[]
     )
 
 
-def crash(path: Path) -> dict:
+def crash(path):
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def hang(path: Path) -> dict:
+def hang(path):
     time.sleep(60)
     raise AssertionError
 
 
-def fail(path: Path) -> dict:
+def fail(path):
     raise RuntimeError('a | b\nc')
 
 
-def quit_(path: Path) -> dict:
+def quit_(path):
     os._exit(3)
 
 
@@ -208,7 +205,7 @@ def test_results_are_kept_after_each_family_and_resumed(tmp_path, monkeypatch):
     out = tmp_path / 'new' / 'table.md'
     ran = tmp_path / 'ran.txt'
 
-    def task(path: Path) -> dict:
+    def task(path):
         with ran.open('a') as file:
             file.write(path.parent.name + '\n')
         return good(path) | (
@@ -217,7 +214,7 @@ def test_results_are_kept_after_each_family_and_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tool, 'examine_config', task)
 
-    def call(*arguments: str) -> None:
+    def call(*arguments):
         monkeypatch.setattr(sys, 'argv', ['coverage.py', '--out', str(out), *arguments])
         tool.main()
 

@@ -1,11 +1,7 @@
 """What is counted over a folder of configs."""
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-import pytest
 
 from benchmarks import recipes
 
@@ -15,9 +11,7 @@ SCHEDULES = {
 }
 
 
-def test_configs_are_counted_by_what_becomes_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_configs_are_counted_by_what_becomes_of_them(tmp_path, monkeypatch, capsys):
     base = "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
     for name, scheduler in SCHEDULES.items():
         (tmp_path / name).write_text(f'{base}param_scheduler = [{scheduler}]\n')
@@ -33,10 +27,10 @@ def test_configs_are_counted_by_what_becomes_of_them(
     assert lines[-1].split() == ['3', 'configs']
 
 
-def test_a_broken_ratio_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_ratio_is_noticed(monkeypatch):
     stock = recipes.robustify
 
-    def absolute(path: str) -> object:
+    def absolute(path):
         cfg = stock(path)
         cfg.param_scheduler = [dict(type='CosineAnnealingLR', end=6, eta_min=1e-5)]
         return cfg

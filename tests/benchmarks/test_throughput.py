@@ -1,12 +1,8 @@
 """What options of speed bring, measured: counts by hand, and the command as a whole."""
 
-from __future__ import annotations
-
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import tiny
@@ -18,13 +14,13 @@ from benchmarks.subject import Subject
 from benchmarks.throughput import attack_rows, matrix_peaks, operations, peak_format
 from benchmarks.timing import Clock
 from mmrobust.errors import ConfigError
-from torch import Tensor, nn
+from torch import nn
 
 CPU = torch.device('cpu')
 
 
 @pytest.fixture
-def config(coco: Path, tmp_path: Path) -> Config:
+def config(coco, tmp_path):
     """Of the tiny FCOS."""
     return Config(tiny.runner_config(coco, tmp_path / 'work', tiny.fcos()))
 
@@ -32,25 +28,25 @@ def config(coco: Path, tmp_path: Path) -> Config:
 class OneLayer(nn.Module):
     """A convolution 3 x 3 from 3 to 5 channels, whose output is the loss."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layer = nn.Conv2d(3, 5, 3, padding=1)
 
-    def data_preprocessor(self, data: dict) -> dict:
+    def data_preprocessor(self, data):
         return {'inputs': torch.stack(data['inputs']), 'data_samples': None}
 
-    def forward(self, inputs: Tensor, data_samples: Any, mode: str) -> dict:
+    def forward(self, inputs, data_samples, mode):
         return {'loss': self.layer(inputs).sum()}
 
 
-def test_operations_are_those_of_the_convolutions() -> None:
-    subject: Any = SimpleNamespace(model=OneLayer(), classifier=False, device=CPU)
+def test_operations_are_those_of_the_convolutions():
+    subject = SimpleNamespace(model=OneLayer(), classifier=False, device=CPU)
     work = operations(subject, [torch.rand(3, 8, 6)], [None], PGD(num_steps=4))
     once = 2 * (8 * 6) * (3 * 5) * (3 * 3)  # backwards to the input it is the same
     assert work == (4 + 2) * once + 4 * once
 
 
-def test_a_peak_is_the_time_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_is_the_time_of_a_product(monkeypatch):
     seconds = iter(range(1000))
     monkeypatch.setattr(Clock, 'now', lambda self: next(seconds))
     peaks = matrix_peaks(CPU, 32, repeats=5)
@@ -61,14 +57,12 @@ def test_a_peak_is_the_time_of_a_product(monkeypatch: pytest.MonkeyPatch) -> Non
     assert peak_format({}, torch.device('cuda')) == 'tf32'  # of convolutions
 
 
-def test_options_are_measured_beside_the_first(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_are_measured_beside_the_first(config, monkeypatch):
     subject = Subject(config, 'cpu', (64, 96), 2)
     times = iter([0, 9, 10, 12, 20, 28, 30, 31])  # seconds: first call, then one more
     monkeypatch.setattr(Clock, 'now', lambda self: next(times))
 
-    def broken(*args: Any) -> None:
+    def broken(*args):
         raise ConfigError('not on this machine.')
 
     chosen = {
@@ -99,19 +93,15 @@ def test_options_are_measured_beside_the_first(
 prepared = throughput.Acceleration.prepared
 
 
-def _failing_to_compile(self: Any, model: nn.Module) -> Any:
+def _failing_to_compile(self, model):
     if self.compile is not None:
         raise ConfigError('no compiler')
     return prepared(self, model)
 
 
 def test_the_command_measures_everything(
-    config: Config,
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+    config, trained, tmp_path, monkeypatch, capsys
+):
     config.dump(tmp_path / 'tiny.py')
     monkeypatch.setattr(Config, 'pretty_text', property(str))
     path = str(tmp_path / 'tiny.py')

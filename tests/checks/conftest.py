@@ -1,7 +1,5 @@
 """Detectors that detect, each loaded once."""
 
-from __future__ import annotations
-
 import sys
 from functools import cache
 from pathlib import Path

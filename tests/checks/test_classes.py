@@ -1,11 +1,7 @@
 """Class names of a checkpoint, a model, a dataset and its annotations."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mmdet.registry import DATASETS
@@ -21,18 +17,18 @@ CLASSES = ('cat', 'dog', 'bird')
 class Data:
     """A dataset of one image without objects."""
 
-    def __init__(self, classes: Any, ann_file: str = '') -> None:
+    def __init__(self, classes, ann_file=''):
         self.metainfo = dict(classes=classes)
         self.ann_file = ann_file
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 1
 
-    def get_data_info(self, index: int) -> dict:
+    def get_data_info(self, index):
         return dict(img_id=index, instances=[])
 
 
-def model(count: int = 3) -> nn.Module:
+def model(count=3):
     made = nn.Module()
     made.bbox_head = nn.Module()
     made.bbox_head.num_classes = count
@@ -41,7 +37,7 @@ def model(count: int = 3) -> nn.Module:
     return made
 
 
-def coco_file(folder: Path, names: tuple[str, ...] = CLASSES) -> str:
+def coco_file(folder, names=CLASSES):
     path = folder / 'a.json'
     path.write_text(json.dumps(dict(categories=[dict(name=name) for name in names])))
     return str(path)
@@ -57,13 +53,13 @@ def coco_file(folder: Path, names: tuple[str, ...] = CLASSES) -> str:
     ],
 )
 def test_labels_that_mean_something_else_are_refused(
-    classes: Any, trained_on: Any, count: int, message: str
-) -> None:
+    classes, trained_on, count, message
+):
     with pytest.raises(ConfigError, match=message):
         check_classes(model(count), Data(classes), trained_on=trained_on)
 
 
-def test_names_that_differ_are_told() -> None:
+def test_names_that_differ_are_told():
     (found,) = check_classes(model(), Data(('cat', 'hound', 'bird')), (), CLASSES)
     assert "class 1 is 'hound' and was 'dog' in training" in found
     # A detector of any number of classes, as those that read names as text.
@@ -76,7 +72,7 @@ def test_names_that_differ_are_told() -> None:
     assert check_classes(texts, Data(CLASSES)) == []
 
 
-def test_a_misspelt_class_is_no_category(tmp_path: Path) -> None:
+def test_a_misspelt_class_is_no_category(tmp_path):
     data = Data(('cat', 'dgo', 'bird'), coco_file(tmp_path))
     wrapped = SimpleNamespace(datasets=[data], metainfo=data.metainfo)
     for dataset in (data, wrapped):
@@ -84,7 +80,7 @@ def test_a_misspelt_class_is_no_category(tmp_path: Path) -> None:
             check_classes(model(), dataset)
 
 
-def test_a_misspelt_class_of_voc_drops_its_objects(tmp_path: Path) -> None:
+def test_a_misspelt_class_of_voc_drops_its_objects(tmp_path):
     folder = tmp_path / 'Annotations'
     folder.mkdir()
     box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>'
@@ -93,7 +89,7 @@ def test_a_misspelt_class_of_voc_drops_its_objects(tmp_path: Path) -> None:
     (folder / '1.xml').write_text(f'<annotation>{size}{objects}</annotation>')
     (tmp_path / 'list.txt').write_text('1\n')
 
-    def voc(*classes: str) -> Any:
+    def voc(*classes):
         return DATASETS.build(
             dict(
                 type='XMLDataset', ann_file='list.txt', data_root=str(tmp_path),
@@ -107,7 +103,7 @@ def test_a_misspelt_class_of_voc_drops_its_objects(tmp_path: Path) -> None:
     assert check_classes(model(), voc('cat', 'dog', 'bird')) == []
 
 
-def test_why_there_is_no_box(tmp_path: Path) -> None:
+def test_why_there_is_no_box(tmp_path):
     data = Data(('person', 'car'), coco_file(tmp_path))
     reason = r'metainfo names person, car, and .*a.json has the categories cat, dog'
     with pytest.raises(ConfigError, match=reason):
@@ -116,11 +112,11 @@ def test_why_there_is_no_box(tmp_path: Path) -> None:
         check_has_boxes(Data(()), 'attack')
 
 
-def evaluator(**metric: Any) -> Any:
+def evaluator(**metric):
     return SimpleNamespace(metrics=[SimpleNamespace(**metric)])
 
 
-def test_metrics_that_cannot_score_are_refused() -> None:
+def test_metrics_that_cannot_score_are_refused():
     with pytest.raises(ConfigError, match='format_only=True of SimpleNamespace'):
         check_metrics(evaluator(format_only=True), Data(CLASSES))
     other = SimpleNamespace(getImgIds=lambda: [5, 6])
@@ -134,7 +130,7 @@ def test_metrics_that_cannot_score_are_refused() -> None:
     assert check_metrics(Evaluator([]), Data(CLASSES)) == []
 
 
-def test_two_figures_of_the_same_boxes() -> None:
+def test_two_figures_of_the_same_boxes():
     boxes = dict(mAP=dict(estimate=0.41), mAP_50=0.687)
     voc = {'pascal_voc/mAP': 0.02, 'pascal_voc/AP50': 0.02}
     (found,) = figures_disagree(voc, boxes)

@@ -1,7 +1,5 @@
 """Passes compared with each other: figures made by hand, and of detectors."""
 
-from __future__ import annotations
-
 import defective
 import pytest
 import torch

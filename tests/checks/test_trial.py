@@ -1,7 +1,5 @@
 """The trials on single images: detectors with a defect, and without."""
 
-from __future__ import annotations
-
 import json
 
 import defective
@@ -13,7 +11,7 @@ from mmrobust.checks import examine, trial_verdicts
 from mmrobust.checks.trial import SEVERAL
 
 
-_KNOWN: dict[tuple, dict] = {}
+_KNOWN = {}
 
 
 def _examine(trained, defect, images, eps=8.0):

@@ -1,7 +1,5 @@
 """What is seen of an oracle: by hand, and on detectors with and without defects."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,12 +1,9 @@
 """Suppression and overlap of boxes against loops in plain Python."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from mmrobust import compat
 
@@ -21,7 +18,7 @@ from mmcv.ops import (
 )
 
 
-def iou(a: list[float], b: list[float], offset: int = 0) -> float:
+def iou(a, b, offset=0):
     """The overlap of two boxes, written out."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + offset
     height = min(a[3], b[3]) - max(a[1], b[1]) + offset
@@ -31,18 +28,16 @@ def iou(a: list[float], b: list[float], offset: int = 0) -> float:
     return common / (area_a + area_b - common)
 
 
-def slow_nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int) -> list[int]:
+def slow_nms(boxes, scores, threshold, offset):
     rows = boxes.tolist()
-    kept: list[int] = []
+    kept = []
     for i in sorted(range(len(rows)), key=lambda i: -float(scores[i])):
         if all(iou(rows[i], rows[k], offset) <= threshold for k in kept):
             kept.append(i)
     return kept
 
 
-def slow_soft_nms(
-    boxes: Tensor, scores: Tensor, method: str, threshold: float, offset: int
-) -> tuple[list[int], list[float]]:
+def slow_soft_nms(boxes, scores, method, threshold, offset):
     """Soft-NMS with sigma 0.5 and a lowest score of 0.1."""
     rows, left = boxes.tolist(), dict(enumerate(scores.tolist()))
     order, final = [], []
@@ -61,7 +56,7 @@ def slow_soft_nms(
     return order, final
 
 
-def random_boxes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def random_boxes(count, seed):
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, generator=generator) * 20
     sizes = 2 + torch.rand(count, 2, generator=generator) * 20
@@ -71,14 +66,14 @@ def random_boxes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('threshold', [0.1, 0.5, 0.9])
-def test_nms_is_brute_force(offset: int, threshold: float) -> None:
+def test_nms_is_brute_force(offset, threshold):
     boxes, scores = random_boxes(60, seed=3)
     dets, kept = nms(boxes, scores, threshold, offset=offset)
     assert kept.tolist() == slow_nms(boxes, scores, threshold, offset)
     assert torch.equal(dets, torch.cat([boxes[kept], scores[kept, None]], dim=1))
 
 
-def test_nms_offset_decides() -> None:
+def test_nms_offset_decides():
     # 9 of 11 columns in common without, 10 of 12 with the pixel that offset adds.
     boxes = torch.tensor([[0.0, 0.0, 10.0, 5.0], [1.0, 0.0, 11.0, 5.0]])
     scores = torch.tensor([0.9, 0.8])
@@ -86,7 +81,7 @@ def test_nms_offset_decides() -> None:
     assert nms(boxes, scores, 0.825, offset=1)[1].tolist() == [0]  # 10 / 12 = 0.833
 
 
-def test_nms_ties_threshold_and_limits() -> None:
+def test_nms_ties_threshold_and_limits():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]] * 2)
     scores = torch.full((4,), 0.5)
     # The overlap is exactly 0.6, and only what is above the threshold goes.
@@ -97,7 +92,7 @@ def test_nms_ties_threshold_and_limits() -> None:
     assert nms(boxes, scores, 0.6, score_threshold=0.25)[1].tolist() == [3, 2]
 
 
-def test_nms_of_nothing_and_of_arrays() -> None:
+def test_nms_of_nothing_and_of_arrays():
     dets, kept = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert dets.shape == (0, 5)
     assert kept.shape == (0,)
@@ -108,7 +103,7 @@ def test_nms_of_nothing_and_of_arrays() -> None:
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_nms_in_other_precision(dtype: torch.dtype) -> None:
+def test_nms_in_other_precision(dtype):
     boxes, scores = random_boxes(30, seed=5)
     boxes, scores = boxes.round().to(dtype), scores.to(dtype)
     _, kept = nms(boxes, scores, 0.45)
@@ -116,12 +111,12 @@ def test_nms_in_other_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize('split', [10000, 1])
-def test_batched_nms_keeps_classes_apart(split: int) -> None:
+def test_batched_nms_keeps_classes_apart(split):
     boxes, scores = random_boxes(40, seed=7)
     classes = torch.arange(40) % 3
     config = {'type': 'nms', 'iou_threshold': 0.4, 'split_thr': split}
     dets, kept = batched_nms(boxes, scores, classes, config)
-    expected: list[int] = []
+    expected = []
     for label in range(3):
         own = (classes == label).nonzero()[:, 0]
         kept_here = slow_nms(boxes[own], scores[own], 0.4, 0)
@@ -133,7 +128,7 @@ def test_batched_nms_keeps_classes_apart(split: int) -> None:
 
 @pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
 @pytest.mark.parametrize('offset', [0, 1])
-def test_soft_nms_is_brute_force(method: str, offset: int) -> None:
+def test_soft_nms_is_brute_force(method, offset):
     boxes, scores = random_boxes(40, seed=11)
     dets, kept = soft_nms(
         boxes, scores, 0.3, sigma=0.5, min_score=0.1, method=method, offset=offset
@@ -145,7 +140,7 @@ def test_soft_nms_is_brute_force(method: str, offset: int) -> None:
     torch.testing.assert_close(dets[:, 4], torch.tensor(final))
 
 
-def test_soft_nms_known() -> None:
+def test_soft_nms_known():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
     dets, kept = soft_nms(boxes, torch.tensor([0.4, 0.8]), 0.3, method='linear')
     assert kept.tolist() == [1, 0]
@@ -155,7 +150,7 @@ def test_soft_nms_known() -> None:
     assert kept.shape == (0,)
 
 
-def test_nms_match_groups() -> None:
+def test_nms_match_groups():
     boxes = torch.tensor(
         [
             [0.0, 0.0, 10.0, 10.0, 0.6],
@@ -171,7 +166,7 @@ def test_nms_match_groups() -> None:
 
 
 @pytest.mark.parametrize('offset', [0, 1])
-def test_bbox_overlaps(offset: int) -> None:
+def test_bbox_overlaps(offset):
     first, second = random_boxes(6, seed=1)[0], random_boxes(4, seed=2)[0]
     table = [[iou(a, b, offset) for b in second.tolist()] for a in first.tolist()]
     table = torch.tensor(table)

@@ -1,12 +1,8 @@
 """What a run saves is read, and a hostile file is still refused."""
 
-from __future__ import annotations
-
 import collections
 import os
 import pickle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +14,14 @@ from mmrobust.compat import allow_mmengine_checkpoints, checkpoints
 PROTECTED = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
 
-def read(path: Path) -> Any:
+def read(path):
     """What mmrobust reads with, whatever the version of torch."""
     if PROTECTED:
         return torch.load(path, weights_only=True)
     return torch.load(path, pickle_module=checkpoints)
 
 
-def test_what_a_run_saves_is_read(tmp_path: Path) -> None:
+def test_what_a_run_saves_is_read(tmp_path):
     """A message hub's histories and metrics; real runs resume in tests/training."""
     assert allow_mmengine_checkpoints() is PROTECTED
     history = HistoryBuffer()
@@ -49,10 +45,10 @@ def test_what_a_run_saves_is_read(tmp_path: Path) -> None:
 class Attack:
     """An object whose unpickling calls a function."""
 
-    def __init__(self, function: Any, *arguments: Any) -> None:
+    def __init__(self, function, *arguments):
         self.call = (function, arguments)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return self.call
 
 
@@ -68,7 +64,7 @@ class Attack:
     ],
     ids=['system', 'eval', 'open', 'attribute of ours', 'attribute of numpy'],
 )
-def test_code_is_refused(attack: Attack, zipped: bool, tmp_path: Path) -> None:
+def test_code_is_refused(attack, zipped, tmp_path):
     allow_mmengine_checkpoints()
     target = tmp_path / 'proof'
     function, arguments = attack.call
@@ -82,7 +78,7 @@ def test_code_is_refused(attack: Attack, zipped: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PROTECTED, reason='torch before 2.6 does not protect')
-def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+def test_arrays_of_objects_are_refused(tmp_path):
     allow_mmengine_checkpoints()
     path = tmp_path / 'objects.pth'
     torch.save({'meta': np.array([{}, None], dtype=object)}, path)
@@ -90,7 +86,7 @@ def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
         torch.load(path)
 
 
-def test_files_of_both_numpy_generations(tmp_path: Path) -> None:
+def test_files_of_both_numpy_generations(tmp_path):
     allow_mmengine_checkpoints()
     path = tmp_path / 'arrays.pth'
     content = {'a': np.arange(3.0), 'b': np.float32(1.5), 'c': np.array([True, False])}
@@ -108,7 +104,7 @@ def test_files_of_both_numpy_generations(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PROTECTED, reason='torch before 2.6 does not protect')
-def test_calling_again_adds_nothing() -> None:
+def test_calling_again_adds_nothing():
     allow_mmengine_checkpoints()
     before = collections.Counter(torch.serialization.get_safe_globals())
     allow_mmengine_checkpoints()

@@ -1,13 +1,10 @@
 """Deformable convolution and attention against plain ones, shifts and loops."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from mmrobust import compat
 
@@ -25,7 +22,7 @@ from mmcv.ops.multi_scale_deform_attn import (
 )
 
 
-def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def rand(*shape, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
@@ -35,7 +32,7 @@ GEOMETRIES = [(1, 1, 1, 1, 1), (2, 1, 1, 1, 2), (1, 2, 2, 2, 1), (2, 0, 1, 2, 2)
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES)
-def test_zero_offset_is_a_convolution(geometry: tuple[int, ...]) -> None:
+def test_zero_offset_is_a_convolution(geometry):
     stride, padding, dilation, groups, offset_groups = geometry
     x, weight = rand(2, 4, 9, 8), rand(6, 4 // groups, 3, 2, seed=1)
     bias = rand(6, seed=2)
@@ -50,7 +47,7 @@ def test_zero_offset_is_a_convolution(geometry: tuple[int, ...]) -> None:
     torch.testing.assert_close(half, 0.5 * plain)
 
 
-def test_whole_offset_is_a_shift() -> None:
+def test_whole_offset_is_a_shift():
     x, weight = rand(1, 3, 8, 10), rand(4, 3, 3, 3, seed=1)
     offset = torch.zeros(1, 18, 8, 10)
     offset[:, 0::2], offset[:, 1::2] = 2, -1  # down by 2, left by 1
@@ -64,7 +61,7 @@ def test_whole_offset_is_a_shift() -> None:
     assert (moved - F.conv2d(x, weight, padding=1)).abs().mean() > 0.1
 
 
-def test_half_pixel_offset_is_a_mean() -> None:
+def test_half_pixel_offset_is_a_mean():
     x, weight = rand(1, 1, 5, 5), torch.ones(1, 1, 1, 1)
     offset = torch.zeros(1, 2, 5, 5)
     offset[:, 1] = 0.5
@@ -75,7 +72,7 @@ def test_half_pixel_offset_is_a_mean() -> None:
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES[:2] + GEOMETRIES[3:])
-def test_gradients(geometry: tuple[int, ...]) -> None:
+def test_gradients(geometry):
     stride, padding, dilation, groups, offset_groups = geometry
     double = torch.float64
     x, weight = rand(2, 4, 5, 4, dtype=double), rand(2, 4 // groups, 2, 2, dtype=double)
@@ -94,9 +91,7 @@ def test_gradients(geometry: tuple[int, ...]) -> None:
     )
 
 
-def slow_modulated(
-    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, padding: int
-) -> Tensor:
+def slow_modulated(x, offset, mask, weight, padding):
     """Deformable convolution v2 of one image, with addresses as the C++ code has them.
 
     Offsets and masks are lists of numbers to it, whose sizes it does not know.
@@ -106,7 +101,7 @@ def slow_modulated(
     rows, columns = (n + 2 * padding - side + 1 for n in (height, width))
     offset, mask = offset.flatten(), mask.flatten()
 
-    def pixel(channel: int, y: Tensor, x_: Tensor) -> Tensor:
+    def pixel(channel, y, x_):
         total = x.new_zeros(())
         for row in (math.floor(y), math.floor(y) + 1):
             for column in (math.floor(x_), math.floor(x_) + 1):
@@ -134,9 +129,7 @@ def slow_modulated(
 
 
 @pytest.mark.parametrize('larger', [0, 2])
-def test_offsets_of_a_larger_map_are_read_as_the_compiled_kernel_does(
-    larger: int,
-) -> None:
+def test_offsets_of_a_larger_map_are_read_as_the_compiled_kernel_does(larger):
     """DyHead gives the offsets of a map to the convolution of the next smaller one."""
     shape = (2, 18, 3 + larger, 4 + larger)
     inputs = [
@@ -160,7 +153,7 @@ def test_offsets_of_a_larger_map_are_read_as_the_compiled_kernel_does(
         torch.testing.assert_close(one.grad, two.grad)
 
 
-def test_modules_start_as_convolutions() -> None:
+def test_modules_start_as_convolutions():
     x = rand(2, 4, 6, 6)
     plain = DeformConv2dPack(4, 3, 3, padding=1)
     torch.testing.assert_close(plain(x), F.conv2d(x, plain.weight, padding=1))
@@ -176,7 +169,7 @@ def test_modules_start_as_convolutions() -> None:
 LEVELS = [(4, 5), (2, 3)]
 
 
-def attention_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+def attention_inputs(dtype):
     """Value, shapes, starts, locations and weights of 2 images, 3 queries, 2 heads."""
     shapes = torch.tensor(LEVELS)
     starts = torch.tensor([0, 20])
@@ -189,14 +182,14 @@ def attention_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
     return value, shapes, starts, locations, weights.view(2, 3, 2, 2, 2)
 
 
-def pixel(value: Tensor, level: int, y: int, x: int) -> Tensor:
+def pixel(value, level, y, x):
     height, width = LEVELS[level]
     if not (0 <= y < height and 0 <= x < width):
         return torch.zeros(value.shape[-1], dtype=value.dtype)
     return value[(0, 20)[level] + y * width + x]
 
 
-def slow_attention(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def slow_attention(value, locations, weights):
     out = torch.zeros(2, 3, 2, 3, dtype=value.dtype)
     for b, q, head, level, point in torch.cartesian_prod(
         *(torch.arange(n) for n in (2, 3, 2, 2, 2))
@@ -214,7 +207,7 @@ def slow_attention(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return out.flatten(2)
 
 
-def test_attention_is_the_slow_loop() -> None:
+def test_attention_is_the_slow_loop():
     value, shapes, starts, locations, weights = attention_inputs(torch.float64)
     out = MultiScaleDeformableAttnFunction.apply(
         value, shapes, starts, locations, weights, 64
@@ -225,7 +218,7 @@ def test_attention_is_the_slow_loop() -> None:
     torch.testing.assert_close(out, reference)
 
 
-def test_attention_gradients() -> None:
+def test_attention_gradients():
     value, shapes, starts, locations, weights = attention_inputs(torch.float64)
     inputs = [t.detach().requires_grad_() for t in (value, locations, weights)]
     assert torch.autograd.gradcheck(
@@ -236,7 +229,7 @@ def test_attention_gradients() -> None:
     )
 
 
-def test_attention_in_half_precision() -> None:
+def test_attention_in_half_precision():
     value, shapes, starts, locations, weights = attention_inputs(torch.float32)
     whole = slow_attention(value, locations, weights)
     value = value.half().requires_grad_()

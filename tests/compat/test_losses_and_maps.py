@@ -1,13 +1,10 @@
 """Focal losses, CARAFE and masked convolution against formulas and loops."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from mmrobust import compat
 
@@ -24,13 +21,13 @@ from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 TARGET = torch.tensor([0, 2, 3, 1, 3])  # 3 is the background of 3 classes
 
 
-def logits(seed: int = 0) -> Tensor:
+def logits(seed=0):
     return 3 * torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize('gamma', [0.0, 1.5, 2.0])
 @pytest.mark.parametrize('reduction', ['none', 'mean', 'sum'])
-def test_sigmoid_focal_loss_is_mmdets(gamma: float, reduction: str) -> None:
+def test_sigmoid_focal_loss_is_mmdets(gamma, reduction):
     ours, theirs = logits().requires_grad_(), logits().requires_grad_()
     loss = sigmoid_focal_loss(ours, TARGET, gamma, 0.3, None, reduction)
     one_hot = F.one_hot(TARGET, 4)[:, :3]
@@ -47,7 +44,7 @@ def test_sigmoid_focal_loss_is_mmdets(gamma: float, reduction: str) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_sigmoid_focal_loss_closed_form() -> None:
+def test_sigmoid_focal_loss_closed_form():
     zero = torch.zeros(1, 2)
     loss = sigmoid_focal_loss(zero, torch.tensor([1]), 2.0, 0.25, None, 'none')
     log2 = math.log(2)
@@ -61,7 +58,7 @@ def test_sigmoid_focal_loss_closed_form() -> None:
     assert wrong.grad.item() == pytest.approx(0.75)
 
 
-def test_sigmoid_focal_loss_class_weights() -> None:
+def test_sigmoid_focal_loss_class_weights():
     weight = torch.tensor([2.0, 3.0, 5.0])
     plain = sigmoid_focal_loss(logits(), TARGET, 2.0, 0.25, None, 'none')
     weighted = sigmoid_focal_loss(logits(), TARGET, 2.0, 0.25, weight, 'none')
@@ -70,7 +67,7 @@ def test_sigmoid_focal_loss_class_weights() -> None:
 
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
-def test_softmax_focal_loss(gamma: float) -> None:
+def test_softmax_focal_loss(gamma):
     target = torch.tensor([0, 2, -1, 1, 2])  # -1 is ignored
     weight = torch.tensor([2.0, 3.0, 5.0])
     ours, theirs = logits().requires_grad_(), logits().requires_grad_()
@@ -84,7 +81,7 @@ def test_softmax_focal_loss(gamma: float) -> None:
     assert ours.grad[2].abs().sum() == 0
 
 
-def test_softmax_focal_loss_of_a_certain_sample() -> None:
+def test_softmax_focal_loss_of_a_certain_sample():
     sure = torch.tensor([[90.0, 0.0]], requires_grad=True)
     loss = softmax_focal_loss(sure, torch.tensor([0]), 0.5, 1.0, None, 'sum')
     loss.backward()
@@ -92,7 +89,7 @@ def test_softmax_focal_loss_of_a_certain_sample() -> None:
     assert sure.grad.abs().sum() == 0
 
 
-def slow_carafe(features: Tensor, masks: Tensor, k: int, groups: int, s: int) -> Tensor:
+def slow_carafe(features, masks, k, groups, s):
     batch, channels, height, width = features.shape
     out = torch.zeros(batch, channels, height * s, width * s, dtype=features.dtype)
     for c in range(channels):
@@ -108,7 +105,7 @@ def slow_carafe(features: Tensor, masks: Tensor, k: int, groups: int, s: int) ->
     return out
 
 
-def test_carafe_is_the_slow_loop() -> None:
+def test_carafe_is_the_slow_loop():
     generator = torch.Generator().manual_seed(0)
     double = {'generator': generator, 'dtype': torch.float64}
     features = torch.randn(2, 4, 3, 2, **double).requires_grad_()
@@ -121,7 +118,7 @@ def test_carafe_is_the_slow_loop() -> None:
     )
 
 
-def test_masked_convolution_fills_the_mask_only() -> None:
+def test_masked_convolution_fills_the_mask_only():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 3, 7, 6, generator=generator)
     weight = torch.randn(4, 3, 3, 3, generator=generator)

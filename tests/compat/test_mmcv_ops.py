@@ -1,14 +1,10 @@
 """When the stand-in takes the place of ``mmcv._ext``, and what it does there."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -24,7 +20,7 @@ import mmcv.ops
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_python(code: str, *path: Path) -> str:
+def run_python(code, *path):
     """Run ``code`` in a fresh interpreter that finds modules in ``path`` first."""
     parts = [*map(str, path), str(ROOT), os.environ.get('PYTHONPATH', '')]
     result = subprocess.run(
@@ -38,7 +34,7 @@ def run_python(code: str, *path: Path) -> str:
     return result.stdout
 
 
-def test_installed_once() -> None:
+def test_installed_once():
     before = sys.modules['mmcv._ext']
     assert compat.install_mmcv_ops() is compat.is_standin_active()
     assert sys.modules['mmcv._ext'] is before
@@ -50,20 +46,20 @@ def test_installed_once() -> None:
 class TestStandin:
     """What holds where the installed mmcv has no compiled operators."""
 
-    def test_looks_like_a_module_of_mmcv(self) -> None:
+    def test_looks_like_a_module_of_mmcv(self):
         extension = importlib.import_module('mmcv._ext')
         assert isinstance(extension, StandinExtension)
         assert importlib.util.find_spec('mmcv._ext').loader is not None
         assert mmcv_full_available()
 
-    def test_special_attributes_are_not_operators(self) -> None:
+    def test_special_attributes_are_not_operators(self):
         extension = sys.modules['mmcv._ext']
         assert not hasattr(extension, '__path__')
         assert not hasattr(extension, '__file__')
         with pytest.raises(AttributeError, match='__wrapped__'):
             extension.__wrapped__  # noqa: B018
 
-    def test_uncovered_operator_raises_when_called(self) -> None:
+    def test_uncovered_operator_raises_when_called(self):
         assert sys.modules['mmcv._ext'].box_iou_rotated.__name__ == 'box_iou_rotated'
         boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0, 0.0]])
         with pytest.raises(RuntimeError) as caught:
@@ -74,13 +70,13 @@ class TestStandin:
         assert 'mim install mmcv' in message
         assert message.count('. ') == 0  # one sentence
 
-    def test_reports_no_compiler(self) -> None:
+    def test_reports_no_compiler(self):
         assert 'stand-in' in mmcv.ops.get_compiler_version()
         assert 'stand-in' in mmcv.ops.get_compiling_cuda_version()
 
 
 @pytest.mark.parametrize('imported_first', [False, True])
-def test_compiled_extension_is_left_alone(tmp_path: Path, imported_first: bool) -> None:
+def test_compiled_extension_is_left_alone(tmp_path, imported_first):
     package = tmp_path / 'mmcv'
     package.mkdir()
     (package / '__init__.py').write_text('')
@@ -100,7 +96,7 @@ print(mmcv._ext.nms(), 'mmrobust.compat.kernels' in sys.modules)
     assert out.split() == ['False', 'False', 'compiled', 'False']
 
 
-def test_mmcv_without_extension_is_not_imported(tmp_path: Path) -> None:
+def test_mmcv_without_extension_is_not_imported(tmp_path):
     package = tmp_path / 'mmcv'
     package.mkdir()
     (package / '__init__.py').write_text('')
@@ -118,7 +114,7 @@ print(mmcv_ops.is_standin_active(), _ext.nms.__module__)
     assert out.split() == ['True', 'False', 'True', 'mmrobust.compat.kernels.boxes']
 
 
-def test_nothing_to_do_without_openmmlab() -> None:
+def test_nothing_to_do_without_openmmlab():
     out = run_python(
         """
 import sys
@@ -132,7 +128,7 @@ print(compat.install_mmcv_ops(), compat.allow_mmengine_checkpoints())
     assert out.split() == ['False', 'False']
 
 
-def test_imports_before_ours_are_repaired() -> None:
+def test_imports_before_ours_are_repaired():
     """A failed import of mmdet leaves modules behind whose operators only raise.
 
     Deformable DETR of mmdet takes its attention from ``mmcv.cnn``.
@@ -170,7 +166,7 @@ for name, module in list(sys.modules.items()):
 
 
 @pytest.fixture
-def late_modules(tmp_path: Path) -> Iterator[tuple[ModuleType, ModuleType]]:
+def late_modules(tmp_path):
     """A module whose imports of operators failed, and one that re-exports them."""
     head = """
 try:
@@ -203,9 +199,7 @@ def soft_nms():
         del sys.modules[module.__name__]
 
 
-def test_placeholders_are_replaced(
-    late_modules: tuple[ModuleType, ModuleType],
-) -> None:
+def test_placeholders_are_replaced(late_modules):
     head, package = late_modules
     assert repair_placeholders() == [
         'mmdet.late_head.RoIAlign',

@@ -1,12 +1,9 @@
 """Pooling of regions against closed forms and loops."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from mmrobust import compat
 
@@ -15,13 +12,13 @@ compat.install()
 from mmcv.ops import RoIAlign, RoIPool, roi_align, roi_pool
 
 
-def ramp(height: int, width: int) -> Tensor:
+def ramp(height, width):
     """A feature map of value ``2 x + 3 y + 1`` at pixel (x, y), (1, 1, h, w)."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     return (2 * x + 3 * y + 1).float()[None, None]
 
 
-def test_roi_align_of_a_constant() -> None:
+def test_roi_align_of_a_constant():
     features = torch.full((2, 3, 16, 16), 1.5)
     rois = torch.tensor([[0.0, 4.0, 4.0, 20.0, 12.0], [1.0, 0.0, 8.0, 24.0, 24.0]])
     for aligned in (True, False):
@@ -32,7 +29,7 @@ def test_roi_align_of_a_constant() -> None:
 
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2, 3])
-def test_roi_align_of_a_ramp(aligned: bool, ratio: int) -> None:
+def test_roi_align_of_a_ramp(aligned, ratio):
     # Bilinear samples of a linear map average to its value at the bin's centre.
     x1, y1, x2, y2 = 6.0, 4.0, 22.0, 16.0
     roi = torch.tensor([[0.0, x1, y1, x2, y2]])
@@ -45,7 +42,7 @@ def test_roi_align_of_a_ramp(aligned: bool, ratio: int) -> None:
             assert pooled[0, 0, i, j].item() == pytest.approx(2 * x + 3 * y + 1)
 
 
-def test_roi_align_gradient() -> None:
+def test_roi_align_gradient():
     rois = torch.tensor(
         [[0, 2.3, 1.1, 9.7, 8.2], [1, 0.4, 0.9, 5.0, 10.6]], dtype=torch.float64
     )
@@ -59,7 +56,7 @@ def test_roi_align_gradient() -> None:
     torch.testing.assert_close(sums, torch.full_like(sums, 6.0))
 
 
-def test_roi_align_of_no_regions_and_in_half() -> None:
+def test_roi_align_of_no_regions_and_in_half():
     features = torch.rand(1, 2, 8, 8, requires_grad=True)
     pooled = roi_align(features, torch.zeros(0, 5), (7, 7), 1.0, 0, 'avg', True)
     assert pooled.shape == (0, 2, 7, 7)
@@ -75,15 +72,13 @@ def test_roi_align_of_no_regions_and_in_half() -> None:
 @pytest.mark.skipif(
     not compat.is_standin_active(), reason='mmcv has its own compiled operators'
 )
-def test_roi_align_max_is_refused() -> None:
+def test_roi_align_max_is_refused():
     roi = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
     with pytest.raises(RuntimeError, match=r"pool_mode='max'.*mim install mmcv"):
         roi_align(ramp(8, 8), roi, (2, 2), 1.0, 2, 'max', True)
 
 
-def slow_roi_pool(
-    features: Tensor, roi: list[float], bins: int, scale: float
-) -> Tensor:
+def slow_roi_pool(features, roi, bins, scale):
     """The maxima (c, bins, bins) of one region, with empty bins at 0."""
     image, x1, y1, x2, y2 = roi
     _, channels, height, width = features.shape
@@ -107,7 +102,7 @@ def slow_roi_pool(
     return out
 
 
-def test_roi_pool_is_brute_force() -> None:
+def test_roi_pool_is_brute_force():
     features = torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))
     features.requires_grad_()
     rois = torch.tensor(
@@ -123,7 +118,7 @@ def test_roi_pool_is_brute_force() -> None:
     assert (features.grad[0].sum(dim=(1, 2)) == 9).all()
 
 
-def test_roi_pool_gradient() -> None:
+def test_roi_pool_gradient():
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, 2, 6, 6, dtype=torch.float64, generator=generator)
     features.requires_grad_()
@@ -131,7 +126,7 @@ def test_roi_pool_gradient() -> None:
     assert torch.autograd.gradcheck(lambda map_: roi_pool(map_, rois, 2), features)
 
 
-def test_roi_pool_outside_the_map_is_zero() -> None:
+def test_roi_pool_outside_the_map_is_zero():
     features = ramp(4, 4).requires_grad_()
     pooled = roi_pool(features, torch.tensor([[0.0, 20.0, 20.0, 30.0, 30.0]]), 2)
     assert pooled.abs().sum() == 0

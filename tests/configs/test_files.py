@@ -1,13 +1,9 @@
 """Every config parses, builds what it names, and has no setting that goes unread."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import inspect
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 from config_files import (
@@ -22,20 +18,19 @@ from config_files import (
     without_memory,
 )
 from mmdet.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
-from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import LOOPS, OPTIMIZERS, PARAM_SCHEDULERS, init_default_scope
 from mmrobust.registry import ADVERSARIES, ATTACKS
 
 
-def test_there_are_configs() -> None:
+def test_there_are_configs():
     """The parametrized tests below would pass on an empty folder."""
     assert len(WHOLE) >= 40
     assert len(PARTS) >= 14
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern):
     """Names that a shell makes of ``a_{b,c}.py``."""
     found = re.search(r'\{([^{}]*)\}', pattern)
     if found is None:
@@ -48,7 +43,7 @@ def expand(pattern: str) -> list[str]:
     ]
 
 
-def test_the_readme_names_them_all() -> None:
+def test_the_readme_names_them_all():
     """By patterns like ``robust_{fcos,dn-detr}_r50.py``, and it names no others."""
     tables = [
         line
@@ -65,7 +60,7 @@ def test_the_readme_names_them_all() -> None:
 
 
 @pytest.mark.parametrize('path', OF_DETECTORS, ids=name_of)
-def test_a_config_builds(path: Path) -> None:
+def test_a_config_builds(path):
     cfg = without_downloads(parse(path))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     with without_memory():
@@ -79,7 +74,7 @@ def test_a_config_builds(path: Path) -> None:
         loop = LOOPS.get(cfg[key].type)
         assert loop is not None, cfg[key].type
         arguments = {k: v for k, v in cfg[key].items() if k not in ('type', '_scope_')}
-        accepted: set[str] = set()
+        accepted = set()
         for kind in inspect.getmro(loop)[:-1]:
             accepted |= set(inspect.signature(kind.__init__).parameters)
         assert set(arguments) <= accepted
@@ -90,20 +85,20 @@ def test_a_config_builds(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', WHOLE, ids=name_of)
-def test_all_types_of_a_config_exist(path: Path) -> None:
+def test_all_types_of_a_config_exist(path):
     """A wrong name would only show when a long training reaches it."""
     cfg = parse(path)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
 
-    def as_list(node: Any) -> list:
+    def as_list(node):
         return node if isinstance(node, list) else [node]
 
-    def exists(registry: Any, node: ConfigDict) -> None:
+    def exists(registry, node):
         kind = node['type']
         with registry.switch_scope_and_registry(node.get('_scope_')) as scoped:
             assert scoped.get(kind) is not None, kind
 
-    def check_dataset(node: ConfigDict) -> int:
+    def check_dataset(node):
         exists(DATASETS, node)
         for transform in node.get('pipeline', []):
             exists(TRANSFORMS, transform)
@@ -125,7 +120,7 @@ def test_all_types_of_a_config_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', OF_DETECTORS, ids=name_of)
-def test_the_batch_that_the_rate_is_for(path: Path) -> None:
+def test_the_batch_that_the_rate_is_for(path):
     """What `--auto-scale-lr` needs; the README names the exceptions from 16."""
     cfg = parse(path)
     if 'demo' in path.parts:
@@ -136,12 +131,12 @@ def test_the_batch_that_the_rate_is_for(path: Path) -> None:
 
 
 @functools.cache
-def source(path: Path) -> ast.Module:
+def source(path):
     """The syntax of a config, where ``{{_base_.x}}`` reads as ``_base_.x``."""
     return ast.parse(re.sub(r'\{\{\s*(_base_[\w.]+)\s*\}\}', r'\1', path.read_text()))
 
 
-def bases(path: Path) -> list[str]:
+def bases(path):
     for node in source(path).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
             value = ast.literal_eval(node.value)
@@ -149,7 +144,7 @@ def bases(path: Path) -> list[str]:
     return []
 
 
-def own_files(path: Path) -> set[Path]:
+def own_files(path):
     """The config and those in this repository that it derives from."""
     found = {path}
     for base in bases(path):
@@ -158,7 +153,7 @@ def own_files(path: Path) -> set[Path]:
     return found
 
 
-def defined(path: Path) -> set[str]:
+def defined(path):
     """Names that a file assigns."""
     return {
         node.targets[0].id
@@ -167,9 +162,9 @@ def defined(path: Path) -> set[str]:
     }
 
 
-def used(path: Path) -> set[str]:
+def used(path):
     """Names that a file reads, its own and its bases'."""
-    names: set[str] = set()
+    names = set()
     for node in ast.walk(source(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names.add(node.attr)
@@ -179,12 +174,12 @@ def used(path: Path) -> set[str]:
 
 
 @functools.cache
-def mmdet_keys(name: str) -> set[str]:
+def mmdet_keys(name):
     return set(get_config(name))
 
 
 @pytest.mark.parametrize('path', WHOLE, ids=name_of)
-def test_no_setting_goes_unread(path: Path) -> None:
+def test_no_setting_goes_unread(path):
     """Runner takes what it knows from a config and ignores the rest in silence."""
     known = set(READ)
     for file in own_files(path):
@@ -195,7 +190,7 @@ def test_no_setting_goes_unread(path: Path) -> None:
     assert set(parse(path)) <= known
 
 
-def test_no_variable_of_a_part_goes_unread() -> None:
+def test_no_variable_of_a_part_goes_unread():
     read = set(READ)
     for path in WHOLE + PARTS:
         read |= used(path)
@@ -204,7 +199,7 @@ def test_no_variable_of_a_part_goes_unread() -> None:
         assert defined(path) <= read, name_of(path)
 
 
-def test_parts_are_in_use() -> None:
+def test_parts_are_in_use():
     """Adversaries may be put in place of each other."""
     inherited = set().union(*map(own_files, WHOLE))
     unused = {p for p in PARTS if p.parent.name != 'adversaries'} - inherited
@@ -215,7 +210,7 @@ ADVERSARY_PARTS = [p for p in PARTS if p.parent.name == 'adversaries']
 
 
 @pytest.mark.parametrize('path', ADVERSARY_PARTS, ids=name_of)
-def test_an_adversary_builds(path: Path) -> None:
+def test_an_adversary_builds(path):
     cfg = parse(path)
     assert set(cfg) == {'adversary'}
     eps = ADVERSARIES.build(cfg.adversary).describe()['eps']

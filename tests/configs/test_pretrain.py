@@ -1,18 +1,13 @@
 """configs/pretrain: the published recipes, and that they train."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from config_files import CONFIGS as ROOT, parse, without_memory
-from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -39,12 +34,12 @@ PUBLISHED = {
 }
 
 
-def read(name: str) -> Config:
+def read(name):
     return parse(name if '/' in name else f'pretrain/{name}')
 
 
 @cache
-def build(name: str) -> Any:
+def build(name):
     cfg = read(name)
     init_default_scope('mmpretrain')
     if 'data_preprocessor' in cfg:  # as the Runner does it
@@ -54,7 +49,7 @@ def build(name: str) -> Any:
 
 
 @pytest.mark.parametrize('name', [c for c in CONFIGS if 'finetune' not in c] + SMALL)
-def test_the_model_scores_its_classes(name: str) -> None:
+def test_the_model_scores_its_classes(name):
     cfg = read(name)
     model = build(name)
     side = 32 if 'cifar' in name else 224
@@ -66,12 +61,12 @@ def test_the_model_scores_its_classes(name: str) -> None:
         ADVERSARIES.build(cfg.train_cfg.adversary)
 
 
-def test_all_published_models_are_there() -> None:
+def test_all_published_models_are_there():
     assert set(PUBLISHED) == {c for c in HEAVY if c.startswith('robust')}
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_the_published_recipe(name: str) -> None:
+def test_the_published_recipe(name):
     cfg = read(name)
     epochs, parameters = PUBLISHED[name]
     assert sum(p.numel() for p in build(name).parameters()) == parameters
@@ -92,7 +87,7 @@ THREATS = {
 
 
 @pytest.mark.parametrize('name', THREATS)
-def test_adversaries_are_those_of_the_papers(name: str) -> None:
+def test_adversaries_are_those_of_the_papers(name):
     """arXiv 2303.01870 and, for ResNets, arXiv 2007.08489, in pixel units."""
     found = ADVERSARIES.build(read(name).train_cfg.adversary).describe()
     wanted = dict(norm='linf') | THREATS[name]
@@ -100,7 +95,7 @@ def test_adversaries_are_those_of_the_papers(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_what_decays(name: str) -> None:
+def test_what_decays(name):
     model = build(name)
     wrapper = build_optim_wrapper(model, read(name).optim_wrapper)
     decays = {}
@@ -127,7 +122,7 @@ def test_what_decays(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', [c for c in HEAVY if c.startswith('clean')])
-def test_the_clean_phase_hands_over_all_weights(name: str) -> None:
+def test_the_clean_phase_hands_over_all_weights(name):
     clean, robust = read(name), read(name.replace('clean', 'robust'))
     assert 'adversary' not in clean.train_cfg
     assert clean.train_cfg.max_epochs == 100
@@ -142,7 +137,7 @@ def test_the_clean_phase_hands_over_all_weights(name: str) -> None:
     assert clean.load_from is None
 
 
-def make_pictures(root: Path, splits: dict[str, int], side: int) -> None:
+def make_pictures(root, splits, side):
     rng = np.random.default_rng(0)
     for split, count in splits.items():
         for label in range(10):
@@ -153,7 +148,7 @@ def make_pictures(root: Path, splits: dict[str, int], side: int) -> None:
                 cv2.imwrite(str(folder / f'{i:04d}.jpg'), picture)
 
 
-def narrow(cfg: Config) -> None:
+def narrow(cfg):
     """The same kind of network, small enough for a test."""
     if 'cifar' in cfg.filename:
         cfg.model.backbone.update(base_channels=8, stem_channels=8)
@@ -167,7 +162,7 @@ def narrow(cfg: Config) -> None:
 @pytest.mark.parametrize(
     'name', ['robust_convnext-tiny-convstem', 'robust_resnet18_cifar10']
 )
-def test_it_trains_validates_and_saves(name: str, tmp_path: Path) -> None:
+def test_it_trains_validates_and_saves(name, tmp_path):
     cifar = 'cifar' in name
     make_pictures(tmp_path / 'data', dict(train=2, test=1), 32 if cifar else 64)
     cfg = read(name)

@@ -1,10 +1,5 @@
 """What the configs make of the recipes: rates, schedules, presets, data of VOC."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import cv2
 import numpy as np
 import pytest
@@ -36,7 +31,7 @@ from mmrobust.weights.architectures import vit
 SIX = [f'{d}_{b}' for d in DETECTORS for b in BACKBONES[:2]]
 
 
-def built(attack: Any) -> dict:
+def built(attack):
     """Everything that tells two attacks apart."""
     return ATTACKS.build(dict(attack)).describe()
 
@@ -45,7 +40,7 @@ def built(attack: Any) -> dict:
     ('part', 'variable', 'eps'),
     [('linf4', 'attacks', 4), ('linf8', 'linf8_attacks', 8)],
 )
-def test_the_attacks_are_those_of_the_paper(part: str, variable: str, eps: int) -> None:
+def test_the_attacks_are_those_of_the_paper(part, variable, eps):
     """Radius 4 on COCO and 8 on VOC; 10 steps of a quarter of it."""
     cfg = parse(f'_base_/attacks/{part}')
     assert set(cfg) == {variable}
@@ -71,7 +66,7 @@ def test_the_attacks_are_those_of_the_paper(part: str, variable: str, eps: int) 
         ('convnext-convstem', 'convnext-tiny-convstem'),
     ],
 )
-def test_backbones_are_those_of_the_table(detector: str, kind: str, name: str) -> None:
+def test_backbones_are_those_of_the_table(detector, kind, name):
     """Type, settings, channels and weights; DN-DETR takes the last level alone."""
     model, known = parse(f'robust_{detector}_{kind}').model, TABLE[name]
     levels = [3] if detector == 'dn-detr' else [0, 1, 2, 3]
@@ -91,14 +86,14 @@ def test_backbones_are_those_of_the_table(detector: str, kind: str, name: str) -
     assert dict(model.data_preprocessor).items() >= preprocessor.items()
 
 
-def test_levels_that_the_neck_leaves_out_have_norms_without_gradient() -> None:
+def test_levels_that_the_neck_leaves_out_have_norms_without_gradient():
     for detector in DETECTORS:
         cfg = parse(f'robust_{detector}_convnext')
         unused = cfg.model.neck.get('start_level', 0) > 0
         assert cfg.get('find_unused_parameters', False) is unused
 
 
-def test_the_vit_is_that_of_the_table() -> None:
+def test_the_vit_is_that_of_the_table():
     backbone = parse('_base_/backbones/vit_small_convstem').vit_backbone
     known = vit(384, 12, 4 * 384, 14, convstem=True)
     assert dict(backbone).items() >= known.detection.items()
@@ -167,7 +162,7 @@ IN_HEAD = {
 }
 
 
-def build(cfg: Config) -> tuple[torch.nn.Module, dict[str, tuple[float, float]]]:
+def build(cfg):
     """The detector in training mode, and each parameter's learning rate and decay."""
     init_default_scope('mmdet')
     model = MODELS.build(without_downloads(cfg).model).train()
@@ -182,7 +177,7 @@ def build(cfg: Config) -> tuple[torch.nn.Module, dict[str, tuple[float, float]]]
 
 
 @pytest.mark.parametrize('name', GROUPS)
-def test_optimizer_groups(name: str) -> None:
+def test_optimizer_groups(name):
     model, groups = build(parse(name))
     detector, backbone = name.split('robust_')[1].split('_')
     parameters = dict(model.named_parameters())
@@ -225,7 +220,7 @@ PAPER = [*SIX, 'panoptic-fpn_r50']
 
 
 @pytest.mark.parametrize('name', PAPER)
-def test_the_paper_preset(name: str) -> None:
+def test_the_paper_preset(name):
     """It differs from the default in what its comments name, and in nothing else."""
     default, paper = parse(f'robust_{name}'), parse(f'paper/robust_{name}')
     panoptic = name.startswith('panoptic')
@@ -255,7 +250,7 @@ def test_the_paper_preset(name: str) -> None:
         assert built(attack) == {**built(attack_preset(key)), 'keep_best': False}
 
 
-def lr_trace(cfg: Config, batches: int) -> list[float]:
+def lr_trace(cfg, batches):
     """The learning rate of every update, for so many batches a pass."""
     updates = cfg.train_cfg.adversary.replays * batches
     weight = torch.nn.Parameter(torch.zeros(1))
@@ -284,7 +279,7 @@ def lr_trace(cfg: Config, batches: int) -> list[float]:
 @pytest.mark.parametrize(
     'name', ['robust_fcos_convnext', 'paper/robust_faster-rcnn_r50']
 )
-def test_schedule_with_warm_up(name: str) -> None:
+def test_schedule_with_warm_up(name):
     """Warm-up over 500 updates, a decay after 5 of 6 passes; every pass is 4 x long."""
     rates = lr_trace(parse(name), batches=300)
     updates = 1200
@@ -308,9 +303,7 @@ def test_schedule_with_warm_up(name: str) -> None:
         ('robust_deformable-detr_convnext', 20, 5, 2e-4),
     ],
 )
-def test_schedule_without_warm_up(
-    name: str, before: int, after: int, lr: float
-) -> None:
+def test_schedule_without_warm_up(name, before, after, lr):
     rates = lr_trace(parse(name), batches=2)
     wanted = [lr] * (8 * before) + [lr / 10] * (8 * after)
     assert rates == pytest.approx(wanted)
@@ -321,7 +314,7 @@ def test_schedule_without_warm_up(
 
 @pytest.mark.parametrize('backbone', BACKBONES)
 @pytest.mark.parametrize('detector', DETECTORS)
-def test_voc_configs(detector: str, backbone: str) -> None:
+def test_voc_configs(detector, backbone):
     """Data, evaluator, number of classes, and radius 8 with steps of 2: no more."""
     name = f'robust_{detector}_{backbone}'
     coco, voc = parse(name), parse(f'{name}_voc')
@@ -355,7 +348,7 @@ def test_voc_configs(detector: str, backbone: str) -> None:
 
 
 @pytest.mark.parametrize('detector', ['faster-rcnn', 'fcos'])
-def test_vit_configs(detector: str) -> None:
+def test_vit_configs(detector):
     """Another backbone, neck, normalisation and weight decay: no more."""
     plain = parse(f'robust_{detector}_r50')
     vit = parse(f'robust_{detector}_vit-s-convstem')
@@ -382,7 +375,7 @@ VOC_OBJECT = (
 )
 
 
-def make_voc(root: Path) -> None:
+def make_voc(root):
     """One image a split: trainval of 2007 and 2012, test of 2007."""
     for year, split, objects in (
         (2007, 'trainval', [('dog', 5, 5, 60, 70)]),
@@ -403,7 +396,7 @@ def make_voc(root: Path) -> None:
         )
 
 
-def test_voc_data(tmp_path: Path) -> None:
+def test_voc_data(tmp_path):
     """Both years are read, once, from where `--cfg-options data_root=` says."""
     make_voc(tmp_path / 'VOCdevkit')
     cfg = parse('robust_fcos_r50_voc')
@@ -422,7 +415,7 @@ def test_voc_data(tmp_path: Path) -> None:
     assert sample.gt_instances.bboxes.tensor.tolist() == [[4, 4, 59, 69]]
 
 
-def test_the_demo_compares_like_with_like() -> None:
+def test_the_demo_compares_like_with_like():
     """The two detectors differ in the training loop and the adversary alone."""
     standard = Config.fromfile(CONFIGS / 'demo' / 'standard_fcos.py')
     robust = Config.fromfile(CONFIGS / 'demo' / 'robust_fcos.py')

@@ -1,13 +1,9 @@
 """Configs train and are attacked as they stand, on small images."""
 
-from __future__ import annotations
-
 import json
 import sys
 import types
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,12 +21,12 @@ from mmrobust.training import AdvEpochBasedTrainLoop
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_quiet_and_repeatable: None) -> None:
+def _one_thread(_quiet_and_repeatable):
     """Threads wait for each other longer than these tiny detectors compute."""
     torch.set_num_threads(1)
 
 
-def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
+def on_tiny_data(cfg, coco, work_dir):
     """The config with small images from the tiny dataset, otherwise as it is.
 
     One epoch of one batch of two images, tests of two images, one step an attack.
@@ -94,7 +90,7 @@ def on_tiny_data(cfg: Config, coco: Path, work_dir: Path) -> Config:
     return cfg
 
 
-def train_and_test(cfg: Config) -> dict:
+def train_and_test(cfg):
     """The report of a test after a training of one batch."""
     runner = Runner.from_cfg(cfg)
     before = {n: w.detach().clone() for n, w in runner.model.named_parameters()}
@@ -135,9 +131,7 @@ def train_and_test(cfg: Config) -> dict:
         'paper/robust_fcos_r50',
     ],
 )
-def test_a_config_runs(
-    name: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_config_runs(name, coco, tmp_path, monkeypatch):
     """Trains and tests as it stands, on small images with one step per attack."""
     monkeypatch.setattr(Config, 'pretty_text', property(str))
     report = train_and_test(on_tiny_data(parse(name), coco, tmp_path / 'work'))
@@ -151,7 +145,7 @@ def test_a_config_runs(
 THINGS, STUFF = tiny.CLASSES, ('wall', 'floor')
 
 
-def make_panoptic(coco: Path, root: Path) -> Path:
+def make_panoptic(coco, root):
     """The tiny dataset with every pixel in a segment: objects before wall and floor."""
     content = json.loads((coco / 'annotations.json').read_text())
     folder = root / 'panoptic'
@@ -196,7 +190,7 @@ class AgreeingPixels(BaseMetric):
     In place of panoptic quality, which needs the package panopticapi.
     """
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+    def process(self, data_batch, data_samples):
         for sample in data_samples:
             predicted = sample['pred_panoptic_seg']['sem_seg'][0].cpu().numpy()
             assert predicted.shape == tuple(sample['ori_shape'])
@@ -207,13 +201,11 @@ class AgreeingPixels(BaseMetric):
                 truth[ids == segment['id']] = segment['category']
             self.results.append(((predicted % 1000) == truth).mean())
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results):
         return dict(agreeing=float(np.mean(results)))
 
 
-def test_panoptic_fpn_runs(
-    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_panoptic_fpn_runs(coco, tmp_path, monkeypatch):
     monkeypatch.setattr(Config, 'pretty_text', property(str))
     # All that mmdet's loading takes from a package that is on no package index.
     api = types.ModuleType('panopticapi')

@@ -1,10 +1,7 @@
 """The digits as a classification set, against the detection set they come from."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,14 +19,14 @@ PIPELINE = [
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data') / 'digits'
     make_digits(folder, num_train=12, num_val=6)
     return folder
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_every_digit_is_one_picture_with_its_label(root: Path, split: str) -> None:
+def test_every_digit_is_one_picture_with_its_label(root, split):
     init_default_scope('mmpretrain')
     dataset = DATASETS.build(
         dict(
@@ -54,12 +51,12 @@ def test_every_digit_is_one_picture_with_its_label(root: Path, split: str) -> No
     assert (distance < 30).mean() > 0.1
 
 
-def test_an_unknown_split_is_refused(root: Path) -> None:
+def test_an_unknown_split_is_refused(root):
     with pytest.raises(ConfigError, match="'test' is unknown"):
         DigitCropsDataset(split='test', data_root=str(root))
 
 
-def test_a_crop_is_a_square_around_the_box() -> None:
+def test_a_crop_is_a_square_around_the_box():
     image = np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)[..., None].repeat(3, 2)
     results = CropBox(context=1.5)(
         dict(img=image, crop_box=[20, 10, 28, 14], img_shape=(40, 60))
@@ -69,7 +66,7 @@ def test_a_crop_is_a_square_around_the_box() -> None:
     assert results['img_shape'] == (12, 12)
 
 
-def test_beyond_the_border_the_border_is_repeated() -> None:
+def test_beyond_the_border_the_border_is_repeated():
     image = cv2.randu(np.zeros((16, 16, 3), np.uint8), 0, 255)
     crop = TRANSFORMS.build(dict(type='mmrobust.CropBox', context=1))(
         dict(img=image, crop_box=[-4, 0, 4, 8])
@@ -79,6 +76,6 @@ def test_beyond_the_border_the_border_is_repeated() -> None:
     assert (crop[:, :4] == image[:8, :1]).all()
 
 
-def test_a_context_below_one_is_refused() -> None:
+def test_a_context_below_one_is_refused():
     with pytest.raises(ConfigError, match='at least 1'):
         CropBox(context=0.5)

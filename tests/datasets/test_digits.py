@@ -1,7 +1,5 @@
 """The embedded digits: what is in them, and that making them is safe."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -34,26 +32,26 @@ PIPELINE = [
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     path = tmp_path_factory.mktemp('digits') / 'data'
     make_digits(path, **SMALL)
     return path
 
 
-def annotations(root: Path, split: str) -> dict:
+def annotations(root, split):
     return json.loads((root / 'annotations' / f'instances_{split}.json').read_text())
 
 
-def image(root: Path, split: str, name: str) -> np.ndarray:
+def image(root, split, name):
     return np.asarray(PIL_Image.open(root / split / name).convert('RGB'), np.float64)
 
 
-def background(entry: dict) -> np.ndarray:
+def background(entry):
     x, y, w, h = entry['crop']
     return 0.5 * load_sample_image(entry['photo'])[y : y + h, x : x + w]
 
 
-def digest(root: Path) -> dict[str, str]:
+def digest(root):
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob('*'))
@@ -61,7 +59,7 @@ def digest(root: Path) -> dict[str, str]:
     }
 
 
-def build(root: Path | None, split: str = 'val', **kwargs):
+def build(root, split='val', **kwargs):
     return DATASETS.build(
         dict(
             type='mmrobust.DigitsDataset',
@@ -78,7 +76,7 @@ def build(root: Path | None, split: str = 'val', **kwargs):
 # What is in the data
 
 
-def test_the_same_settings_give_the_same_bytes(root: Path, tmp_path: Path) -> None:
+def test_the_same_settings_give_the_same_bytes(root, tmp_path):
     make_digits(tmp_path / 'again', **SMALL)
     first = digest(root)
     assert len(first) == 40 + 12 + 2 + 1
@@ -87,7 +85,7 @@ def test_the_same_settings_give_the_same_bytes(root: Path, tmp_path: Path) -> No
     assert not set(first.values()) & set(digest(tmp_path / 'other').values())
 
 
-def test_the_splits_share_no_digits_and_no_photograph_pixels(root: Path) -> None:
+def test_the_splits_share_no_digits_and_no_photograph_pixels(root):
     train, val = annotations(root, 'train'), annotations(root, 'val')
     ids = [{a['digit_id'] for a in split['annotations']} for split in (train, val)]
     assert ids[0]
@@ -105,7 +103,7 @@ def test_the_splits_share_no_digits_and_no_photograph_pixels(root: Path) -> None
     assert not (seen[0] & seen[1]).any()
 
 
-def test_the_recorded_digits_and_photographs_are_the_pasted_ones(root: Path) -> None:
+def test_the_recorded_digits_and_photographs_are_the_pasted_ones(root):
     data = annotations(root, 'train')
     target = load_digits().target
     for a in data['annotations']:
@@ -124,7 +122,7 @@ def test_the_recorded_digits_and_photographs_are_the_pasted_ones(root: Path) -> 
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_boxes_are_whole_inside_and_hardly_overlap(root: Path, split: str) -> None:
+def test_boxes_are_whole_inside_and_hardly_overlap(root, split):
     data = annotations(root, split)
     assert len({a['id'] for a in data['annotations']}) == len(data['annotations'])
     per_image = {entry['id']: [] for entry in data['images']}
@@ -146,7 +144,7 @@ def test_boxes_are_whole_inside_and_hardly_overlap(root: Path, split: str) -> No
                 assert inner_w * inner_h <= 0.1 * min(w * h, w2 * h2)
 
 
-def test_boxes_are_tight_around_the_ink_in_the_image(root: Path) -> None:
+def test_boxes_are_tight_around_the_ink_in_the_image(root):
     data = annotations(root, 'train')
     checked = 0
     for entry in data['images']:
@@ -178,7 +176,7 @@ def test_boxes_are_tight_around_the_ink_in_the_image(root: Path) -> None:
     assert checked >= 5
 
 
-def test_boxes_fit_the_digits_enlarged_by_another_library(root: Path) -> None:
+def test_boxes_fit_the_digits_enlarged_by_another_library(root):
     pixels = load_digits().images / 16
     for a in annotations(root, 'train')['annotations']:
         padded = np.pad(pixels[a['digit_id']], 1).astype(np.float32)
@@ -191,7 +189,7 @@ def test_boxes_fit_the_digits_enlarged_by_another_library(root: Path) -> None:
         assert np.abs(np.subtract(expected, a['bbox'][2:])).max() <= 2
 
 
-def test_the_classes_are_equally_frequent(root: Path) -> None:
+def test_the_classes_are_equally_frequent(root):
     for split in ('train', 'val'):
         data = annotations(root, split)
         labels = [a['category_id'] for a in data['annotations']]
@@ -200,7 +198,7 @@ def test_the_classes_are_equally_frequent(root: Path) -> None:
         assert [c['name'] for c in data['categories']] == list('0123456789')
 
 
-def test_the_size_scales_the_digits(tmp_path: Path) -> None:
+def test_the_size_scales_the_digits(tmp_path):
     make_digits(tmp_path / 'd', num_train=2, num_val=1, size=192)
     assert image(tmp_path / 'd', 'train', '0000.png').shape == (192, 192, 3)
     sides = [a['side'] for a in annotations(tmp_path / 'd', 'train')['annotations']]
@@ -213,9 +211,7 @@ def test_the_size_scales_the_digits(tmp_path: Path) -> None:
 # Making the data
 
 
-def test_the_cache_folder_follows_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     name = f'digits-v{module.VERSION}'
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
     monkeypatch.delenv('MMROBUST_CACHE', raising=False)
@@ -227,14 +223,12 @@ def test_the_cache_folder_follows_the_environment(
     assert Path(digits_root()) == tmp_path / 'own' / name
 
 
-def test_a_complete_folder_is_reused(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_folder_is_reused(root, monkeypatch):
     monkeypatch.setattr(module, 'write_split', None)  # would raise if called
     make_digits(root, **SMALL)
 
 
-def test_missing_files_are_put_back(root: Path, tmp_path: Path) -> None:
+def test_missing_files_are_put_back(root, tmp_path):
     copy = tmp_path / 'copy'
     shutil.copytree(root, copy)
     (copy / 'train' / '0003.png').unlink()
@@ -245,17 +239,15 @@ def test_missing_files_are_put_back(root: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [copy]
 
 
-def test_an_empty_folder_is_filled(root: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled(root, tmp_path):
     make_digits(tmp_path, **SMALL)
     assert digest(tmp_path) == digest(root)
 
 
-def test_an_aborted_run_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_aborted_run_leaves_nothing(tmp_path, monkeypatch):
     write_split = module.write_split
 
-    def abort(building: Path, split: str, *args) -> None:
+    def abort(building, split, *args):
         write_split(building, split, *args)
         if split == 'val':
             raise KeyboardInterrupt
@@ -266,12 +258,10 @@ def test_an_aborted_run_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_process_being_first_is_fine(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_being_first_is_fine(root, tmp_path, monkeypatch):
     publish = module._publish
 
-    def late(building: Path, target: Path) -> None:
+    def late(building, target):
         shutil.copytree(root, target)
         publish(building, target)
 
@@ -281,7 +271,7 @@ def test_another_process_being_first_is_fine(
     assert list(tmp_path.iterdir()) == [tmp_path / 'data']
 
 
-def test_foreign_folders_are_left_alone(root: Path, tmp_path: Path) -> None:
+def test_foreign_folders_are_left_alone(root, tmp_path):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'mine.txt').write_text('mine')
     with pytest.raises(ConfigError, match='was not made by mmrobust'):
@@ -294,7 +284,7 @@ def test_foreign_folders_are_left_alone(root: Path, tmp_path: Path) -> None:
         make_digits(root, num_train=3, num_val=2)
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / 'file').write_text('')  # permissions would not stop root
     with pytest.raises(ConfigError, match=r'file/x.*MMROBUST_CACHE') as caught:
         make_digits(tmp_path / 'file' / 'x', **SMALL)
@@ -303,9 +293,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
         build(tmp_path / 'file' / 'x')
 
 
-def test_a_missing_scikit_learn_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_scikit_learn_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
     with pytest.raises(ConfigError, match=r'pip install mmrobust\[demo\]'):
         make_digits(tmp_path / 'data', **SMALL)
@@ -315,10 +303,8 @@ def test_a_missing_scikit_learn_is_named(
 # Using the data
 
 
-def test_the_dataset_makes_its_data(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def make_small(path: str) -> None:
+def test_the_dataset_makes_its_data(root, tmp_path, monkeypatch):
+    def make_small(path):
         make_digits(path, **SMALL)
 
     monkeypatch.setenv('MMROBUST_CACHE', str(tmp_path))
@@ -333,7 +319,7 @@ def test_the_dataset_makes_its_data(
 
 
 @pytest.mark.parametrize('from_file', [True, False])
-def test_perfect_predictions_are_perfect(root: Path, from_file: bool) -> None:
+def test_perfect_predictions_are_perfect(root, from_file):
     dataset = build(root)
     path = str(root / 'annotations' / 'instances_val.json')
     metric = CocoMetric(ann_file=path if from_file else None, metric='bbox')

@@ -1,7 +1,5 @@
 """tools/dist_train.sh and tools/dist_test.sh, and what launchers do about errors."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -18,9 +16,7 @@ VARIABLES = ('NNODES', 'NODE_RANK', 'PORT', 'MASTER_ADDR')
 pytestmark = pytest.mark.skipif(BASH is None or os.name == 'nt', reason='needs bash')
 
 
-def call(
-    folder: Path, script: Path, *arguments: str, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def call(folder, script, *arguments, **variables):
     """Runs a script with a torchrun that prints its arguments, one a line."""
     stub = folder / 'bin/torchrun'
     stub.parent.mkdir(exist_ok=True)
@@ -38,7 +34,7 @@ def call(
     )
 
 
-def launcher(**changed: str) -> set[str]:
+def launcher(**changed):
     """The options by which torchrun connects machines."""
     values = dict(
         nnodes='1', node_rank='0', master_addr='127.0.0.1', master_port='29500'
@@ -47,7 +43,7 @@ def launcher(**changed: str) -> set[str]:
 
 
 @pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh'])
-def test_mode_status_and_usage(name: str, tmp_path: Path) -> None:
+def test_mode_status_and_usage(name, tmp_path):
     script = ROOT / 'tools' / name
     assert os.access(script, os.X_OK)
     result = call(tmp_path, script, 'config.py')
@@ -65,9 +61,7 @@ def test_mode_status_and_usage(name: str, tmp_path: Path) -> None:
         ('test', ['c.py', 'epoch 12.pth'], ['--attack', 'pgd']),
     ],
 )
-def test_arguments_arrive(
-    tmp_path: Path, stage: str, given: list[str], rest: list[str]
-) -> None:
+def test_arguments_arrive(tmp_path, stage, given, rest):
     script = ROOT / f'tools/dist_{stage}.sh'
     result = call(tmp_path, script, *given, '8', *rest)
     assert result.returncode == 0, result.stderr
@@ -77,7 +71,7 @@ def test_arguments_arrive(
     assert lines[5:] == [tool, *given, '--launcher', 'pytorch', *rest]
 
 
-def test_several_machines(tmp_path: Path) -> None:
+def test_several_machines(tmp_path):
     variables = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='node-0', PORT='29511')
     result = call(tmp_path, ROOT / 'tools/dist_train.sh', 'c.py', '8', **variables)
     expected = launcher(
@@ -86,7 +80,7 @@ def test_several_machines(tmp_path: Path) -> None:
     assert set(result.stdout.splitlines()[:5]) == expected | {'--nproc_per_node=8'}
 
 
-def test_from_an_installed_package(tmp_path: Path) -> None:
+def test_from_an_installed_package(tmp_path):
     """The scripts run the train.py and test.py that lie beside them."""
     tools = tmp_path / 'site packages/mmrobust/.mim/tools'
     tools.mkdir(parents=True)
@@ -116,7 +110,7 @@ cli.run(main)
 """
 
 
-def test_an_error_in_one_process_ends_the_run(tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_the_run(tmp_path):
     """With its traceback and a status, long before the others' patience ends."""
     script = tmp_path / 'broken.py'
     script.write_text(BROKEN)

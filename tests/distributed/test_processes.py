@@ -1,13 +1,10 @@
 """Two processes train like one and evaluate like one, also after one has died."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import process_jobs
@@ -21,11 +18,9 @@ pytestmark = [
 ]
 pytest.importorskip('pyautoattack')
 
-Found = dict[str, list[dict[str, Any]]]
-
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Where the processes have left what they did."""
     folder = tmp_path_factory.mktemp('processes')
     paths = [str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')]
@@ -44,12 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def found(folder: Path) -> Found:
+def found(folder):
     """How the processes ended, and what they gave."""
     return dict(json.loads((folder / 'found.json').read_text()))
 
 
-def statuses(found: Found, name: str) -> list[Any]:
+def statuses(found, name):
     return [process['status'] for process in found[name]]
 
 
@@ -59,7 +54,7 @@ PAIRS = [(name, kind) for name, kinds in process_jobs.EQUAL.items() for kind in 
 
 
 @pytest.fixture(scope='module')
-def trained(folder: Path, found: Found) -> list[dict[str, list[torch.Tensor]]]:
+def trained(folder, found):
     """Weights of one process, and of each of two."""
     for name in ('equal, one', 'equal, two'):
         assert not any(statuses(found, name)), found[name][0]['errors']
@@ -67,9 +62,7 @@ def trained(folder: Path, found: Found) -> list[dict[str, list[torch.Tensor]]]:
 
 
 @pytest.mark.parametrize(('name', 'kind'), PAIRS)
-def test_training_equals_one_process_with_the_doubled_batch(
-    trained: list[dict[str, list[torch.Tensor]]], name: str, kind: str
-) -> None:
+def test_training_equals_one_process_with_the_doubled_batch(trained, name, kind):
     start = torch.cat([w.flatten() for w in trained[0][f'{name} start']]).double()
     single, double, other = (
         torch.cat([w.flatten() for w in each[f'{name} {kind}']]).double()
@@ -81,7 +74,7 @@ def test_training_equals_one_process_with_the_doubled_batch(
     assert difference < 1e-5
 
 
-def test_processes_with_different_numbers_of_attacked_images(found: Found) -> None:
+def test_processes_with_different_numbers_of_attacked_images(found):
     """Their losses are averaged over the processes, so they need as many of them."""
     assert statuses(found, 'share') == [0, 0], found['share'][0]['errors']
     first, second = (process['result'] for process in found['share'])
@@ -91,7 +84,7 @@ def test_processes_with_different_numbers_of_attacked_images(found: Found) -> No
         assert first[kind][1] == second[kind][1]
 
 
-def test_processes_skip_alike_and_stop_alike(found: Found) -> None:
+def test_processes_skip_alike_and_stop_alike(found):
     """Faults of one process only; none of them waits for the other for ever."""
     assert statuses(found, 'faults') == [0, 0], found['faults'][0]['errors']
     first, second = (process['result'] for process in found['faults'])
@@ -105,7 +98,7 @@ def test_processes_skip_alike_and_stop_alike(found: Found) -> None:
 
 
 @pytest.mark.parametrize('name', list(process_jobs.RESUMED))
-def test_two_processes_resume_exactly(found: Found, name: str) -> None:
+def test_two_processes_resume_exactly(found, name):
     assert statuses(found, 'resumed') == [0, 0], found['resumed'][0]['errors']
     ranks = [process['result'][name] for process in found['resumed']]
     for whole, rest in ranks:
@@ -117,7 +110,7 @@ def test_two_processes_resume_exactly(found: Found, name: str) -> None:
         assert first[key] != second[key]
 
 
-def test_a_study_in_two_processes(folder: Path, found: Found) -> None:
+def test_a_study_in_two_processes(folder, found):
     """The main one writes; a backbone that is fixed after DDP wrapped it stays so."""
     assert statuses(found, 'transfer') == [0, 0], found['transfer'][0]['errors']
     content = json.loads((folder / 'transfer/work/transfer.json').read_text())
@@ -129,20 +122,20 @@ def test_a_study_in_two_processes(folder: Path, found: Found) -> None:
     assert full['backbone_sha256'] != fixed['backbone_sha256']
 
 
-def test_the_tool_trains_on_cpus(folder: Path, found: Found) -> None:
+def test_the_tool_trains_on_cpus(folder, found):
     """As its launcher asks for, although the config names NCCL."""
     assert statuses(found, 'training') == [0, 0], found['training'][0]['errors']
     assert (folder / process_jobs.CHECKPOINT).is_file()
 
 
-def test_the_launcher_tells_what_it_needs(found: Found) -> None:
+def test_the_launcher_tells_what_it_needs(found):
     (alone,) = found['launcher, alone']
     assert alone['status'] == 2
     assert '--launcher pytorch needs RANK' in alone['errors']
 
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
-def test_other_launchers_start_on_cpus(found: Found, launcher: str) -> None:
+def test_other_launchers_start_on_cpus(found, launcher):
     wrapper = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -156,13 +149,13 @@ def test_other_launchers_start_on_cpus(found: Found, launcher: str) -> None:
 # ------------------------------------------------------------------ the same evaluation
 
 
-def report(folder: Path, name: str) -> Any:
+def report(folder, name):
     return process_jobs.timeless(
         json.loads((folder / name / 'robustness.json').read_text())
     )
 
 
-def test_validation_in_training_equals_one_process(folder: Path, found: Found) -> None:
+def test_validation_in_training_equals_one_process(folder, found):
     single = report(folder, 'one')
     (attack,) = (each for each in single['attacks'] if each['name'] == 'cls')
     metrics = single['benign']['metrics']
@@ -174,7 +167,7 @@ def test_validation_in_training_equals_one_process(folder: Path, found: Found) -
         assert json.loads(path.read_text()) == expected
 
 
-def test_uneven_classifiers(found: Found) -> None:
+def test_uneven_classifiers(found):
     """Five pictures on two processes."""
     (single,) = (process['result'] for process in found['one_classifier'])
     first, second = (process['result'] for process in found['two_classifiers'])
@@ -185,7 +178,7 @@ def test_uneven_classifiers(found: Found) -> None:
     assert (single['iter'], first['iter']) == (10, 6)
 
 
-def test_every_image_is_seen_once_by_one_of_two_processes(found: Found) -> None:
+def test_every_image_is_seen_once_by_one_of_two_processes(found):
     """In each of two epochs; the first one again where five are shared by two."""
     (single,) = (process['result']['seen'] for process in found['one_classifier'])
     shares = [process['result']['seen'] for process in found['two_classifiers']]
@@ -193,7 +186,7 @@ def test_every_image_is_seen_once_by_one_of_two_processes(found: Found) -> None:
     assert shares == [['0', '2', '4'] * 2, ['1', '3', '0'] * 2]
 
 
-def test_uneven_epochs_are_refused(found: Found) -> None:
+def test_uneven_epochs_are_refused(found):
     """And evaluations, whose results would be put together in a wrong order."""
     for process in found['uneven']:
         training, evaluation = process['result']
@@ -201,7 +194,7 @@ def test_uneven_epochs_are_refused(found: Found) -> None:
         assert 'set sampler.round_up=True' in evaluation
 
 
-def test_the_images_are_the_same(folder: Path) -> None:
+def test_the_images_are_the_same(folder):
     """Which figures round away."""
     ours, theirs = (
         {
@@ -228,7 +221,7 @@ KILLED = {
 }
 
 
-def test_the_report_is_the_same_afterwards(folder: Path, found: Found) -> None:
+def test_the_report_is_the_same_afterwards(folder, found):
     """After ends in every part, also when another number of processes goes on."""
     for name, victim in KILLED.items():
         assert found[name][victim]['status'] == -9
@@ -242,7 +235,7 @@ def test_the_report_is_the_same_afterwards(folder: Path, found: Found) -> None:
         assert not (folder / name / 'robustness.records').exists()
 
 
-def test_shards_are_the_same_afterwards(found: Found) -> None:
+def test_shards_are_the_same_afterwards(found):
     (single,) = found['shards, one']
     assert single['status'] == 0
     assert [each['result'] for each in found['shards, two']] == [single['result']] * 2

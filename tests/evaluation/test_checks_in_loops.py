@@ -1,22 +1,15 @@
 """The test loop says what is wrong with a detector, or with an attack."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import tiny
-from evaluated import Evaluation, ap, attack_of
+from evaluated import ap, attack_of
 from mmrobust.attacks import PGD, Attack, RandomNoise
 from mmrobust.registry import ATTACKS
-from torch import Tensor
 
 NOISE = dict(type='mmrobust.RandomNoise', eps=8)
 STEPS = dict(type='mmrobust.PGD', eps=8, num_steps=5, random_start=False)
 
 
-def ensemble(eps: float, queries: int) -> dict[str, Any]:
+def ensemble(eps, queries):
     members = dict(
         apgd=dict(type='mmrobust.APGD', num_steps=3),
         square=dict(type='mmrobust.Square', num_queries=queries),
@@ -24,14 +17,12 @@ def ensemble(eps: float, queries: int) -> dict[str, Any]:
     return dict(type='mmrobust.Ensemble', eps=eps, members=members)
 
 
-def says(sentences: Sequence[str], *parts: str) -> bool:
+def says(sentences, *parts):
     """Whether one of the sentences has all the parts."""
     return any(all(part in text for part in parts) for text in sentences)
 
 
-def test_a_healthy_detector_has_no_warnings(
-    evaluate: Evaluation, tmp_path: Path
-) -> None:
+def test_a_healthy_detector_has_no_warnings(evaluate, tmp_path):
     attacks = dict(noise=NOISE, pgd=STEPS, ensemble=ensemble(1, 10))
     report = evaluate(attacks, check_images=1)
     assert report['checks'] == []
@@ -43,7 +34,7 @@ def test_a_healthy_detector_has_no_warnings(
     assert ap(attack_of(report, 'pgd')) < 0.5 * ap(report['benign'])
 
 
-def test_masked_gradients(evaluate: Evaluation, tmp_path: Path) -> None:
+def test_masked_gradients(evaluate, tmp_path):
     attacks = dict(pgd=dict(STEPS, eps=24), ensemble=ensemble(24, 40))
     report = evaluate(attacks, 'coarse', check_images=1)
     assert says(report['checks'], 'gradient of the loss is exactly 0')
@@ -65,7 +56,7 @@ def test_masked_gradients(evaluate: Evaluation, tmp_path: Path) -> None:
     assert 'No warnings.' not in (tmp_path / 'r.md').read_text()
 
 
-def test_a_detector_with_noise_of_its_own(evaluate: Evaluation) -> None:
+def test_a_detector_with_noise_of_its_own(evaluate):
     report = evaluate(dict(pgd=STEPS), 'noisy', check_images=1)
     assert says(report['checks'], 'loss of one image differs', 'under the same seed')
     assert says(report['checks'], 'the detector is randomised')
@@ -73,7 +64,7 @@ def test_a_detector_with_noise_of_its_own(evaluate: Evaluation) -> None:
     assert evaluate(dict(pgd=STEPS), 'noisy', check_images=0)['checks'] == []
 
 
-def test_boxes_in_another_frame(evaluate: Evaluation, coco: Path) -> None:
+def test_boxes_in_another_frame(evaluate, coco):
     overrides = dict(test_dataloader=tiny.loader(coco, test=True, scale=(64, 48)))
     report = evaluate(dict(pgd=STEPS), overrides=overrides, gt_frame='input')
     assert says(attack_of(report, 'pgd')['checks'], 'lie outside', '(input)')
@@ -85,11 +76,11 @@ def test_boxes_in_another_frame(evaluate: Evaluation, coco: Path) -> None:
 class Downhill(PGD):
     """PGD with a wrong sign."""
 
-    def perturb(self, oracle: Any, images: Any, generator: Any) -> list[Tensor]:
+    def perturb(self, oracle, images, generator):
         class Wrong:
             value = oracle.value
 
-            def value_and_grad(self, images: Any) -> tuple[Tensor, list[Tensor]]:
+            def value_and_grad(self, images):
                 values, grads = oracle.value_and_grad(images)
                 return values, [-grad for grad in grads]
 
@@ -100,15 +91,15 @@ class Downhill(PGD):
 class Dud(Attack):
     """Noise that claims to be a search."""
 
-    def perturb(self, oracle: Any, images: Any, generator: Any) -> list[Tensor]:
+    def perturb(self, oracle, images, generator):
         noise = RandomNoise(self.threat.norm, self.threat.eps)
         return noise.perturb(oracle, images, generator)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self):
         return {**super().describe(), 'num_steps': 10, 'objective': 'total'}
 
 
-def test_attacks_that_are_none(evaluate: Evaluation, coco: Path) -> None:
+def test_attacks_that_are_none(evaluate, coco):
     attacks = dict(noise=NOISE, dud=dict(type='mmrobust.Dud', eps=8), pgd=STEPS)
     report = evaluate(attacks, check_images=0)
     found = {each['name']: each['checks'] for each in report['attacks']}
@@ -126,7 +117,7 @@ def test_attacks_that_are_none(evaluate: Evaluation, coco: Path) -> None:
     assert says(checks, 'the attack helps the detector')
 
 
-def test_an_eps_of_0_is_no_fault_of_the_attack(evaluate: Evaluation) -> None:
+def test_an_eps_of_0_is_no_fault_of_the_attack(evaluate):
     """The first point of a curve."""
     report = evaluate({'pgd-eps0': dict(STEPS, eps=0), 'pgd-eps8': STEPS})
     assert [attack['checks'] for attack in report['attacks']] == [[], []]

@@ -1,12 +1,7 @@
 """The ensemble: at or below each of its members, whatever they are."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +9,6 @@ import pytest
 import tiny
 import torch
 from mmdet.models.backbones import ResNet
-from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -33,7 +27,6 @@ from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
 MAP = 'coco/bbox_mAP'
 
@@ -45,19 +38,11 @@ class Only(Attack):
     Or white images: the stored detector finds none of the objects there.
     """
 
-    def __init__(
-        self,
-        ids: Sequence[int] = (),
-        strength: float = 60,
-        white: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, ids=(), strength=60, white=False, **kwargs):
         super().__init__(**kwargs)
         self.ids, self.strength, self.white = list(ids), strength, white
 
-    def perturb(
-        self, oracle: Any, images: Sequence[Tensor], generator: Any
-    ) -> list[Tensor]:
+    def perturb(self, oracle, images, generator):
         """See :meth:`Attack.perturb`."""
         (sample,) = oracle.samples
         if sample.img_id not in self.ids:
@@ -72,35 +57,29 @@ class Only(Attack):
             for image in images
         ]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self):
         """See :meth:`Attack.describe`."""
         own = dict(ids=self.ids, strength=self.strength, white=self.white)
         return {**super().describe(), **own}
 
 
-def only(*ids: int, **settings: Any) -> dict[str, Any]:
+def only(*ids, **settings):
     return dict(type='mmrobust.Only', ids=ids, **settings)
 
 
-def pgd(**kwargs: Any) -> dict[str, Any]:
+def pgd(**kwargs):
     return dict(type='mmrobust.PGD', num_steps=2, **kwargs)
 
 
-def ensemble(members: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+def ensemble(members, **kwargs):
     return dict(type='mmrobust.Ensemble', **{'eps': 4, **kwargs}, members=members)
 
 
 @pytest.fixture
-def evaluate(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-) -> Callable[..., Any]:
+def evaluate(build_runner, trained, tmp_path):
     """The report, and metrics as the runner gives them."""
 
-    def run(
-        attacks: dict[str, Any], overrides: dict[str, Any] | None = None, **loop: Any
-    ) -> Any:
+    def run(attacks, overrides=None, **loop):
         runner = build_runner(
             **{
                 'load_from': str(trained),
@@ -114,17 +93,17 @@ def evaluate(
             }
         )
         metrics = dict(runner.test())
-        run.runner = runner  # type: ignore[attr-defined]
+        run.runner = runner
         return json.loads((tmp_path / 'r.json').read_text()), metrics
 
     return run
 
 
-def attacks_of(report: Any) -> dict[str, Any]:
+def attacks_of(report):
     return {attack['name']: attack for attack in report['attacks']}
 
 
-def map_of(result: Any) -> float:
+def map_of(result):
     return result['boxes']['mAP']['estimate']
 
 
@@ -138,9 +117,7 @@ MEMBERS = {
 
 
 @pytest.mark.parametrize('members', list(MEMBERS))
-def test_never_above_a_member_nor_the_benign_figure(
-    evaluate: Callable[..., Any], members: str
-) -> None:
+def test_never_above_a_member_nor_the_benign_figure(evaluate, members):
     """By the evaluator's own figure, each member running by itself, too."""
     each = {name: dict(m, eps=4) for name, m in MEMBERS[members].items()}
     report, metrics = evaluate({'all': ensemble(MEMBERS[members]), **each})
@@ -168,9 +145,7 @@ def test_never_above_a_member_nor_the_benign_figure(
     assert sum(row['chosen'] for row in rows) <= 6
 
 
-def test_it_is_what_its_members_are_together(
-    evaluate: Callable[..., Any], coco: Path, tmp_path: Path
-) -> None:
+def test_it_is_what_its_members_are_together(evaluate, coco, tmp_path):
     """Members by themselves, combined by hand; and pycocotools on the choice."""
     members = dict(
         a=only(10, 12, strength=12),
@@ -188,16 +163,16 @@ def test_it_is_what_its_members_are_together(
         seed=3,
     )
     found = attacks_of(report)
-    dataset = evaluate.runner.test_dataloader.dataset  # type: ignore[attr-defined]
+    dataset = evaluate.runner.test_dataloader.dataset
     truths = ground_truth(dataset)
 
-    def read(name: str) -> dict[int, list[dict]]:
-        entries: dict[int, list[dict]] = {truth.img_id: [] for truth in truths}
+    def read(name):
+        entries = {truth.img_id: [] for truth in truths}
         for entry in json.loads((tmp_path / f'out{name}.bbox.json').read_text()):
             entries[entry['image_id']].append(entry)
         return entries
 
-    def detections(entries: dict[int, list[dict]]) -> list[Detections]:
+    def detections(entries):
         return [
             Detections(
                 key,
@@ -208,7 +183,7 @@ def test_it_is_what_its_members_are_together(
             for key, each in entries.items()
         ]
 
-    def corner(entry: dict) -> list[float]:
+    def corner(entry):
         x, y, width, height = entry['bbox']
         return [x + width, y + height]
 
@@ -241,7 +216,7 @@ def test_it_is_what_its_members_are_together(
     assert map_of(found['all']) == pytest.approx(figure, abs=1e-9)
 
 
-def coco_map(annotations: Path, entries: list[dict]) -> float:
+def coco_map(annotations, entries):
     truth = COCO(str(annotations))
     evaluation = COCOeval(truth, truth.loadRes(entries), 'bbox')
     evaluation.evaluate()
@@ -250,14 +225,12 @@ def coco_map(annotations: Path, entries: list[dict]) -> float:
     return float(precision[precision > -1].mean())
 
 
-def test_later_members_work_on_what_is_left(
-    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_members_work_on_what_is_left(evaluate, monkeypatch):
     """An image of which nothing is detected any more is left alone."""
-    seen: dict[str, list[int]] = {}
+    seen = {}
     stock = Attacker.attack
 
-    def noted(self: Attacker, attack: Any, part: dict) -> Any:
+    def noted(self, attack, part):
         name = str(attack.ids)
         seen.setdefault(name, []).append(part['data_samples'][0].img_id)
         return stock(self, attack, part)
@@ -278,13 +251,11 @@ def test_later_members_work_on_what_is_left(
     assert metrics[f'all/{MAP}'] < metrics[MAP]
 
 
-def test_a_member_that_stood_back_may_be_chosen(
-    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_member_that_stood_back_may_be_chosen(evaluate, monkeypatch):
     """The search may start from a member on all images, also those it left alone."""
     stock = ensemble_module.WorstOf.search
 
-    def last_on_all(self: Any, *args: Any, **kwargs: Any) -> None:
+    def last_on_all(self, *args, **kwargs):
         stock(self, *args, **kwargs)
         self.assignment = np.full(6, 2)
 
@@ -301,9 +272,7 @@ def test_a_member_that_stood_back_may_be_chosen(
     assert metrics[f'all/{MAP}'] == pytest.approx(b['own_mAP'], abs=5e-4)
 
 
-def test_saved_images_are_those_that_count(
-    evaluate: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_saved_images_are_those_that_count(evaluate, tmp_path):
     """Of every image one, the clean one among them, also when it is done again."""
     members = dict(a=only(10, 12, strength=2000), b=only(11, strength=2000))
     attacks = {'all': ensemble(members)}
@@ -314,7 +283,7 @@ def test_saved_images_are_those_that_count(
         assert not list(folder.rglob('*tmp*'))
         clean = {
             sample.img_id: image.numpy()
-            for batch in evaluate.runner.test_dataloader  # type: ignore[attr-defined]
+            for batch in evaluate.runner.test_dataloader
             for image, sample in zip(
                 batch['inputs'], batch['data_samples'], strict=True
             )
@@ -340,9 +309,7 @@ def test_saved_images_are_those_that_count(
 
 
 @pytest.mark.parametrize(('norm', 'eps'), [('l2', 400), ('l1', 6000)])
-def test_members_keep_to_the_ball_of_the_ensemble(
-    evaluate: Callable[..., Any], coco: Path, tmp_path: Path, norm: str, eps: float
-) -> None:
+def test_members_keep_to_the_ball_of_the_ensemble(evaluate, coco, tmp_path, norm, eps):
     members = dict(a=pgd(), b=dict(type='mmrobust.Square', num_queries=4))
     report, metrics = evaluate(
         {'all': ensemble(members, norm=norm, eps=eps)},
@@ -351,7 +318,7 @@ def test_members_keep_to_the_ball_of_the_ensemble(
     )
     assert (report['attacks'][0]['norm'], report['attacks'][0]['eps']) == (norm, eps)
     assert metrics[f'all/{MAP}'] <= metrics[MAP]
-    for batch in evaluate.runner.test_dataloader:  # type: ignore[attr-defined]
+    for batch in evaluate.runner.test_dataloader:
         (image,), (sample,) = batch['inputs'], batch['data_samples']
         sizes = {}
         for name in ('', *members):
@@ -362,7 +329,7 @@ def test_members_keep_to_the_ball_of_the_ensemble(
         assert sizes['a'] > 0.5 * eps
 
 
-def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
+def test_costs_are_those_of_all_members(evaluate):
     """Also of examples that are not chosen."""
     report, _ = evaluate({'all': ensemble(dict(a=pgd(), b=only(), c=pgd()))})
     (found,) = report['attacks']
@@ -378,7 +345,7 @@ def test_costs_are_those_of_all_members(evaluate: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize('version', list(VERSIONS))
-def test_versions(version: str) -> None:
+def test_versions(version):
     """Their members are attacks of one threat model, in the order of the table."""
     found = Ensemble(norm='l2', eps='510/255', version=version)
     assert list(found.members) == list(VERSIONS[version])
@@ -388,14 +355,14 @@ def test_versions(version: str) -> None:
     assert Ensemble(version='fast', eps=8).threat.eps == 8
 
 
-def test_larger_radii_in_l1_are_a_default() -> None:
+def test_larger_radii_in_l1_are_a_default():
     members = dict(
         default=dict(type='mmrobust.APGD'),
         own=dict(type='mmrobust.APGD', radius_schedule=[(1, 1)]),
     )
     found = Ensemble(norm='l1', eps=5000, members=members).members
-    assert len(found['default'].radius_schedule) == 3  # type: ignore[attr-defined]
-    assert len(found['own'].radius_schedule) == 1  # type: ignore[attr-defined]
+    assert len(found['default'].radius_schedule) == 3
+    assert len(found['own'].radius_schedule) == 1
 
 
 @pytest.mark.parametrize(
@@ -418,17 +385,12 @@ def test_larger_radii_in_l1_are_a_default() -> None:
         (dict(eps=-1), 'eps=-1 is negative'),
     ],
 )
-def test_impossible_settings(settings: dict, sentence: str) -> None:
+def test_impossible_settings(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         Ensemble(**settings)
 
 
-def test_a_validation_gives_the_same(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    evaluate: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
+def test_a_validation_gives_the_same(build_runner, trained, evaluate, tmp_path):
     attacks = {'all': ensemble(dict(a=pgd(), b=only(10, 15)))}
     _, metrics = evaluate(attacks)
     before = sorted(tmp_path.rglob('*.json'))
@@ -445,7 +407,7 @@ def test_a_validation_gives_the_same(
 # --------------------------------------------------------------- what it is not for
 
 
-def test_classifiers_are_refused(tmp_path: Path) -> None:
+def test_classifiers_are_refused(tmp_path):
     from training.test_classifiers import runner_config
 
     init_default_scope('mmpretrain')
@@ -469,12 +431,10 @@ def test_classifiers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('kind', ['rotated', 'nothing', 'masks only'])
-def test_models_without_upright_boxes_are_refused(
-    evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_models_without_upright_boxes_are_refused(evaluate, monkeypatch, kind):
     """Before any attack has been made."""
 
-    def predict(self: Attacker, part: dict) -> list[DetDataSample]:
+    def predict(self, part):
         outputs = [sample.clone() for sample in part['data_samples']]
         for output in outputs:
             found = InstanceData(scores=torch.ones(2), labels=torch.zeros(2).long())
@@ -487,7 +447,7 @@ def test_models_without_upright_boxes_are_refused(
                 output.pred_instances = found
         return outputs
 
-    def attack(*args: Any) -> None:
+    def attack(*args):
         raise AssertionError('it attacks')
 
     monkeypatch.setattr(Attacker, 'predict', predict)
@@ -501,15 +461,10 @@ def test_models_without_upright_boxes_are_refused(
 
 
 @pytest.mark.parametrize('kind', ['no id', 'twice'])
-def test_images_without_ids_of_their_own_are_refused(
-    evaluate: Callable[..., Any],
-    coco: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-) -> None:
+def test_images_without_ids_of_their_own_are_refused(evaluate, coco, monkeypatch, kind):
     """Before the benign pass."""
 
-    def predict(*args: Any) -> None:
+    def predict(*args):
         raise AssertionError('it predicts')
 
     monkeypatch.setattr(Attacker, 'predict', predict)
@@ -525,13 +480,11 @@ def test_images_without_ids_of_their_own_are_refused(
         evaluate({'all': ensemble(dict(a=pgd()))}, dict(test_dataloader=loader))
 
 
-def test_no_member_is_lost_because_the_model_failed(
-    evaluate: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_member_is_lost_because_the_model_failed(evaluate, monkeypatch):
     """An attack without it would be weaker, and nobody would look for the reason."""
     forward, calls = ResNet.forward, []
 
-    def fails_once(self: ResNet, x: Tensor) -> Any:
+    def fails_once(self, x):
         calls.append(x)
         if len(calls) == 1:
             raise RuntimeError('a library was in a bad mood')

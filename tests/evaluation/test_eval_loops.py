@@ -1,14 +1,10 @@
 """Attack evaluation inside mmengine's Runner, on a detector that really detects."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle
 import random
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,21 +15,18 @@ from evaluated import images_of
 from mmdet.evaluation import CocoMetric, DumpDetResults
 from mmdet.structures import DetDataSample
 from mmengine.hooks import EMAHook, Hook
-from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmrobust.attacks import Attack, RandomNoise
 from mmrobust.objective.class_weights import class_weights
 from mmrobust.cli import as_sentence
-from mmrobust.evaluation.attacker import Attacker, Outcome
+from mmrobust.evaluation.attacker import Attacker
 from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.images import EvaluatedImages, left_clean, restrict_metrics
 from mmrobust.evaluation.adversarial_images import AdversarialImages
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-Build = Callable[..., Runner]
 
 NOISE = dict(type='mmrobust.RandomNoise', eps=8)
 PGD = dict(type='mmrobust.PGD', eps=8, num_steps=5)
@@ -41,14 +34,10 @@ MAP = 'coco/bbox_mAP'
 
 
 @pytest.fixture
-def evaluate(build_runner: Build, trained: Path) -> Callable[..., dict[str, Any]]:
+def evaluate(build_runner, trained):
     """Tests the trained detector; keyword arguments go to the test loop."""
 
-    def run(
-        attacks: dict[str, Any] | None = None,
-        overrides: dict[str, Any] | None = None,
-        **loop: Any,
-    ) -> dict[str, Any]:
+    def run(attacks=None, overrides=None, **loop):
         runner = build_runner(
             load_from=str(trained),
             test_cfg=dict(
@@ -56,24 +45,20 @@ def evaluate(build_runner: Build, trained: Path) -> Callable[..., dict[str, Any]
             ),
             **(overrides or {}),
         )
-        run.runner = runner  # type: ignore[attr-defined]
+        run.runner = runner
         return dict(runner.test())
 
     return run
 
 
-def stock_metrics(
-    build_runner: Build, trained: Path, **overrides: Any
-) -> dict[str, Any]:
+def stock_metrics(build_runner, trained, **overrides):
     return dict(build_runner(load_from=str(trained), **overrides).test())
 
 
 # -------------------------------------------------------------------- figures
 
 
-def test_eps_0_gives_the_benign_figures(
-    build_runner: Build, trained: Path, evaluate: Callable
-) -> None:
+def test_eps_0_gives_the_benign_figures(build_runner, trained, evaluate):
     """To the last digit, whatever the norm and the start."""
     attacks = dict(
         noise=dict(type='mmrobust.RandomNoise', eps=0),
@@ -93,9 +78,7 @@ def test_eps_0_gives_the_benign_figures(
     assert len(metrics) == 4 * len(stock)
 
 
-def test_eps_0_gives_the_benign_figures_of_voc(
-    build_runner: Build, trained: Path, coco: Path
-) -> None:
+def test_eps_0_gives_the_benign_figures_of_voc(build_runner, trained, coco):
     """VOCMetric takes the ground truth from the samples, in the original frame."""
     overrides = dict(
         # Half the size: boxes in the wrong frame would show.
@@ -119,7 +102,7 @@ def test_eps_0_gives_the_benign_figures_of_voc(
 # ------------------------------------------------------------ what stays as it is
 
 
-def test_the_model_is_left_as_it_was(build_runner: Build, coco: Path) -> None:
+def test_the_model_is_left_as_it_was(build_runner, coco):
     """Parameters, buffers and flags: as after mmengine's own test loop."""
     model = tiny.faster_rcnn()  # draws random numbers in its losses
     model['backbone'].update(frozen_stages=1)
@@ -152,11 +135,8 @@ def test_the_model_is_left_as_it_was(build_runner: Build, coco: Path) -> None:
 
 @pytest.mark.parametrize('model', [tiny.fcos, tiny.faster_rcnn])
 def test_attacks_leave_the_global_generators_alone(
-    build_runner: Build,
-    coco: Path,
-    model: Callable[[], dict],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    build_runner, coco, model, monkeypatch
+):
     """A training goes on after a validation as if there had been no attack."""
     attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
     runner = build_runner(
@@ -167,7 +147,7 @@ def test_attacks_leave_the_global_generators_alone(
     attack = Attacker.attack
     calls = []
 
-    def spied(*args: Any) -> Outcome:
+    def spied(*args):
         before = generators()
         outcome = attack(*args)
         assert generators() == before
@@ -179,7 +159,7 @@ def test_attacks_leave_the_global_generators_alone(
     assert len(calls) == 4
 
 
-def generators() -> tuple:
+def generators():
     kind, keys, *rest = np.random.get_state()
     return (
         torch.get_rng_state().numpy().tobytes(),
@@ -190,8 +170,8 @@ def generators() -> tuple:
 
 
 def test_a_validation_with_attacks_does_not_disturb_training(
-    build_runner: Build, trained: Path, coco: Path, tmp_path: Path
-) -> None:
+    build_runner, trained, coco, tmp_path
+):
     """Same weights as with mmengine's validation, and the same best checkpoint."""
     weights, seen = [], []
     attacks = dict(pgd=dict(PGD, num_steps=1))
@@ -227,10 +207,10 @@ def test_a_validation_with_attacks_does_not_disturb_training(
 
 
 class _Metrics(Hook):
-    def __init__(self, seen: list[dict]) -> None:
+    def __init__(self, seen):
         self.seen = seen
 
-    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
+    def after_val_epoch(self, runner, metrics=None):
         assert not runner.model.training
         self.seen.append(dict(metrics))
 
@@ -238,9 +218,7 @@ class _Metrics(Hook):
 # --------------------------------------------- each image for itself, repeatably
 
 
-def test_batches_order_and_other_attacks_do_not_matter(
-    evaluate: Callable, coco: Path, tmp_path: Path
-) -> None:
+def test_batches_order_and_other_attacks_do_not_matter(evaluate, coco, tmp_path):
     """An image's adversarial example depends on the image, its id and the seed."""
     content = json.loads((coco / 'annotations.json').read_text())
     content['images'].reverse()
@@ -269,9 +247,7 @@ def test_batches_order_and_other_attacks_do_not_matter(
             assert np.array_equal(found[name][key], image), (name, key)
 
 
-def test_a_seed_repeats_and_another_one_differs(
-    evaluate: Callable, coco: Path, tmp_path: Path
-) -> None:
+def test_a_seed_repeats_and_another_one_differs(evaluate, coco, tmp_path):
     images, metrics = [], []
     attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
     overrides = dict(test_dataloader=tiny.loader(coco, test=True, indices=2))
@@ -287,7 +263,7 @@ def test_a_seed_repeats_and_another_one_differs(
             assert not np.array_equal(images[0][name][key], images[2][name][key])
 
 
-def loaded(runner: Runner) -> dict[str, tuple[np.ndarray, Any]]:
+def loaded(runner):
     """The loader's images (float32) and samples by id."""
     found = {}
     for batch in runner.test_dataloader:
@@ -300,8 +276,8 @@ def loaded(runner: Runner) -> dict[str, tuple[np.ndarray, Any]]:
 
 
 def test_num_images_is_a_fixed_choice_that_the_metric_knows(
-    build_runner: Build, trained: Path, evaluate: Callable, coco: Path, tmp_path: Path
-) -> None:
+    build_runner, trained, evaluate, coco, tmp_path
+):
     chosen = []
     for number, seed in enumerate((0, 0, 1, 2, 3)):
         folder = tmp_path / str(number)
@@ -333,7 +309,7 @@ def test_num_images_is_a_fixed_choice_that_the_metric_knows(
     assert stock['coco/bbox_mAP'] > 0.9
 
 
-def test_wrapped_datasets_cannot_be_cut(evaluate: Callable, coco: Path) -> None:
+def test_wrapped_datasets_cannot_be_cut(evaluate, coco):
     """mmengine refuses to take a subset of several datasets; say so in a sentence."""
     loader = tiny.loader(coco, test=True)
     loader['dataset'] = dict(type='ConcatDataset', datasets=[loader['dataset']])
@@ -341,10 +317,10 @@ def test_wrapped_datasets_cannot_be_cut(evaluate: Callable, coco: Path) -> None:
         evaluate(dict(noise=NOISE), dict(test_dataloader=loader), num_images=2)
 
 
-def test_a_metric_that_cannot_be_restricted_is_refused(evaluate: Callable) -> None:
+def test_a_metric_that_cannot_be_restricted_is_refused(evaluate):
     """Scored on its whole file, three of six images would halve the benign figure."""
     evaluate({})
-    runner = evaluate.runner  # type: ignore[attr-defined]
+    runner = evaluate.runner
     metric = runner.test_evaluator.metrics[0]
     assert isinstance(metric, CocoMetric)
     del metric.img_ids
@@ -355,9 +331,7 @@ def test_a_metric_that_cannot_be_restricted_is_refused(evaluate: Callable) -> No
 # ------------------------------------------------------------------ saved files
 
 
-def test_saved_images_are_what_the_network_saw(
-    build_runner: Build, trained: Path, tmp_path: Path
-) -> None:
+def test_saved_images_are_what_the_network_saw(build_runner, trained, tmp_path):
     folder = tmp_path / 'adv'
     attacks = dict(pgd=dict(PGD, eps=5.5), noise=NOISE)
     runner = build_runner(
@@ -366,17 +340,15 @@ def test_saved_images_are_what_the_network_saw(
             type='mmrobust.AttackTestLoop', attacks=attacks, save_adv=str(folder)
         ),
     )
-    seen: dict[str, dict[str, np.ndarray]] = {}
+    seen = {}
 
     class Spy(Hook):
-        def after_attack_iter(
-            self, runner: Runner, batch_idx: int, attack: str, **kwargs: Any
-        ) -> None:
+        def after_attack_iter(self, runner, batch_idx, attack, **kwargs):
             inputs = passed[-1]
             for image, output in zip(inputs, kwargs['outputs'], strict=True):
                 seen.setdefault(attack, {})[str(output.img_id)] = image.numpy()
 
-    passed: list[list[Tensor]] = []
+    passed = []
     runner.model.data_preprocessor.register_forward_pre_hook(
         lambda module, args: passed.append([i.detach() for i in args[0]['inputs']])
     )
@@ -404,7 +376,7 @@ def test_saved_images_are_what_the_network_saw(
     assert not list(folder.rglob('*.tmp*'))
 
 
-def test_image_ids_may_be_any_text(tmp_path: Path) -> None:
+def test_image_ids_may_be_any_text(tmp_path):
     """WIDER FACE's ids are paths; two images never share a file."""
     saver = AdversarialImages(str(tmp_path / 'adv'), 'pgd', {})
     ids = ['a/b', 'a_b', 'a%2Fb', '../../outside', '..', 7, 'x' * 60]
@@ -416,7 +388,7 @@ def test_image_ids_may_be_any_text(tmp_path: Path) -> None:
     assert values == list(range(len(ids)))
 
 
-def test_images_without_an_id_are_not_saved_over_each_other(tmp_path: Path) -> None:
+def test_images_without_an_id_are_not_saved_over_each_other(tmp_path):
     saver = AdversarialImages(str(tmp_path / 'adv'), 'pgd', {})
     with pytest.raises(ConfigError, match="add 'img_id' to the meta_keys"):
         saver.save([DetDataSample()], [torch.zeros(3, 4, 5)])
@@ -425,18 +397,16 @@ def test_images_without_an_id_are_not_saved_over_each_other(tmp_path: Path) -> N
 # -------------------------------------------------------------------- the report
 
 
-def strict_json(path: Path) -> dict[str, Any]:
+def strict_json(path):
     """JSON proper: no NaN, no Infinity."""
 
-    def refuse(text: str) -> None:
+    def refuse(text):
         raise AssertionError(f'{text} is not JSON')
 
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_the_report(
-    evaluate: Callable, trained: Path, coco: Path, tmp_path: Path
-) -> None:
+def test_the_report(evaluate, trained, coco, tmp_path):
     metrics = evaluate(dict(noise=NOISE, pgd=PGD), seed=5)
     report = strict_json(tmp_path / 'work' / 'robustness.json')
     assert report['complete'] is True
@@ -480,16 +450,14 @@ class Crash(Attack):
 
     calls = 0
 
-    def perturb(
-        self, oracle: Any, images: Sequence[Tensor], generator: torch.Generator
-    ) -> list[Tensor]:
+    def perturb(self, oracle, images, generator):
         Crash.calls += 1
         if Crash.calls == 3:
             raise RuntimeError('out of memory')
         return list(images)
 
 
-def test_a_crash_leaves_what_is_finished(evaluate: Callable, tmp_path: Path) -> None:
+def test_a_crash_leaves_what_is_finished(evaluate, tmp_path):
     Crash.calls = 0
     with pytest.raises(RuntimeError, match='out of memory'):
         evaluate(dict(noise=NOISE, crash=dict(type='mmrobust.Crash'), pgd=PGD))
@@ -499,7 +467,7 @@ def test_a_crash_leaves_what_is_finished(evaluate: Callable, tmp_path: Path) -> 
     assert report['attacks'][0]['metrics'][MAP] > 0
     assert report['benign']['metrics'][MAP] > 0
     assert '**Not complete' in (tmp_path / 'work' / 'robustness.md').read_text()
-    model = evaluate.runner.model  # type: ignore[attr-defined]
+    model = evaluate.runner.model
     assert not any(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -508,15 +476,11 @@ def test_a_crash_leaves_what_is_finished(evaluate: Callable, tmp_path: Path) -> 
 class Blank(Attack):
     """Leaves nothing to be seen."""
 
-    def perturb(
-        self, oracle: Any, images: Sequence[Tensor], generator: torch.Generator
-    ) -> list[Tensor]:
+    def perturb(self, oracle, images, generator):
         return [torch.full_like(image, 110.0) for image in images]
 
 
-def test_no_detection_left_is_zero_with_a_note(
-    evaluate: Callable, trained: Path, tmp_path: Path
-) -> None:
+def test_no_detection_left_is_zero_with_a_note(evaluate, trained, tmp_path):
     """CocoMetric returns no figures at all then."""
     model = tiny.fcos()
     model['test_cfg']['score_thr'] = 0.25
@@ -533,9 +497,7 @@ def test_no_detection_left_is_zero_with_a_note(
     assert 'no detection is left' in (tmp_path / 'work' / 'robustness.md').read_text()
 
 
-def test_a_detector_that_finds_nothing_is_evaluated_to_the_end(
-    evaluate: Callable, tmp_path: Path
-) -> None:
+def test_a_detector_that_finds_nothing_is_evaluated_to_the_end(evaluate, tmp_path):
     model = tiny.fcos()
     model['test_cfg']['score_thr'] = 1.0
     evaluate(dict(noise=NOISE), dict(model=model))
@@ -546,8 +508,8 @@ def test_a_detector_that_finds_nothing_is_evaluated_to_the_end(
 
 
 def test_predictions_are_dumped_once_per_attack(
-    evaluate: Callable, build_runner: Build, trained: Path, tmp_path: Path
-) -> None:
+    evaluate, build_runner, trained, tmp_path
+):
     """What the benign pass wrote is not overwritten, in none of mmdet's two ways."""
     prefix = tmp_path / 'json' / 'results'
     prefix.parent.mkdir()
@@ -608,16 +570,16 @@ class Count(Hook):
         'after_test',
     )
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
+    def __init__(self):
+        self.calls = []
         for name in self.names:
             setattr(self, name, self._note(name))
 
-    def _note(self, name: str) -> Callable[..., None]:
+    def _note(self, name):
         return lambda *args, **kwargs: self.calls.append(name)
 
 
-def test_hooks_fire_once(build_runner: Build, trained: Path) -> None:
+def test_hooks_fire_once(build_runner, trained):
     """EMAHook swaps weights there, LoggerHook writes its file there."""
     attacks = dict(noise=NOISE, other=NOISE)
     runner = build_runner(
@@ -636,8 +598,8 @@ def test_hooks_fire_once(build_runner: Build, trained: Path) -> None:
 
 @pytest.mark.parametrize(('quantize', 'passes'), [(False, 1 + 2 + 2), (True, 8)])
 def test_predictions_are_scored_in_the_pass_that_makes_them(
-    evaluate: Callable, monkeypatch: pytest.MonkeyPatch, quantize: bool, passes: int
-) -> None:
+    evaluate, monkeypatch, quantize, passes
+):
     """One more pass for the choice of an ensemble, and one for pictures of 8 bits."""
     stock, made = DataLoader.__iter__, []
     monkeypatch.setattr(
@@ -650,24 +612,22 @@ def test_predictions_are_scored_in_the_pass_that_makes_them(
     assert len(made) == passes
 
 
-def test_the_ema_weights_are_the_attacked_ones(
-    build_runner: Build, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_ema_weights_are_the_attacked_ones(build_runner, trained, monkeypatch):
     """EMAHook puts its weights in before the passes and takes them out after all."""
     runner = build_runner(
         load_from=str(trained),
         test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE)),
         custom_hooks=[dict(type='EMAHook')],
     )
-    biases: list[float] = []
+    biases = []
 
-    def note(*args: Any, **kwargs: Any) -> None:
+    def note(*args, **kwargs):
         biases.append(float(runner.model.bbox_head.conv_cls.bias[0]))
 
     class Shift(Hook):
         """Makes the averaged weights different from the model's."""
 
-        def before_test(self, runner: Runner) -> None:
+        def before_test(self, runner):
             note()
             (ema,) = (h for h in runner._hooks if isinstance(h, EMAHook))
             ema.ema_model.module.bbox_head.conv_cls.bias.data[0] += 1
@@ -697,22 +657,20 @@ def test_the_ema_weights_are_the_attacked_ones(
         ),
     ],
 )
-def test_data_without_boxes_are_refused(
-    evaluate: Callable, coco: Path, change: Callable, sentence: str
-) -> None:
+def test_data_without_boxes_are_refused(evaluate, coco, change, sentence):
     loader = tiny.loader(coco, test=True)
     change(loader['dataset'])
     with pytest.raises(ConfigError, match=sentence):
         evaluate(dict(pgd=PGD), dict(test_dataloader=loader))
 
 
-def test_equal_ids_and_a_second_modality(evaluate: Callable, tmp_path: Path) -> None:
+def test_equal_ids_and_a_second_modality(evaluate, tmp_path):
     """Files are named by ids; what else the model gets is said to stay clean."""
 
     class Twice(list):
         metainfo = dict(classes=())
 
-        def get_data_info(self, index: int) -> dict:
+        def get_data_info(self, index):
             return dict(img_id=7)
 
     loader = DataLoader(Twice([0, 1, 2]), collate_fn=list)
@@ -722,9 +680,7 @@ def test_equal_ids_and_a_second_modality(evaluate: Callable, tmp_path: Path) -> 
     assert left_clean(dict(inputs=[], data_samples=[])) == []
 
 
-def test_without_attacks_the_loop_is_mmengines(
-    evaluate: Callable, build_runner: Build, trained: Path, coco: Path
-) -> None:
+def test_without_attacks_the_loop_is_mmengines(evaluate, build_runner, trained, coco):
     """It then needs no annotations either."""
     loader = tiny.loader(coco, test=True)
     del loader['dataset']['pipeline'][2]
@@ -754,9 +710,7 @@ def test_without_attacks_the_loop_is_mmengines(
         ),
     ],
 )
-def test_impossible_settings_are_refused(
-    evaluate: Callable, loop: dict, sentence: str
-) -> None:
+def test_impossible_settings_are_refused(evaluate, loop, sentence):
     with pytest.raises(ConfigError, match=sentence):
         evaluate(**{'attacks': dict(pgd=PGD), **loop})
 
@@ -770,7 +724,7 @@ ODD = {
 }
 
 
-def odd_dataset(root: Path, names: Sequence[str]) -> Path:
+def odd_dataset(root, names):
     tiny.make_coco(root, num_images=3)
     content = json.loads((root / 'annotations.json').read_text())
     for number, name in enumerate(names):
@@ -794,20 +748,20 @@ def odd_dataset(root: Path, names: Sequence[str]) -> Path:
     return root
 
 
-def on(root: Path, **kwargs: Any) -> dict:
+def on(root, **kwargs):
     """Overrides that put the test on another dataset."""
     loader = {**tiny.loader(root, test=True), **kwargs}
     evaluator = dict(type='CocoMetric', ann_file=str(root / 'annotations.json'))
     return dict(test_dataloader=loader, test_evaluator=evaluator)
 
 
-def test_odd_images_are_evaluated(evaluate: Callable, tmp_path: Path) -> None:
+def test_odd_images_are_evaluated(evaluate, tmp_path):
     root = odd_dataset(tmp_path / 'odd', list(ODD))
     overrides, adv = on(root, batch_size=7), str(tmp_path / 'adv')
     metrics = evaluate(dict(pgd=PGD), overrides, save_adv=adv)
     assert f'pgd/{MAP}' in metrics
     saved = images_of(tmp_path / 'adv' / 'pgd')
-    clean = loaded(evaluate.runner)  # type: ignore[attr-defined]
+    clean = loaded(evaluate.runner)
     assert len(saved) == 7
     for key, image in saved.items():
         assert image.shape == clean[key][0].shape
@@ -818,9 +772,7 @@ def test_odd_images_are_evaluated(evaluate: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('damage', 'workers'), [('text', 0), ('half', 0), ('half', 1), ('empty', 0)]
 )
-def test_a_damaged_image_among_good_ones_is_named(
-    evaluate: Callable, tmp_path: Path, damage: str, workers: int
-) -> None:
+def test_a_damaged_image_among_good_ones_is_named(evaluate, tmp_path, damage, workers):
     """The evaluation stops; figures on fewer images would pass for the whole set's."""
     root = tiny.make_coco(tmp_path / 'damaged', num_images=3)
     victim = root / 'images' / '001.png'
@@ -849,8 +801,8 @@ def test_a_damaged_image_among_good_ones_is_named(
 
 @pytest.mark.parametrize('there', [True, False])
 def test_cwa_counts_the_training_set_if_it_is_there(
-    build_runner: Build, trained: Path, coco: Path, tmp_path: Path, there: bool
-) -> None:
+    build_runner, trained, coco, tmp_path, there
+):
     """Weights from the evaluated set would tell the attack about it."""
     root = tmp_path / 'train'
     if there:
@@ -874,9 +826,7 @@ def test_cwa_counts_the_training_set_if_it_is_there(
     assert metrics[f'cwa/{MAP}'] < metrics[MAP]
 
 
-def test_built_attacks_are_taken_as_they_are(
-    build_runner: Build, trained: Path
-) -> None:
+def test_built_attacks_are_taken_as_they_are(build_runner, trained):
     runner = build_runner(load_from=str(trained))
     runner._test_loop = dict(
         type='mmrobust.AttackTestLoop', attacks=dict(noise=RandomNoise(eps=3))
@@ -886,8 +836,8 @@ def test_built_attacks_are_taken_as_they_are(
 
 
 def test_an_objective_that_the_model_lacks_is_named_before_the_benign_pass(
-    build_runner: Build, trained: Path, tmp_path: Path
-) -> None:
+    build_runner, trained, tmp_path
+):
     """Not after the hours of the passes before it."""
     runner = build_runner(
         load_from=str(trained),
@@ -896,10 +846,10 @@ def test_an_objective_that_the_model_lacks_is_named_before_the_benign_pass(
             attacks=dict(first=NOISE, mask=dict(PGD, objective=['loss_mask'])),
         ),
     )
-    predictions: list[int] = []
+    predictions = []
     stock = type(runner.model).test_step
 
-    def count(self: Any, data: Any) -> Any:
+    def count(self, data):
         predictions.append(1)
         return stock(self, data)
 
@@ -913,9 +863,7 @@ def test_an_objective_that_the_model_lacks_is_named_before_the_benign_pass(
 # ------------------------------------------------------------- boxes of all passes
 
 
-def test_boxes_of_all_passes_are_analysed(
-    evaluate: Callable, coco: Path, tmp_path: Path
-) -> None:
+def test_boxes_of_all_passes_are_analysed(evaluate, coco, tmp_path):
     attacks = {
         'noise': dict(type='mmrobust.RandomNoise', eps=8),
         'pgd': dict(type='mmrobust.PGD', eps=4, num_steps=3),
@@ -949,7 +897,7 @@ def test_boxes_of_all_passes_are_analysed(
     assert f'| pgd | {passes["pgd"]["mAP"]["estimate"]:.3f} [' in text
 
 
-def test_square_reads_the_detections(evaluate: Callable, tmp_path: Path) -> None:
+def test_square_reads_the_detections(evaluate, tmp_path):
     """Without gradients, and only from what the detector gives out."""
     attacks = {'square': dict(type='mmrobust.Square', eps=16, num_queries=30)}
     metrics = evaluate(attacks, report=str(tmp_path / 'deep' / 'er' / 'r.json'))
@@ -962,7 +910,7 @@ def test_square_reads_the_detections(evaluate: Callable, tmp_path: Path) -> None
     assert metrics[f'square/{MAP}'] < metrics[MAP]
 
 
-def detections(img_id: int, boxes: list[list[float]], scores: list[float]) -> Any:
+def detections(img_id, boxes, scores):
     sample = DetDataSample(metainfo=dict(img_id=img_id))
     sample.pred_instances = InstanceData(
         bboxes=torch.tensor(boxes),
@@ -977,20 +925,20 @@ class OneBox:
 
     metainfo = dict(classes=('thing',))
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 2
 
-    def get_data_info(self, index: int) -> dict:
+    def get_data_info(self, index):
         instance = dict(bbox=[10.0, 10, 50, 50], bbox_label=0, ignore_flag=0)
         return dict(img_id=index, height=64, width=64, instances=[instance])
 
 
-def test_strange_detections_do_not_end_an_evaluation() -> None:
+def test_strange_detections_do_not_end_an_evaluation():
     """An attack can make a detector give NaN; hours of results must survive it."""
     analysis = BoxAnalysis(OneBox(), resamples=10)
     good = [[10.0, 10, 50, 50]]
 
-    def finish(name: str, *outputs: Any) -> dict[str, Any] | None:
+    def finish(name, *outputs):
         found = [analysis.read(output) for output in outputs]
         return analysis.finish(name, [each for each in found if each is not None])
 

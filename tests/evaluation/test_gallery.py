@@ -1,23 +1,17 @@
 """The pictures of attacked images in the report's page."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from evaluated import Evaluation, attack_of
+from evaluated import attack_of
 from mmrobust.evaluation import visualization
-from mmrobust.evaluation.attacker import Attacker, Outcome
+from mmrobust.evaluation.attacker import Attacker
 
-Evaluate = Callable[..., dict[str, Any]]
 
 ATTACKS = dict(
     noise=dict(type='mmrobust.RandomNoise', eps=8),
@@ -27,11 +21,11 @@ ENSEMBLE = dict(type='mmrobust.Ensemble', eps=8, members=dict(one=ATTACKS['pgd']
 
 
 @pytest.fixture
-def evaluate(evaluate: Evaluation) -> Evaluate:
+def evaluate(evaluate):
     return partial(evaluate, num_images=3)
 
 
-def shown(page: Path) -> list[tuple[str, np.ndarray]]:
+def shown(page):
     """Titles and pictures of a page's gallery."""
     text = page.read_text()
     if 'id="gallery"' not in text:
@@ -48,12 +42,12 @@ def shown(page: Path) -> list[tuple[str, np.ndarray]]:
 
 
 @pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Counter]:
+def stopping(monkeypatch):
     """Lets an evaluation be interrupted at an attack on an image; counts them."""
     stock, calls = Attacker.attack, Counter[str]()
-    last: list[int | None] = [None]
+    last = [None]
 
-    def attack(*args: Any) -> Outcome:
+    def attack(*args):
         if calls['made'] == last[0]:
             raise KeyboardInterrupt
         calls['made'] += 1
@@ -61,7 +55,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Counter]
 
     monkeypatch.setattr(Attacker, 'attack', attack)
 
-    def set_last(number: int | None) -> Counter:
+    def set_last(number):
         calls.clear()
         last[0] = number
         return calls
@@ -70,9 +64,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Counter]
 
 
 @pytest.mark.parametrize('resume', [True, False])
-def test_the_first_images_under_every_attack(
-    evaluate: Evaluate, tmp_path: Path, resume: bool
-) -> None:
+def test_the_first_images_under_every_attack(evaluate, tmp_path, resume):
     attacks = {**ATTACKS, 'both': ENSEMBLE}
     evaluate(attacks, gallery=2, resume=resume, save_adv=str(tmp_path / 'adv'))
     pictures = dict(shown(tmp_path / 'r.html'))
@@ -91,9 +83,7 @@ def test_the_first_images_under_every_attack(
     assert not list(tmp_path.glob('*.records'))
 
 
-def test_an_evaluation_that_goes_on_has_them_too(
-    evaluate: Evaluate, stopping: Callable, tmp_path: Path
-) -> None:
+def test_an_evaluation_that_goes_on_has_them_too(evaluate, stopping, tmp_path):
     evaluate(ATTACKS, gallery=2)
     whole = shown(tmp_path / 'r.html')
     for stop in (1, 3):  # in the first attack, and in the second
@@ -110,9 +100,7 @@ def test_an_evaluation_that_goes_on_has_them_too(
         assert np.array_equal(picture, expected), title
 
 
-def test_missing_pictures_are_drawn_again(
-    evaluate: Evaluate, stopping: Callable, tmp_path: Path
-) -> None:
+def test_missing_pictures_are_drawn_again(evaluate, stopping, tmp_path):
     """Killed between a record and its picture; or asked for more pictures."""
     first = evaluate(ATTACKS, gallery=2)
     titles = [title for title, _ in shown(tmp_path / 'r.html')]
@@ -132,9 +120,7 @@ def test_missing_pictures_are_drawn_again(
         assert one['cost']['forwards'] == other['cost']['forwards']
 
 
-def test_pictures_of_other_settings_are_not_shown(
-    evaluate: Evaluate, stopping: Callable, tmp_path: Path
-) -> None:
+def test_pictures_of_other_settings_are_not_shown(evaluate, stopping, tmp_path):
     evaluate(dict(pgd=dict(ATTACKS['pgd'], eps=2)), gallery=1)
     ((_, expected),) = shown(tmp_path / 'r.html')
     for eps in (2, 16):
@@ -149,12 +135,12 @@ def test_pictures_of_other_settings_are_not_shown(
 
 
 def test_a_picture_that_cannot_be_drawn_is_named_and_left_out(
-    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    evaluate, tmp_path, monkeypatch
+):
     """An evaluation of hours does not end for it."""
     stock, said = visualization.attack_picture, []
 
-    def fail_for_pgd(*args: Any) -> np.ndarray:
+    def fail_for_pgd(*args):
         if args[-1] == 'pgd':
             raise ValueError('no such font')
         return stock(*args)

@@ -1,11 +1,6 @@
 """Evaluations whose images share the network's passes in attacks."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -33,12 +28,12 @@ GROUPS = [[10, 11, 13, 14], [12, 15]]
 
 
 @pytest.fixture
-def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+def groups(monkeypatch):
     """The images that were attacked together, in their order."""
-    found: list[list[int]] = []
+    found = []
     stock = Attacker.attack_together
 
-    def noted(self: Attacker, attack: Any, parts: list[dict]) -> Any:
+    def noted(self, attack, parts):
         found.append([part['data_samples'][0].img_id for part in parts])
         return stock(self, attack, parts)
 
@@ -46,9 +41,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return found
 
 
-def test_figures_are_those_of_single_images(
-    evaluate: Callable, groups: list, tmp_path: Path
-) -> None:
+def test_figures_are_those_of_single_images(evaluate, groups, tmp_path):
     reports, images = [], []
     for size in (1, 4):
         folder = tmp_path / f'adv{size}'
@@ -83,19 +76,19 @@ def test_figures_are_those_of_single_images(
         assert (abs(images[1][name] - image) < 0.01).mean() > 0.99
 
 
-def test_groups_have_at_most_so_many_images(evaluate: Callable, groups: list) -> None:
+def test_groups_have_at_most_so_many_images(evaluate, groups):
     evaluate(dict(pgd=PGD2), attack_batch_size=3)
     assert groups == [[10, 11, 13], [12, 15]]  # and 14 by itself
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_figures(
-    evaluate: Callable, groups: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    evaluate, groups, monkeypatch, tmp_path
+):
     whole = evaluate(dict(pgd=PGD2), attack_batch_size=4)
     del groups[:]
     noted = Attacker.attack_together
 
-    def interrupted(self: Attacker, attack: Any, parts: list[dict]) -> Any:
+    def interrupted(self, attack, parts):
         if groups:
             raise KeyboardInterrupt
         return noted(self, attack, parts)
@@ -114,10 +107,8 @@ def test_an_interrupted_evaluation_ends_in_the_same_figures(
     assert attack_of(again, 'pgd')['metrics'] == attack_of(whole, 'pgd')['metrics']
 
 
-def test_records_of_other_groups_do_not_count(
-    evaluate: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*args: Any) -> None:
+def test_records_of_other_groups_do_not_count(evaluate, monkeypatch):
+    def stopped(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -132,18 +123,18 @@ def test_records_of_other_groups_do_not_count(
 class Ruin(PGD):
     """Grey images where asked for, so that nothing is detected."""
 
-    def __init__(self, ids: Any = (), **kwargs: Any) -> None:
+    def __init__(self, ids=(), **kwargs):
         super().__init__(**kwargs)
         self.ids = list(ids)
 
-    def perturb(self, oracle: Any, images: Any, generator: Any) -> Any:
+    def perturb(self, oracle, images, generator):
         return [
             torch.full_like(image, 128) if sample.img_id in self.ids else image
             for image, sample in zip(images, oracle.samples, strict=True)
         ]
 
 
-def test_a_broken_image_leaves_its_group(evaluate: Callable, groups: list) -> None:
+def test_a_broken_image_leaves_its_group(evaluate, groups):
     members = {
         'first': dict(type='Ruin', num_steps=1, ids=[11, 13, 14, 15]),
         'second': dict(type='mmrobust.PGD', num_steps=1),
@@ -156,9 +147,7 @@ def test_a_broken_image_leaves_its_group(evaluate: Callable, groups: list) -> No
     assert [row['images'] for row in rows] == [6, 3]
 
 
-def test_original_pixels_and_pictures_of_8_bits(
-    evaluate: Callable, groups: list
-) -> None:
+def test_original_pixels_and_pictures_of_8_bits(evaluate, groups):
     reports = [
         attack_of(
             evaluate(
@@ -175,9 +164,7 @@ def test_original_pixels_and_pictures_of_8_bits(
         assert values[1] == pytest.approx(values[0], abs=0.02)
 
 
-def test_a_model_that_does_not_allow_it_is_attacked_image_by_image(
-    evaluate: Callable, groups: list
-) -> None:
+def test_a_model_that_does_not_allow_it_is_attacked_image_by_image(evaluate, groups):
     preprocessor = dict(tiny.fcos()['data_preprocessor'], type='OwnPreprocessor')
     model = {**tiny.fcos(), 'data_preprocessor': preprocessor}
     report = evaluate(dict(pgd=PGD2), model=model, attack_batch_size=4)
@@ -187,9 +174,7 @@ def test_a_model_that_does_not_allow_it_is_attacked_image_by_image(
     assert 'OwnPreprocessor' in sentence
 
 
-def test_a_built_loader_with_small_batches_is_refused(
-    evaluate: Callable, coco: Path
-) -> None:
+def test_a_built_loader_with_small_batches_is_refused(evaluate, coco):
     from mmengine.runner import Runner
 
     loader = Runner.build_dataloader(tiny.loader(coco, True))

@@ -1,11 +1,5 @@
 """Pictures of attacks, pixel by pixel."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import cv2
 import numpy as np
 import pytest
@@ -14,12 +8,10 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmrobust.evaluation.visualization import AttackVisualizationHook, attack_picture
 from mmrobust.frame import TO_INPUT
 from mmrobust.geometry import Affine
-from torch import Tensor
 
 HEIGHT, WIDTH = 64, 96
 SCALE = 5  # small images are enlarged: round(320 / 64)
@@ -29,13 +21,13 @@ PANEL = WIDTH * SCALE + GAP
 CLEAN_BGR = (10, 100, 200)
 
 
-def clean_image() -> Tensor:
+def clean_image():
     return torch.tensor(CLEAN_BGR, dtype=torch.uint8)[:, None, None].expand(
         3, HEIGHT, WIDTH
     )
 
 
-def attacked_image() -> Tensor:
+def attacked_image():
     """+4 in the blue channel of the left half, -2 in the red one of the right half."""
     image = clean_image().float().clone()
     image[0, :, : WIDTH // 2] += 4
@@ -43,7 +35,7 @@ def attacked_image() -> Tensor:
     return image
 
 
-def prediction(boxes: list[list[float]], scores: list[float]) -> DetDataSample:
+def prediction(boxes, scores):
     """A prediction in the frame of the original image, twice as large."""
     sample = DetDataSample(metainfo=dict(scale_factor=(0.5, 0.5), img_id=7))
     sample.pred_instances = InstanceData(
@@ -54,15 +46,13 @@ def prediction(boxes: list[list[float]], scores: list[float]) -> DetDataSample:
     return sample
 
 
-def truth(boxes: list[list[float]]) -> DetDataSample:
+def truth(boxes):
     sample = DetDataSample()
     sample.gt_instances = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4))
     return sample
 
 
-def draw(
-    clean: DetDataSample, attacked: DetDataSample, boxes: DetDataSample
-) -> np.ndarray:
+def draw(clean, attacked, boxes):
     images = clean_image(), attacked_image()
     return attack_picture(
         DetLocalVisualizer(), *images, clean, attacked, boxes, 0.3, 'pgd'
@@ -72,13 +62,13 @@ def draw(
 NOTHING = prediction([], [])
 
 
-def panel(picture: np.ndarray, number: int) -> np.ndarray:
+def panel(picture, number):
     """One of the three images, without its title."""
     left = number * PANEL
     return picture[TITLE:, left : left + WIDTH * SCALE].astype(int)
 
 
-def test_three_panels_with_known_pixels() -> None:
+def test_three_panels_with_known_pixels():
     picture = draw(NOTHING, NOTHING, truth([]))
     assert picture.dtype == np.uint8
     assert picture.shape == (TITLE + HEIGHT * SCALE, 3 * PANEL, 3)
@@ -99,7 +89,7 @@ def test_three_panels_with_known_pixels() -> None:
 
 
 @pytest.mark.parametrize('largest', [0, 0.3, 1, 8, 100, 255])
-def test_the_difference_never_wraps_around(largest: float) -> None:
+def test_the_difference_never_wraps_around(largest):
     """128 + factor * delta stays in 0-255; no difference is grey."""
     clean = torch.zeros(3, HEIGHT, WIDTH)
     attacked = clean.clone()
@@ -113,17 +103,17 @@ def test_the_difference_never_wraps_around(largest: float) -> None:
     assert (panel(picture, 2)[:, :200] == 128).all()
 
 
-def reddish(pixels: np.ndarray) -> np.ndarray:
+def reddish(pixels):
     """Pixels of a detection's frame on the background of these pictures."""
     return (pixels[..., 0] > 205) & (pixels[..., 1] < 80)
 
 
-def greenish(pixels: np.ndarray) -> np.ndarray:
+def greenish(pixels):
     """Pixels of an object's frame."""
     return (pixels[..., 0] < 80) & (pixels[..., 1] > 150)
 
 
-def test_boxes_are_drawn_in_the_frame_of_the_input() -> None:
+def test_boxes_are_drawn_in_the_frame_of_the_input():
     """Predictions come in the original frame, the ground truth in the input's."""
     # (40, 40, 80, 100) in the original frame is (20, 20, 40, 50) in the input's.
     clean = prediction([[40.0, 40, 80, 100]], [0.9])
@@ -145,7 +135,7 @@ def test_boxes_are_drawn_in_the_frame_of_the_input() -> None:
     assert np.array_equal(panel(picture, 2), panel(plain, 2))
 
 
-def test_faint_detections_are_not_drawn_and_wild_ones_break_nothing() -> None:
+def test_faint_detections_are_not_drawn_and_wild_ones_break_nothing():
     boxes = [[40.0, 40, 80, 100], [20.0, 20, 60, 60]]
     picture = draw(NOTHING, prediction(boxes, [0.29, 0.1]), truth([]))
     assert not reddish(panel(picture, 1)).any()
@@ -158,7 +148,7 @@ def test_faint_detections_are_not_drawn_and_wild_ones_break_nothing() -> None:
     assert picture.shape == (TITLE + HEIGHT * SCALE, 3 * PANEL, 3)
 
 
-def test_a_line_of_pixels_is_not_enlarged_beyond_measure() -> None:
+def test_a_line_of_pixels_is_not_enlarged_beyond_measure():
     line = torch.zeros(3, 1, 400)
     picture = attack_picture(
         DetLocalVisualizer(), line, line + 1, NOTHING, NOTHING, truth([]), 0.3, 'x'
@@ -166,7 +156,7 @@ def test_a_line_of_pixels_is_not_enlarged_beyond_measure() -> None:
     assert picture.shape == (TITLE + 6, 3 * (2400 + GAP), 3)
 
 
-def test_predictions_are_drawn_where_a_letterbox_put_them() -> None:
+def test_predictions_are_drawn_where_a_letterbox_put_them():
     """10 pixels to the right and 5 down, of half the size."""
     clean = prediction([[40.0, 40, 80, 100]], [0.9])
     objects = truth([])
@@ -183,10 +173,10 @@ NOISE = dict(type='mmrobust.RandomNoise', eps=8)
 
 
 @pytest.fixture
-def build(build_runner: Callable[..., Runner], coco: Path) -> Callable[..., Runner]:
+def build(build_runner, coco):
     """Evaluations of three images."""
 
-    def make(**hook: Any) -> Runner:
+    def make(**hook):
         attacks = dict(noise=NOISE, pgd=dict(type='mmrobust.PGD', eps=4, num_steps=1))
         return build_runner(
             test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks),
@@ -199,15 +189,13 @@ def build(build_runner: Callable[..., Runner], coco: Path) -> Callable[..., Runn
     return make
 
 
-def test_files_go_where_show_dir_points(build: Callable, tmp_path: Path) -> None:
+def test_files_go_where_show_dir_points(build, tmp_path):
     """Two pictures per attack, named by attack and image, lossless."""
     runner = build(num_images=2, out_dir='shown')
-    adversarial: dict[tuple[str, int], Tensor] = {}
+    adversarial = {}
 
     class Keep(Hook):
-        def after_attack_iter(
-            self, runner: Runner, batch_idx: int, **kwargs: Any
-        ) -> None:
+        def after_attack_iter(self, runner, batch_idx, **kwargs):
             key = (kwargs['attack'], kwargs['outputs'][0].img_id)
             adversarial[key] = kwargs['adversarial'][0]
 
@@ -234,11 +222,9 @@ def test_files_go_where_show_dir_points(build: Callable, tmp_path: Path) -> None
     assert np.array_equal(shown, 128 + 15 * delta.numpy())  # int(127 / 8) = 15
 
 
-def test_pictures_go_to_the_visualizer_otherwise(
-    build: Callable, tmp_path: Path
-) -> None:
+def test_pictures_go_to_the_visualizer_otherwise(build, tmp_path):
     runner = build(num_images=2)
-    added: list[tuple[str, int]] = []
+    added = []
     runner.visualizer.add_image = lambda name, image, step: added.append((name, step))
     runner.test()
     expected = [
@@ -253,17 +239,15 @@ def test_pictures_go_to_the_visualizer_otherwise(
     assert not list((tmp_path / 'work').rglob('attack_*.png'))
 
 
-def test_the_clean_panel_shows_the_benign_detections(build: Callable) -> None:
+def test_the_clean_panel_shows_the_benign_detections(build):
     """Of the same image: ids, not positions, bring the two together."""
     runner = build(num_images=3)
     hook = next(h for h in runner._hooks if isinstance(h, AttackVisualizationHook))
     runner.visualizer.add_image = lambda *args: None
-    benign: dict[int, Tensor] = {}
+    benign = {}
 
     class Keep(Hook):
-        def after_test_iter(
-            self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any
-        ) -> None:
+        def after_test_iter(self, runner, batch_idx, data_batch, outputs):
             for output in outputs:
                 benign[output.img_id] = output.pred_instances.scores.clone()
 

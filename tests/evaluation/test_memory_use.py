@@ -1,17 +1,11 @@
 """What an evaluation holds does not grow with the pixels it has seen."""
 
-from __future__ import annotations
-
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from torch import Tensor
 
 IMAGES, SKIPPED = 10, 3
@@ -27,11 +21,11 @@ class SeenEnough(Exception):
 class Scales(Hook):
     """Weighs what is held at the last image and was not at an early one."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.images = 0
         self.grown = 0
 
-    def after_attack_iter(self, runner: Runner, batch_idx: int, **kwargs: Any) -> None:
+    def after_attack_iter(self, runner, batch_idx, **kwargs):
         kwargs.clear()
         self.images += 1
         if batch_idx == SKIPPED:
@@ -43,7 +37,7 @@ class Scales(Hook):
             raise SeenEnough
 
 
-def _bytes_of_tensors() -> int:
+def _bytes_of_tensors():
     gc.collect()
     tensors = [each for each in gc.get_objects() if isinstance(each, Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
@@ -51,18 +45,15 @@ def _bytes_of_tensors() -> int:
 
 
 @pytest.fixture
-def scales() -> Iterator[Scales]:
+def scales():
     yield Scales()
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize('stage', ['test', 'val'])
 def test_what_an_evaluation_holds_does_not_grow_with_the_pixels(
-    build_runner: Callable[..., Runner],
-    tmp_path: Path,
-    scales: Scales,
-    stage: str,
-) -> None:
+    build_runner, tmp_path, scales, stage
+):
     """In a test records are on disk, in a validation in memory."""
     data = tiny.make_coco(tmp_path / 'data', IMAGES, sizes=[(96, 128)])
     model = tiny.fcos()

@@ -1,20 +1,14 @@
 """Attacks on original pixels, and attacked images as pictures of 8 bits."""
 
-from __future__ import annotations
-
 import json
 import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import tiny
 import torch
-from evaluated import Evaluation, ap, attack_of
-from mmengine.runner import Runner
+from evaluated import ap, attack_of
 from mmrobust.evaluation import attack_evaluation
 from mmrobust.errors import ConfigError
 
@@ -24,11 +18,11 @@ SCALE = (112, 84)
 MAPS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75')
 
 
-def resizing(coco: Path, **kwargs: Any) -> dict[str, Any]:
+def resizing(coco, **kwargs):
     return dict(test_dataloader=tiny.loader(coco, test=True, scale=SCALE, **kwargs))
 
 
-def pictures_of(coco: Path) -> dict[str, np.ndarray]:
+def pictures_of(coco):
     """The dataset's pictures by image id."""
     content = json.loads((coco / 'annotations.json').read_text())
     return {
@@ -37,7 +31,7 @@ def pictures_of(coco: Path) -> dict[str, np.ndarray]:
     }
 
 
-def with_pictures(coco: Path, saved: Path, root: Path) -> Path:
+def with_pictures(coco, saved, root):
     """The dataset with saved PNG files for pictures, and boxes resized with them."""
     content = json.loads((coco / 'annotations.json').read_text())
     sizes = {}
@@ -56,9 +50,7 @@ def with_pictures(coco: Path, saved: Path, root: Path) -> Path:
     return root
 
 
-def plain_metrics(
-    build_runner: Callable[..., Runner], trained: Path, root: Path
-) -> dict[str, float]:
+def plain_metrics(build_runner, trained, root):
     """mmdet's own test of a dataset."""
     evaluator = dict(type='CocoMetric', ann_file=str(root / 'annotations.json'))
     runner = build_runner(
@@ -69,13 +61,8 @@ def plain_metrics(
 
 @pytest.mark.parametrize('space', ['original', 'input'])
 def test_pictures_are_scored_as_they_lie_on_disk(
-    evaluate: Evaluation,
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    coco: Path,
-    tmp_path: Path,
-    space: str,
-) -> None:
+    evaluate, build_runner, trained, coco, tmp_path, space
+):
     """Another run of the plain pipeline on the saved files gives the same figures."""
     report = evaluate(
         dict(pgd=PGD),
@@ -103,9 +90,7 @@ def test_pictures_are_scored_as_they_lie_on_disk(
     assert about['space'] == space
 
 
-def test_perturbations_of_original_pixels(
-    evaluate: Evaluation, coco: Path, tmp_path: Path
-) -> None:
+def test_perturbations_of_original_pixels(evaluate, coco, tmp_path):
     evaluate(
         dict(pgd=PGD, l2=dict(PGD, norm='l2', eps=900)),
         overrides=resizing(coco),
@@ -123,9 +108,7 @@ def test_perturbations_of_original_pixels(
             assert found.max() <= 255
 
 
-def test_eps_0_changes_no_pixel(
-    evaluate: Evaluation, coco: Path, tmp_path: Path
-) -> None:
+def test_eps_0_changes_no_pixel(evaluate, coco, tmp_path):
     zero = dict(zero=dict(PGD, eps=0))
     for space in ('original', 'input'):
         report = evaluate(
@@ -150,7 +133,7 @@ def test_eps_0_changes_no_pixel(
             assert np.array_equal(saved, clean)
 
 
-def test_a_radius_in_l2_may_grow_by_rounding(evaluate: Evaluation, coco: Path) -> None:
+def test_a_radius_in_l2_may_grow_by_rounding(evaluate, coco):
     """So that the report shows it."""
     small = dict(small=dict(PGD, norm='l2', eps=60))
     entry = attack_of(evaluate(small, quantize=True, num_images=2), 'small')
@@ -159,11 +142,7 @@ def test_a_radius_in_l2_may_grow_by_rounding(evaluate: Evaluation, coco: Path) -
     assert abs(entry['quantized']['radius'] - 60) < 0.5 * (3 * 96 * 128) ** 0.5
 
 
-def test_masks(
-    build_runner: Callable[..., Runner],
-    coco: Path,
-    tmp_path: Path,
-) -> None:
+def test_masks(build_runner, coco, tmp_path):
     """Boxes and masks come out in the frame of the picture on disk."""
     torch.manual_seed(0)
     model = tiny.mask_rcnn()
@@ -195,7 +174,7 @@ def test_masks(
         assert attack['quantized']['metrics'].keys() == attack['metrics'].keys()
         assert 'coco/segm_mAP' in attack['metrics']
 
-    def dumped(name: str) -> list[dict]:
+    def dumped(name):
         return list(pickle.loads((tmp_path / name).read_bytes()))
 
     benign = dumped('out.pkl')
@@ -220,9 +199,7 @@ def test_masks(
 
 
 @pytest.mark.parametrize('loop', [dict(space='original'), dict(quantize=True)])
-def test_a_pipeline_that_cannot_be_followed_is_refused(
-    evaluate: Evaluation, coco: Path, loop: dict, tmp_path: Path
-) -> None:
+def test_a_pipeline_that_cannot_be_followed_is_refused(evaluate, coco, loop, tmp_path):
     loader = tiny.loader(coco, test=True)
     loader['dataset']['pipeline'].insert(3, dict(type='RandomFlip', prob=0.5))
     with pytest.raises(ConfigError, match='RandomFlip is none of'):
@@ -230,9 +207,7 @@ def test_a_pipeline_that_cannot_be_followed_is_refused(
     assert not (tmp_path / 'r.json').exists()
 
 
-def test_classifiers_are_refused(
-    evaluate: Evaluation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classifiers_are_refused(evaluate, monkeypatch):
     monkeypatch.setattr(attack_evaluation, 'is_classifier', lambda model: True)
     for loop in (dict(space='original'), dict(quantize=True)):
         with pytest.raises(ConfigError, match='8 bits are for detectors: leave'):

@@ -1,22 +1,17 @@
 """Interrupted anywhere, an evaluation ends with the report it would have had."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import tiny
 import torch
-from evaluated import Evaluation, images_of
+from evaluated import images_of
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
@@ -31,9 +26,7 @@ from mmrobust.errors import ConfigError
 from mmrobust.registry import ATTACKS
 from mmrobust.report import RobustnessReport
 from mmrobust.utils import files
-from torch import Tensor
 
-Evaluate = Callable[..., dict[str, Any]]
 
 PGD = dict(type='mmrobust.PGD', eps=8, num_steps=1)
 ENSEMBLE = dict(
@@ -53,22 +46,17 @@ class Interrupted(BaseException):
 
 
 @pytest.fixture
-def evaluate(evaluate: Evaluation) -> Evaluate:
+def evaluate(evaluate):
     """Tests the trained detector with a new runner, as another process would."""
 
-    def run(
-        attacks: dict[str, Any] | None = None,
-        overrides: dict[str, Any] | None = None,
-        model: dict | None = None,
-        **loop: Any,
-    ) -> dict[str, Any]:
+    def run(attacks=None, overrides=None, model=None, **loop):
         attacks = attacks or dict(pgd=PGD)
         return timeless(evaluate(attacks, None, model, overrides, **loop))
 
     return run
 
 
-def timeless(report: Any) -> Any:
+def timeless(report):
     """All but times, and texts that name files and runs."""
     if isinstance(report, dict):
         skipped = ('seconds', 'date', 'command', 'config_text')
@@ -77,13 +65,13 @@ def timeless(report: Any) -> Any:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def work(monkeypatch):
     """How many images were attacked and predicted."""
-    counts: Counter[str] = Counter()
+    counts = Counter()
     for name in ('attack', 'predict'):
         stock = getattr(Attacker, name)
 
-        def counted(*args: Any, stock: Any = stock, name: str = name) -> Any:
+        def counted(*args, stock=stock, name=name):
             found = stock(*args)
             counts[name] += 1
             return found
@@ -93,13 +81,11 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @contextmanager
-def interruption(
-    owner: Any, name: str, call: int, after: bool = False
-) -> Iterator[None]:
+def interruption(owner, name, call, after=False):
     """The given call of a function does not return, or was not made at all."""
     stock, calls = getattr(owner, name), 0
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
+    def interrupted(*args, **kwargs):
         nonlocal calls
         calls += 1
         if calls == call and not after:
@@ -119,7 +105,7 @@ def interruption(
 # In the order of an evaluation, each place in a run that goes on after the one before:
 # function, call that does not return, whether it did its work, whether an image's is
 # lost.
-PLACES: list[tuple[Any, str, int, bool, bool]] = [
+PLACES = [
     (Attacker, 'predict', 3, False, True),
     (StorePart, 'write', 2, False, True),
     (os, 'replace', 2, False, True),
@@ -141,9 +127,7 @@ PLACES: list[tuple[Any, str, int, bool, bool]] = [
 ]
 
 
-def test_interrupted_everywhere(
-    evaluate: Evaluate, work: Counter[str], tmp_path: Path
-) -> None:
+def test_interrupted_everywhere(evaluate, work, tmp_path):
     adv = tmp_path / 'adv'
     whole = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
     counts, made = dict(work), images_of(adv)
@@ -172,8 +156,8 @@ def test_interrupted_everywhere(
 
 
 def test_a_finished_run_starts_fresh_and_one_without_resume_keeps_nothing(
-    evaluate: Evaluate, work: Counter[str], tmp_path: Path
-) -> None:
+    evaluate, work, tmp_path
+):
     first = evaluate()
     assert not list(tmp_path.glob('*records*'))
     assert work == dict(attack=6, predict=12)
@@ -185,12 +169,7 @@ def test_a_finished_run_starts_fresh_and_one_without_resume_keeps_nothing(
     assert work == dict(attack=6, predict=12)
 
 
-def test_the_same_runner_goes_on(
-    build_runner: Callable[..., Runner],
-    trained: Path,
-    tmp_path: Path,
-    evaluate: Evaluate,
-) -> None:
+def test_the_same_runner_goes_on(build_runner, trained, tmp_path, evaluate):
     """In a notebook: the metric still holds what the interrupted pass gave it."""
     runner = build_runner(
         load_from=str(trained),
@@ -214,13 +193,13 @@ def test_the_same_runner_goes_on(
 # ---------------------------------------------------------------- other kinds of models
 
 
-def interrupt_twice(evaluate: Evaluate, *args: Any) -> None:
+def interrupt_twice(evaluate, *args):
     for name, call in (('predict', 4), ('attack', 3)):
         with pytest.raises(Interrupted), interruption(Attacker, name, call):
             evaluate(*args)
 
 
-def test_masks(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
+def test_masks(evaluate, coco, tmp_path):
     """Which are kept as run lengths; the metric writes them to a file."""
     torch.manual_seed(0)
     model = tiny.mask_rcnn()
@@ -252,7 +231,7 @@ def test_masks(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
         assert masks[0] == masks[1]
 
 
-def checkpoint_of(model: dict, folder: Path) -> Path:
+def checkpoint_of(model, folder):
     """Weights that are the same for every runner."""
     from mmdet.registry import MODELS
 
@@ -263,7 +242,7 @@ def checkpoint_of(model: dict, folder: Path) -> Path:
     return path
 
 
-def test_classifiers(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_classifiers(evaluate, tmp_path):
     """A record holds a whole batch; metrics need what heads write beside it."""
     from training.test_classifiers import runner_config
     from mmengine.registry import init_default_scope
@@ -313,7 +292,7 @@ def test_classifiers(evaluate: Evaluate, tmp_path: Path) -> None:
     assert reports[0]['attacks'][0]['cost']['images'] == 9
 
 
-def test_images_without_ids(evaluate: Evaluate, coco: Path, tmp_path: Path) -> None:
+def test_images_without_ids(evaluate, coco, tmp_path):
     """Their records are found by the place in the loader, and checked by the image."""
     loader = tiny.loader(coco, test=True, indices=2)
     loader['dataset'] = dict(
@@ -331,9 +310,7 @@ def test_images_without_ids(evaluate: Evaluate, coco: Path, tmp_path: Path) -> N
     assert found['attacks'][0]['cost']['backwards'] == 4
 
 
-def test_a_model_may_write_into_the_samples(
-    evaluate: Evaluate, build_runner: Callable[..., Runner], trained: Path
-) -> None:
+def test_a_model_may_write_into_the_samples(evaluate, build_runner, trained):
     """Its predictions would look as if they had been there before."""
     whole = evaluate()
     runner = build_runner(
@@ -342,7 +319,7 @@ def test_a_model_may_write_into_the_samples(
     )
     stock = runner.model.test_step
 
-    def into_the_samples(data: dict) -> list:
+    def into_the_samples(data):
         for sample, output in zip(data['data_samples'], stock(data), strict=True):
             sample.pred_instances = output.pred_instances
         return data['data_samples']
@@ -357,7 +334,7 @@ def test_a_model_may_write_into_the_samples(
 
 
 @pytest.fixture
-def broken_off(evaluate: Evaluate, coco: Path, tmp_path: Path) -> Path:
+def broken_off(evaluate, coco, tmp_path):
     """A copy of the dataset on which an evaluation was interrupted."""
     root = tmp_path / 'data'
     shutil.copytree(coco, root)
@@ -366,7 +343,7 @@ def broken_off(evaluate: Evaluate, coco: Path, tmp_path: Path) -> Path:
     return root
 
 
-def on(root: Path, **dataset: Any) -> dict[str, Any]:
+def on(root, **dataset):
     """Overrides that put the test on another dataset."""
     evaluator = dict(type='CocoMetric', ann_file=str(root / 'annotations.json'))
     return dict(
@@ -375,23 +352,17 @@ def on(root: Path, **dataset: Any) -> dict[str, Any]:
     )
 
 
-def edit(root: Path, change: Callable[[dict], None]) -> None:
+def edit(root, change):
     path = root / 'annotations.json'
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def test_a_changed_run_is_refused(
-    evaluate: Evaluate,
-    broken_off: Path,
-    trained: Path,
-    work: Counter[str],
-    tmp_path: Path,
-) -> None:
+def test_a_changed_run_is_refused(evaluate, broken_off, trained, work, tmp_path):
     """With a sentence that names what has changed; nothing is computed."""
 
-    def refused(wanted: str, *args: Any, **kwargs: Any) -> None:
+    def refused(wanted, *args, **kwargs):
         with pytest.raises(ConfigError) as caught:
             evaluate(*args, **kwargs)
         assert f'holds results of another run: {wanted}' in str(caught.value)
@@ -418,12 +389,12 @@ def test_a_changed_run_is_refused(
     assert not work
 
 
-def test_any_change_of_an_annotation_is_noticed(coco: Path, tmp_path: Path) -> None:
+def test_any_change_of_an_annotation_is_noticed(coco, tmp_path):
     """The losses of Mask R-CNN read masks."""
     root = tmp_path / 'data'
     shutil.copytree(coco, root)
 
-    def digest() -> str | None:
+    def digest():
         return annotations_digest(DATASETS.build(tiny.dataset(root, True, masks=True)))
 
     seen = [digest()]
@@ -436,7 +407,7 @@ def test_any_change_of_an_annotation_is_noticed(coco: Path, tmp_path: Path) -> N
     ):
         ((key, value),) = change.items()
 
-        def one(content: dict, key: str = key, value: Any = value) -> None:
+        def one(content, key=key, value=value):
             content['annotations'][0][key] = value(content['annotations'][0][key])
 
         edit(root, one)
@@ -448,9 +419,7 @@ def test_any_change_of_an_annotation_is_noticed(coco: Path, tmp_path: Path) -> N
     assert len(set(seen)) == 7
 
 
-def test_a_changed_picture_is_worked_on_anew(
-    evaluate: Evaluate, broken_off: Path, work: Counter[str], tmp_path: Path
-) -> None:
+def test_a_changed_picture_is_worked_on_anew(evaluate, broken_off, work, tmp_path):
     """Alone: the others are as they were."""
     path = broken_off / 'images' / '001.png'
     picture = cv2.imread(str(path))
@@ -466,13 +435,11 @@ def test_a_changed_picture_is_worked_on_anew(
 class Shift(Attack):
     """Has a setting that its description does not name."""
 
-    def __init__(self, by: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, by=1.0, **kwargs):
         super().__init__(**kwargs)
         self.by = by
 
-    def perturb(
-        self, oracle: Any, images: Sequence[Tensor], generator: Any
-    ) -> list[Tensor]:
+    def perturb(self, oracle, images, generator):
         """See :meth:`Attack.perturb`."""
         return [(image + self.by).clamp(0, 255) for image in images]
 
@@ -490,12 +457,10 @@ CHANGED = {
 }
 
 
-def test_changed_attacks_are_computed_anew(
-    evaluate: Evaluate, work: Counter[str], tmp_path: Path
-) -> None:
+def test_changed_attacks_are_computed_anew(evaluate, work, tmp_path):
     """And the benign pass is not."""
     before, after = ({k: pair[i] for k, pair in CHANGED.items()} for i in (0, 1))
-    settings: dict[str, Any] = dict(num_images=3)
+    settings = dict(num_images=3)
     fresh = evaluate(after, report=str(tmp_path / 'fresh.json'), **settings)
     whole = dict(work)
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', len(CHANGED)):
@@ -505,7 +470,7 @@ def test_changed_attacks_are_computed_anew(
     assert work == dict(attack=whole['attack'], predict=whole['predict'] - 3)
 
 
-def test_attacks_may_be_added(evaluate: Evaluate, work: Counter[str]) -> None:
+def test_attacks_may_be_added(evaluate, work):
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
         evaluate(dict(pgd=PGD))
     work.clear()
@@ -516,9 +481,7 @@ def test_attacks_may_be_added(evaluate: Evaluate, work: Counter[str]) -> None:
 # ------------------------------------------------------------------------ saved images
 
 
-def test_saved_images_that_are_gone_are_made_again(
-    evaluate: Evaluate, work: Counter[str], tmp_path: Path
-) -> None:
+def test_saved_images_that_are_gone_are_made_again(evaluate, work, tmp_path):
     adv = tmp_path / 'adv'
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', 2):
         evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
@@ -537,9 +500,7 @@ def test_saved_images_that_are_gone_are_made_again(
     assert all(np.array_equal(after[key], before[key]) for key in before)
 
 
-def test_images_are_saved_although_the_first_run_did_not(
-    evaluate: Evaluate, work: Counter[str], tmp_path: Path
-) -> None:
+def test_images_are_saved_although_the_first_run_did_not(evaluate, work, tmp_path):
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
         evaluate()
     evaluate(save_adv=str(tmp_path / 'adv'))

@@ -1,14 +1,9 @@
 """The study of experiments/evidence: its data, its grid, its runs and its tables."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +19,7 @@ MODULES = ('data', 'grid', 'models', 'runs', 'tables', 'plots', 'run')
 
 
 @pytest.fixture(scope='module')
-def study() -> Iterator[dict[str, ModuleType]]:
+def study():
     """Modules of the study by name; their short names are gone afterwards."""
     before = {name: sys.modules.pop(name, None) for name in MODULES}
     sys.path.insert(0, str(FOLDER))
@@ -37,7 +32,7 @@ def study() -> Iterator[dict[str, ModuleType]]:
 
 
 @pytest.fixture(scope='module')
-def cifar10(tmp_path_factory: pytest.TempPathFactory, study: dict) -> Path:
+def cifar10(tmp_path_factory, study):
     """Twelve training and eight test pictures of every class, of one colour each."""
     folder = tmp_path_factory.mktemp('pictures') / 'cifar10'
     for split, count in (('train', 12), ('test', 8)):
@@ -51,9 +46,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory, study: dict) -> Path:
 
 
 @pytest.fixture(scope='module')
-def made(
-    tmp_path_factory: pytest.TempPathFactory, study: dict, cifar10: Path
-) -> tuple[Path, dict[str, Any]]:
+def made(tmp_path_factory, study, cifar10):
     """The data made of them: folder and content of data.json."""
     root = tmp_path_factory.mktemp('made') / 'data'
     amounts = study['data'].Amounts(12, 6, (128, 160))
@@ -61,7 +54,7 @@ def made(
 
 
 class TestData:
-    def test_no_picture_is_in_two_sets(self, made: tuple[Path, dict]) -> None:
+    def test_no_picture_is_in_two_sets(self, made):
         root, data = made
         for split, objects, upstream in (('train', 3, 9), ('test', 4, 4)):
             content = json.loads((root / 'detection' / f'{split}.json').read_text())
@@ -75,9 +68,7 @@ class TestData:
             assert not pasted & listed
             assert len(pasted) <= 10 * objects
 
-    def test_boxes_and_outlines_bound_what_was_pasted(
-        self, made: tuple[Path, dict], cifar10: Path
-    ) -> None:
+    def test_boxes_and_outlines_bound_what_was_pasted(self, made, cifar10):
         root, _ = made
         ovals = 0
         content = json.loads((root / 'detection' / 'train.json').read_text())
@@ -110,10 +101,10 @@ class TestData:
         assert all(128 <= side <= 160 for size in sizes for side in size)
         assert len(sizes) > 1
 
-    def test_objects_do_not_meet(self, made: tuple[Path, dict]) -> None:
+    def test_objects_do_not_meet(self, made):
         root, _ = made
         content = json.loads((root / 'detection' / 'train.json').read_text())
-        by_image: dict[int, list] = {}
+        by_image = {}
         for each in content['annotations']:
             by_image.setdefault(each['image_id'], []).append(each['bbox'])
         assert {len(boxes) for boxes in by_image.values()} <= {1, 2, 3, 4, 5}
@@ -124,10 +115,10 @@ class TestData:
                     apart_y = y >= top + height or top >= y + h
                     assert apart_x or apart_y
 
-    def test_halves_of_the_classes(self, made: tuple[Path, dict]) -> None:
+    def test_halves_of_the_classes(self, made):
         root, _ = made
 
-        def read(suffix: str) -> set[tuple[str, int]]:
+        def read(suffix):
             lines = (root / f'upstream_train{suffix}.txt').read_text().splitlines()
             return {(path, int(label)) for path, label in map(str.split, lines)}
 
@@ -135,9 +126,7 @@ class TestData:
         assert first | {(path, label + 5) for path, label in last} == everything
         assert {label for _, label in last} == set(range(5))
 
-    def test_the_same_again(
-        self, made: tuple[Path, dict], study: dict, cifar10: Path, tmp_path: Path
-    ) -> None:
+    def test_the_same_again(self, made, study, cifar10, tmp_path):
         root, data = made
         amounts = study['data'].Amounts(12, 6, (128, 160))
         again = study['data'].make_data(tmp_path / 'again', cifar10, amounts)
@@ -148,16 +137,14 @@ class TestData:
         with pytest.raises(ConfigError, match='give another --work-dir'):
             study['data'].make_data(root, cifar10, study['data'].Amounts(13, 6))
 
-    def test_what_is_not_cifar10(self, study: dict, tmp_path: Path) -> None:
+    def test_what_is_not_cifar10(self, study, tmp_path):
         with pytest.raises(ConfigError, match=r'train/airplane.* has no pictures'):
             study['data'].make_data(
                 tmp_path / 'data', tmp_path, study['data'].Amounts(1, 1)
             )
         assert not (tmp_path / 'data').exists()
 
-    def test_a_digit_in_other_colours_stays_in_its_set(
-        self, study: dict, tmp_path: Path
-    ) -> None:
+    def test_a_digit_in_other_colours_stays_in_its_set(self, study, tmp_path):
         for name in '01':
             (tmp_path / name).mkdir()
             for digit in range(8):
@@ -173,10 +160,10 @@ class TestData:
 
 class TestGrid:
     @pytest.mark.parametrize('scale', ['smoke', 'small', 'full'])
-    def test_every_need_comes_first(self, study: dict, scale: str) -> None:
+    def test_every_need_comes_first(self, study, scale):
         grid = study['grid']
         runs = grid.Grid(grid.SCALES[scale]).build(grid.CLAIMS, grid.SEEDS)
-        seen: set[str] = set()
+        seen = set()
         for run in runs:
             assert set(run.needs.values()) <= seen, run.name
             assert run.kind in study['runs'].KINDS
@@ -185,7 +172,7 @@ class TestGrid:
             for seed in grid.SEEDS:
                 assert any(claim in r.claims and r.seed == seed for r in runs)
 
-    def test_methods_are_compared_at_equal_cost(self, study: dict) -> None:
+    def test_methods_are_compared_at_equal_cost(self, study):
         grid = study['grid']
         made = grid.Grid(grid.SCALES['small'])
         made.build(grid.CLAIMS, (0,))
@@ -199,9 +186,7 @@ class TestGrid:
         assert standard['passes'] == robust['passes'] == standard['updates']
         assert robust['updates'] == pytest.approx(0.3 * standard['updates'], abs=1)
 
-    def test_a_long_pretraining_has_the_updates_of_the_standard_one(
-        self, study: dict
-    ) -> None:
+    def test_a_long_pretraining_has_the_updates_of_the_standard_one(self, study):
         grid = study['grid'].Grid(study['grid'].SCALES['medium'])
         settings = {run.name: run.settings for run in grid.build((1,), (0,))}
         standard = settings['classifier/resnet18-eps0/seed0']
@@ -211,7 +196,7 @@ class TestGrid:
         detector = grid.runs['detector/faster-rcnn-robust-long-free/seed0']
         assert detector.needs == {'start': 'classifier/resnet18-eps4-3.33/seed0'}
 
-    def test_the_budget_from_scratch_counts_the_pretraining(self, study: dict) -> None:
+    def test_the_budget_from_scratch_counts_the_pretraining(self, study):
         grid = study['grid']
         scale = grid.SCALES['small']
         passes = grid.Grid(scale).equal_budget() - scale.detector
@@ -220,9 +205,7 @@ class TestGrid:
 
 
 @pytest.fixture(scope='module')
-def tiny_study(
-    study: dict, made: tuple[Path, dict], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def tiny_study(study, made, tmp_path_factory):
     """A study on the made data, in which everything is as short as it can be."""
     root, data = made
     scale = study['grid'].Scale(
@@ -234,9 +217,7 @@ def tiny_study(
 
 
 class TestRuns:
-    def test_from_the_classifier_to_the_table(
-        self, study: dict, tiny_study: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_from_the_classifier_to_the_table(self, study, tiny_study, monkeypatch):
         attacks = {
             name: {**config, 'num_steps': 1}
             for name, config in study['grid'].ATTACKS.items()
@@ -270,7 +251,7 @@ class TestRuns:
         assert (tiny_study.work_dir / 'detectors.png').stat().st_size > 1000
 
 
-def row(seed: int, benign: float, attacked: float) -> dict:
+def row(seed, benign, attacked):
     return {
         'name': f'detector/faster-rcnn-robust-free/seed{seed}',
         'seed': seed,
@@ -285,13 +266,13 @@ def row(seed: int, benign: float, attacked: float) -> dict:
 
 
 class TestTables:
-    def test_mean_and_standard_deviation(self, study: dict) -> None:
+    def test_mean_and_standard_deviation(self, study):
         tables = study['tables']
         assert tables.spread([1.0, 2.0, 6.0]) == '3.0 ± 2.6'
         assert tables.spread([1.0, 2.0]) == '1.5 ± 0.7 (n = 2)'
         assert tables.spread([]) == ''
 
-    def test_a_row_comes_from_its_records(self, study: dict) -> None:
+    def test_a_row_comes_from_its_records(self, study):
         tables = study['tables']
         records = tables.Store([row(0, 0.5, 0.25), row(1, 0.7, 0.05), row(2, 0.6, 0)])
         text = tables.detectors(records, tables.rows_of(records, '1'))
@@ -300,7 +281,7 @@ class TestTables:
         assert cells[:3] == ['FreeAT, robust backbone', '60.0 ± 10.0', '10.0 ± 13.2']
         assert cells[-1] == cells[2]  # the lowest is that under 'total'
 
-    def test_the_matrix_has_sources_below_and_targets_beside(self, study: dict) -> None:
+    def test_the_matrix_has_sources_below_and_targets_beside(self, study):
         tables = study['tables']
         cells = {
             'clean': {'a': 0.5, 'b': 0.4},
@@ -322,7 +303,7 @@ class TestTables:
     sorted(p.parent for p in RESULTS.glob('*/records.json')),
     ids=lambda p: p.name,
 )
-def test_published_tables_are_those_of_the_records(study: dict, folder: Path) -> None:
+def test_published_tables_are_those_of_the_records(study, folder):
     """What docs/evidence.md shows is what the records give."""
     tables = study['tables']
     docs = (ROOT / 'docs' / 'evidence.md').read_text()

@@ -20,7 +20,6 @@ import resource
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ PROJECT/text.pth PROJECT/truncated.pth PROJECT/data/annotations.json -x ::
 mmdet::fcos/gone.py nopackage::x/y.py http:// https://127.0.0.1:9/x.pth nowhere://x
 """
 PATHS = ('', ' ', 'x' * 300, *PLAIN_PATHS.split())
-VALUES: tuple[Any, ...] = (
+VALUES = (
     *(None, True, '', 'x', '4/255', '-4/255', 'total'),
     *(-1, 0, 0.5, 10**400, -(10**15), 1e308),
     *map(Source, ("float('nan')", "float('inf')", 'len', 'object()')),
@@ -99,7 +98,7 @@ CONFIG, GOOD = 'PROJECT/config.py', 'PROJECT/good.pth'
 CLASSIFIER = ['PROJECT/classifier.py', 'PROJECT/classifier.pth']
 FAST = ['--attack', 'pgd', '--num-steps', '1', '--num-images', '2']
 # Arguments that work.
-BASES: dict[str, list[list[str]]] = {
+BASES = {
     'train.py': [
         [CONFIG],
         ['PROJECT/standard.py'],
@@ -124,11 +123,11 @@ BASES: dict[str, list[list[str]]] = {
 _SLOW = {'-h', '--help', '--show', '--seeds', '--lr'}  # or not for a test
 
 
-def options_of(tool: str) -> list[str]:
+def options_of(tool):
     """The options of a tool, as its parser knows them."""
-    found: list[str] = []
+    found = []
 
-    def caught(self: argparse.ArgumentParser, *args: Any) -> None:
+    def caught(self, *args):
         found.extend(name for a in self._actions for name in a.option_strings)
         raise KeyboardInterrupt
 
@@ -142,21 +141,21 @@ def options_of(tool: str) -> list[str]:
     return sorted(set(found) - _SLOW)
 
 
-OPTIONS: dict[str, list[str]] = {}
+OPTIONS = {}
 
 
-def misspelt(rng: Random, word: str) -> str:
+def misspelt(rng, word):
     """The word with a letter too many or too few."""
     place = rng.randrange(max(len(word), 1))
     return word[:place] + rng.choice(('x', '')) + word[place + rng.randrange(2) :]
 
 
-def work(tool: str, argv: list[str]) -> list[str]:
+def work(tool, argv):
     """The arguments with a work dir in the case's folder, if the tool has one."""
     return argv if tool == 'convert_backbone.py' else [*argv, '--work-dir', 'HERE/work']
 
 
-def command(rng: Random, number: int, project: Path) -> Case:
+def command(rng, number, project):
     """Options with nonsense, without a value, misspelt; paths to nothing."""
     tool = rng.choice(('train.py', 'test.py', 'test.py', *BASES))
     base = work(tool, list(rng.choice(BASES[tool])))
@@ -174,19 +173,19 @@ def command(rng: Random, number: int, project: Path) -> Case:
     return Case(tool, base)
 
 
-def places(node: Any, path: tuple = ()) -> list[tuple]:
+def places(node, path=()):
     """Where anything stands in a config or in annotations."""
     found = [path] if path else []
-    pairs: Any = node.items() if isinstance(node, dict) else ()
+    pairs = node.items() if isinstance(node, dict) else ()
     for key, value in enumerate(node) if isinstance(node, list) else pairs:
         found += places(value, (*path, key))
     return found
 
 
-def mutate(rng: Random, root: Any, values: tuple[Any, ...]) -> str:
+def mutate(rng, root, values):
     """Makes one value wrong; returns the first of the keys that lead there."""
     path = rng.choice(places(root))
-    node: Any = root
+    node = root
     for key in path[:-1]:
         node = node[key]
     key, kind = path[-1], rng.choice(('value', 'value', 'value', 'gone', 'renamed'))
@@ -211,7 +210,7 @@ NO_CONFIGS = (
 )
 
 
-def config(rng: Random, number: int, project: Path) -> Case:
+def config(rng, number, project):
     """A config with one or two wrong settings, or none at all."""
     tool = rng.choice(('train.py', 'test.py'))
     argv = ['HERE/given/mine.py', *([GOOD] if tool == 'test.py' else [])]
@@ -225,7 +224,7 @@ def config(rng: Random, number: int, project: Path) -> Case:
     return Case(tool, work(tool, argv), {'given/mine.py': config_text(cfg).encode()})
 
 
-def data(rng: Random, number: int, project: Path) -> Case:
+def data(rng, number, project):
     """Annotations with a wrong value, a damaged file of annotations, or an image."""
     tool = rng.choice(('train.py', 'test.py'))
     argv = [CONFIG] if tool == 'train.py' else [CONFIG, GOOD, *FAST[:4]]
@@ -271,7 +270,7 @@ WITH_CHECKPOINT = (
 )
 
 
-def checkpoint(rng: Random, number: int, project: Path) -> Case:
+def checkpoint(rng, number, project):
     """A checkpoint that is none, or not of this model, given to any tool."""
     kind = DAMAGED[number % len(DAMAGED)]
     words = rng.choice(WITH_CHECKPOINT).replace('PATH', f'PROJECT/{kind}.pth')
@@ -279,7 +278,7 @@ def checkpoint(rng: Random, number: int, project: Path) -> Case:
     return Case(tool, work(tool, argv), culprits=(f'{kind}.pth',))
 
 
-KINDS: dict[str, tuple[Callable[[Random, int, Path], Case], int]] = {
+KINDS = {
     'commands': (command, 40),
     'configs': (config, 30),
     'data': (data, 18),
@@ -287,7 +286,7 @@ KINDS: dict[str, tuple[Callable[[Random, int, Path], Case], int]] = {
 }
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def pytest_generate_tests(metafunc):
     if 'drawn' in metafunc.fixturenames:
         option = metafunc.config.getoption
         count, seed = option('fuzz_cases') or CASES, option('fuzz_seed')
@@ -307,7 +306,7 @@ class Enough(BaseException):
     """The tool computes, and what it was given is no mistake to it."""
 
 
-def run(case: Case, project: Path, here: Path) -> Outcome:
+def run(case, project, here):
     """Runs a case in its own folder."""
     for name, content in case.files.items():
         path = here / name
@@ -340,12 +339,12 @@ def run(case: Case, project: Path, here: Path) -> Outcome:
 
 
 @contextmanager
-def _quick() -> Iterator[None]:
+def _quick():
     """Leaves out what takes long and is not the tools' own."""
     passes = 0
 
-    def counting(forward: Any) -> Any:
-        def count(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def counting(forward):
+        def count(self, *args, **kwargs):
             nonlocal passes
             passes += 1
             if passes > PASSES:
@@ -366,7 +365,7 @@ def _quick() -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
+def _as_it_was():
     """Changes back everything that a run changes in its process."""
     folder, scopes = os.getcwd(), dict(DefaultScope._instance_dict)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -396,7 +395,7 @@ def _as_it_was() -> Iterator[None]:
         DefaultScope._instance_dict.update(scopes)
 
 
-def complaints(case: Case, outcome: Outcome, here: Path) -> list[str]:
+def complaints(case, outcome, here):
     """Says what is wrong with how a case ended."""
     found, err = [], outcome.err
     if outcome.status in (0, 'enough'):
@@ -428,7 +427,7 @@ def complaints(case: Case, outcome: Outcome, here: Path) -> list[str]:
 # --------------------------------------------------------------------------- the tests
 
 
-def test_case(drawn: tuple[str, int, int], project: Path, tmp_path: Path) -> None:
+def test_case(drawn, project, tmp_path):
     kind, number, seed = drawn
     case = KINDS[kind][0](Random(f'{seed} {kind} {number}'), number, project)
     kept = {path: path.stat().st_mtime_ns for path in project.rglob('*.p*')}
@@ -441,9 +440,7 @@ def test_case(drawn: tuple[str, int, int], project: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ('tool', 'argv'), [(tool, argv) for tool, all_ in BASES.items() for argv in all_]
 )
-def test_what_the_cases_break_is_whole(
-    tool: str, argv: list[str], project: Path, tmp_path: Path
-) -> None:
+def test_what_the_cases_break_is_whole(tool, argv, project, tmp_path):
     """Otherwise every case would fail for a reason of its own, and prove nothing."""
     case = Case(tool, work(tool, argv))
     outcome = run(case, project, tmp_path)
@@ -466,7 +463,7 @@ def test_what_the_cases_break_is_whole(
         (Outcome('Traceback', 'error while testing:\n'), None),
     ],
 )
-def test_the_judge(tmp_path: Path, outcome: Outcome, complaint: str | None) -> None:
+def test_the_judge(tmp_path, outcome, complaint):
     found = complaints(Case('test.py', [], {}, ('x is',), True), outcome, tmp_path)
     assert bool(found) == (complaint is not None)
     assert complaint is None or complaint in found[0]

@@ -1,7 +1,5 @@
 """The bounded loss, element by element, against its definition in plain numbers."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest
@@ -17,12 +15,12 @@ from updates import make_batch, make_model
 from torch import nn
 
 
-def build(loss: str, **settings: object) -> nn.Module:
+def build(loss, **settings):
     init_default_scope('mmdet')
     return MODELS.build(dict(type='mmrobust.BoundedLoss', loss=loss, **settings))
 
 
-def test_large_elements_have_the_bound_as_value_and_a_smaller_gradient() -> None:
+def test_large_elements_have_the_bound_as_value_and_a_smaller_gradient():
     """L1: gradient 1 per element, of the element 8 scaled by 6 / 8."""
     loss = build('L1Loss', bound=6.0)
     pred = torch.tensor([[8.0, 2, -12, 6]], requires_grad=True)
@@ -35,7 +33,7 @@ def test_large_elements_have_the_bound_as_value_and_a_smaller_gradient() -> None
     torch.testing.assert_close(grad, torch.tensor([[6 / 8, 1, -6 / 12, 1]]) / 2)
 
 
-def test_rows_are_bounded_by_their_sum() -> None:
+def test_rows_are_bounded_by_their_sum():
     """The four coordinates of a box; the first row sums to 12, the second to 5."""
     loss = build('L1Loss', bound=6.0, per='row')
     pred = torch.tensor([[8.0, 2, -1, 1], [2, 1, 1, 1]])
@@ -43,7 +41,7 @@ def test_rows_are_bounded_by_their_sum() -> None:
     assert float(total) == pytest.approx(6 + 5)
 
 
-def test_cross_entropy_of_a_sampled_region() -> None:
+def test_cross_entropy_of_a_sampled_region():
     loss = build('CrossEntropyLoss', bound=6.0, use_sigmoid=False, loss_weight=2.0)
     logits = torch.tensor([[0.0, 10.0], [0.0, 1.0]], requires_grad=True)
     labels = torch.tensor([0, 0])
@@ -58,7 +56,7 @@ def test_cross_entropy_of_a_sampled_region() -> None:
     torch.testing.assert_close(grad[:, 1], 2 * p * factor / 2)
 
 
-def test_heads_find_what_they_ask_a_loss_for() -> None:
+def test_heads_find_what_they_ask_a_loss_for():
     loss = build('CrossEntropyLoss', use_sigmoid=True, class_weight=[1.0, 2.0])
     assert loss.use_sigmoid is True
     assert loss.class_weight == [1.0, 2.0]
@@ -66,7 +64,7 @@ def test_heads_find_what_they_ask_a_loss_for() -> None:
     assert list(loss.state_dict()) == []  # nothing new in a checkpoint
 
 
-def bounded_fcos(bound: float) -> dict:
+def bounded_fcos(bound):
     config = tiny.fcos()
     config['bbox_head']['loss_cls'] = dict(
         type='mmrobust.BoundedLoss',
@@ -80,14 +78,14 @@ def bounded_fcos(bound: float) -> dict:
     return config
 
 
-def test_in_a_detector_it_acts_in_training_alone() -> None:
+def test_in_a_detector_it_acts_in_training_alone():
     """An attack sees the bare loss, which the bound would weaken."""
     batch = make_batch([(64, 96), (80, 64)], 0)
     plain = make_model(tiny.fcos())
     bounded = make_model(ConfigDict(bounded_fcos(1e-4)))
     bounded.load_state_dict(plain.state_dict())
 
-    def loss_cls(model: nn.Module) -> float:
+    def loss_cls(model):
         data = model.data_preprocessor(deepcopy(batch), False)
         return float(model(**data, mode='loss')['loss_cls'].detach())
 
@@ -101,13 +99,13 @@ def test_in_a_detector_it_acts_in_training_alone() -> None:
     assert loss_cls(wide) == pytest.approx(loss_cls(plain), rel=1e-5)
 
 
-def test_class_weights_and_the_bound_together() -> None:
+def test_class_weights_and_the_bound_together():
     """A_cwa on a bounded model: weighted, and in eval mode not bounded."""
 
     class Head(nn.Module):
         num_classes = 3
 
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.loss_cls = build('CrossEntropyLoss', bound=0.5, use_sigmoid=False)
 
@@ -123,11 +121,11 @@ def test_class_weights_and_the_bound_together() -> None:
 
 
 @pytest.mark.parametrize('bound', [0, -1, float('inf'), float('nan'), 'x'])
-def test_an_impossible_bound_is_refused(bound: object) -> None:
+def test_an_impossible_bound_is_refused(bound):
     with pytest.raises(ConfigError, match='must be a finite number above 0'):
         build('L1Loss', bound=bound)
 
 
-def test_an_unknown_grouping_is_refused() -> None:
+def test_an_unknown_grouping_is_refused():
     with pytest.raises(ConfigError, match="choose 'element' or 'row'"):
         build('L1Loss', per='box')

@@ -3,8 +3,6 @@
 That classifiers give timm's logits is shown in tests/weights/test_sources.py.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from convstem_reference import STEMS, plain_stem, randomise
@@ -17,16 +15,16 @@ SMALL = dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32])
 ONE = dict(depths=[3], channels=[8])
 
 
-def stemmed(arch: object = SMALL, **kwargs: object) -> torch.nn.Module:
+def stemmed(arch=SMALL, **kwargs):
     return MODELS.build(dict(type=STEM, arch=arch, **kwargs))
 
 
-def isotropic(arch: object = ONE, **kwargs: object) -> torch.nn.Module:
+def isotropic(arch=ONE, **kwargs):
     return MODELS.build(dict(type=ISOTROPIC, arch=arch, **kwargs))
 
 
 @pytest.mark.parametrize('name', STEMS)
-def test_a_stem_is_the_published_one(name: str) -> None:
+def test_a_stem_is_the_published_one(name):
     layers, last = STEMS[name]
     stem = conv_stem(3, layers) if last is None else conv_stem_16(3, last)
     plain = randomise(plain_stem(name))
@@ -39,12 +37,12 @@ def test_a_stem_is_the_published_one(name: str) -> None:
     assert found.shape == (1, last or layers[-1][0], side, side)
 
 
-def test_odd_sides_are_rounded_up() -> None:
+def test_odd_sides_are_rounded_up():
     with torch.no_grad():
         assert conv_stem_16(3, 8)(torch.zeros(1, 3, 33, 17)).shape == (1, 8, 3, 2)
 
 
-def test_four_feature_levels_for_a_detector() -> None:
+def test_four_feature_levels_for_a_detector():
     model = stemmed(out_indices=[0, 1, 2, 3], gap_before_final_norm=False)
     outs = model(torch.zeros(2, 3, 64, 96))
     assert [tuple(out.shape) for out in outs] == [
@@ -55,7 +53,7 @@ def test_four_feature_levels_for_a_detector() -> None:
     ]
 
 
-def test_frozen_stages_reach_the_stem() -> None:
+def test_frozen_stages_reach_the_stem():
     model = stemmed(frozen_stages=1)
     model.train()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -68,7 +66,7 @@ def test_frozen_stages_reach_the_stem() -> None:
 
 
 @pytest.mark.parametrize('convstem', [False, True])
-def test_a_detector_s_backbone(convstem: bool) -> None:
+def test_a_detector_s_backbone(convstem):
     """Sides that are no multiples of 16 are padded by zeros, right and bottom."""
     model = randomise(isotropic(convstem=convstem, gap_before_final_norm=False))
     image = torch.rand(2, 3, 40, 70)
@@ -81,8 +79,8 @@ def test_a_detector_s_backbone(convstem: bool) -> None:
         assert model(torch.rand(1, 3, 32, 16))[0].shape == (1, 8, 2, 1)
 
 
-def test_frozen_blocks() -> None:
-    def frozen(count: int) -> set[str]:
+def test_frozen_blocks():
+    def frozen(count):
         model = isotropic(convstem=True, frozen_stages=count, drop_path_rate=0.5)
         model.train()
         assert [b.training for b in model.stages[0]] == [i >= count for i in range(3)]
@@ -103,7 +101,7 @@ def test_frozen_blocks() -> None:
     assert frozen(3) == stem | blocks | {'norm0.weight', 'norm0.bias'}
 
 
-def test_checkpointing_gives_the_same_gradient() -> None:
+def test_checkpointing_gives_the_same_gradient():
     """`with_cp` is mmpretrain's and still works."""
     plain = randomise(isotropic())
     saving = isotropic(with_cp=True)
@@ -117,7 +115,7 @@ def test_checkpointing_gives_the_same_gradient() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_layers_for_layerwise_rates() -> None:
+def test_layers_for_layerwise_rates():
     model = isotropic(convstem=True)
     for name, depth in (
         ('downsample_layers.0.12.weight', 0),
@@ -140,6 +138,6 @@ def test_layers_for_layerwise_rates() -> None:
         (ISOTROPIC, dict(arch=ONE, frozen_stages=4), 'choose 0 to 3'),
     ],
 )
-def test_what_is_refused(kind: str, settings: dict, sentence: str) -> None:
+def test_what_is_refused(kind, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         MODELS.build(dict(type=kind, **settings))

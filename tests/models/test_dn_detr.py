@@ -1,9 +1,6 @@
 """DN-DETR: its queries, its mask, its losses, and that attacks never see them."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,7 +18,6 @@ from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.errors import ConfigError
 from mmrobust.models import DNDETR, DNDETRHead, DnQueryGenerator
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from torch import Tensor, nn
 
 FULL_SIZE = Path(__file__).parents[2] / 'configs/robust_dn-detr_r50.py'
 TERMS = ('loss_cls', 'loss_bbox', 'loss_iou')
@@ -32,7 +28,7 @@ TWO_AND_ONE = (
 NONE = ([], [])
 
 
-def sample_of(boxes: list, labels: list, shape: tuple = (64, 80)) -> DetDataSample:
+def sample_of(boxes, labels, shape=(64, 80)):
     sample = DetDataSample(
         metainfo=dict(
             img_shape=shape,
@@ -48,7 +44,7 @@ def sample_of(boxes: list, labels: list, shape: tuple = (64, 80)) -> DetDataSamp
     return sample
 
 
-def batch_of(objects: Sequence = TWO_AND_ONE, shape: tuple = (64, 96)) -> dict:
+def batch_of(objects=TWO_AND_ONE, shape=(64, 96)):
     generator = torch.Generator().manual_seed(1)
     images = [
         torch.randint(0, 256, (3, *shape), generator=generator, dtype=torch.uint8)
@@ -58,7 +54,7 @@ def batch_of(objects: Sequence = TWO_AND_ONE, shape: tuple = (64, 96)) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-def build(config: dict | None = None, **dn_cfg) -> nn.Module:
+def build(config=None, **dn_cfg):
     torch.manual_seed(0)
     config = config or tiny.dn_detr()
     # As in the papers: BatchNorm never moves, so that modes differ in nothing else.
@@ -70,22 +66,22 @@ def build(config: dict | None = None, **dn_cfg) -> nn.Module:
     return model.train()
 
 
-def losses_of(model: nn.Module, batch: dict) -> dict[str, Tensor]:
+def losses_of(model, batch):
     data = model.data_preprocessor(deepcopy(batch), True)
     return model(**data, mode='loss')
 
 
-def is_denoising(name: str) -> bool:
+def is_denoising(name):
     return name.split('.')[-1].startswith('dn_')
 
 
-def generator_of(**kwargs) -> DnQueryGenerator:
+def generator_of(**kwargs):
     torch.manual_seed(0)
     settings = dict(num_classes=3, embed_dims=8, num_matching_queries=4)
     return DnQueryGenerator(**{**settings, **kwargs})
 
 
-def groups_of(count: int) -> dict:
+def groups_of(count):
     return dict(dynamic=False, num_groups=count)
 
 
@@ -161,7 +157,7 @@ def test_the_decoder_obeys_the_mask():
     features = model.extract_feat(data['inputs'])
     content, boxes, mask, meta = model.dn_query_generator(data['data_samples'])
 
-    def states(content: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
+    def states(content, boxes, mask):
         outputs = model.forward_transformer(
             features, data['data_samples'], (content, boxes, mask, meta)
         )
@@ -272,17 +268,17 @@ def test_the_number_of_groups_can_follow_the_objects():
 # The losses
 
 
-def focal(logit: float, positive: bool) -> float:
+def focal(logit, positive):
     share = 1 / (1 + math.exp(-logit))
     if positive:
         return -0.25 * (1 - share) ** 2 * math.log(share)
     return -0.75 * share**2 * math.log(1 - share)
 
 
-def giou_loss(one: Sequence[float], two: Sequence[float]) -> float:
+def giou_loss(one, two):
     """1 - GIoU of two boxes given as cx, cy, w, h."""
 
-    def corners(box: Sequence[float]) -> list[float]:
+    def corners(box):
         x, y, w, h = box
         return [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
 
@@ -293,7 +289,7 @@ def giou_loss(one: Sequence[float], two: Sequence[float]) -> float:
     return 1 - shared / union + (hull - union) / hull
 
 
-def denoising_case(objects: Sequence) -> tuple[list[DetDataSample], Tensor, Tensor]:
+def denoising_case(objects):
     """Samples, logits (1, N, D, 3) and boxes (1, N, D, 4) of two groups."""
     samples = [sample_of(*each) for each in objects]
     queries = 2 * max(len(boxes) for boxes, _ in objects)
@@ -303,7 +299,7 @@ def denoising_case(objects: Sequence) -> tuple[list[DetDataSample], Tensor, Tens
     return samples, logits, boxes
 
 
-def dn_losses(head: nn.Module, samples: list, logits: Tensor, boxes: Tensor) -> list:
+def dn_losses(head, samples, logits, boxes):
     terms = head.loss_dn(
         logits,
         boxes,

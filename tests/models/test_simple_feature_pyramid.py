@@ -1,7 +1,5 @@
 """ViTDet's neck: levels, a plain re-computation, and detectors that train on it."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch
@@ -14,7 +12,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
 from mmrobust.errors import ConfigError
 from mmrobust.registry import MODELS
-from torch import Tensor
 from torch.nn import functional as F
 
 # As mmdet's configs of Faster R-CNN and FCOS set their FPN.
@@ -27,7 +24,7 @@ FCOS = dict(
 )
 
 
-def build(in_channels: object = 16, **kwargs: object) -> torch.nn.Module:
+def build(in_channels=16, **kwargs):
     kwargs = dict(out_channels=8, **kwargs)
     kind = 'mmrobust.SimpleFeaturePyramid'
     return MODELS.build(dict(type=kind, in_channels=in_channels, **kwargs))
@@ -35,7 +32,7 @@ def build(in_channels: object = 16, **kwargs: object) -> torch.nn.Module:
 
 @pytest.mark.parametrize('settings', [FASTER_RCNN, FCOS], ids=['faster-rcnn', 'fcos'])
 @pytest.mark.parametrize('size', [(64, 96), (128, 32)])
-def test_the_levels_are_those_of_an_fpn(settings: dict, size: tuple[int, int]) -> None:
+def test_the_levels_are_those_of_an_fpn(settings, size):
     """For images with sides of multiples of 32, as mmdet pads them."""
     height, width = size
     strides = [4, 8, 16, 32]
@@ -49,7 +46,7 @@ def test_the_levels_are_those_of_an_fpn(settings: dict, size: tuple[int, int]) -
     assert found[0].shape == (2, 8, height // first, width // first)
 
 
-def test_strides_that_are_left_out_have_no_weights() -> None:
+def test_strides_that_are_left_out_have_no_weights():
     neck = build(num_outs=2, start_level=2)
     assert [tuple(out.shape[2:]) for out in neck([torch.zeros(1, 16, 3, 5)])] == [
         (3, 5),
@@ -58,23 +55,23 @@ def test_strides_that_are_left_out_have_no_weights() -> None:
     assert not any(isinstance(m, torch.nn.ConvTranspose2d) for m in neck.modules())
 
 
-def norm(x: Tensor, layer: torch.nn.Module) -> Tensor:
+def norm(x, layer):
     own = ChannelNorm(x.shape[1])
     own.load_state_dict(layer.state_dict())
     return own(x)
 
 
-def test_by_hand() -> None:
+def test_by_hand():
     neck = randomise(build(**dict(FCOS, start_level=0, num_outs=6)))
     x = torch.randn(1, 16, 4, 6)
 
-    def double(x: Tensor, layer: torch.nn.Module) -> Tensor:
+    def double(x, layer):
         """Each pixel becomes 2 x 2 pixels of its own."""
         n, _, h, w = x.shape
         blocks = torch.einsum('nihw,iouv->nohuwv', x, layer.weight)
         return blocks.reshape(n, -1, 2 * h, 2 * w) + layer.bias.view(-1, 1, 1)
 
-    def finish(x: Tensor, layers: torch.nn.Sequential) -> Tensor:
+    def finish(x, layers):
         x = torch.einsum('nihw,oi->nohw', x, layers[0].weight[..., 0, 0])
         x = norm(x, layers[1])
         return norm(F.conv2d(x, layers[2].weight, padding=1), layers[3])
@@ -102,7 +99,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize('settings', [FASTER_RCNN, FCOS], ids=['faster-rcnn', 'fcos'])
-def test_every_output_reaches_the_map(settings: dict) -> None:
+def test_every_output_reaches_the_map(settings):
     neck = build(**settings)
     neck.init_weights()
     x = torch.randn(1, 16, 4, 4, requires_grad=True)
@@ -113,7 +110,7 @@ def test_every_output_reaches_the_map(settings: dict) -> None:
     assert all(p.grad is not None for p in neck.parameters())
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused():
     for wrong, message in (
         (dict(in_channels=[8, 16], num_outs=4), 'must be one number'),
         (dict(in_channels=18, num_outs=4), 'a multiple of 4'),
@@ -149,7 +146,7 @@ VITS = {
 }
 
 
-def make_batch(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[DetDataSample]]:
+def make_batch(*sizes):
     images, samples = [], []
     for size in sizes:
         sample = DetDataSample(metainfo=dict(img_shape=size, pad_shape=size))
@@ -170,7 +167,7 @@ def make_batch(*sizes: tuple[int, int]) -> tuple[list[Tensor], list[DetDataSampl
         ('fcos', 'isotropic', 0),
     ],
 )
-def test_detectors_train(family: str, backbone: str, frozen: int) -> None:
+def test_detectors_train(family, backbone, frozen):
     """A step on images of two sizes, and the gradient that an attack follows."""
     cfg = tiny.FAMILIES[family]()
     cfg['backbone'] = dict(VITS[backbone], frozen_stages=frozen)

@@ -1,7 +1,5 @@
 """SSD: mmdet's losses, a prediction, and class weights by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ CONFIG = Path(__file__).parents[2] / 'configs/robust_ssd300_voc.py'
 
 
 @pytest.fixture(scope='module')
-def models() -> tuple[torch.nn.Module, torch.nn.Module]:
+def models():
     """SSD300 with our head and with mmdet's, of equal weights."""
     init_default_scope('mmdet')
     model = Config.fromfile(CONFIG).model
@@ -32,9 +30,7 @@ def models() -> tuple[torch.nn.Module, torch.nn.Module]:
     return ours, theirs
 
 
-def test_losses_are_mmdets_and_it_predicts(
-    models: tuple[torch.nn.Module, torch.nn.Module],
-) -> None:
+def test_losses_are_mmdets_and_it_predicts(models):
     ours, theirs = models
     batch = make_batch([(300, 300)], 0)
     images = float_images(batch, 'cpu')
@@ -49,9 +45,7 @@ def test_losses_are_mmdets_and_it_predicts(
     assert result.pred_instances.bboxes.shape[1] == 4
 
 
-def test_class_weights_reach_the_objects(
-    models: tuple[torch.nn.Module, torch.nn.Module],
-) -> None:
+def test_class_weights_reach_the_objects(models):
     """Two objects of classes 0 and 3, two pieces of background, all of them counted."""
     head = models[0].bbox_head
     generator = torch.Generator().manual_seed(0)

@@ -3,10 +3,7 @@
 That classifiers give timm's logits is shown in tests/weights/test_sources.py.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,12 +17,12 @@ DEIT3_STEM = 'mmrobust.DeiT3ConvStem'
 TINY = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
 
 
-def build(arch: object = TINY, kind: str = VIT, **kwargs: object) -> torch.nn.Module:
+def build(arch=TINY, kind=VIT, **kwargs):
     return MODELS.build(dict(type=kind, arch=arch, **kwargs))
 
 
 @pytest.fixture(scope='module')
-def vit_small() -> torch.nn.Module:
+def vit_small():
     timm = pytest.importorskip('timm')
     torch.manual_seed(0)
     model = timm.create_model('vit_small_patch16_224')
@@ -33,7 +30,7 @@ def vit_small() -> torch.nn.Module:
     return randomise(model)
 
 
-def test_a_feature_map_of_another_size(vit_small: torch.nn.Module) -> None:
+def test_a_feature_map_of_another_size(vit_small):
     """Stem, positions and layers of timm's, one after the other, from 90 x 60 pixels.
 
     The image is padded to 96 x 64, and the 14 x 14 positions interpolated to 6 x 4.
@@ -67,7 +64,7 @@ def test_a_feature_map_of_another_size(vit_small: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize('kind', [VIT, DEIT3, DEIT3_STEM])
-def test_frozen_layers_and_maps(kind: str) -> None:
+def test_frozen_layers_and_maps(kind):
     model = build(kind=kind, frozen_stages=2, drop_path_rate=0.5, out_type='featmap')
     for size, map_size in (((70, 33), (5, 3)), ((32, 64), (2, 4))):
         (out,) = model(torch.rand(2, 3, *size))
@@ -86,7 +83,7 @@ def test_frozen_layers_and_maps(kind: str) -> None:
 
 @pytest.mark.parametrize('kind', [VIT, DEIT3, DEIT3_STEM])
 @pytest.mark.parametrize('init', ['Pretrained', 'mmrobust.PretrainedBackbone'])
-def test_weights_from_a_file_stay(kind: str, init: str, tmp_path: Path) -> None:
+def test_weights_from_a_file_stay(kind, init, tmp_path):
     file = str(tmp_path / 'weights.pth')
     saved = randomise(MODELS.build(dict(type=kind, arch=TINY))).state_dict()
     torch.save(saved, file)
@@ -98,7 +95,7 @@ def test_weights_from_a_file_stay(kind: str, init: str, tmp_path: Path) -> None:
             torch.testing.assert_close(model.state_dict(), saved, rtol=0, atol=0)
 
 
-def test_the_stock_class_keeps_weights_from_a_file_too(tmp_path: Path) -> None:
+def test_the_stock_class_keeps_weights_from_a_file_too(tmp_path):
     """By itself it would draw some anew after loading: see its init_weights."""
     kind = 'mmpretrain.VisionTransformer'
     file = str(tmp_path / 'weights.pth')
@@ -111,7 +108,7 @@ def test_the_stock_class_keeps_weights_from_a_file_too(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
 
 
-def test_without_a_file_position_embeddings_are_drawn() -> None:
+def test_without_a_file_position_embeddings_are_drawn():
     model = build()
     assert not model.pos_embed.any()
     model.init_weights()
@@ -122,7 +119,7 @@ def test_without_a_file_position_embeddings_are_drawn() -> None:
     assert not model.pos_embed.any()
 
 
-def test_layers_for_layerwise_rates() -> None:
+def test_layers_for_layerwise_rates():
     """mmpretrain's rule counts the stem as depth 0."""
     model = build()
     assert model.get_layer_depth('patch_embed.projection.0.weight') == (0, 5)
@@ -130,13 +127,13 @@ def test_layers_for_layerwise_rates() -> None:
 
 
 @pytest.fixture(scope='module')
-def deit3_medium() -> torch.nn.Module:
+def deit3_medium():
     timm = pytest.importorskip('timm')
     torch.manual_seed(0)
     return randomise(timm.create_model('deit3_medium_patch16_224'))
 
 
-def test_a_deit3_equals_timm(deit3_medium: torch.nn.Module) -> None:
+def test_a_deit3_equals_timm(deit3_medium):
     """And mmpretrain's own class does not."""
     model, stock = (
         classifier(512, type=kind, arch='medium').eval()
@@ -158,7 +155,7 @@ def test_a_deit3_equals_timm(deit3_medium: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize('arch', ['small', 'medium', 'base', 'large', 'huge'])
-def test_every_arch_uses_both_norms(arch: str) -> None:
+def test_every_arch_uses_both_norms(arch):
     """The norms scale a layer's parts; a part whose norm is zero sees no input."""
     with torch.device('meta'):
         whole = MODELS.build(dict(type='mmrobust.DeiT3', arch=arch))
@@ -178,7 +175,7 @@ def test_every_arch_uses_both_norms(arch: str) -> None:
     assert not inside['attn'].eq(2).any()
 
 
-def test_the_mean_of_all_tokens() -> None:
+def test_the_mean_of_all_tokens():
     """mmpretrain's class accepts this type of output but fails at it."""
     model = MODELS.build(dict(type='mmrobust.DeiT3', arch=TINY, out_type='avg_featmap'))
     raw = deepcopy(model)
@@ -202,6 +199,6 @@ def test_the_mean_of_all_tokens() -> None:
         (DEIT3, dict(frozen_stages=4), 'choose up to 3'),
     ],
 )
-def test_what_is_refused(kind: str, settings: dict, sentence: str) -> None:
+def test_what_is_refused(kind, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         build(kind=kind, **settings)

@@ -1,17 +1,11 @@
 """Images that share the network's passes get what they get alone."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import tiny
 import torch
 from mmdet.models import FCOS
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
-from torch import Tensor, nn
 
 from mmrobust.attacks import APGD, PGD
 from mmrobust.batch import split_batch
@@ -20,7 +14,6 @@ from mmrobust.objective import (
     LossOracle,
     NotStackedError,
     Objective,
-    Seams,
     StackedOracle,
     find_seams,
     loss_mode,
@@ -40,10 +33,10 @@ HEADS = {
 class Case:
     """A model and three images, two of which are padded to the third's shape."""
 
-    def __init__(self, family: str | dict, sizes: Any = None) -> None:
+    def __init__(self, family, sizes=None):
         torch.manual_seed(0)
         config = family if isinstance(family, dict) else tiny.FAMILIES[family]()
-        self.model: Any = tiny.filled(MODELS.build(ConfigDict(config)))
+        self.model = tiny.filled(MODELS.build(ConfigDict(config)))
         sizes = sizes or [(96, 128), (90, 100), (66, 128)]
         if family == 'dino':  # pads nothing
             sizes = [(64, 96)] * 3
@@ -53,15 +46,15 @@ class Case:
         inputs = [drawing.image for drawing in drawings]
         self.batch = {'inputs': inputs, 'data_samples': self.samples}
 
-    def seams(self) -> Seams:
+    def seams(self):
         part = split_batch(self.batch)[0]
         return find_seams(self.model, part, self.samples[:1])
 
-    def stacked(self, objective: Any = 'total') -> StackedOracle:
+    def stacked(self, objective='total'):
         basis = self.model, self.batch, self.samples, Objective(objective)
         return StackedOracle(*basis, self.seams(), SEEDS)
 
-    def alone(self, place: int, objective: Any = 'total') -> LossOracle:
+    def alone(self, place, objective='total'):
         part = split_batch(self.batch)[place]
         samples = self.samples[place : place + 1]
         return LossOracle(self.model, part, samples, Objective(objective))
@@ -156,11 +149,11 @@ def test_an_overflow_of_one_image_is_none_of_the_others():
 class OddFCOS(FCOS):
     """Extracts features in some other way."""
 
-    def __init__(self, oddity: str, **kwargs: Any) -> None:
+    def __init__(self, oddity, **kwargs):
         super().__init__(**kwargs)
         self.oddity = oddity
 
-    def extract_feat(self, batch_inputs: Tensor) -> Any:
+    def extract_feat(self, batch_inputs):
         if self.oddity == 'mean of the batch':
             batch_inputs = batch_inputs - batch_inputs.mean()
         if self.oddity == 'draws':
@@ -175,7 +168,7 @@ class OddFCOS(FCOS):
             return dict(enumerate(features))
         return features
 
-    def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> Any:
+    def loss(self, batch_inputs, batch_data_samples):
         if self.oddity == 'twice':
             self.extract_feat(batch_inputs)
         if self.oddity == 'other input':
@@ -221,9 +214,9 @@ def test_statistics_of_the_batch_are_found_out():
 def test_a_head_that_mixes_images_is_left_out(monkeypatch):
     case = Case('fcos')
     head = type(case.model.bbox_head)
-    original: Callable[..., Any] = head.forward
+    original = head.forward
 
-    def mixing(self: nn.Module, x: tuple[Tensor, ...]) -> Any:
+    def mixing(self, x):
         scores, *rest = original(self, x)
         return ([s - s.mean() for s in scores], *rest)
 
@@ -265,7 +258,7 @@ def test_draws_go_on_as_if_nothing_came_in_between():
 
     import numpy as np
 
-    def draw() -> tuple[float, ...]:
+    def draw():
         return float(torch.rand(())), float(np.random.rand()), random.random()
 
     with seeded(3, CPU):

@@ -1,7 +1,5 @@
 """The class weights of A_cwa, against computations by hand."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch
@@ -27,7 +25,7 @@ def test_weights_by_hand():
 class Head(nn.Module):
     """A head as far as the weighting looks at it."""
 
-    def __init__(self, loss: nn.Module, num_classes: int = 3) -> None:
+    def __init__(self, loss, num_classes=3):
         super().__init__()
         self.loss_cls, self.num_classes = loss, num_classes
 

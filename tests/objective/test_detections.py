@@ -1,7 +1,5 @@
 """What Square reads off a detector: by hand, and on real detectors."""
 
-from __future__ import annotations
-
 import pytest
 import tiny
 import torch
@@ -20,7 +18,7 @@ from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 
 
-def _instances(boxes, labels, scores=None) -> InstanceData:
+def _instances(boxes, labels, scores=None):
     found = InstanceData(
         bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor(labels, dtype=torch.long),
@@ -69,7 +67,7 @@ def test_detections_in_a_crowd_are_not_false():
     assert float(value) == pytest.approx(0.1 * 0.25 / 1.25, abs=1e-5)
 
 
-def _detector(family: str = 'fcos') -> nn.Module:
+def _detector(family='fcos'):
     torch.manual_seed(0)
     config = ConfigDict(tiny.FAMILIES[family]())
     model = MODELS.build(config)
@@ -80,7 +78,7 @@ def _detector(family: str = 'fcos') -> nn.Module:
     return model.eval()
 
 
-def _batch(coco, index: int, scale=(144, 108)):
+def _batch(coco, index, scale=(144, 108)):
     data = DATASETS.build(tiny.dataset(coco, True, scale=scale))
     batch = pseudo_collate([data[index]])
     return batch, attack_samples(batch['data_samples'], 'cpu', 'original')
@@ -155,7 +153,7 @@ def test_there_is_no_gradient(coco):
 class Segmentor(nn.Module):
     """Gives out what it was made with."""
 
-    def __init__(self, output: DetDataSample) -> None:
+    def __init__(self, output):
         super().__init__()
         self.output = output
         self.data_preprocessor = lambda batch, training: dict(
@@ -172,13 +170,13 @@ class Segmentor(nn.Module):
         return [self.output]
 
 
-def _masks_only() -> DetDataSample:
+def _masks_only():
     found = _instances([[0, 0, 0, 0]], [0], [0.9])
     found.masks = torch.ones(1, 8, 8, dtype=torch.bool)
     return DetDataSample(pred_instances=found)
 
 
-def _rotated() -> DetDataSample:
+def _rotated():
     return DetDataSample(
         pred_instances=InstanceData(
             bboxes=torch.ones(1, 5), labels=torch.zeros(1).long(), scores=torch.ones(1)

@@ -1,9 +1,5 @@
 """The samples of an attacked batch are preprocessed once, and nobody can tell."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -37,16 +33,16 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    def __init__(self, preprocessor: nn.Module) -> None:
+    def __init__(self, preprocessor):
         super().__init__()
         self.data_preprocessor = preprocessor
 
 
-def _drawings(count: int) -> list[Drawing]:
+def _drawings(count):
     return [Drawing(*SIZES[i], num_classes=3, seed=i) for i in range(count)]
 
 
-def _batch(count: int) -> dict[str, Any]:
+def _batch(count):
     drawings = _drawings(count)
     samples = [drawing.sample() for drawing in drawings]
     for sample, drawing in zip(samples, drawings, strict=True):
@@ -56,7 +52,7 @@ def _batch(count: int) -> dict[str, Any]:
     return {'inputs': [drawing.image for drawing in drawings], 'data_samples': samples}
 
 
-def _content(value: Any) -> Any:
+def _content(value):
     """What a sample holds, in a form that can be compared."""
     if hasattr(value, 'all_items'):
         return type(value).__name__, {k: _content(v) for k, v in value.all_items()}
@@ -68,7 +64,7 @@ def _content(value: Any) -> Any:
     return value
 
 
-def _stock(preprocessor: Any, batch: dict, images: list[Tensor]) -> dict:
+def _stock(preprocessor, batch, images):
     """With the padding of masks and maps, but not the augmentations, of training."""
     augments, preprocessor.batch_augments = preprocessor.batch_augments, None
     data = preprocessor({**batch, 'inputs': images}, True)
@@ -152,10 +148,10 @@ class Other(DetDataPreprocessor):
 class Colours(DetDataPreprocessor):
     """BoxInst's, which makes masks of the colours, in training mode only."""
 
-    def get_images_color_similarity(self) -> None: ...
+    def get_images_color_similarity(self): ...
 
 
-def _hooked() -> nn.Module:
+def _hooked():
     preprocessor = DetDataPreprocessor()
     preprocessor.register_forward_hook(lambda module, args, output: output)
     return preprocessor
@@ -181,7 +177,7 @@ def test_other_preprocessors_do_all_of_their_work_each_time(make, monkeypatch):
 def test_a_preprocessor_that_gives_other_numbers_is_asked_each_time(monkeypatch):
     original, calls = DetDataPreprocessor.forward, []
 
-    def shifted(self: Any, data: dict, training: bool = False) -> dict:
+    def shifted(self, data, training=False):
         calls.append(0)
         found = original(self, data, training)
         return {**found, 'inputs': found['inputs'] + 1}

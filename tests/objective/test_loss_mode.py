@@ -1,9 +1,5 @@
 """Losses in an attack: the mode of each module, and what losses remember."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import tiny
 import torch
@@ -29,7 +25,7 @@ CLASSES = 3
 class Flagged(nn.Module):
     """Gives other outputs in training, as heads of many projects do."""
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         if self.training:
             return x, x, x
         return x.sigmoid(), x
@@ -37,21 +33,21 @@ class Flagged(nn.Module):
 
 class ByProperty(Flagged):
     @property
-    def top(self) -> int:
+    def top(self):
         return 2000 if self.training else 1000
 
 
 class WithNoise(Flagged):
     """Its base needs the flag, whatever else it does."""
 
-    def loss(self, x: Tensor) -> Tensor:
+    def loss(self, x):
         return F.dropout(x, 0.1, self.training)
 
 
 class Both(nn.Module):
     """One function for noise and outputs."""
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         x = F.dropout(x, 0.1, self.training)
         if self.training:
             return x, x, x
@@ -59,30 +55,30 @@ class Both(nn.Module):
 
 
 class Drops(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return F.dropout(x, 0.5, training=self.training)
 
 
 class DropsPaths(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        def keep() -> Tensor:
+    def forward(self, x):
+        def keep():
             return x * torch.rand(len(x), 1).round() if self.training else x
 
         return keep()
 
 
 class Shakes(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x + torch.randn_like(x) if self.training else x
 
 
 class Normalises(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.register_buffer('mean', torch.zeros(4))
         self.register_buffer('var', torch.ones(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return F.batch_norm(x, self.mean, self.var, training=self.training)
 
 
@@ -91,7 +87,7 @@ class Quieter(nn.Dropout):
 
 
 @pytest.mark.parametrize('kind', [Flagged, ByProperty, WithNoise, Both])
-def test_a_flag_that_decides_on_outputs_is_set(kind: type[nn.Module]) -> None:
+def test_a_flag_that_decides_on_outputs_is_set(kind):
     model = nn.ModuleDict(dict(head=kind(), norm=nn.BatchNorm1d(4))).eval()
     with loss_mode(model):
         assert len(model.head(torch.zeros(2, 4))) == 3
@@ -101,9 +97,7 @@ def test_a_flag_that_decides_on_outputs_is_set(kind: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize('kind', [Drops, DropsPaths, Shakes, Normalises, Quieter])
 @pytest.mark.parametrize('training', [False, True])
-def test_noise_and_statistics_are_those_of_the_deployed_function(
-    kind: type[nn.Module], training: bool
-) -> None:
+def test_noise_and_statistics_are_those_of_the_deployed_function(kind, training):
     model = nn.ModuleDict(dict(part=kind(), head=Flagged())).train(training)
     x = torch.arange(8.0).reshape(2, 4)
     buffers = [buffer.clone() for buffer in model.buffers()]
@@ -114,7 +108,7 @@ def test_noise_and_statistics_are_those_of_the_deployed_function(
     assert all(module.training is training for module in model.modules())
 
 
-def test_a_teacher_stays_as_it_is_in_training() -> None:
+def test_a_teacher_stays_as_it_is_in_training():
     model = nn.ModuleDict(dict(teacher=Flagged(), student=Flagged()))
     model.teacher.eval()
     with loss_mode(model):
@@ -122,7 +116,7 @@ def test_a_teacher_stays_as_it_is_in_training() -> None:
         assert model.student.training
 
 
-def test_a_detector_of_torchvision() -> None:
+def test_a_detector_of_torchvision():
     """Every part of it asks for the flag, and gives losses in training alone."""
     backbone = nn.Conv2d(3, 32, 3, stride=8, padding=1)
     backbone.out_channels = 32
@@ -136,7 +130,7 @@ def test_a_detector_of_torchvision() -> None:
     assert model([image])[0].keys() == {'boxes', 'scores', 'labels'}
 
 
-def test_what_mmdet_has() -> None:
+def test_what_mmdet_has():
     """By their code; nobody lists them."""
     from mmcv.cnn.bricks import DropPath
     from mmdet.models import layers
@@ -155,7 +149,7 @@ def test_what_mmdet_has() -> None:
 class Head(nn.Module):
     """A classification loss in a model with a normalisation, and a list of counts."""
 
-    def __init__(self, loss: dict) -> None:
+    def __init__(self, loss):
         super().__init__()
         self.norm = nn.BatchNorm1d(4)
         self.loss_cls = MODELS.build(loss)
@@ -163,7 +157,7 @@ class Head(nn.Module):
         self.names = ['a']
         self.calls = 0
 
-    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, scores, labels):
         self.counts[0] += 1
         self.names.append('b')
         self.calls += 1
@@ -176,7 +170,7 @@ class Head(nn.Module):
         return found
 
 
-def _case(name: str) -> tuple[Head, Tensor, Tensor]:
+def _case(name):
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([0, 1, 1, 3, 3, 2])
     settings = {
@@ -229,7 +223,7 @@ def test_plain_counts_are_restored_and_nothing_else():
 class Average(nn.Module):
     """Writes past torch's count of writes."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.register_buffer('mean', torch.zeros(2))
 
@@ -281,7 +275,7 @@ def test_dynamic_rcnn_does_not_learn_thresholds_from_an_attack():
     model = MODELS.build(ConfigDict(config))
     head = model.roi_head
 
-    def learned() -> tuple:
+    def learned():
         assigner = head.bbox_assigner
         return assigner.pos_iou_thr, head.bbox_head.loss_bbox.beta, head.iou_history
 
@@ -297,7 +291,7 @@ def test_dynamic_rcnn_does_not_learn_thresholds_from_an_attack():
     assert learned() == before == (0.5, 1.0, [])
 
 
-def test_what_was_written_by_others_does_not_break_a_gradient() -> None:
+def test_what_was_written_by_others_does_not_break_a_gradient():
     """Trials and attacks take turns, and each puts back all buffers at its end."""
     model = make_model(tiny.fcos()).eval()
     batch = make_batch([(64, 96)], 0)
@@ -313,7 +307,7 @@ def test_what_was_written_by_others_does_not_break_a_gradient() -> None:
 # ------------------------------------------------------------ how far a training is
 
 
-def test_losses_that_ask_how_far_training_is() -> None:
+def test_losses_that_ask_how_far_training_is():
     """TOOD and BoxInst do, and a test knows of no epoch; a training keeps its own."""
     hub = MessageHub.get_instance('losses-that-ask')
     model = make_model()

@@ -1,7 +1,5 @@
 """The loss under attack is the training loss of the deployed function."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest
@@ -20,7 +18,7 @@ from mmrobust.objective import LossOracle, Objective, loss_mode
 FAMILIES = sorted(tiny.FAMILIES)
 
 
-def _model(family: str) -> nn.Module:
+def _model(family):
     torch.manual_seed(0)
     model = tiny.filled(MODELS.build(ConfigDict(tiny.FAMILIES[family]())))
     # Statistics of a model that has seen data, so that train and eval differ.
@@ -31,7 +29,7 @@ def _model(family: str) -> nn.Module:
     return model.train()
 
 
-def _batch(coco, family: str, scale=(160, 120), count: int = 2):
+def _batch(coco, family, scale=(160, 120), count=2):
     masks = family == 'mask_rcnn'
     config = tiny.dataset(coco, True, masks=masks, scale=scale)
     dataset = FramedDataset(DATASETS.build(config))
@@ -40,7 +38,7 @@ def _batch(coco, family: str, scale=(160, 120), count: int = 2):
     return batch, samples
 
 
-def _state(model: nn.Module) -> tuple:
+def _state(model):
     return (
         {name: value.clone() for name, value in model.state_dict().items()},
         [module.training for module in model.modules()],
@@ -48,12 +46,12 @@ def _state(model: nn.Module) -> tuple:
     )
 
 
-def _unchanged(before: tuple, after: tuple) -> bool:
+def _unchanged(before, after):
     same = all(torch.equal(before[0][name], after[0][name]) for name in before[0])
     return same and before[1:] == after[1:]
 
 
-def _training_losses(model: nn.Module, batch: dict, samples: list) -> dict:
+def _training_losses(model, batch, samples):
     """Training mode all over, but BatchNorm fixed and every kind of dropout off."""
     model = deepcopy(model).train()
     for module in model.modules():
@@ -113,7 +111,7 @@ def test_plain_eval_mode_would_give_fcos_another_box_loss(coco):
     model = _model('fcos')
     batch, samples = _batch(coco, 'fcos')
 
-    def box_loss() -> float:
+    def box_loss():
         data = {'inputs': batch['inputs'], 'data_samples': samples}
         return model(**model.data_preprocessor(data, False), mode='loss')['loss_bbox']
 
@@ -209,10 +207,10 @@ def test_layers_that_compute_something_else_in_training_are_told():
     model = nn.ModuleList([block, grid, DropBlock(0.1, 3)]).eval()
     image, rois = torch.randn(1, 8, 6, 6), torch.randn(2, 9, 14, 14)
 
-    def branches() -> int:
+    def branches():
         return len(block(image))
 
-    def differ() -> bool:
+    def differ():
         maps = grid(rois)
         return not torch.equal(maps['fused'], maps['unfused'])
 

@@ -1,12 +1,7 @@
 """What attacks aimed at something do to the final detections, compared with noise."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import stored
@@ -23,7 +18,6 @@ from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, loss_mode
 from mmrobust.registry import ATTACKS
 from mmrobust.utils.seeding import seeded
-from torch import Tensor
 
 EPS = 16
 CPU = torch.device('cpu')
@@ -32,7 +26,7 @@ CPU = torch.device('cpu')
 class Trained:
     """A tiny detector that knows its three images, one of them with two classes."""
 
-    def __init__(self, family: str, root: Path) -> None:
+    def __init__(self, family, root):
         dataset = DATASETS.build(tiny.dataset(root, test=True))
         self.batch = pseudo_collate([dataset[i] for i in range(3)])
         self.samples = attack_samples(self.batch['data_samples'], 'cpu', 'original')
@@ -45,7 +39,7 @@ class Trained:
             self.model = stored.detector(family)
 
     @cache  # noqa: B019  (lives as long as the module's tests)
-    def attacked(self, name: str, seed: int = 0, **settings: Any) -> tuple[Any, ...]:
+    def attacked(self, name, seed=0, **settings):
         """Final detections on the attacked images."""
         attack = ATTACKS.build(attack_preset(name, eps=EPS, num_steps=10, **settings))
         with loss_mode(self.model), seeded(0, CPU):
@@ -57,40 +51,38 @@ class Trained:
         return self.detect(images)
 
     @torch.no_grad()
-    def detect(self, images: list[Tensor]) -> tuple[Any, ...]:
+    def detect(self, images):
         samples = deepcopy(self.batch['data_samples'])
         found = self.model.test_step({'inputs': images, 'data_samples': samples})
         return tuple(sample.pred_instances for sample in found)
 
-    def truth(self) -> list[Any]:
+    def truth(self):
         """In the frame of the detections."""
         return [sample.gt_instances for sample in self.batch['data_samples']]
 
 
 @pytest.fixture(scope='module')
-def trained(coco: Path) -> Callable[[str], Trained]:
+def trained(coco):
     return cache(lambda family: Trained(family, coco))
 
 
-def certainty(found: Any, truth: Any = None) -> float:
+def certainty(found, truth=None):
     """Summed scores."""
     return sum(float(instances.scores.sum()) for instances in found)
 
 
-def boxes(found: Any, truth: Any) -> float:
+def boxes(found, truth):
     """Detections with a score worth showing."""
     return sum(int((instances.scores > 0.1).sum()) for instances in found)
 
 
-def share(found: Any, label: int) -> float:
+def share(found, label):
     """The part of the summed scores that a class has."""
     of_class = sum(float(i.scores[i.labels == label].sum()) for i in found)
     return of_class / max(certainty(found), 1e-9)
 
 
-def on_objects(
-    found: Any, truth: Any, right: bool | None = None, label: int | None = None
-) -> float:
+def on_objects(found, truth, right=None, label=None):
     """Summed best scores on each object, of its own class, of another, or of one."""
     total = 0.0
     for instances, objects in zip(found, truth, strict=True):
@@ -111,23 +103,23 @@ def on_objects(
 LEARNT, RETINA, DETR = ('fcos', 'faster_rcnn'), ('retinanet',), ('detr',)
 
 
-def right(found: Any, truth: Any) -> float:
+def right(found, truth):
     return on_objects(found, truth, right=True)
 
 
-def wrong(found: Any, truth: Any) -> float:
+def wrong(found, truth):
     return on_objects(found, truth, right=False)
 
 
-def as_class_0(found: Any, truth: Any) -> float:
+def as_class_0(found, truth):
     return on_objects(found, truth, right=False, label=0)
 
 
-def squares(found: Any, truth: Any) -> float:
+def squares(found, truth):
     return share(found, 1)
 
 
-def stripes(found: Any, truth: Any) -> float:
+def stripes(found, truth):
     """The class of nearly all objects for the DETR."""
     return share(found, 2)
 
@@ -183,7 +175,7 @@ def test_a_class_is_found_by_its_name_in_the_loop(build_runner, monkeypatch):
     """From the names of the data; an unknown one stops before the benign pass."""
     monkeypatch.setattr(Config, 'pretty_text', property(str))
 
-    def build(target_class: str) -> Any:
+    def build(target_class):
         attacks = {
             'targeted': attack_preset(
                 'targeted', num_steps=1, target_class=target_class

@@ -1,11 +1,7 @@
 """Objectives aimed at something, against computations by hand."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +21,7 @@ from mmrobust.objective.scores import (
     measured,
 )
 from mmrobust.objective.ground_truth import likely_classes, relabelled, without_objects
-from torch import Tensor, nn
+from torch import nn
 
 CLASSES = 3
 
@@ -35,7 +31,7 @@ class Linear(nn.Module):
     belong to the objects in their order.
     """
 
-    def __init__(self, softmax: bool, **loss: Any) -> None:
+    def __init__(self, softmax, **loss):
         super().__init__()
         self.bbox_head = nn.Module()
         self.bbox_head.num_classes = CLASSES
@@ -45,18 +41,18 @@ class Linear(nn.Module):
         columns = CLASSES + 1 if softmax else CLASSES
         generator = torch.Generator().manual_seed(3)
         self.weight = nn.Parameter(torch.randn(4, columns, 2, generator=generator))
-        self.seen: list[Any] = []
+        self.seen = []
 
-    def data_preprocessor(self, batch: dict, training: bool) -> dict:
+    def data_preprocessor(self, batch, training):
         return {'inputs': batch['inputs'], 'data_samples': batch['data_samples']}
 
-    def scores(self, image: Tensor) -> Tensor:
+    def scores(self, image):
         return self.weight @ (image.flatten() / 10)
 
-    def _run_forward(self, data: dict, mode: str) -> dict[str, Tensor]:
+    def _run_forward(self, data, mode):
         return self(**data, mode=mode)  # as mmengine's models
 
-    def forward(self, inputs: Any, data_samples: Any, mode: str) -> dict[str, Tensor]:
+    def forward(self, inputs, data_samples, mode):
         torch.rand(1)  # as a random sampler does
         scores = self.scores(inputs[0])
         self.seen = data_samples
@@ -74,28 +70,26 @@ class Linear(nn.Module):
         }
 
 
-def sample(*labels: int) -> DetDataSample:
+def sample(*labels):
     instances = InstanceData(
         bboxes=torch.rand(len(labels), 4), labels=torch.tensor(labels).long()
     )
     return DetDataSample(gt_instances=instances, metainfo={'img_shape': (1, 2)})
 
 
-def softmax_model() -> Linear:
+def softmax_model():
     return Linear(True)
 
 
-def focal_model() -> Linear:
+def focal_model():
     return Linear(False, use_sigmoid=True, gamma=2.0, alpha=0.25)
 
 
-MODELS: tuple[Callable[[], Linear], ...] = (softmax_model, focal_model)
+MODELS = (softmax_model, focal_model)
 IMAGE = torch.tensor([[[12.0, -7.0]]])
 
 
-def value(
-    model: Linear, truth: Any, objective: Any, image: Tensor = IMAGE
-) -> tuple[float, Tensor]:
+def value(model, truth, objective, image=IMAGE):
     batch = {'inputs': [IMAGE], 'data_samples': [truth]}
     oracle = LossOracle(model, batch, [truth], Objective(objective))
     values, grads = oracle.value_and_grad([image])
@@ -206,7 +200,7 @@ def test_measures_without_a_prediction():
     assert class_scores(nothing, labels, CLASSES).sum(0).shape == (CLASSES, CLASSES)
 
 
-def _first_column(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _first_column(scores, labels, num_classes):
     return scores[:, 0] + 100 * labels
 
 
@@ -296,7 +290,7 @@ def test_ssd_is_read_and_its_negatives_are_all_counted(kind):
     scores = torch.randn(5, CLASSES + 1)
     zero, ones = torch.zeros(5, 4), torch.ones(5)
 
-    def loss(*labels: int) -> float:
+    def loss(*labels):
         labels_ = torch.tensor(labels)
         arguments = (scores, zero, zero, labels_, ones, zero, zero)
         value, boxes = head.loss_by_feat_single(*arguments, avg_factor=2)

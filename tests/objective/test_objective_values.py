@@ -5,16 +5,11 @@ point belongs to which object; for Faster R-CNN that is done here as well, and i
 samplers are so large that they take everything.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
 from mmdet.registry import DATASETS, MODELS
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
@@ -23,7 +18,7 @@ from mmrobust.frame import attack_samples
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from mmrobust.objective.kinds import NAMED
 from attacks.test_fidelity import Bound, fcos_terms, focal, network_input
-from torch import Tensor, nn
+from torch import nn
 
 CLASSES, SCALE = 3, (144, 108)
 WEIGHTS = torch.tensor([0.5, 0.7, 1.8])
@@ -34,7 +29,7 @@ ALL_ONE = torch.tensor([1, 1, 1, 3])
 class Case:
     """A detector with lively scores and two images with one and two objects."""
 
-    def __init__(self, family: str, coco) -> None:
+    def __init__(self, family, coco):
         torch.manual_seed(0)
         config = ConfigDict(tiny.FAMILIES[family]())
         if family == 'fcos':  # wide enough for logits that float32 tells apart
@@ -64,13 +59,13 @@ class Case:
         self.images = float_images(self.batch, 'cpu')
         assert [len(s.gt_instances) for s in self.samples] == [1, 2]
 
-    def oracle(self, objective) -> LossOracle:
+    def oracle(self, objective):
         weights = WEIGHTS if objective == 'cwa' else None
         return LossOracle(
             self.model, self.batch, self.samples, Objective(objective, weights)
         )
 
-    def by_hand(self, function: Callable, images: list[Tensor]) -> Tensor:
+    def by_hand(self, function, images):
         values = []
         with loss_mode(self.model), torch.no_grad():
             for image, sample in zip(images, self.samples, strict=True):
@@ -80,7 +75,7 @@ class Case:
         return torch.stack(values)
 
 
-def fcos_points(model, x, sample: DetDataSample) -> tuple[Tensor, Tensor]:
+def fcos_points(model, x, sample):
     """Logits and labels of all points."""
     maps = model.bbox_head(model.extract_feat(x))[0]
     points = model.bbox_head.prior_generator.grid_priors(
@@ -91,7 +86,7 @@ def fcos_points(model, x, sample: DetDataSample) -> tuple[Tensor, Tensor]:
     return logits, torch.cat(labels)
 
 
-def fcos_term(number: int, weights: Tensor | None = None) -> Callable:
+def fcos_term(number, weights=None):
     def term(model, x, sample):
         terms = fcos_terms(model, x, [sample], weights, Bound(None))
         return sum(terms) if number < 0 else terms[number]
@@ -99,7 +94,7 @@ def fcos_term(number: int, weights: Tensor | None = None) -> Callable:
     return term
 
 
-def fcos_empty(sign: int) -> Callable:
+def fcos_empty(sign):
     def value(model, x, sample):
         logits, labels = fcos_points(model, x, sample)
         return sign * focal(logits, torch.full_like(labels, CLASSES)).sum()
@@ -107,7 +102,7 @@ def fcos_empty(sign: int) -> Callable:
     return value
 
 
-def fcos_relabelled(new: Tensor | None) -> Callable:
+def fcos_relabelled(new):
     def value(model, x, sample):
         logits, labels = fcos_points(model, x, sample)
         table = likely(logits, labels) if new is None else new
@@ -116,7 +111,7 @@ def fcos_relabelled(new: Tensor | None) -> Callable:
     return value
 
 
-def likely(logits: Tensor, labels: Tensor) -> Tensor:
+def likely(logits, labels):
     """The other class that objects of each class are taken for most."""
     table = NEXT.clone()
     for label in set(labels[labels < CLASSES].tolist()):
@@ -139,7 +134,7 @@ def fcos_dag(model, x, sample):
     return sum(rows)
 
 
-def rpn_losses(model, x, sample, objects: bool = True) -> tuple[Tensor, Tensor]:
+def rpn_losses(model, x, sample, objects=True):
     """Cross entropy and L1 of all anchors, which are assigned here."""
     features, head = model.extract_feat(x), model.rpn_head
     maps, deltas = head(features)
@@ -176,7 +171,7 @@ def rpn_losses(model, x, sample, objects: bool = True) -> tuple[Tensor, Tensor]:
     return cross / count, distance / count
 
 
-def regions(model, x, sample, objects: bool = True) -> tuple[Tensor, Tensor]:
+def regions(model, x, sample, objects=True):
     """Logits and labels of the proposals, and of the objects themselves."""
     features, head = model.extract_feat(x), model.roi_head
     proposals = model.rpn_head.predict(features, [sample], rescale=False)[0].bboxes
@@ -197,12 +192,12 @@ def regions(model, x, sample, objects: bool = True) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def entropy(logits, labels):
     rows = torch.arange(len(labels))
     return (logits.logsumexp(1) - logits[rows, labels]).mean()
 
 
-def rcnn_empty(sign: int) -> Callable:
+def rcnn_empty(sign):
     def value(model, x, sample):
         logits, labels = regions(model, x, sample, objects=False)
         total = entropy(logits, labels) + sum(rpn_losses(model, x, sample, False))
@@ -211,7 +206,7 @@ def rcnn_empty(sign: int) -> Callable:
     return value
 
 
-def rcnn_relabelled(new: Tensor) -> Callable:
+def rcnn_relabelled(new):
     def value(model, x, sample):
         logits, labels = regions(model, x, sample)
         return -entropy(logits, new[labels])
@@ -261,7 +256,7 @@ VALUES = [
 ]
 
 
-def _name(value: object) -> str:
+def _name(value):
     if isinstance(value, dict):
         return '-'.join(str(part) for part in value.values())
     return value if isinstance(value, str) else ''

@@ -1,9 +1,6 @@
 """Models of other projects: their own way to forward(), their own keys, a teacher."""
 
-from __future__ import annotations
-
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import tiny
@@ -13,7 +10,7 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
-from torch import Tensor, nn
+from torch import nn
 
 from mmrobust.batch import float_images, split_batch
 from mmrobust.errors import doing
@@ -24,7 +21,7 @@ from mmrobust.objective import LossOracle, Objective, loss_mode
 class DepthPreprocessor(DetDataPreprocessor):
     """Hands over a depth of each image, in a batch with one key of its own."""
 
-    def forward(self, data: dict, training: bool = False) -> dict:
+    def forward(self, data, training=False):
         known = super().forward(data, training)
         return {'batch': {**known, 'depth': torch.stack(list(data['depth']))}}
 
@@ -32,7 +29,7 @@ class DepthPreprocessor(DetDataPreprocessor):
 class DepthFCOS(FCOS):
     """Overrides mmengine's way from data to forward()."""
 
-    def _run_forward(self, data: dict, mode: str) -> Any:
+    def _run_forward(self, data, mode):
         batch = data['batch']
         inputs = batch['inputs'] + batch['depth'][:, None, None, None]
         return self(inputs, batch['data_samples'], mode=mode)
@@ -41,18 +38,18 @@ class DepthFCOS(FCOS):
 class Distilled(FCOS):
     """A frozen teacher, into whose answer the student's code writes."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.teacher = nn.Conv2d(3, 1, 1).requires_grad_(False)
 
-    def loss(self, inputs: Tensor, samples: list) -> dict:
+    def loss(self, inputs, samples):
         taught = self.teacher(inputs).sigmoid()
         taught += 1
         losses = super().loss(inputs, samples)
         return {**losses, 'loss_taught': (taught - inputs.mean(1)).abs().mean()}
 
 
-def build(kind: type) -> Any:
+def build(kind):
     config = deepcopy(tiny.fcos())
     config.pop('type')
     if kind is DepthFCOS:
@@ -62,16 +59,16 @@ def build(kind: type) -> Any:
 
 
 @pytest.fixture(scope='module')
-def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list]:
+def batch(tmp_path_factory):
     coco = tiny.make_coco(tmp_path_factory.mktemp('coco'))
     with DefaultScope.overwrite_default_scope('mmdet'):
-        dataset: Any = DATASETS.build(tiny.dataset(coco, True, scale=(96, 72)))
+        dataset = DATASETS.build(tiny.dataset(coco, True, scale=(96, 72)))
         found = pseudo_collate([dataset[i] for i in range(2)])
     samples = attack_samples(found['data_samples'], 'cpu', 'original')
     return {**found, 'depth': [torch.tensor(0.5), torch.tensor(-2.0)]}, samples
 
 
-def test_an_own_way_to_forward_and_an_own_key(batch: tuple[dict, list]) -> None:
+def test_an_own_way_to_forward_and_an_own_key(batch):
     """Each image keeps its own depth, and the loss is the model's own."""
     data, samples = batch
     model = build(DepthFCOS)
@@ -86,7 +83,7 @@ def test_an_own_way_to_forward_and_an_own_key(batch: tuple[dict, list]) -> None:
     assert (oracle.forwards, oracle.backwards) == (2, 2)
 
 
-def test_a_teacher_that_is_written_into_is_told_of(batch: tuple[dict, list]) -> None:
+def test_a_teacher_that_is_written_into_is_told_of(batch):
     """Its error is torch's, behind what helps."""
     data, samples = batch
     model = build(Distilled)

@@ -1,10 +1,6 @@
 """robustify: what it changes, what it keeps, and what it refuses."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mmrobust
 import pytest
@@ -29,10 +25,10 @@ DAB_DETR = 'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py'
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
-def same(first: Any, second: Any) -> bool:
+def same(first, second):
     """Equality of configs, lists and tuples alike."""
 
-    def plain(node: Any) -> Any:
+    def plain(node):
         if isinstance(node, dict):
             return {k: plain(v) for k, v in node.items() if k != '_scope_'}
         return [plain(v) for v in node] if isinstance(node, (list, tuple)) else node
@@ -47,9 +43,7 @@ def same(first: Any, second: Any) -> bool:
 @pytest.mark.parametrize(
     ('base', 'name'), [(FASTER_RCNN, 'faster-rcnn'), (FCOS, 'fcos')]
 )
-def test_it_gives_what_the_configs_by_hand_say(
-    base: str, name: str, backbone: str
-) -> None:
+def test_it_gives_what_the_configs_by_hand_say(base, name, backbone):
     """Model, loop, clipping and attacks, and the optimizer's groups."""
     suffix = {'resnet50': 'r50', 'convnext-tiny': 'convnext'}[backbone]
     by_hand = Config.fromfile(CONFIGS / f'robust_{name}_{suffix}.py')
@@ -96,7 +90,7 @@ def test_it_gives_what_the_configs_by_hand_say(
         assert {n: groups[0][n] for n in shared} == {n: groups[1][n] for n in shared}
 
 
-def test_what_it_does_not_have_to_change_stays() -> None:
+def test_what_it_does_not_have_to_change_stays():
     before = Config.fromfile(CONFIGS / 'demo' / 'standard_fcos.py')
     text = before.pretty_text
     cfg = robustify(before, eps=8)
@@ -115,14 +109,14 @@ def test_what_it_does_not_have_to_change_stays() -> None:
 # ------------------------------------------------------------- schedules
 
 
-def epochs(cfg: Config) -> list[Any]:
+def epochs(cfg):
     return [
         (s['type'], s.get('begin'), s.get('end'), s.get('milestones'), s.get('T_max'))
         for s in cfg.param_scheduler
     ]
 
 
-def test_schedule_in_passes() -> None:
+def test_schedule_in_passes():
     """Twice the updates: 12 epochs become 2 * 12 / 4 passes of 4 updates per batch."""
     cfg = robustify(FASTER_RCNN)
     assert cfg.train_cfg.max_epochs == 6
@@ -140,7 +134,7 @@ def test_schedule_in_passes() -> None:
     assert epochs(cfg) == [('MultiStepLR', 0, 25, [20], None)]
 
 
-def test_schedule_in_updates() -> None:
+def test_schedule_in_updates():
     """Iterations count updates, so twice the updates is twice max_iters."""
     cfg = robustify('mmdet::faster_rcnn/faster-rcnn_r50-caffe_fpn_90k_coco.py')
     assert cfg.train_cfg.type == 'mmrobust.AdvIterBasedTrainLoop'
@@ -153,7 +147,7 @@ def test_schedule_in_updates() -> None:
     assert cfg.train_cfg.max_iters == 90000
 
 
-def test_a_warm_up_in_epochs_and_hooks_that_count_them() -> None:
+def test_a_warm_up_in_epochs_and_hooks_that_count_them():
     """YOLOX: 5 epochs of warm-up are 1.25 passes of 4 updates."""
     cfg = robustify('mmdet::yolox/yolox_s_8xb8-300e_coco.py')
     assert cfg.train_cfg.max_epochs == 150
@@ -193,7 +187,7 @@ def test_a_warm_up_in_epochs_and_hooks_that_count_them() -> None:
         ('free', dict(norm='l2', eps=300), dict(norm='l2', eps=300, step_size=300)),
     ],
 )
-def test_methods(method: str, options: dict, expected: dict) -> None:
+def test_methods(method, options, expected):
     cfg = robustify(FASTER_RCNN, method, **options)
     described = ADVERSARIES.build(cfg.train_cfg.adversary).describe()
     assert described.items() >= expected.items()
@@ -207,7 +201,7 @@ def test_methods(method: str, options: dict, expected: dict) -> None:
     ('base', 'name'),
     [(FASTER_RCNN, 'robust_faster-rcnn_r50'), (FCOS, 'robust_fcos_r50')],
 )
-def test_the_paper_preset_is_that_of_the_configs(base: str, name: str) -> None:
+def test_the_paper_preset_is_that_of_the_configs(base, name):
     by_hand = Config.fromfile(CONFIGS / 'paper' / f'{name}.py')
     cfg = robustify(base, preset='paper', backbone='resnet50')
     assert (
@@ -236,7 +230,7 @@ def test_the_paper_preset_is_that_of_the_configs(base: str, name: str) -> None:
     assert cfg.optim_wrapper.constructor == by_hand.optim_wrapper.constructor
 
 
-def test_a_detr_keeps_its_tenth_and_gets_another() -> None:
+def test_a_detr_keeps_its_tenth_and_gets_another():
     cfg = robustify(DAB_DETR)
     for node in (cfg.model, cfg.model.backbone):
         node.pop('init_cfg', None)
@@ -271,9 +265,7 @@ def test_a_detr_keeps_its_tenth_and_gets_another() -> None:
         ),
     ],
 )
-def test_a_swapped_backbone_fits(
-    base: str, backbone: str, out_indices: list[int], channels: list[int]
-) -> None:
+def test_a_swapped_backbone_fits(base, backbone, out_indices, channels):
     cfg = robustify(base, backbone=backbone, backbone_weights='mine.pth')
     assert list(cfg.model.backbone.out_indices) == out_indices
     assert list(cfg.model.neck.in_channels) == channels
@@ -287,7 +279,7 @@ def test_a_swapped_backbone_fits(
         assert std == [255.0, 255.0, 255.0]
 
 
-def test_weights_alone() -> None:
+def test_weights_alone():
     cfg = robustify(FASTER_RCNN, backbone_weights='mine.pth')
     assert cfg.model.backbone.type == 'ResNet'
     assert cfg.model.backbone.init_cfg == dict(
@@ -301,7 +293,7 @@ def test_weights_alone() -> None:
 # ------------------------------------------------------------- what is said
 
 
-def test_the_summary_names_what_changed() -> None:
+def test_the_summary_names_what_changed():
     before = get_config('mmdet::yolox/yolox_s_8xb8-300e_coco.py')
     lines = summary(before, robustify(before, eps=2))
     parts = {line.partition(': ')[0]: line for line in lines}
@@ -326,7 +318,7 @@ def test_the_summary_names_what_changed() -> None:
 # ------------------------------------------------------------- a whole run
 
 
-def with_paths(node: Any) -> Any:
+def with_paths(node):
     """A config with the paths of modules for types, as a lazy config becomes."""
     if isinstance(node, list):
         return [with_paths(value) for value in node]
@@ -342,9 +334,7 @@ def with_paths(node: Any) -> Any:
 
 
 @pytest.mark.parametrize('style', [dict, with_paths])
-def test_a_converted_config_trains_and_is_attacked(
-    coco: Path, tmp_path: Path, style: Callable
-) -> None:
+def test_a_converted_config_trains_and_is_attacked(coco, tmp_path, style):
     """Dumped, read again, trained for an epoch, tested."""
     standard = style(tiny.runner_config(coco, tmp_path / 'work', tiny.faster_rcnn()))
     if style is with_paths:
@@ -366,7 +356,7 @@ def test_a_converted_config_trains_and_is_attacked(
     assert (tmp_path / 'work' / 'robustness.json').is_file()
 
 
-def test_a_test_pipeline_without_boxes_gets_them(coco: Path, tmp_path: Path) -> None:
+def test_a_test_pipeline_without_boxes_gets_them(coco, tmp_path):
     standard = tiny.runner_config(coco, tmp_path, tiny.fcos())
     pipeline = standard['test_dataloader']['dataset']['pipeline']
     del pipeline[2]
@@ -380,7 +370,7 @@ def test_a_test_pipeline_without_boxes_gets_them(coco: Path, tmp_path: Path) -> 
 # ------------------------------------------------------------- other styles
 
 
-def test_types_with_scopes_and_modules(coco: Path, tmp_path: Path) -> None:
+def test_types_with_scopes_and_modules(coco, tmp_path):
     """As other projects write them, and as lazy configs become in text."""
     standard = tiny.runner_config(coco, tmp_path, tiny.fcos())
     plain = robustify(Config(standard))
@@ -397,7 +387,7 @@ def test_types_with_scopes_and_modules(coco: Path, tmp_path: Path) -> None:
         robustify(scoped)
 
 
-def test_a_lazy_config(tmp_path: Path) -> None:
+def test_a_lazy_config(tmp_path):
     """Pure Python, with classes for types; the result is text and builds."""
     source = tmp_path / 'lazy.py'
     source.write_text(LAZY)
@@ -434,7 +424,7 @@ param_scheduler = [dict(type=CosineAnnealingLR, eta_min=0.001, begin=0, end=12)]
 """
 
 
-def test_boxes_loaded_inside_another_transform(coco: Path, tmp_path: Path) -> None:
+def test_boxes_loaded_inside_another_transform(coco, tmp_path):
     standard = tiny.runner_config(coco, tmp_path, tiny.fcos())
     for key in ('train_dataloader', 'test_dataloader'):
         pipeline = standard[key]['dataset']['pipeline']
@@ -443,9 +433,7 @@ def test_boxes_loaded_inside_another_transform(coco: Path, tmp_path: Path) -> No
     assert len(cfg.test_dataloader.dataset.pipeline) == 3
 
 
-def test_several_heads_of_regions_and_imports_of_a_project(
-    coco: Path, tmp_path: Path
-) -> None:
+def test_several_heads_of_regions_and_imports_of_a_project(coco, tmp_path):
     """As CO-DETR's; an import that is a text stays whole."""
     standard = tiny.runner_config(coco, tmp_path, tiny.fcos())
     head = dict(type='CoStandardRoIHead', bbox_head=dict(type='SSDHead'))
@@ -487,9 +475,7 @@ NESTED = dict(
         ('train_dataloader.dataset.pipeline', [NO_BOXES], 'loads no boxes'),
     ],
 )
-def test_configs_that_are_refused(
-    coco: Path, tmp_path: Path, path: str, value: Any, sentence: str
-) -> None:
+def test_configs_that_are_refused(coco, tmp_path, path, value, sentence):
     refuse(coco, tmp_path, {path: value}, {}, sentence)
 
 
@@ -517,9 +503,7 @@ def test_configs_that_are_refused(
         (dict(backbone='convnext-tiny-convstem'), 'no file of robust weights is known'),
     ],
 )
-def test_options_that_are_refused(
-    coco: Path, tmp_path: Path, options: dict, sentence: str
-) -> None:
+def test_options_that_are_refused(coco, tmp_path, options, sentence):
     refuse(coco, tmp_path, {}, options, sentence)
 
 
@@ -537,20 +521,16 @@ def test_options_that_are_refused(
         ),
     ],
 )
-def test_backbones_that_do_not_fit(
-    coco: Path, tmp_path: Path, path: str, value: Any, options: dict, sentence: str
-) -> None:
+def test_backbones_that_do_not_fit(coco, tmp_path, path, value, options, sentence):
     refuse(coco, tmp_path, {f'model.{path}': value}, options, sentence)
 
 
-def refuse(
-    coco: Path, tmp_path: Path, changes: dict, options: dict, sentence: str
-) -> None:
+def refuse(coco, tmp_path, changes, options, sentence):
     """Changes settings of a config; None takes one out."""
     cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
     for path, value in changes.items():
         *parents, key = path.split('.')
-        node: Any = cfg
+        node = cfg
         for parent in parents:
             node = node[parent]
         if value is None:
@@ -563,7 +543,7 @@ def refuse(
     assert '\n' not in str(caught.value)
 
 
-def test_a_config_that_does_not_exist() -> None:
+def test_a_config_that_does_not_exist():
     with pytest.raises(ConfigError, match='does not exist: check the path'):
         robustify('nowhere.py')
     with pytest.raises(ConfigError, match='package that is not installed'):
@@ -572,12 +552,12 @@ def test_a_config_that_does_not_exist() -> None:
         robustify('mmdet::fcos/nothing.py')
 
 
-def test_ssd_gets_a_head_that_predicts() -> None:
+def test_ssd_gets_a_head_that_predicts():
     cfg = robustify('mmdet::pascal_voc/ssd300_voc0712.py', eps=8)
     assert cfg.model.bbox_head.type == 'mmrobust.SSDHead'
 
 
-def test_the_package_offers_it() -> None:
+def test_the_package_offers_it():
     assert mmrobust.robustify is robustify
     with pytest.raises(AttributeError, match='nothing'):
         mmrobust.nothing  # noqa: B018

@@ -1,9 +1,6 @@
 """Converted schedules, stepped through: every rate follows the new rate and length."""
 
-from __future__ import annotations
-
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +11,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmrobust import robustify
 from mmrobust.recipe.schedule import (
-    Length,
     convert_hooks,
     convert_loop,
     convert_schedulers,
 )
 
 # Schedulers over a training of 12 epochs, and what they need besides their length.
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     'Constant': dict(factor=0.5, begin=4, end=9),
     'CosineAnnealing': dict(T_max=12, eta_min=0.002),
     'CosineRestart': dict(periods=[5, 7], restart_weights=[1, 0.5], eta_min=0.002),
@@ -37,9 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 OLD, NEW, TENTH = 0.02, 1e-4, 0.1
 
 
-def rates(
-    schedulers: list[dict], lr: float, epochs: int, length: int
-) -> list[np.ndarray]:
+def rates(schedulers, lr, epochs, length):
     """The rates of the rest and of the backbone in every update of a training."""
     parts = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [dict(params=[parts[0]]), dict(params=[parts[1]], lr=lr * TENTH)]
@@ -66,9 +60,7 @@ def rates(
     return list(np.array(found).T)
 
 
-def convert(
-    schedulers: list[dict], epochs: int, replays: int, schedule: float
-) -> tuple[list[dict], Length]:
+def convert(schedulers, epochs, replays, schedule):
     cfg = Config(dict(train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs)))
     cfg.param_scheduler = deepcopy(schedulers)
     length = convert_loop(cfg, {}, replays, schedule)
@@ -76,9 +68,7 @@ def convert(
     return [dict(scheduler) for scheduler in cfg.param_scheduler], length
 
 
-def compare(
-    schedulers: list[dict], epochs: int, replays: int, schedule: float, batches: int
-) -> np.ndarray:
+def compare(schedulers, epochs, replays, schedule, batches):
     """Rates relative to the first one, new over old, at the same shares of a training.
 
     The ratio of backbone and rest is checked on the way, over the whole schedule.
@@ -92,7 +82,7 @@ def compare(
     return (rest[places.astype(int)] / NEW) / (before / OLD)
 
 
-def test_every_scheduler_is_in_the_table() -> None:
+def test_every_scheduler_is_in_the_table():
     names = {*PARAM_SCHEDULERS.module_dict, 'QuadraticWarmupLR'}
     assert {name[:-2] for name in names if name.endswith('LR')} == set(KINDS)
 
@@ -101,7 +91,7 @@ def test_every_scheduler_is_in_the_table() -> None:
     ('replays', 'schedule'), [(4, 2), (1, 1), (1, 0.5), (3, 2), (8, 2), (8, 4)]
 )
 @pytest.mark.parametrize('kind', sorted(KINDS))
-def test_rates_follow(kind: str, replays: int, schedule: float) -> None:
+def test_rates_follow(kind, replays, schedule):
     """What happens at a share of the old training happens there in the new one."""
     scheduler = dict(type=f'{kind}LR', by_epoch=True, **KINDS[kind])
     if kind == 'QuadraticWarmup':
@@ -121,9 +111,7 @@ def test_rates_follow(kind: str, replays: int, schedule: float) -> None:
 @pytest.mark.parametrize(
     ('interval', 'patience', 'expected'), [(1, 2, 1), (2, 2, 2), (1, 0, 0), (1, 9, 4)]
 )
-def test_patience_counts_validations(
-    interval: int, patience: int, expected: int
-) -> None:
+def test_patience_counts_validations(interval, patience, expected):
     """6 of them where there were 12; of every second epoch, as many as before."""
     loop = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=interval)
     cfg = Config(dict(train_cfg=loop))
@@ -133,7 +121,7 @@ def test_patience_counts_validations(
 
 
 @pytest.mark.parametrize('kind', sorted(set(KINDS) - {'OneCycle'}))
-def test_other_parameters_change_their_length_alone(kind: str) -> None:
+def test_other_parameters_change_their_length_alone(kind):
     """A momentum is no rate."""
     prefix = 'mmdet.' if kind == 'QuadraticWarmup' else ''
     names = [f'{prefix}{kind}{kind_of}' for kind_of in ('LR', 'Momentum')]
@@ -153,9 +141,7 @@ def test_other_parameters_change_their_length_alone(kind: str) -> None:
 @pytest.mark.parametrize('name', ['LinearLR', 'mmdet.QuadraticWarmupLR', 'ConstantLR'])
 @pytest.mark.parametrize('by_iteration', [True, False])
 @pytest.mark.parametrize('replays', [1, 3, 4])
-def test_a_warm_up_keeps_its_updates(
-    name: str, by_iteration: bool, replays: int
-) -> None:
+def test_a_warm_up_keeps_its_updates(name, by_iteration, replays):
     """26 updates in 26 batches stay 26 where an epoch has 104 updates."""
     warm_up = dict(type=name, by_epoch=True, begin=0, end=1)
     warm_up['convert_to_iter_based'] = True
@@ -170,7 +156,7 @@ def test_a_warm_up_keeps_its_updates(
     assert rest[-1] < 0.06 * NEW
 
 
-def test_a_schedule_that_rounds_to_nothing() -> None:
+def test_a_schedule_that_rounds_to_nothing():
     """8 epochs of 4 replays are 2 passes; the last epoch is a quarter of one."""
     schedulers = [
         dict(type='CosineAnnealingLR', eta_min=0.002, begin=0, end=7, by_epoch=True),
@@ -183,7 +169,7 @@ def test_a_schedule_that_rounds_to_nothing() -> None:
     np.testing.assert_allclose(backbone[-26:], NEW / 100, rtol=0.01)
 
 
-def test_a_training_as_long_as_before_keeps_its_schedule() -> None:
+def test_a_training_as_long_as_before_keeps_its_schedule():
     schedulers = [
         dict(type=f'{kind}LR', **KINDS[kind])
         for kind in ('Exponential', 'MultiStep', 'Step', 'Linear')
@@ -191,7 +177,7 @@ def test_a_training_as_long_as_before_keeps_its_schedule() -> None:
     assert convert(schedulers, 12, 1, 1)[0] == schedulers
 
 
-def test_what_a_warm_up_leaves_nothing_of_is_left_out() -> None:
+def test_what_a_warm_up_leaves_nothing_of_is_left_out():
     warm_up = dict(type='LinearLR', end=5, convert_to_iter_based=True)
     cosine = dict(type='CosineAnnealingLR', begin=5, end=8)
     converted, length = convert([warm_up, cosine], 8, 1, 0.25)
@@ -199,14 +185,14 @@ def test_what_a_warm_up_leaves_nothing_of_is_left_out() -> None:
     assert rates(converted, NEW, length.after, 26)[0].argmax() == 51
 
 
-def test_milestones_that_fall_together_count_twice() -> None:
+def test_milestones_that_fall_together_count_twice():
     scheduler = dict(type='MultiStepLR', milestones=[10, 11], gamma=0.1)
     (converted,), _ = convert([scheduler], 12, 3, 2)
     assert converted['milestones'] == [7, 7]
     assert rates([converted], NEW, 8, 78)[0][-1] == pytest.approx(NEW / 100)
 
 
-def test_iterations_inside_a_loop_by_epoch() -> None:
+def test_iterations_inside_a_loop_by_epoch():
     """They count updates, of which there are twice as many."""
     scheduler = dict(type='MultiStepLR', by_epoch=False, milestones=[200, 300])
     (converted,), _ = convert([scheduler], 12, 4, 2)
@@ -216,9 +202,7 @@ def test_iterations_inside_a_loop_by_epoch() -> None:
 # ------------------------------------------------------------- stock configs
 
 
-def both(
-    name: str | Config, batches: int, **options: Any
-) -> tuple[Config, list[np.ndarray]]:
+def both(name, batches, **options):
     cfg = robustify(name, **options)
     lr = cfg.optim_wrapper.optimizer.lr
     adversary = cfg.train_cfg.adversary
@@ -228,7 +212,7 @@ def both(
     return cfg, rates(schedulers, lr, cfg.train_cfg.max_epochs, length)
 
 
-def test_yolox() -> None:
+def test_yolox():
     """Its recipe for SGD ended at 5e-4, above the new rate."""
     cfg, (rest, backbone) = both('mmdet::yolox/yolox_s_8xb8-300e_coco.py', 8)
     np.testing.assert_allclose(backbone, rest * TENTH, rtol=1e-6)
@@ -240,7 +224,7 @@ def test_yolox() -> None:
     assert switch.num_last_epochs == 7
 
 
-def test_rtmdet() -> None:
+def test_rtmdet():
     _, (rest, backbone) = both('mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py', 10)
     np.testing.assert_allclose(backbone, rest * TENTH, rtol=1e-6)
     # 0.004 / 20, as in the config, whose optimizer is an AdamW already.
@@ -248,7 +232,7 @@ def test_rtmdet() -> None:
     assert rest.argmax() == pytest.approx(1000, abs=2)
 
 
-def test_one_cycle() -> None:
+def test_one_cycle():
     """Twice the updates: not an error at half of them."""
     base = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     base.param_scheduler = dict(
@@ -268,7 +252,7 @@ def test_one_cycle() -> None:
     ('epochs', 'replays', 'last', 'expected'),
     [(300, 4, 15, 7), (300, 1, 15, 31), (30, 8, 3, 0), (8, 8, 1, -1), (12, 8, 15, 1)],
 )
-def test_last_epochs(epochs: int, replays: int, last: int, expected: int) -> None:
+def test_last_epochs(epochs, replays, last, expected):
     """Never from the first batch on, unless there is nothing else."""
     cfg = Config(
         dict(
@@ -280,7 +264,7 @@ def test_last_epochs(epochs: int, replays: int, last: int, expected: int) -> Non
     assert cfg.custom_hooks[0].num_last_epochs == expected
 
 
-def test_hooks_that_count() -> None:
+def test_hooks_that_count():
     """mmengine's and mmyolo's, wherever they stand."""
     cfg = Config(
         dict(

@@ -1,7 +1,5 @@
 """The page says what the JSON says, needs nothing else, and nothing breaks it."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import json
@@ -21,14 +19,14 @@ from mmrobust.report import AttackResult, RobustnessReport
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def picture(tmp_path):
     path = tmp_path / 'pic<1>.png'
     Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(path)
     return path
 
 
 @pytest.fixture
-def written(tmp_path: Path, picture: Path):
+def written(tmp_path, picture):
     """JSON, Markdown and page of the report, and the page as it was read."""
     path = tmp_path / 'robustness.json'
     gallery = [(f'pgd, image 12 {NASTY}', picture)]
@@ -38,8 +36,8 @@ def written(tmp_path: Path, picture: Path):
     return json.loads(path.read_text()), markdown, page, PageReader(page)
 
 
-def markdown_tables(text: str) -> list[list[list[str]]]:
-    tables: list[list[list[str]]] = [[]]
+def markdown_tables(text):
+    tables = [[]]
     for line in text.splitlines():
         if line.startswith('| '):
             cells = line[2:-2].replace(r'\|', '\0').split(' | ')
@@ -49,7 +47,7 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
     return [[rows[0], *rows[2:]] for rows in tables if rows]
 
 
-def test_the_page_is_well_formed_and_needs_nothing_else(written) -> None:
+def test_the_page_is_well_formed_and_needs_nothing_else(written):
     page = written[3]
     assert page.problems == []
     assert len(page.ids) == len(set(page.ids))
@@ -65,7 +63,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(written) -> None:
         assert 'url(' not in style.replace('url(#', '')
 
 
-def test_nothing_is_taken_for_html(written) -> None:
+def test_nothing_is_taken_for_html(written):
     page = written[3]
     assert page.text.count(NASTY) >= 7
     assert 'dir/<b>model</b>.pth' in page.text
@@ -74,7 +72,7 @@ def test_nothing_is_taken_for_html(written) -> None:
     assert '<script' not in written[2]
 
 
-def test_figures_and_bars_are_those_of_the_json(written) -> None:
+def test_figures_and_bars_are_those_of_the_json(written):
     content, _, _, page = written
     (table,) = page.tables['figures']
     passes = [content['benign'], *content['attacks']]
@@ -91,7 +89,7 @@ def test_figures_and_bars_are_those_of_the_json(written) -> None:
     assert page.tiles == ['0.600', '0.250', '0.200', '2']
 
 
-def test_the_length_of_a_bar_is_its_figure(written) -> None:
+def test_the_length_of_a_bar_is_its_figure(written):
     """The right edge is the largest upper end: 0.6 + 0.04."""
     styles = written[3].styles
     assert f'width:{100 * 0.25 / 0.64:.2f}%' in styles
@@ -100,7 +98,7 @@ def test_the_length_of_a_bar_is_its_figure(written) -> None:
     assert f'width:{100 * 2 / 10:.2f}%' in styles
 
 
-def test_tables_are_those_of_the_json(written) -> None:
+def test_tables_are_those_of_the_json(written):
     content, _, _, page = written
     passes = [content['benign'], *content['attacks']]
     (boxes,), (sizes,) = page.tables['boxes'], page.tables['sizes']
@@ -126,7 +124,7 @@ def test_tables_are_those_of_the_json(written) -> None:
     ]
 
 
-def test_classes_come_by_their_fall(written) -> None:
+def test_classes_come_by_their_fall(written):
     """Falls: cat 0.35, the nasty one 0.525, dog 0; one is not in the dataset."""
     content, _, _, page = written
     ((head, *rows),) = page.tables['classes']
@@ -139,7 +137,7 @@ def test_classes_come_by_their_fall(written) -> None:
         assert tuple(entry['boxes']['classes']) == CLASSES
 
 
-def test_many_attacks_do_not_all_get_a_column() -> None:
+def test_many_attacks_do_not_all_get_a_column():
     """The falls are still those under all of them."""
     made = report()
     made.attacks = [attack(f'a{i}', 0.05 * i) for i in range(12, 0, -1)]
@@ -150,7 +148,7 @@ def test_many_attacks_do_not_all_get_a_column() -> None:
     assert falls['dog'] == '0.400'
 
 
-def test_markdown_has_the_same_tables(written) -> None:
+def test_markdown_has_the_same_tables(written):
     _, markdown, _, page = written
     tables = {json.dumps(table) for table in markdown_tables(markdown)}
     shared = [
@@ -164,7 +162,7 @@ def test_markdown_has_the_same_tables(written) -> None:
     assert NASTY.replace('|', r'\|') in markdown
 
 
-def test_checks_are_there_in_any_case(written) -> None:
+def test_checks_are_there_in_any_case(written):
     page = written[3]
     assert 'class="note warning" id="checks"' in written[2]
     assert page.text.index('first doubt') < page.text.index('second doubt')
@@ -179,7 +177,7 @@ def test_checks_are_there_in_any_case(written) -> None:
     assert 'Not complete' in made.html(complete=False)
 
 
-def test_the_gallery_holds_the_pictures(written, picture: Path) -> None:
+def test_the_gallery_holds_the_pictures(written, picture):
     page = written[3]
     (address,) = [a for a in page.addresses if a.startswith('data:')]
     kind, content = address.split(',')
@@ -195,7 +193,7 @@ def test_the_gallery_holds_the_pictures(written, picture: Path) -> None:
     assert page.problems == []
 
 
-def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+def test_large_pictures_are_made_smaller(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (700, 3600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / 'large.png')
@@ -205,7 +203,7 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     assert len(address) < (tmp_path / 'large.png').stat().st_size / 5
 
 
-def test_a_bare_report_has_a_page() -> None:
+def test_a_bare_report_has_a_page():
     """The first write comes before the first attack; others have no boxes."""
     bare = RobustnessReport(None, None, None, 0, {}, {'num_images': 2})
     assert PageReader(bare.html(complete=False)).problems == []
@@ -219,15 +217,13 @@ def test_a_bare_report_has_a_page() -> None:
     assert 'boxes' not in page.tables
 
 
-def test_the_same_report_gives_the_same_page() -> None:
+def test_the_same_report_gives_the_same_page():
     """So that a resumed evaluation ends with the same files."""
     assert report().html() == copy.deepcopy(report()).html()
 
 
-def test_a_page_that_fails_does_not_end_an_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object) -> str:
+def test_a_page_that_fails_does_not_end_an_evaluation(tmp_path, monkeypatch):
+    def fail(*args):
         raise ValueError('no page')
 
     monkeypatch.setattr(RobustnessReport, 'html', fail)
@@ -240,7 +236,7 @@ def test_a_page_that_fails_does_not_end_an_evaluation(
     assert json.loads(path.read_text())['complete'] is True
 
 
-def test_the_report_of_autoattack_has_a_page() -> None:
+def test_the_report_of_autoattack_has_a_page():
     made = AutoAttackReport('c.py', None, None, 0, {}, {'num_images': 4})
     made.benign = {'accuracy/top1': 75.0}
     made.labels = {'linf-4': 'linf 4 (4/255)', 'l2-9': 'l2 9 (0.04)'}

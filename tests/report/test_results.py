@@ -1,11 +1,8 @@
 """Which attacks are on one curve, and what is drawn of it."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,14 +17,14 @@ from mmrobust.report import AttackResult
 from mmrobust.report.results import find_curves, titles
 
 
-def build(name: str, attack: str, **settings: Any) -> AttackResult:
+def build(name, attack, **settings):
     """A result with the settings of a real attack."""
     base = settings.pop('base', None)
     built = ATTACKS.build(attack_preset(attack, **settings))
     return AttackResult.of(name, built, base=base)
 
 
-def summary(attacks: list[AttackResult]) -> list[tuple[str, str, list[float]]]:
+def summary(attacks):
     return [
         (curve.label, curve.axis, [value for value, _ in curve.points])
         for curve in find_curves(attacks)
@@ -35,7 +32,7 @@ def summary(attacks: list[AttackResult]) -> list[tuple[str, str, list[float]]]:
 
 
 @pytest.mark.parametrize('name', ['pgd', 'cls', 'apgd', 'dim', 'noise', 'square'])
-def test_eps_makes_a_curve_of_every_attack(name: str) -> None:
+def test_eps_makes_a_curve_of_every_attack(name):
     """Step sizes derive from eps."""
     attacks = [build(f'{name}-eps{eps}', name, eps=eps) for eps in (8, 2, 4)]
     ((_, axis, values),) = summary(attacks)
@@ -52,7 +49,7 @@ def test_eps_makes_a_curve_of_every_attack(name: str) -> None:
     [('pgd', 'steps'), ('cls', 'steps'), ('apgd', 'steps'), ('square', 'queries')],
 )
 @pytest.mark.parametrize('base', [True, False])
-def test_steps_make_a_curve_too(name: str, axis: str, base: bool) -> None:
+def test_steps_make_a_curve_too(name, axis, base):
     """Below three steps PGD's step is eps, which makes no curve of its own."""
     more = {'base': name} if base else {}
     attacks = [
@@ -62,7 +59,7 @@ def test_steps_make_a_curve_too(name: str, axis: str, base: bool) -> None:
     assert summary(attacks) == [(f'{name}, eps 4', axis, [1, 2, 20, 100])]
 
 
-def test_a_given_step_size_is_a_curve_of_its_own() -> None:
+def test_a_given_step_size_is_a_curve_of_its_own():
     """At eps 4 and 10 steps the derived step is 1, which is on both curves."""
     made = [build(f'd{eps}', 'pgd', eps=eps, num_steps=10) for eps in (2, 4, 8)]
     given = dict(num_steps=10, step_size=1)
@@ -88,12 +85,12 @@ def test_a_given_step_size_is_a_curve_of_its_own() -> None:
         (('noise', {}), ('pgd', {})),
     ],
 )
-def test_what_differs_in_more_than_one_number_is_no_curve(first, second) -> None:
+def test_what_differs_in_more_than_one_number_is_no_curve(first, second):
     both = [build('a', first[0], **first[1]), build('b', second[0], **second[1])]
     assert summary(both) == []
 
 
-def test_a_grid_has_rows_and_columns() -> None:
+def test_a_grid_has_rows_and_columns():
     attacks = [
         build(f'pgd-eps{e}-steps{n}', 'pgd', eps=e, num_steps=n, base='pgd')
         for e in (2, 4)
@@ -108,7 +105,7 @@ def test_a_grid_has_rows_and_columns() -> None:
     ]
 
 
-def test_an_ensemble_is_a_curve_whatever_its_members_derive() -> None:
+def test_an_ensemble_is_a_curve_whatever_its_members_derive():
     attacks = []
     for eps in (2, 4):
         members = [{'step_size': eps / 4}]
@@ -117,7 +114,7 @@ def test_an_ensemble_is_a_curve_whatever_its_members_derive() -> None:
     assert summary(attacks) == [('ensemble', 'eps', [2, 4])]
 
 
-def drawn(page: str) -> list[list[tuple[float, float]]]:
+def drawn(page):
     """The lines of the first picture that are curves, in its own coordinates."""
     svg = page[page.index('<svg') : page.index('</svg>')]
     paths = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none', svg)
@@ -128,7 +125,7 @@ def drawn(page: str) -> list[list[tuple[float, float]]]:
     return [line for line in lines if len(line) == 3]
 
 
-def test_the_picture_shows_the_figures() -> None:
+def test_the_picture_shows_the_figures():
     """mAP 0.6, 0.5 and 0.25 at eps 0, 2 and 4: places are proportional."""
     page = report().html()
     ((a, b, c),) = drawn(page)
@@ -137,7 +134,7 @@ def test_the_picture_shows_the_figures() -> None:
     assert 'mAP against eps: pgd, 10 steps' in PageReader(page).text
 
 
-def test_the_table_begins_with_the_benign_figure() -> None:
+def test_the_table_begins_with_the_benign_figure():
     ((_, *rows),) = PageReader(report().html()).tables['curves']
     assert rows == [
         ['0 (benign)', '0.600 [0.550, 0.640]'],
@@ -146,7 +143,7 @@ def test_the_table_begins_with_the_benign_figure() -> None:
     ]
 
 
-def test_norms_and_axes_are_not_drawn_together() -> None:
+def test_norms_and_axes_are_not_drawn_together():
     made = report()
     made.attacks += [
         attack(f'l2-{eps}', 0.5, {'eps': eps, 'norm': 'l2'}, base='l2')
@@ -170,7 +167,7 @@ def test_norms_and_axes_are_not_drawn_together() -> None:
     assert PageReader(made.html()).names.count('svg') == 2
 
 
-def test_metrics_of_one_name_keep_their_prefix() -> None:
+def test_metrics_of_one_name_keep_their_prefix():
     assert titles(['a/coco/bbox_mAP', 'b/coco/bbox_mAP', 'a/coco/bbox_mAP_50']) == [
         'a/coco/bbox_mAP',
         'b/coco/bbox_mAP',
@@ -183,7 +180,7 @@ def test_metrics_of_one_name_keep_their_prefix() -> None:
     assert 'COCO mAP of the attacks that differ' in text
 
 
-def test_a_point_without_a_figure_is_left_out() -> None:
+def test_a_point_without_a_figure_is_left_out():
     made = report()
     made.attacks[0].boxes = None
     made.attacks[0].metrics = {}

@@ -1,7 +1,5 @@
 """The report: the contract of its keys, and writing that loses nothing."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -14,7 +12,7 @@ SETTINGS = dict(
 )
 
 
-def _report() -> RobustnessReport:
+def _report():
     dataset = {'type': 'CocoDataset', 'ann_file': 'a.json', 'num_images': 5}
     report = RobustnessReport('c.py', 'c.pth', '00', 3, {'torch': '2'}, dataset)
     report.environment = {'command': ['tools/test.py', 'a b']}

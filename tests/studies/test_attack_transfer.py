@@ -1,14 +1,10 @@
 """The transfer matrix: the whole tool on two small detectors, and its parts."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -48,16 +44,16 @@ class BestScore(BaseMetric):
 
     default_prefix = 'seen'
 
-    def process(self, data_batch: dict, data_samples: Any) -> None:
+    def process(self, data_batch, data_samples):
         self.results += [
             s['pred_instances']['scores'].max().item() for s in data_samples
         ]
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results):
         return {'score': float(np.mean(results)), 'images': len(results)}
 
 
-def config(root: Path, side: int, **test_set: Any) -> dict[str, Any]:
+def config(root, side, **test_set):
     model = tiny.fcos()
     model['bbox_head']['num_classes'] = 10
     model['data_preprocessor'] = dict(model['data_preprocessor'], pad_size_divisor=1)
@@ -93,7 +89,7 @@ def config(root: Path, side: int, **test_set: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope='module')
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory):
     """Configs and checkpoints of two detectors, which take images of other sizes."""
     folder = tmp_path_factory.mktemp('project')
     make_digits(folder / 'digits', num_train=1, num_val=5)
@@ -110,17 +106,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def detector(project: Path, name: str, **changes: Any) -> Detector:
+def detector(project, name, **changes):
     cfg = Config.fromfile(project / f'{name}.py')
     cfg.merge_from_dict(changes)
     weights = str(project / f'{name}.pth')
     return Detector(name, str(project / f'{name}.py'), weights, cfg)
 
 
-def plan(project: Path, work_dir: Path, **kwargs: Any) -> Plan:
+def plan(project, work_dir, **kwargs):
     detectors = [detector(project, name) for name in SIDES]
     preset = attack_preset('mim', eps=kwargs.pop('eps', 8), num_steps=2)
-    settings: dict[str, Any] = dict(
+    settings = dict(
         sources=detectors,
         targets=detectors,
         attack='mim',
@@ -135,19 +131,19 @@ def plan(project: Path, work_dir: Path, **kwargs: Any) -> Plan:
 
 
 @pytest.fixture(scope='module')
-def done(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+def done(project, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('done') / 'work'
     with DefaultScope.overwrite_default_scope('mmdet'):
         return run_matrix(plan(project, work_dir))
 
 
 @pytest.fixture
-def work_dir(done: Matrix, tmp_path: Path) -> Path:
+def work_dir(done, tmp_path):
     """A copy of the finished work dir, to be changed."""
     return Path(shutil.copytree(done.plan.work_dir, tmp_path / 'work'))
 
 
-def by_hand(project: Path, name: str, pictures: list[np.ndarray]) -> float:
+def by_hand(project, name, pictures):
     """The figure of one detector on pictures that are resized to its side."""
     cfg = Config.fromfile(project / f'{name}.py')
     model = MODELS.build(cfg.model).eval()
@@ -169,13 +165,13 @@ def by_hand(project: Path, name: str, pictures: list[np.ndarray]) -> float:
     return float(np.mean(best))
 
 
-def _sample(metainfo: dict) -> Any:
+def _sample(metainfo):
     from mmdet.structures import DetDataSample
 
     return DetDataSample(metainfo=metainfo)
 
 
-def test_every_figure_is_what_a_plain_loop_gives(project: Path, done: Matrix) -> None:
+def test_every_figure_is_what_a_plain_loop_gives(project, done):
     names = sorted((done.plan.work_dir / 'sources/small/images/mim').glob('*.npz'))
     assert len(names) == 3
     originals = []
@@ -209,7 +205,7 @@ def test_every_figure_is_what_a_plain_loop_gives(project: Path, done: Matrix) ->
     assert len({round(value, 6) for value in values}) == 8
 
 
-def test_the_diagonal_is_what_the_attack_itself_gave(done: Matrix) -> None:
+def test_the_diagonal_is_what_the_attack_itself_gave(done):
     for name in SIDES:
         report = done.plan.work_dir / 'sources' / name / 'robustness.json'
         (attack,) = json.loads(report.read_text())['attacks']
@@ -219,7 +215,7 @@ def test_the_diagonal_is_what_the_attack_itself_gave(done: Matrix) -> None:
         assert done.own[name]['cost']['backwards'] == 6  # 3 images, 2 steps
 
 
-def test_files_hold_the_figures(done: Matrix) -> None:
+def test_files_hold_the_figures(done):
     folder = done.plan.work_dir
     content = json.loads((folder / 'transfer_matrix.json').read_text())
     assert content['complete'] is True
@@ -236,13 +232,11 @@ def test_files_hold_the_figures(done: Matrix) -> None:
     assert picture.std() > 10
 
 
-def _no_attack(self: Source) -> None:
+def _no_attack(self):
     raise AssertionError('attacked again')
 
 
-def test_images_that_are_there_are_not_made_again(
-    project: Path, work_dir: Path, done: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_are_there_are_not_made_again(project, work_dir, done, monkeypatch):
     monkeypatch.setattr(Source, 'attack', _no_attack)
     # Other targets are no other settings of the images.
     again = run_matrix(plan(project, work_dir, targets=[detector(project, 'large')]))
@@ -255,9 +249,7 @@ def test_images_that_are_there_are_not_made_again(
     assert again.own == done.own
 
 
-def test_images_that_are_missing_are_made_again(
-    project: Path, work_dir: Path, done: Matrix
-) -> None:
+def test_images_that_are_missing_are_made_again(project, work_dir, done):
     missing = next((work_dir / 'sources/large/images/mim').glob('*.npz'))
     original = np.load(missing)['image']
     settings = plan(project, work_dir)
@@ -276,8 +268,8 @@ def test_images_that_are_missing_are_made_again(
     assert np.array_equal(np.load(missing)['image'], original)
 
 
-def test_other_settings_are_refused(project: Path, work_dir: Path) -> None:
-    def refused(**kwargs: Any) -> str:
+def test_other_settings_are_refused(project, work_dir):
+    def refused(**kwargs):
         settings = plan(project, work_dir, **kwargs)
         with pytest.raises(ConfigError) as caught:
             Source(settings, settings.sources[0])
@@ -297,7 +289,7 @@ def test_other_settings_are_refused(project: Path, work_dir: Path) -> None:
     assert 'holds results but no source.json' in refused()
 
 
-def test_damaged_images_are_refused(project: Path, work_dir: Path) -> None:
+def test_damaged_images_are_refused(project, work_dir):
     settings = plan(project, work_dir)
     source = Source(settings, settings.sources[0])
     img_id = next(iter(source.ids))
@@ -309,7 +301,7 @@ def test_damaged_images_are_refused(project: Path, work_dir: Path) -> None:
         source.adversarial(img_id, BaseDataElement(metainfo=dict(ori_shape=(128, 128))))
 
 
-def test_padding_is_not_shown_to_others(project: Path, tmp_path: Path) -> None:
+def test_padding_is_not_shown_to_others(project, tmp_path):
     small = detector(project, 'small')
     pad = dict(type='Pad', size=(80, 72), pad_val=dict(img=(1, 2, 3)))
     small.cfg.test_dataloader.dataset.pipeline.insert(2, pad)
@@ -326,7 +318,7 @@ def test_padding_is_not_shown_to_others(project: Path, tmp_path: Path) -> None:
     assert source.clean(img_id, sample).shape == (64, 64, 3)
 
 
-def test_detectors_of_one_size_share_a_control(project: Path, tmp_path: Path) -> None:
+def test_detectors_of_one_size_share_a_control(project, tmp_path):
     first, padded = detector(project, 'small'), detector(project, 'small')
     padded.name = 'padded'
     pad = dict(type='Pad', size_divisor=64)
@@ -339,7 +331,7 @@ def test_detectors_of_one_size_share_a_control(project: Path, tmp_path: Path) ->
     assert '| none, at the size of large |' in matrix.table()
 
 
-def test_other_images_are_refused(project: Path, tmp_path: Path) -> None:
+def test_other_images_are_refused(project, tmp_path):
     fewer = detector(project, 'large')
     fewer.cfg.test_dataloader.dataset.indices = 4
     both = [detector(project, 'small'), fewer]
@@ -358,9 +350,7 @@ def test_other_images_are_refused(project: Path, tmp_path: Path) -> None:
         run_matrix(settings)
 
 
-def test_pipelines_that_cannot_be_followed_are_refused(
-    project: Path, tmp_path: Path
-) -> None:
+def test_pipelines_that_cannot_be_followed_are_refused(project, tmp_path):
     small, large = (detector(project, name) for name in SIDES)
     pipeline = large.cfg.test_dataloader.dataset.pipeline
     pipeline.insert(1, dict(type='RandomFlip', prob=0.5))
@@ -368,15 +358,15 @@ def test_pipelines_that_cannot_be_followed_are_refused(
         run_matrix(plan(project, tmp_path, sources=[small], targets=[large]))
 
 
-def test_classifiers_and_halves_of_configs_are_refused(project: Path) -> None:
+def test_classifiers_and_halves_of_configs_are_refused(project):
     with pytest.raises(ConfigError, match='is of a classifier'):
         detector(project, 'small', default_scope='mmpretrain')
     with pytest.raises(ConfigError, match='has no test_evaluator'):
         detector(project, 'small', test_evaluator=None)
 
 
-def test_targets_need_a_figure_in_common(project: Path, tmp_path: Path) -> None:
-    def of(name: str, kind: str) -> Detector:
+def test_targets_need_a_figure_in_common(project, tmp_path):
+    def of(name, kind):
         changed = detector(project, name)
         changed.cfg.test_evaluator = dict(type=kind)
         return changed
@@ -392,7 +382,7 @@ def test_targets_need_a_figure_in_common(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def made_up(project: Path, tmp_path: Path) -> Matrix:
+def made_up(project, tmp_path):
     matrix = Matrix(plan(project, tmp_path / 'made_up'), KEY)
     matrix.clean = {'small': 0.5, 'large': 0.6}
     matrix.entries = [
@@ -404,7 +394,7 @@ def made_up(project: Path, tmp_path: Path) -> Matrix:
     return matrix
 
 
-def test_the_table_shows_the_fall_from_the_control(made_up: Matrix) -> None:
+def test_the_table_shows_the_fall_from_the_control(made_up):
     assert made_up.table().splitlines() == [
         '| images made for | small | large |',
         '| --- | ---: | ---: |',
@@ -416,9 +406,7 @@ def test_the_table_shows_the_fall_from_the_control(made_up: Matrix) -> None:
     ]
 
 
-def test_a_transferred_attack_that_beats_the_direct_one_is_named(
-    made_up: Matrix,
-) -> None:
+def test_a_transferred_attack_that_beats_the_direct_one_is_named(made_up):
     (check,) = made_up.checks()
     assert check.startswith('small loses more to the images made for large (0.350)')
     assert 'masked' in check
@@ -429,7 +417,7 @@ def test_a_transferred_attack_that_beats_the_direct_one_is_named(
     assert made_up.checks() == []
 
 
-def test_the_attacks_own_checks_and_figures_are_compared(made_up: Matrix) -> None:
+def test_the_attacks_own_checks_and_figures_are_compared(made_up):
     made_up.entries[1] = Entry('large', 'small', 0.3, 0.45)
     made_up.own = {
         'small': {'metrics': {KEY: 0.2004}, 'checks': ['2 boxes outside']},
@@ -442,7 +430,7 @@ def test_the_attacks_own_checks_and_figures_are_compared(made_up: Matrix) -> Non
     ]
 
 
-def test_an_unfinished_matrix_says_so(made_up: Matrix) -> None:
+def test_an_unfinished_matrix_says_so(made_up):
     del made_up.clean['large']
     assert not made_up.complete
     assert 'Not complete' in made_up.markdown()
@@ -452,11 +440,11 @@ def test_an_unfinished_matrix_says_so(made_up: Matrix) -> None:
     assert json.loads(path.read_text())['complete'] is False
 
 
-def test_no_detection_counts_as_nothing(made_up: Matrix, project: Path) -> None:
+def test_no_detection_counts_as_nothing(made_up, project):
     made_up.entries = []
     settings = made_up.plan
     source = Source(settings, settings.sources[0])
-    found: dict[str, dict] = {
+    found = {
         'clean': {KEY: 0.5},
         'clean, at the size of small': {KEY: 0.4},
         'made for small': {},
@@ -469,7 +457,7 @@ def test_no_detection_counts_as_nothing(made_up: Matrix, project: Path) -> None:
         _enter(made_up, 'large', found, [source])
 
 
-def test_the_picture_shows_every_entry(made_up: Matrix) -> None:
+def test_the_picture_shows_every_entry(made_up):
     made_up.entries = [
         Entry('small', 'small', 0.1, 0.5),
         Entry('small', 'large', 0.2, 0.0),
@@ -488,7 +476,7 @@ def test_the_picture_shows_every_entry(made_up: Matrix) -> None:
 # -------------------------------------------------------------------- command line
 
 
-def test_pairs_are_read() -> None:
+def test_pairs_are_read():
     items = ['a=configs/a.py:a.pth', 'b=mmdet::fcos/b.py:https://host/b.pth']
     assert parse_detectors(items) == {
         'a': ('configs/a.py', 'a.pth'),
@@ -503,7 +491,7 @@ def test_pairs_are_read() -> None:
         parse_detectors(['a=b.py:c.pth', 'a=d.py:e.pth'])
 
 
-def test_choices_are_among_the_detectors() -> None:
+def test_choices_are_among_the_detectors():
     assert choose('--targets', None, ['a', 'b']) == ['a', 'b']
     assert choose('--targets', ['b'], ['a', 'b']) == ['b']
     with pytest.raises(ConfigError, match=r"--targets 'c' must be one of a, b"):
@@ -513,15 +501,10 @@ def test_choices_are_among_the_detectors() -> None:
 
 
 @pytest.fixture
-def call(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> Callable[..., tuple[int, str, str]]:
+def call(project, tmp_path, monkeypatch, capsys):
     """Runs the tool in this process; returns status, output and errors."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments):
         monkeypatch.chdir(project)
         where = ('--work-dir', str(tmp_path / 'work'))
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments, *where])
@@ -539,9 +522,7 @@ def call(
 PAIRS = ('small=small.py:small.pth', 'large=large.py:large.pth')
 
 
-def test_the_tool(
-    call: Any, work_dir: Path, done: Matrix, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tool(call, work_dir, done, monkeypatch):
     """With settings in other words: the images of the same ones are taken."""
     monkeypatch.setattr(Source, 'attack', _no_attack)
     settings = ['--eps=8/255', '--num-steps=2', '--num-images=3', f'--metric={KEY}']
@@ -574,9 +555,7 @@ def test_the_tool(
         (('a=small.py:large.pth',), 'say with --metric'),
     ],
 )
-def test_mistakes_end_with_one_sentence(
-    call: Any, arguments: tuple[str, ...], sentence: str
-) -> None:
+def test_mistakes_end_with_one_sentence(call, arguments, sentence):
     status, _, err = call(*arguments)
     assert status == 2
     assert err.count('\n') == 1

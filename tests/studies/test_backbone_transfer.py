@@ -1,14 +1,10 @@
 """The transfer study: frozen backbones, whole sweeps, resume, table, mistakes."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -41,11 +37,11 @@ SIZE = 32
 
 
 @pytest.fixture(autouse=True)
-def _scope(_quiet_and_repeatable: None) -> None:
+def _scope(_quiet_and_repeatable):
     init_default_scope('mmpretrain')
 
 
-def draw_classes(root: Path) -> Path:
+def draw_classes(root):
     """Three classes of noisy colours in folders, split into train, val and test."""
     rng = np.random.default_rng(0)
     for split, count in (('train', 6), ('val', 3), ('test', 4)):
@@ -60,11 +56,11 @@ def draw_classes(root: Path) -> Path:
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory):
     return draw_classes(tmp_path_factory.mktemp('pictures'))
 
 
-def backbone(**settings: Any) -> dict:
+def backbone(**settings):
     return dict(
         type='ResNet',
         depth=18,
@@ -79,10 +75,10 @@ def backbone(**settings: Any) -> dict:
     )
 
 
-def task(pictures: Path, **overrides: Any) -> Config:
+def task(pictures, **overrides):
     """A classifier that learns two epochs of three batches."""
 
-    def loader(split: str, pipeline: list) -> dict:
+    def loader(split, pipeline):
         return dict(
             batch_size=6,
             num_workers=0,
@@ -132,7 +128,7 @@ def task(pictures: Path, **overrides: Any) -> Config:
     return Config(cfg)
 
 
-def make_backbones(folder: Path) -> Path:
+def make_backbones(folder):
     """Backbones 0.pth, 2.pth and 4.pth as pre-training would leave them."""
     for eps in (0, 2, 4):
         torch.manual_seed(eps)
@@ -143,18 +139,18 @@ def make_backbones(folder: Path) -> Path:
 
 
 @pytest.fixture(scope='module')
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     return make_backbones(tmp_path_factory.mktemp('weights'))
 
 
-def _moved(name: str, value: torch.Tensor) -> torch.Tensor:
+def _moved(name, value):
     """Statistics that are not those of a fresh BatchNorm."""
     return value + 0.1 * torch.rand_like(value) if 'running' in name else value
 
 
-def make_sweep(cfg: Config, weights: Path, work_dir: Path, **settings: Any) -> Sweep:
+def make_sweep(cfg, weights, work_dir, **settings):
     epses = settings.pop('eps', (0.0, 4.0))
-    values: dict[str, Any] = dict(
+    values = dict(
         checkpoints={eps: str(weights / f'{eps:g}.pth') for eps in epses},
         modes=('fixed', 'full'),
         lrs=(0.05,),
@@ -165,7 +161,7 @@ def make_sweep(cfg: Config, weights: Path, work_dir: Path, **settings: Any) -> S
     return Sweep(cfg=cfg, work_dir=work_dir, **{**values, **settings})
 
 
-def train(sweep: Sweep, run: Run, *hooks: Hook) -> tuple[Runner, nn.Module]:
+def train(sweep, run, *hooks):
     """Trains one run; returns its runner and the backbone as it was loaded."""
     cfg = run_config(sweep, run)
     cfg.experiment_name = f'test_{uuid.uuid4().hex}'
@@ -181,17 +177,15 @@ def train(sweep: Sweep, run: Run, *hooks: Hook) -> tuple[Runner, nn.Module]:
 class _Notes(Hook):
     """Images and labels of every batch, and the head before the first."""
 
-    def __init__(self) -> None:
-        self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.head: dict[str, torch.Tensor] = {}
+    def __init__(self):
+        self.batches = []
+        self.head = {}
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner):
         state = runner.model.head.state_dict()
         self.head = {key: value.clone() for key, value in state.items()}
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
         labels = torch.cat([s.gt_label for s in data_batch['data_samples']])
         self.batches.append((data_batch['inputs'].clone(), labels))
 
@@ -199,9 +193,7 @@ class _Notes(Hook):
 # ------------------------------------------------------------------ frozen or not
 
 
-def test_fixed_is_logistic_regression_on_features(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_fixed_is_logistic_regression_on_features(pictures, weights, tmp_path):
     """The same head comes out of a plain loop over precomputed features."""
     notes = _Notes()
     sweep = make_sweep(task(pictures), weights, tmp_path)
@@ -233,9 +225,7 @@ def test_fixed_is_logistic_regression_on_features(
         torch.testing.assert_close(value, own, rtol=1e-4, atol=1e-6)
 
 
-def test_fixed_drops_nothing_and_lets_gradients_through(
-    pictures: Path, tmp_path: Path
-) -> None:
+def test_fixed_drops_nothing_and_lets_gradients_through(pictures, tmp_path):
     """Drop path would make two passes differ; an attack needs the input's gradient."""
     arch = dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 8])
     net = dict(type='ConvNeXt', arch=arch, drop_path_rate=0.9, layer_scale_init_value=1)
@@ -263,10 +253,8 @@ def test_fixed_drops_nothing_and_lets_gradients_through(
     assert images.grad.abs().sum() > 0
 
 
-def test_freezing_what_is_not_there(
-    build_runner: Callable[..., Runner],
-) -> None:
-    def hook(name: str) -> list:
+def test_freezing_what_is_not_there(build_runner):
+    def hook(name):
         return [dict(type='mmrobust.FreezeBackboneHook', module=name)]
 
     with pytest.raises(ConfigError, match=r"FCOS has no 'bone' with weights"):
@@ -275,11 +263,9 @@ def test_freezing_what_is_not_there(
         build_runner(custom_hooks=hook('')).train()
 
 
-def test_a_frozen_part_that_changes_is_noticed(
-    build_runner: Callable[..., Runner],
-) -> None:
+def test_a_frozen_part_that_changes_is_noticed(build_runner):
     class Writes(Hook):
-        def after_train_epoch(self, runner: Runner) -> None:
+        def after_train_epoch(self, runner):
             runner.model.backbone.bn1.running_mean += 1
 
     runner = build_runner(custom_hooks=[dict(type='mmrobust.FreezeBackboneHook')])
@@ -296,12 +282,8 @@ class Killed(BaseException):
 
 
 def test_a_killed_sweep_gives_the_same_table(
-    pictures: Path,
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+    pictures, weights, tmp_path, monkeypatch, capsys
+):
     cfg = task(pictures)
     whole = run_sweep(make_sweep(cfg, weights, tmp_path / 'a'), [])
 
@@ -309,7 +291,7 @@ def test_a_killed_sweep_gives_the_same_table(
     step = EpochBasedTrainLoop.run_iter
     counted = {'updates': 0}
 
-    def run_iter(self: Any, *args: Any) -> None:
+    def run_iter(self, *args):
         counted['updates'] += 1
         if counted['updates'] == 17:  # in the second epoch of the third run
             raise Killed
@@ -347,7 +329,7 @@ def test_a_killed_sweep_gives_the_same_table(
     assert counted['updates'] == 100 + 3 + 6
 
 
-def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path: Path) -> None:
+def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path):
     content = dict(state_dict={}, meta={}, optimizer={})
     torch.save(content, tmp_path / 'epoch_9.pth')
     (tmp_path / 'epoch_10.pth').write_bytes(b'PK\x03\x04 cut short')
@@ -357,11 +339,9 @@ def test_a_checkpoint_cut_short_is_not_resumed_from(tmp_path: Path) -> None:
     assert begun(tmp_path) is None
 
 
-def test_other_settings_do_not_join_a_sweep(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
-    def run(cfg: Config, folder: Path = weights, **settings: Any) -> Study:
-        values: dict[str, Any] = dict(modes=('fixed',), eps=(0.0,))
+def test_other_settings_do_not_join_a_sweep(pictures, weights, tmp_path):
+    def run(cfg, folder=weights, **settings):
+        values = dict(modes=('fixed',), eps=(0.0,))
         return run_sweep(
             make_sweep(cfg, folder, tmp_path, **{**values, **settings}), []
         )
@@ -388,7 +368,7 @@ def test_other_settings_do_not_join_a_sweep(
         run(task(pictures), norm='linf')
 
 
-def test_detectors(coco: Path, tmp_path: Path) -> None:
+def test_detectors(coco, tmp_path):
     """Frozen against full; the config's own frozen stages stay so in both."""
     init_default_scope('mmdet')
     model = tiny.fcos()
@@ -423,14 +403,14 @@ def test_detectors(coco: Path, tmp_path: Path) -> None:
 # -------------------------------------------------------------------- the statistics
 
 
-def result(eps: float, mode: str, lr: float, seed: int, *values: float | None) -> dict:
+def result(eps, mode, lr, seed, *values):
     value, selected_by = values if len(values) == 2 else (values[0], values[0])
     return dict(
         eps=eps, mode=mode, lr=lr, seed=seed, value=value, selected_by=selected_by
     )
 
 
-def test_statistics_are_numpys() -> None:
+def test_statistics_are_numpys():
     values = [71.25, 70.0, 73.5]
     rows = summarize([result(3.0, 'full', 0.1, s, v) for s, v in enumerate(values)])
     (row,) = rows
@@ -441,7 +421,7 @@ def test_statistics_are_numpys() -> None:
     assert (single['mean'], single['std'], single['n']) == (5.0, None, 1)
 
 
-def test_the_rate_is_chosen_by_validation_per_eps_and_mode() -> None:
+def test_the_rate_is_chosen_by_validation_per_eps_and_mode():
     rows = summarize(
         [
             # Mean validation 62 against 61, the worse on the test set.
@@ -466,7 +446,7 @@ def test_the_rate_is_chosen_by_validation_per_eps_and_mode() -> None:
     }
 
 
-def make_study(pictures: Path, results: list[dict], **settings: Any) -> Study:
+def make_study(pictures, results, **settings):
     sweep = make_sweep(
         task(pictures), Path('weights'), Path('work'), seeds=(0, 1), **settings
     )
@@ -474,14 +454,14 @@ def make_study(pictures: Path, results: list[dict], **settings: Any) -> Study:
         metric=TOP1, hashes=dict.fromkeys(sweep.checkpoints, 'abc'), backbones={}
     )
     found.backbones = dict.fromkeys(sweep.checkpoints, '')
-    by_run: dict[Run, dict | None] = dict.fromkeys(sweep.runs())
+    by_run = dict.fromkeys(sweep.runs())
     for entry in results:
         run = Run(*(entry[key] for key in ('eps', 'mode', 'lr', 'seed')))
         by_run[run] = {**entry, 'versions': {}}
     return Study(sweep, found, by_run, ['python', 'tools/transfer.py', 'a b.py'])
 
 
-def test_the_table(pictures: Path) -> None:
+def test_the_table(pictures):
     results = [
         result(eps, mode, 0.05, seed, value + 2 * seed)
         for eps, mode, value in (
@@ -510,7 +490,7 @@ def test_the_table(pictures: Path) -> None:
     assert content['versions']['torch']
 
 
-def test_the_picture_shows_eps_0_and_the_spread() -> None:
+def test_the_picture_shows_eps_0_and_the_spread():
     rows = summarize(
         [
             result(eps, mode, 0.05, seed, 50 + eps + seed)
@@ -539,7 +519,7 @@ def test_the_picture_shows_eps_0_and_the_spread() -> None:
 # ---------------------------------------------------------------- the command's end
 
 
-def test_pairs_of_eps_and_file() -> None:
+def test_pairs_of_eps_and_file():
     found = parse_checkpoints(['8=b=c.pth', '0.25=a.pth', '0=http://x/y.pth'])
     assert list(found.items()) == [
         (0.0, 'http://x/y.pth'),
@@ -552,13 +532,7 @@ def test_pairs_of_eps_and_file() -> None:
 
 
 @pytest.fixture
-def tool(
-    pictures: Path,
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> Callable[..., str]:
+def tool(pictures, weights, tmp_path, monkeypatch, capsys):
     """Runs the command; returns what it prints, or its sentence if it fails."""
     config = tmp_path / 'config.py'
     task(pictures).dump(config)
@@ -567,12 +541,12 @@ def tool(
     torch.save(dict(state_dict=dict(a=torch.zeros(2))), tmp_path / 'other.pth')
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.chdir(tmp_path)
-    updates: list[int] = []
+    updates = []
 
-    def run_iter(*args: Any) -> None:
+    def run_iter(*args):
         updates.append(1)
 
-    def run(*arguments: str, fails: bool = True, checkpoints: str = '') -> str:
+    def run(*arguments, fails=True, checkpoints=''):
         given = checkpoints.split() or [f'0={weights}/0.pth', f'4={weights}/4.pth']
         argv = [str(TOOL), str(config), '--checkpoints', *given]
         argv += ['--work-dir', str(tmp_path / 'work'), *arguments]
@@ -595,7 +569,7 @@ def tool(
     return run
 
 
-def test_the_command(tool: Callable[..., str], weights: Path, tmp_path: Path) -> None:
+def test_the_command(tool, weights, tmp_path):
     rates = ['--lr', '0.05', '0.005', '--norm', 'l2']
     output = tool(*rates, checkpoints=f'4={weights}/4.pth', fails=False)
     assert '4 runs: 1 eps x 2 modes x 2 learning rates x 1 seeds; 0 are done' in output
@@ -651,22 +625,18 @@ def test_the_command(tool: Callable[..., str], weights: Path, tmp_path: Path) ->
     ],
 )
 def test_mistakes_end_before_the_first_update(
-    tool: Callable[..., str],
-    weights: Path,
-    arguments: str,
-    checkpoints: str,
-    sentence: str,
-) -> None:
+    tool, weights, arguments, checkpoints, sentence
+):
     said = tool(*arguments.split(), checkpoints=checkpoints.format(weights=weights))
     assert sentence in said
 
 
 def test_weights_that_the_model_overwrites_are_refused(
-    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    pictures, weights, tmp_path, monkeypatch
+):
     """mmengine's models may initialise more after a backbone has been loaded."""
 
-    def init_weights(self: Any) -> None:
+    def init_weights(self):
         super(ImageClassifier, self).init_weights()
         nn.init.zeros_(self.backbone.layer3[0].bn2.weight)
 
@@ -676,9 +646,7 @@ def test_weights_that_the_model_overwrites_are_refused(
     assert not (tmp_path / 'runs').exists()
 
 
-def test_choosing_rates_on_the_test_set_is_said(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_choosing_rates_on_the_test_set_is_said(pictures, weights, tmp_path):
     cfg = task(pictures)
     cfg.val_dataloader = cfg.test_dataloader
     found = check(make_sweep(cfg, weights, tmp_path, lrs=(0.05, 0.005)))
@@ -686,14 +654,12 @@ def test_choosing_rates_on_the_test_set_is_said(
     assert 'The learning rates were chosen on the test set' in found.notes[0]
 
 
-def test_robust_accuracy_after_transfer(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_robust_accuracy_after_transfer(pictures, weights, tmp_path):
     """Attacks of the config's test are figures to compare, too."""
     cfg = task(pictures)
     attack = dict(type='mmrobust.PGD', eps=8, num_steps=1)
     cfg.test_cfg = dict(type='mmrobust.AttackTestLoop', attacks=dict(pgd=attack))
-    settings: dict[str, Any] = dict(modes=('fixed',), eps=(0.0,), metric=f'pgd/{TOP1}')
+    settings = dict(modes=('fixed',), eps=(0.0,), metric=f'pgd/{TOP1}')
     study = run_sweep(make_sweep(cfg, weights, tmp_path, **settings), [])
     (entry,) = study.as_dict()['runs']
     assert entry['value'] == entry['metrics'][f'pgd/{TOP1}']

@@ -1,10 +1,5 @@
 """Which figure is compared, and what the folder of a study refuses."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 from mmengine.config import Config
 from mmrobust.errors import ConfigError
@@ -24,12 +19,12 @@ from mmrobust.studies.study import (
         ([{'metric': 'bbox'}], 'a dict with a type'),
     ],
 )
-def test_an_evaluator_without_metrics(evaluator: Any, sentence: str) -> None:
+def test_an_evaluator_without_metrics(evaluator, sentence):
     with pytest.raises(ConfigError, match=sentence):
         metrics_of(evaluator)
 
 
-def test_usual_keys_follow_the_metrics_settings() -> None:
+def test_usual_keys_follow_the_metrics_settings():
     metrics = [
         {'type': 'mmpretrain.Accuracy', 'topk': (1, 5)},
         {'type': 'SingleLabelMetric', 'items': None, 'prefix': 'own'},
@@ -44,7 +39,7 @@ def test_usual_keys_follow_the_metrics_settings() -> None:
     assert keys[11:] == ['pascal_voc/mAP', 'pascal_voc/AP50']
 
 
-def test_the_figure_is_among_those_that_there_are() -> None:
+def test_the_figure_is_among_those_that_there_are():
     cfg = Config({'test_cfg': {'attacks': {'pgd': {}}}})
     assert choose_metric(None, ['a', 'b'], cfg) == ('a', [])
     assert choose_metric('pgd/b', ['a', 'b'], cfg) == ('pgd/b', [])
@@ -55,7 +50,7 @@ def test_the_figure_is_among_those_that_there_are() -> None:
         choose_metric(None, [], cfg)
 
 
-def test_what_cannot_change_figures_is_no_setting() -> None:
+def test_what_cannot_change_figures_is_no_setting():
     cfg = {
         'work_dir': 'x',
         'optim_wrapper': {'optimizer': {'lr': 0.1, 'momentum': 0.9}},
@@ -70,8 +65,8 @@ def test_what_cannot_change_figures_is_no_setting() -> None:
     }
 
 
-def test_settings_bind_only_results(tmp_path: Path) -> None:
-    def opened(value: int, **more: Any) -> None:
+def test_settings_bind_only_results(tmp_path):
+    def opened(value, **more):
         run = {'lr': value, 'files': {str(value): value}, **more}
         found = tmp_path.glob('*.txt')
         open_store(tmp_path, run, 'study.json', found, growing=('files',))

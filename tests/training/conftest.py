@@ -1,27 +1,18 @@
 """Runners of short trainings, for all tests of training."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import tiny
 from mmengine.config import Config
-from mmengine.runner import Runner
 from updates import NO_VALIDATION
 
 
 @pytest.fixture
-def build(
-    build_runner: Callable[..., Runner], coco: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Runner]:
+def build(build_runner, coco, monkeypatch):
     """Builds runners on three batches of two small images, without validation."""
     # Formatting the config takes longer than the few updates of a test.
     monkeypatch.setattr(Config, 'pretty_text', property(str))
 
-    def make(model: dict | None = None, **overrides: Any) -> Runner:
+    def make(model=None, **overrides):
         endless = 'IterBased' in overrides['train_cfg']['type']
         loader = tiny.loader(coco, test=False, batch_size=2, scale=(64, 48))
         kind = 'InfiniteSampler' if endless else 'DefaultSampler'

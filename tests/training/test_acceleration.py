@@ -1,20 +1,13 @@
 """Faster losses and gradients: as the plain ones, and nothing else is touched."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import tiny
 import torch
-from evaluated import Evaluation, ap, attack_of
+from evaluated import ap, attack_of
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper
-from mmengine.runner import Runner
 from mmrobust.batch import float_images
 from mmrobust.frame import attack_samples
 from mmrobust.objective.classifier import make_oracle
@@ -23,7 +16,7 @@ from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.evaluation import attack_evaluation, preparation
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from torch import Tensor, nn
+from torch import nn
 from updates import assert_same_state, make_batch, make_model, sgd
 
 # Compiles without a C++ compiler, and goes through forward and backward graphs.
@@ -35,7 +28,7 @@ PGD = dict(type='mmrobust.PGD', eps=8, num_steps=3)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_quiet_and_repeatable: None) -> Iterator[None]:
+def _one_thread(_quiet_and_repeatable):
     """Threads wait for each other longer than these tiny detectors compute."""
     torch.set_num_threads(1)
     torch._dynamo.reset()
@@ -46,15 +39,15 @@ def _one_thread(_quiet_and_repeatable: None) -> Iterator[None]:
 class Counting:
     """A backend of torch.compile that counts what it is asked to compile."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.graphs = 0
 
-    def __call__(self, graph: Any, inputs: Any) -> Any:
+    def __call__(self, graph, inputs):
         self.graphs += 1
         return graph.forward
 
 
-def shallow() -> dict:
+def shallow():
     """FCOS with one stage of its backbone: every layer takes long to compile."""
     model = tiny.fcos()
     model['backbone'].update(
@@ -64,7 +57,7 @@ def shallow() -> dict:
     return model
 
 
-def build(family: str) -> nn.Module:
+def build(family):
     torch.manual_seed(0)
     config = shallow() if family == 'fcos' else tiny.FAMILIES[family]()
     model = MODELS.build(ConfigDict(config))
@@ -72,9 +65,7 @@ def build(family: str) -> nn.Module:
     return tiny.filled(model).eval()
 
 
-def answer(
-    model: nn.Module, speed: Acceleration, batch: dict
-) -> tuple[Tensor, list[Tensor]]:
+def answer(model, speed, batch):
     """Loss and gradients of a batch, as an attack asks for them."""
     samples = attack_samples(batch['data_samples'], 'cpu', 'input')
     oracle = make_oracle(model, batch, samples, Objective())
@@ -84,7 +75,7 @@ def answer(
         return oracle.value_and_grad(images)
 
 
-def correlation(first: Tensor, second: Tensor) -> float:
+def correlation(first, second):
     return float(nn.functional.cosine_similarity(first.ravel(), second.ravel(), dim=0))
 
 
@@ -100,9 +91,7 @@ def correlation(first: Tensor, second: Tensor) -> float:
         ('dab_detr', dict(channels_last=True, compile=EAGER)),
     ],
 )
-def test_layout_and_compiling_leave_the_gradient(
-    family: str, options: dict[str, Any]
-) -> None:
+def test_layout_and_compiling_leave_the_gradient(family, options):
     model, batch = build(family), make_batch([(64, 96), (96, 64)], 0)
     values, grads = answer(model, Acceleration(), batch)
     found, fast = answer(model, Acceleration(**options), batch)
@@ -114,7 +103,7 @@ def test_layout_and_compiling_leave_the_gradient(
 
 
 @pytest.mark.parametrize('family', ['fcos', 'dab_detr'])
-def test_bfloat16_rounds_the_gradient(family: str) -> None:
+def test_bfloat16_rounds_the_gradient(family):
     model, batch = build(family), make_batch([(64, 96)], 0)
     values, (plain,) = answer(model, Acceleration(), batch)
     found, (fast,) = answer(model, Acceleration(autocast='bfloat16'), batch)
@@ -124,7 +113,7 @@ def test_bfloat16_rounds_the_gradient(family: str) -> None:
     assert correlation(fast, plain) > 0.8
 
 
-def test_bfloat16_is_for_the_network_only() -> None:
+def test_bfloat16_is_for_the_network_only():
     """Neither preprocessing nor what the attack makes of the gradient is rounded."""
     model, batch = build('fcos'), make_batch([(64, 96)], 0)
     speed, seen = Acceleration(autocast='bfloat16'), {}
@@ -146,13 +135,13 @@ def test_bfloat16_is_for_the_network_only() -> None:
 # ----------------------------------------------------------- what stays as it was
 
 
-def test_predictions_are_the_stock_ones() -> None:
+def test_predictions_are_the_stock_ones():
     model, batch = build('fcos'), make_batch([(64, 96)], 0)
     model.test_cfg['score_thr'] = 0.0
     counting = Counting()
     speed = Acceleration(autocast='bfloat16', compile=dict(backend=counting))
 
-    def predict() -> Tensor:
+    def predict():
         (found,) = model.test_step(batch)
         return torch.cat(
             [found.pred_instances.bboxes.ravel(), found.pred_instances.scores]
@@ -165,7 +154,7 @@ def test_predictions_are_the_stock_ones() -> None:
     assert counting.graphs == 0
 
 
-def test_weights_keep_names_and_values() -> None:
+def test_weights_keep_names_and_values():
     model, batch = build('fcos'), make_batch([(64, 96)], 0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     speed = Acceleration(**ALL)
@@ -186,7 +175,7 @@ def test_weights_keep_names_and_values() -> None:
     stock.load_state_dict(inside, strict=True)
 
 
-def test_images_of_all_sizes_compile_once_for_each_use() -> None:
+def test_images_of_all_sizes_compile_once_for_each_use():
     model, counting = build('fcos'), Counting()
     speed = Acceleration(compile=dict(backend=counting))
     graphs = []
@@ -208,7 +197,7 @@ def test_images_of_all_sizes_compile_once_for_each_use() -> None:
 # -------------------------------------------------------------------------- training
 
 
-def updated(adversary: Any, speed: Acceleration, wrap: Callable = lambda m: m) -> Any:
+def updated(adversary, speed, wrap=lambda m: m):
     """The model after two updates."""
     torch.manual_seed(0)
     model = make_model(ConfigDict(shallow()))
@@ -222,14 +211,14 @@ def updated(adversary: Any, speed: Acceleration, wrap: Callable = lambda m: m) -
     return model
 
 
-def test_a_compiled_update_is_the_same() -> None:
+def test_a_compiled_update_is_the_same():
     plain = updated(FreeAdversary(replays=2), Acceleration())
     found = updated(FreeAdversary(replays=2), Acceleration(compile=EAGER))
     assert_same_state(found, plain)
 
 
-def test_two_backward_passes_go_through_compiled_graphs() -> None:
-    def adversary() -> FreeAdversary:
+def test_two_backward_passes_go_through_compiled_graphs():
+    def adversary():
         return FreeAdversary(eps=4, replays=2, objective=['loss_cls'])
 
     plain = updated(adversary(), Acceleration()).state_dict()
@@ -238,12 +227,12 @@ def test_two_backward_passes_go_through_compiled_graphs() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
-def learns(module: nn.Module) -> bool:
+def learns(module):
     """Not in inner steps, in which weights are frozen."""
     return any(weight.requires_grad for weight in module.parameters())
 
 
-def test_inner_attack_and_update_are_accelerated() -> None:
+def test_inner_attack_and_update_are_accelerated():
     model, seen = make_model(), []
     model.backbone.register_forward_hook(
         lambda module, args, output: seen.append(
@@ -260,7 +249,7 @@ def test_inner_attack_and_update_are_accelerated() -> None:
 
 
 @pytest.fixture
-def gloo(tmp_path: Path) -> Iterator[None]:
+def gloo(tmp_path):
     """A distributed run of one process."""
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{tmp_path}/store', world_size=1, rank=0
@@ -269,19 +258,17 @@ def gloo(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def in_ddp(model: nn.Module) -> nn.Module:
+def in_ddp(model):
     return MMDistributedDataParallel(model, broadcast_buffers=False, device_ids=None)
 
 
-def test_accelerated_updates_go_through_ddp(gloo: None) -> None:
+def test_accelerated_updates_go_through_ddp(gloo):
     plain = updated(FreeAdversary(replays=2), Acceleration(**ALL))
     wrapped = updated(FreeAdversary(replays=2), Acceleration(**ALL), in_ddp)
     assert_same_state(wrapped, plain)
 
 
-def test_ddp_knows_the_layout(
-    build_runner: Callable[..., Runner], gloo: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ddp_knows_the_layout(build_runner, gloo, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')  # as launchers do
     adversary = dict(type='mmrobust.FreeAdversary', replays=2)
     runner = build_runner(
@@ -301,7 +288,7 @@ def test_ddp_knows_the_layout(
         assert runner.model.module is model
 
 
-def run(build_runner: Callable[..., Runner], seen: list, **loop: Any) -> Runner:
+def run(build_runner, seen, **loop):
     """A runner after a short adversarial training."""
     cfg = dict(
         type='mmrobust.AdvIterBasedTrainLoop',
@@ -319,8 +306,8 @@ def run(build_runner: Callable[..., Runner], seen: list, **loop: Any) -> Runner:
     return runner
 
 
-def test_the_loop_accelerates(build_runner: Callable[..., Runner]) -> None:
-    seen: list[tuple] = []
+def test_the_loop_accelerates(build_runner):
+    seen = []
     plain = run(build_runner, seen)
     speed = dict(autocast='bfloat16', channels_last=True)
     rounded = run(build_runner, seen, speed=speed)
@@ -335,7 +322,7 @@ def test_the_loop_accelerates(build_runner: Callable[..., Runner]) -> None:
 # ------------------------------------------------------------------------ evaluation
 
 
-def test_an_accelerated_attack_is_scored_as_any_other(evaluate: Evaluation) -> None:
+def test_an_accelerated_attack_is_scored_as_any_other(evaluate):
     plain = evaluate(dict(pgd=PGD))
     plain_pgd = attack_of(plain, 'pgd')
     assert plain['environment']['speed'] == {}
@@ -351,30 +338,28 @@ def test_an_accelerated_attack_is_scored_as_any_other(evaluate: Evaluation) -> N
     assert note not in plain['checks']
 
 
-def test_trials_are_in_full_precision(
-    evaluate: Evaluation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[str, torch.dtype]] = []
+def test_trials_are_in_full_precision(evaluate, monkeypatch):
+    seen = []
     forward, where = LossOracle._losses, ['attack']
 
-    def losses(self: LossOracle, *args: Any) -> Any:
+    def losses(self, *args):
         found = forward(self, *args)
         seen.append((where[0], float_of(self.model)))
         return found
 
-    def float_of(model: nn.Module) -> torch.dtype:
+    def float_of(model):
         return model.bbox_head.seen
 
     examine, check = preparation.examine, attack_evaluation.check_objectives
 
-    def checked(*args: Any) -> Any:
+    def checked(*args):
         where[0] = 'check'  # of single values, before anything is attacked
         try:
             return check(*args)
         finally:
             where[0] = 'attack'
 
-    def examined(*args: Any, **kwargs: Any) -> Any:
+    def examined(*args, **kwargs):
         where[0] = 'trial'
         try:
             return examine(*args, **kwargs)
@@ -385,7 +370,7 @@ def test_trials_are_in_full_precision(
 
     plain = FCOSHead.forward
 
-    def forward_head(self: Any, x: Any) -> Any:
+    def forward_head(self, x):
         found = plain(self, x)
         self.seen = found[0][0].dtype
         return found
@@ -399,13 +384,11 @@ def test_trials_are_in_full_precision(
     assert found == {('attack', torch.bfloat16), ('trial', torch.float32)}
 
 
-def test_an_evaluation_is_not_resumed_at_another_speed(
-    evaluate: Evaluation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_is_not_resumed_at_another_speed(evaluate, monkeypatch):
     class Killed(Exception):
         pass
 
-    def kill(*args: Any) -> None:
+    def kill(*args):
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -428,7 +411,7 @@ def test_an_evaluation_is_not_resumed_at_another_speed(
         ('fast', 'fast.*dict'),
     ],
 )
-def test_an_impossible_option_is_refused(settings: Any, words: str) -> None:
+def test_an_impossible_option_is_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         Acceleration.read(settings)
 
@@ -443,23 +426,21 @@ def test_an_impossible_option_is_refused(settings: Any, words: str) -> None:
         ),
     ],
 )
-def test_what_torch_cannot_compile_is_named(settings: dict, note: str) -> None:
+def test_what_torch_cannot_compile_is_named(settings, note):
     """The error is torch's own, with a note on which part it is about."""
     with pytest.raises(Exception, match=r'fastest|division') as caught:
         answer(build('fcos'), Acceleration(compile=settings), make_batch([(64, 64)], 0))
     assert note in caught.value.__notes__
 
 
-def test_a_model_without_parts_cannot_be_compiled() -> None:
+def test_a_model_without_parts_cannot_be_compiled():
     speed = Acceleration(compile=True)
     with pytest.raises(ConfigError, match='Linear has no backbone or neck'):
         with speed.prepared(nn.Linear(2, 2)):
             pass
 
 
-def test_training_in_two_ways_at_once_is_refused(
-    build_runner: Callable[..., Runner],
-) -> None:
+def test_training_in_two_ways_at_once_is_refused(build_runner):
     loop = dict(
         type='mmrobust.AdvIterBasedTrainLoop',
         max_iters=2,

@@ -1,22 +1,16 @@
 """FreeAT and PGD-AT, update by update, against loops written by hand in plain torch."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import tiny
 import torch
 from mmrobust.training import FreeAdversary, PGDAdversary
-from mmrobust.training import Adversary
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ADVERSARIES
 from mmrobust.utils.seeding import seeded
-from torch import Tensor, nn
+from torch import nn
 from updates import (
-    Sizes,
     assert_same_state,
     make_batch,
     make_model,
@@ -26,21 +20,14 @@ from updates import (
 )
 
 
-def nearest(delta: Tensor, height: int, width: int) -> Tensor:
+def nearest(delta, height, width):
     """Nearest-neighbour resizing written as indexing."""
     rows = torch.arange(height) * delta.shape[1] // height
     columns = torch.arange(width) * delta.shape[2] // width
     return delta[:, rows][:, :, columns]
 
 
-def free_by_hand(
-    model: nn.Module,
-    batches: list[dict],
-    replays: int,
-    eps: float,
-    step: float,
-    terms: list[str] | None,
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+def free_by_hand(model, batches, replays, eps, step, terms):
     """FreeAT as in arXiv 1904.12843; returns images seen and deltas per update."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     seen, deltas, noise = [], [], [None] * 2
@@ -73,22 +60,20 @@ def free_by_hand(
 
 
 # The second batch is smaller and of other sizes, the third meets the second slot again.
-BATCH_SIZES: list[Sizes] = [[(64, 96), (80, 64)], [(96, 80)], [(64, 64), (96, 64)]]
+BATCH_SIZES = [[(64, 96), (80, 64)], [(96, 80)], [(64, 64), (96, 64)]]
 
 
 @pytest.mark.parametrize('terms', [None, ['loss_cls', 'loss_bbox']])
 @pytest.mark.parametrize(
     ('eps', 'step'), [pytest.param(8, 8, id='papers'), pytest.param(8, 3, id='small')]
 )
-def test_free_is_the_loop_written_by_hand(
-    terms: list[str] | None, eps: float, step: float
-) -> None:
+def test_free_is_the_loop_written_by_hand(terms, eps, step):
     batches = [make_batch(sizes, seed) for seed, sizes in enumerate(BATCH_SIZES)]
     ours = make_model()
     theirs = deepcopy(ours)
     expected_seen, expected = free_by_hand(theirs, batches, 3, eps, step, terms)
 
-    objective: Any = 'total' if terms is None else terms
+    objective = 'total' if terms is None else terms
     adversary = FreeAdversary(
         eps=eps, step_size=step, replays=3, objective=objective, carry='run'
     )
@@ -114,7 +99,7 @@ def test_free_is_the_loop_written_by_hand(
 
 
 @pytest.mark.parametrize('objective', ['total', 'cls'])
-def test_gradients_do_not_pile_up(objective: str) -> None:
+def test_gradients_do_not_pile_up(objective):
     """After an update the weights' gradients are gone, as in the stock train step."""
     model = make_model()
     adversary = FreeAdversary(eps=4, replays=2, objective=objective)
@@ -123,13 +108,11 @@ def test_gradients_do_not_pile_up(objective: str) -> None:
 
 
 @pytest.mark.parametrize('adversary', ['free', 'pgd'])
-def test_the_batch_is_not_changed(adversary: str) -> None:
+def test_the_batch_is_not_changed(adversary):
     """A replay, or a hook after the update, needs the loader's batch as it was."""
     batch = make_batch([(64, 96), (80, 64)], 0)
     copy = deepcopy(batch)
-    made: Adversary = (
-        FreeAdversary(replays=3) if adversary == 'free' else PGDAdversary()
-    )
+    made = FreeAdversary(replays=3) if adversary == 'free' else PGDAdversary()
     train(made, make_model(), [batch])
     for image, original in zip(batch['inputs'], copy['inputs'], strict=True):
         assert image.dtype == torch.uint8
@@ -142,14 +125,14 @@ def test_the_batch_is_not_changed(adversary: str) -> None:
         assert sample.metainfo == original.metainfo
 
 
-def test_free_in_l2_stays_in_its_ball() -> None:
+def test_free_in_l2_stays_in_its_ball():
     """Also where the carried perturbation is enlarged for a larger image.
 
     Enlarging by repeating pixels makes the l2 norm grow with the square root of the
     area: without a projection the larger image would get a larger radius than asked.
     """
     eps = 300.0
-    sizes: list[Sizes] = [[(64, 64)], [(128, 160)], [(64, 96)]]
+    sizes = [[(64, 64)], [(128, 160)], [(64, 96)]]
     batches = [make_batch(s, seed, 60, 200) for seed, s in enumerate(sizes)]
     model = make_model()
     seen = watch_inputs(model)
@@ -170,7 +153,7 @@ def test_free_in_l2_stays_in_its_ball() -> None:
 
 
 @pytest.mark.parametrize('objective', ['total', 'cls'])
-def test_a_model_that_shields_its_image_is_refused(objective: str) -> None:
+def test_a_model_that_shields_its_image_is_refused(objective):
     """A backbone under no_grad lets no gradient through to the image.
 
     Every perturbation would stay zero: normal training under the name of FreeAT.
@@ -183,7 +166,7 @@ def test_a_model_that_shields_its_image_is_refused(objective: str) -> None:
         FreeAdversary(objective=objective).train_step(model, sgd(model), batch, 0)
 
 
-def test_free_starts_each_pass_at_zero() -> None:
+def test_free_starts_each_pass_at_zero():
     """carry='epoch' resets at multiples of the updates per pass, 'run' never."""
     batches = [make_batch([(64, 96)], seed) for seed in range(2)]
     for carry, clean in (('epoch', [True, False] * 2), ('run', [True] + [False] * 3)):
@@ -203,7 +186,7 @@ def test_free_starts_each_pass_at_zero() -> None:
         )
 
 
-def test_saved_states_do_not_change_afterwards() -> None:
+def test_saved_states_do_not_change_afterwards():
     """A checkpoint that is written later, or by another thread, keeps its moment."""
     batch = make_batch([(64, 96)], 0)
     model, adversary = make_model(), FreeAdversary(eps=8, step_size=2, carry='run')
@@ -215,9 +198,7 @@ def test_saved_states_do_not_change_afterwards() -> None:
     assert torch.equal(state['deltas'][0], copy['deltas'][0])
 
 
-def pgd_by_hand(
-    model: nn.Module, batch: dict, eps: float, step: float, num_steps: int
-) -> list[Tensor]:
+def pgd_by_hand(model, batch, eps, step, num_steps):
     """PGD from the clean image on the model as it is deployed."""
     model = deepcopy(model).eval()
     # FCOS with norm_on_bbox scales its boxes by the head's own flag.
@@ -236,7 +217,7 @@ def pgd_by_hand(
     return current
 
 
-def test_pgd_is_the_loop_written_by_hand() -> None:
+def test_pgd_is_the_loop_written_by_hand():
     """Inner steps on the deployed function, then one stock update on their result."""
     batch = make_batch([(64, 96), (80, 64)], 0)
     ours = make_model()
@@ -262,7 +243,7 @@ def test_pgd_is_the_loop_written_by_hand() -> None:
     assert counts == {1}
 
 
-def test_pgd_leaves_every_flag_as_it_was() -> None:
+def test_pgd_leaves_every_flag_as_it_was():
     """Frozen stages stay frozen, and modules in eval mode stay in it."""
     config = tiny.fcos()
     config['backbone'].update(frozen_stages=1, norm_eval=True)
@@ -275,7 +256,7 @@ def test_pgd_leaves_every_flag_as_it_was() -> None:
     assert {n: p.requires_grad for n, p in model.named_parameters()} == grads
 
 
-def start_of(adversary: PGDAdversary, iteration: int) -> Tensor:
+def start_of(adversary, iteration):
     """The image that the first inner step sees: the random start."""
     model = make_model()
     seen = watch_inputs(model)
@@ -283,9 +264,7 @@ def start_of(adversary: PGDAdversary, iteration: int) -> Tensor:
     return seen[0][0]
 
 
-def test_the_random_start_depends_on_seed_and_iteration_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_random_start_depends_on_seed_and_iteration_only(monkeypatch):
     adversary = PGDAdversary(eps=8, num_steps=1)
     torch.manual_seed(5)
     start = start_of(adversary, 7)
@@ -305,15 +284,13 @@ def test_the_random_start_depends_on_seed_and_iteration_only(
 
 
 @pytest.mark.parametrize('kind', ['free', 'pgd'])
-def test_warm_up_follows_its_line(kind: str) -> None:
+def test_warm_up_follows_its_line(kind):
     """eps grows by eps / 4 per update; the recorded perturbations fill it."""
     batch = make_batch([(64, 96)], 0, 60, 200)  # far from the ends of the range
     model = make_model()
     seen = watch_inputs(model)
     if kind == 'pgd':
-        adversary: Adversary = PGDAdversary(
-            eps=8, num_steps=1, random_start=False, warmup_iters=4
-        )
+        adversary = PGDAdversary(eps=8, num_steps=1, random_start=False, warmup_iters=4)
         updates = seen[1::2]
     else:
         adversary = FreeAdversary(eps=8, replays=1, carry='run', warmup_iters=4)
@@ -356,9 +333,7 @@ def test_warm_up_follows_its_line(kind: str) -> None:
         (dict(objective=[]), 'is empty'),
     ],
 )
-def test_impossible_settings_are_refused(
-    make: Callable[..., Adversary], settings: dict, sentence: str
-) -> None:
+def test_impossible_settings_are_refused(make, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         make(**settings)
 
@@ -378,14 +353,12 @@ def test_impossible_settings_are_refused(
         ('PGDAdversary', dict(num_steps='x'), "num_steps='x' must be a whole number"),
     ],
 )
-def test_impossible_settings_of_one_kind(
-    kind: str, settings: dict, sentence: str
-) -> None:
+def test_impossible_settings_of_one_kind(kind, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         ADVERSARIES.build(dict(type=f'mmrobust.{kind}', **settings))
 
 
-def test_an_objective_that_the_model_does_not_have_is_refused() -> None:
+def test_an_objective_that_the_model_does_not_have_is_refused():
     """The message lists the losses that there are."""
     adversary = FreeAdversary(objective=['loss_mask'])
     model = make_model()
@@ -393,7 +366,7 @@ def test_an_objective_that_the_model_does_not_have_is_refused() -> None:
         adversary.train_step(model, sgd(model), make_batch([(64, 96)], 0), 0)
 
 
-def test_descriptions_carry_what_defines_the_training() -> None:
+def test_descriptions_carry_what_defines_the_training():
     pgd = PGDAdversary(norm='l2', eps=300, num_steps=5, warmup_iters=9)
     assert pgd.describe() == dict(
         type='PGDAdversary',

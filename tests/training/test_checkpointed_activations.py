@@ -1,15 +1,11 @@
 """Checkpointed activations change memory, and neither training nor attacks."""
 
-from __future__ import annotations
-
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import pytest
 import tiny
@@ -19,9 +15,8 @@ from mmrobust.batch import float_images
 from mmrobust.frame import attack_samples
 from benchmarks.timing import peak_bytes
 from mmrobust.training import FreeAdversary, PGDAdversary
-from mmrobust.training import Adversary
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import checkpoint
 from updates import make_batch, make_model, sgd, train
 
@@ -29,7 +24,7 @@ CPU = torch.device('cpu')
 SIZES = [(128, 128), (96, 128)]
 
 
-def resnet() -> dict:
+def resnet():
     """As mmdet's configs have it: a frozen stem, and statistics that stay."""
     model = tiny.fcos()
     model['backbone'].update(depth=50, base_channels=8, frozen_stages=1, norm_eval=True)
@@ -37,7 +32,7 @@ def resnet() -> dict:
     return model
 
 
-def convnext() -> dict:
+def convnext():
     model = tiny.fcos()
     model['backbone'] = dict(
         type='mmpretrain.ConvNeXt',
@@ -50,10 +45,10 @@ def convnext() -> dict:
     return model
 
 
-BACKBONES: dict[str, Callable[[], dict]] = {'resnet': resnet, 'convnext': convnext}
+BACKBONES = {'resnet': resnet, 'convnext': convnext}
 
 
-def pair_of(backbone: str) -> tuple[nn.Module, nn.Module]:
+def pair_of(backbone):
     """The same detector without and with checkpoints in its backbone."""
     config = BACKBONES[backbone]()
     plain = make_model(deepcopy(config))
@@ -63,7 +58,7 @@ def pair_of(backbone: str) -> tuple[nn.Module, nn.Module]:
     return plain, saving
 
 
-METHODS: dict[str, Callable[[], Adversary]] = {
+METHODS = {
     'free': lambda: FreeAdversary(eps=4, replays=2, carry='run'),
     'free, own objective': lambda: FreeAdversary(
         eps=4, replays=2, carry='run', objective='cls+reg'
@@ -81,9 +76,7 @@ METHODS: dict[str, Callable[[], Adversary]] = {
         ('convnext', 'free, own objective'),
     ],
 )
-def test_checkpoints_change_memory_and_not_the_training(
-    backbone: str, method: str
-) -> None:
+def test_checkpoints_change_memory_and_not_the_training(backbone, method):
     pair = plain, saving = pair_of(backbone)
     batch = make_batch(SIZES, 0)
     start = deepcopy(plain.state_dict())
@@ -110,12 +103,12 @@ def test_checkpoints_change_memory_and_not_the_training(
 
 
 @pytest.mark.parametrize('backbone', BACKBONES)
-def test_checkpoints_change_memory_and_not_the_attack(backbone: str) -> None:
+def test_checkpoints_change_memory_and_not_the_attack(backbone):
     batch = make_batch(SIZES[:1], 0)
     samples = attack_samples(batch['data_samples'], 'cpu', 'input')
     attack = PGD(eps=4, num_steps=2)
 
-    def perturb(model: nn.Module) -> list[Tensor]:
+    def perturb(model):
         with loss_mode(model):
             oracle = LossOracle(model, batch, samples, Objective())
             generator = torch.Generator().manual_seed(0)
@@ -132,7 +125,7 @@ def test_checkpoints_change_memory_and_not_the_attack(backbone: str) -> None:
     assert peaks[1] < 0.9 * peaks[0]
 
 
-def test_the_checkpoints_of_others_stay_what_they_were() -> None:
+def test_the_checkpoints_of_others_stay_what_they_were():
     """Outside of attacks, torch's default and its warning."""
     before = checkpoint.checkpoint
     with loss_mode(nn.Linear(1, 1)):
@@ -146,15 +139,13 @@ def test_the_checkpoints_of_others_stay_what_they_were() -> None:
         torch.autograd.grad(out, leaf)
 
 
-def test_fairscales_checkpoints_are_off_in_attacks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_fairscales_checkpoints_are_off_in_attacks(monkeypatch):
     """They refuse gradients of inputs alone, as CO-DETR's ``with_cp`` would."""
-    fairscale: Any = ModuleType('fairscale.nn.checkpoint.checkpoint_activations')
+    fairscale = ModuleType('fairscale.nn.checkpoint.checkpoint_activations')
     fairscale.off = False
 
     @contextmanager
-    def disable_checkpointing() -> Iterator[None]:
+    def disable_checkpointing():
         fairscale.off = True
         yield
         fairscale.off = False
@@ -163,7 +154,7 @@ def test_fairscales_checkpoints_are_off_in_attacks(
     monkeypatch.setitem(sys.modules, fairscale.__name__, fairscale)
 
     class Block(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             if fairscale.off:
                 return super().forward(x)
             return checkpoint.checkpoint(super().forward, x, use_reentrant=True)

@@ -1,10 +1,6 @@
 """Classifiers in the loops: losses per image, mixing first, APGD-AT, evaluation."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -37,14 +33,13 @@ from mmrobust.training import (
 from mmrobust.errors import ConfigError
 from mmrobust.objective import Objective, loss_mode
 from mmrobust.utils.seeding import seeded
-from torch import nn
 from updates import assert_same_state
 
 MEAN, STD = torch.tensor([120.0, 110, 100]), torch.tensor([60.0, 50, 40])
 NUM_CLASSES = 5
 
 
-def classifier(augments: list | None = None, smooth: float = 0.1) -> dict:
+def classifier(augments=None, smooth=0.1):
     return dict(
         type='ImageClassifier',
         data_preprocessor=dict(
@@ -75,7 +70,7 @@ def classifier(augments: list | None = None, smooth: float = 0.1) -> dict:
     )
 
 
-def build(augments: list | None = None, seed: int = 0) -> nn.Module:
+def build(augments=None, seed=0):
     init_default_scope('mmpretrain')
     torch.manual_seed(seed)
     model = MODELS.build(classifier(augments))
@@ -85,7 +80,7 @@ def build(augments: list | None = None, seed: int = 0) -> nn.Module:
     return model.train()
 
 
-def make_batch(count: int = 4, side: int = 24) -> dict:
+def make_batch(count=4, side=24):
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (count, 3, side, side), generator=generator)
     samples = [
@@ -97,15 +92,15 @@ def make_batch(count: int = 4, side: int = 24) -> dict:
     return dict(inputs=images.to(torch.uint8), data_samples=samples)
 
 
-def sgd(model: nn.Module, lr: float = 0.05) -> OptimWrapper:
+def sgd(model, lr=0.05):
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=lr))
 
 
-def watch(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
+def watch(model):
     """Store images and targets that reach the backbone, and whether in training."""
-    seen: list[Any] = []
+    seen = []
 
-    def note(module: nn.Module, args: tuple) -> None:
+    def note(module, args):
         data = args[0]
         samples = data['data_samples']
         target = [s.get('gt_score', s.gt_label).clone() for s in samples]
@@ -116,7 +111,7 @@ def watch(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
     return seen
 
 
-def smoothed_loss(model: nn.Module, pixels: torch.Tensor, soft: torch.Tensor) -> Any:
+def smoothed_loss(model, pixels, soft):
     """Cross entropy per image, written out: no part of mmrobust or of the head."""
     rgb = pixels.flip(1)
     normal = (rgb - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
@@ -126,13 +121,13 @@ def smoothed_loss(model: nn.Module, pixels: torch.Tensor, soft: torch.Tensor) ->
     return -(target * F.log_softmax(logits, 1)).sum(1)
 
 
-def one_hot(batch: dict) -> torch.Tensor:
+def one_hot(batch):
     labels = torch.cat([sample.gt_label for sample in batch['data_samples']])
     return F.one_hot(labels, NUM_CLASSES).float()
 
 
 @pytest.mark.parametrize('soft', [False, True])
-def test_the_oracle_gives_every_image_its_own_loss_and_gradient(soft: bool) -> None:
+def test_the_oracle_gives_every_image_its_own_loss_and_gradient(soft):
     model, batch = build(), make_batch()
     samples = classifier_samples(batch['data_samples'], 'cpu')
     target = one_hot(batch)
@@ -159,7 +154,7 @@ MIXES = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
 
 
 @pytest.mark.parametrize('loss', ['LabelSmoothLoss', 'CrossEntropyLoss'])
-def test_evaluation_is_not_misled_by_smoothed_or_mixed_labels(loss: str) -> None:
+def test_evaluation_is_not_misled_by_smoothed_or_mixed_labels(loss):
     """The ascent of a smoothed loss makes certain images more certain still."""
     model, batch = build(MIXES), make_batch()
     if loss == 'CrossEntropyLoss':  # one-hot labels of whole numbers reach it
@@ -190,14 +185,14 @@ def test_evaluation_is_not_misled_by_smoothed_or_mixed_labels(loss: str) -> None
             torch.testing.assert_close(grads[i], leaf.grad[0], atol=1e-7, rtol=1e-3)
 
 
-def test_apgd_training_is_the_published_two_steps() -> None:
+def test_apgd_training_is_the_published_two_steps():
     """Two steps of 2 eps, momentum 1 and 0.75, the best of three points, eval mode."""
     model, batch = build(), make_batch()
     clean = torch.stack(float_images(batch, 'cpu'))
     eps, target = 8.0, one_hot(batch)
     low, high = (clean - eps).clamp_min(0), (clean + eps).clamp_max(255)
 
-    def loss_and_grad(point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss_and_grad(point):
         leaf = point.clone().requires_grad_()
         values = smoothed_loss(model, leaf, target)
         (grad,) = torch.autograd.grad(values.sum(), leaf)
@@ -231,7 +226,7 @@ def test_apgd_training_is_the_published_two_steps() -> None:
         assert all(values.max(0).values >= value_0)
 
 
-def test_mixing_first_gives_what_mixing_last_gives() -> None:
+def test_mixing_first_gives_what_mixing_last_gives():
     model, batch = build(MIXES), make_batch()
     preprocessor = model.data_preprocessor
     for seed in range(6):  # both kinds are drawn
@@ -252,7 +247,7 @@ def test_mixing_first_gives_what_mixing_last_gives() -> None:
     assert preprocessor.batch_augments is not None
 
 
-def test_what_is_mixed_of_padding_alone_is_padding() -> None:
+def test_what_is_mixed_of_padding_alone_is_padding():
     model, batch = build(MIXES), make_batch()
     for i, sample in enumerate(batch['data_samples']):
         region = torch.zeros_like(batch['inputs'][i][:1], dtype=torch.bool)
@@ -268,7 +263,7 @@ def test_what_is_mixed_of_padding_alone_is_padding() -> None:
                 assert torch.equal(region_of(sample), image[:1] > 0)
 
 
-def test_attack_and_update_see_the_same_soft_labels() -> None:
+def test_attack_and_update_see_the_same_soft_labels():
     model, batch = build(MIXES), make_batch()
     seen = watch(model)
     APGDAdversary(eps=4).train_step(model, sgd(model), batch, 0)
@@ -281,7 +276,7 @@ def test_attack_and_update_see_the_same_soft_labels() -> None:
     assert not torch.equal(start, batch['inputs'].float())
 
 
-def test_replays_share_one_mix() -> None:
+def test_replays_share_one_mix():
     model, batch = build(MIXES), make_batch()
     seen = watch(model)
     adversary, wrapper = FreeAdversary(eps=0, replays=2), sgd(model)
@@ -292,7 +287,7 @@ def test_replays_share_one_mix() -> None:
     assert not torch.equal(seen[1][0], seen[2][0])
 
 
-def test_the_control_is_the_stock_update_with_its_own_mixing() -> None:
+def test_the_control_is_the_stock_update_with_its_own_mixing():
     plain, ours = build(MIXES), build(MIXES)
     torch.manual_seed(5)
     np.random.seed(5)
@@ -304,9 +299,7 @@ def test_the_control_is_the_stock_update_with_its_own_mixing() -> None:
 
 
 @pytest.mark.parametrize(('norm', 'eps'), [('linf', 8), ('l2', 300), ('l1', 5000)])
-def test_adversarial_updates_see_a_larger_loss_inside_the_ball(
-    norm: str, eps: float
-) -> None:
+def test_adversarial_updates_see_a_larger_loss_inside_the_ball(norm, eps):
     for adversary in (
         APGDAdversary(norm, eps),
         PGDAdversary(norm, eps, num_steps=3, keep_best=True),
@@ -325,7 +318,7 @@ def test_adversarial_updates_see_a_larger_loss_inside_the_ball(
         assert (after > before).all(), type(adversary)
 
 
-def test_describe_tells_the_full_radius_during_a_warm_up() -> None:
+def test_describe_tells_the_full_radius_during_a_warm_up():
     model = build()
     for adversary in (
         APGDAdversary(eps=8, warmup_iters=4),
@@ -337,7 +330,7 @@ def test_describe_tells_the_full_radius_during_a_warm_up() -> None:
         assert before['eps'] == 8
 
 
-def test_a_model_that_ignores_the_image_has_no_gradient() -> None:
+def test_a_model_that_ignores_the_image_has_no_gradient():
     model, batch = build(), make_batch()
     samples = classifier_samples(batch['data_samples'], 'cpu')
     model.backbone.forward = lambda x: (torch.ones(len(x), 16, 1, 1),)
@@ -348,9 +341,7 @@ def test_a_model_that_ignores_the_image_has_no_gradient() -> None:
     assert all(torch.equal(grad, torch.zeros(3, 24, 24)) for grad in grads)
 
 
-def test_an_attack_that_mends_an_image_does_not_count_for_the_model(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_an_attack_that_mends_an_image_does_not_count_for_the_model(folder, tmp_path):
     """Nothing attacked is right that was wrong: robust accuracy, as AutoAttack's."""
     init_default_scope('mmpretrain')
     cfg = runner_config(folder, tmp_path / 'mend')
@@ -380,7 +371,7 @@ def test_an_attack_that_mends_an_image_does_not_count_for_the_model(
     assert 0 < unchanged < len(dataset)
 
 
-def test_what_does_not_fit_a_classifier_is_refused() -> None:
+def test_what_does_not_fit_a_classifier_is_refused():
     model, batch = build(), make_batch()
     assert is_classifier(model)
     with pytest.raises(ConfigError, match='class_weighting'):
@@ -395,7 +386,7 @@ def test_what_does_not_fit_a_classifier_is_refused() -> None:
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Three classes that differ in colour, in one folder each."""
     root = tmp_path_factory.mktemp('pictures')
     rng = np.random.default_rng(0)
@@ -410,10 +401,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def runner_config(folder: Path, work_dir: Path, **overrides: Any) -> Config:
+def runner_config(folder, work_dir, **overrides):
     pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
-    def loader(split: str, sampler: str) -> dict:
+    def loader(split, sampler):
         return dict(
             batch_size=5,  # does not divide 12
             num_workers=0,
@@ -464,9 +455,7 @@ def runner_config(folder: Path, work_dir: Path, **overrides: Any) -> Config:
     return Config(cfg)
 
 
-def test_train_evaluate_and_hand_over_to_a_detector(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_train_evaluate_and_hand_over_to_a_detector(folder, tmp_path):
     init_default_scope('mmpretrain')
     runner = Runner.from_cfg(runner_config(folder, tmp_path / 'run'))
     runner.train()
@@ -514,9 +503,7 @@ def test_train_evaluate_and_hand_over_to_a_detector(
     assert not torch.equal(averaged['conv1.weight'], last)
 
 
-def test_labels_are_checked_before_the_benign_pass(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_are_checked_before_the_benign_pass(folder, tmp_path, monkeypatch):
     init_default_scope('mmpretrain')
     cfg = runner_config(folder, tmp_path / 'run')
     cfg.model.head.num_classes = 2
@@ -526,7 +513,7 @@ def test_labels_are_checked_before_the_benign_pass(
         runner.test()
 
 
-def test_grey_pictures_and_probabilities(folder: Path, tmp_path: Path) -> None:
+def test_grey_pictures_and_probabilities(folder, tmp_path):
     init_default_scope('mmpretrain')
     cfg = runner_config(folder, tmp_path / 'run')
     cfg.test_dataloader.dataset.pipeline[0]['color_type'] = 'grayscale'
@@ -548,7 +535,7 @@ def test_grey_pictures_and_probabilities(folder: Path, tmp_path: Path) -> None:
     assert 'look like probabilities' in report['checks'][0]
 
 
-def test_a_result_depends_on_no_other_image(folder: Path, tmp_path: Path) -> None:
+def test_a_result_depends_on_no_other_image(folder, tmp_path):
     """Another batch size gives the same adversarial images, random start and all."""
     init_default_scope('mmpretrain')
     found = []

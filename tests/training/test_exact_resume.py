@@ -4,13 +4,9 @@ Bit for bit, where everything draws: the augmentation, in worker processes and w
 the samplers of Faster R-CNN, and what is carried from update to update.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -19,13 +15,11 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import METRICS
-from mmengine.runner import Runner
 from mmrobust.training.resume import newest_checkpoint
 from mmrobust.errors import ConfigError
 from mmrobust.utils.seeding import generator_states, set_generator_states
 from updates import checkpoints as saving, epochs, free, iters, pgd
 
-Build = Callable[..., Runner]
 
 FREE = free(eps=4, replays=2)
 RUN = dict(FREE, carry='run')
@@ -33,7 +27,7 @@ PGD = pgd(eps=4, num_steps=1)
 NONE = dict(type='mmrobust.NoAdversary')
 
 
-def random_loader(root: Path, **kwargs: Any) -> dict:
+def random_loader(root, **kwargs):
     """Flips, scales and colours are drawn from all three global generators."""
     loader = tiny.loader(root, test=False, batch_size=2)
     load, annotations, _, pack = loader['dataset']['pipeline']
@@ -56,30 +50,30 @@ def random_loader(root: Path, **kwargs: Any) -> dict:
 class Confidence(BaseMetric):
     """A metric that differs from pass to pass."""
 
-    def process(self, data_batch: Any, data_samples: Any) -> None:
+    def process(self, data_batch, data_samples):
         # What validation draws must not change the training.
         torch.rand(int(torch.randint(1, 9, ())))
         self.results += [
             float(s['pred_instances']['scores'].sum()) for s in data_samples
         ]
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results):
         assert any(results)
         return {'score': sum(results)}
 
 
 @pytest.fixture
-def build(build: Build, coco: Path) -> Build:
+def build(build, coco):
     """Builds runners with a model and a pipeline that draw."""
 
-    def make(model: dict | None = None, **overrides: Any) -> Runner:
+    def make(model=None, **overrides):
         overrides.setdefault('train_dataloader', random_loader(coco))
         return build(model or tiny.faster_rcnn(), **overrides)
 
     return make
 
 
-def outcome(runner: Runner) -> dict[str, torch.Tensor]:
+def outcome(runner):
     """Weights, statistics, the optimizer's and the generators' states."""
     found = {k: v.clone() for k, v in runner.model.state_dict().items()}
     for index, state in runner.optim_wrapper.state_dict()['state'].items():
@@ -91,9 +85,7 @@ def outcome(runner: Runner) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_resumes(
-    build: Build, tmp_path: Path, names: list[str], **settings: Any
-) -> None:
+def assert_resumes(build, tmp_path, names, **settings):
     """A run equals the ones that go on from its checkpoints."""
     runner = build(**settings)
     runner.train()
@@ -153,9 +145,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('name', list(CASES))
-def test_training_resumes_exactly(
-    build: Build, coco: Path, tmp_path: Path, name: str
-) -> None:
+def test_training_resumes_exactly(build, coco, tmp_path, name):
     settings, data, names = CASES[name]
     assert_resumes(
         build,
@@ -166,7 +156,7 @@ def test_training_resumes_exactly(
     )
 
 
-def test_the_run_draws(build: Build, coco: Path) -> None:
+def test_the_run_draws(build, coco):
     """The tests above could not tell augmentation and samplers that draw nothing."""
     shapes, states = set(), []
     for seed in (0, 1):
@@ -179,7 +169,7 @@ def test_the_run_draws(build: Build, coco: Path) -> None:
     assert len(shapes) > 4
 
 
-def test_ema_schedules_and_validation(build: Build, coco: Path, tmp_path: Path) -> None:
+def test_ema_schedules_and_validation(build, coco, tmp_path):
     """A checkpoint before a validation, on which the learning rate depends."""
     hooks = saving(1, save_best='score', rule='greater')
     assert_resumes(
@@ -202,9 +192,9 @@ def test_ema_schedules_and_validation(build: Build, coco: Path, tmp_path: Path) 
     )
 
 
-def test_validation_is_made_up(build: Build, coco: Path, tmp_path: Path) -> None:
+def test_validation_is_made_up(build, coco, tmp_path):
     """Where it had not begun before the kill, by iteration and at the very end."""
-    settings: dict[str, Any] = dict(
+    settings = dict(
         train_cfg=iters(4, NONE, val_interval=2),
         default_hooks=saving(2, by_epoch=False),
         val_cfg=dict(type='ValLoop'),
@@ -216,14 +206,14 @@ def test_validation_is_made_up(build: Build, coco: Path, tmp_path: Path) -> None
         path = str(tmp_path / 'work' / str(name))
         resumed = dict(load_from=path, resume=True) if name else {}
         runner = build(**settings, **resumed)
-        made: list[int] = []
+        made = []
         runner.val_loop.run = lambda r=runner, made=made: made.append(r.iter)
         runner.train()
         found.append(made)
     assert found == [[2, 4], [2, 4], [4]]
 
 
-def test_gradients_that_wait_and_sizes_of_batches(build: Build, tmp_path: Path) -> None:
+def test_gradients_that_wait_and_sizes_of_batches(build, tmp_path):
     """Two batches per update of the weights; a checkpoint between the two.
 
     mmdet's multi-scale batches keep a size for some updates.
@@ -258,7 +248,7 @@ def test_gradients_that_wait_and_sizes_of_batches(build: Build, tmp_path: Path) 
     assert own['sizes']
 
 
-def test_a_pipeline_that_switches(build: Build, coco: Path, tmp_path: Path) -> None:
+def test_a_pipeline_that_switches(build, coco, tmp_path):
     """mmdet's hook restarts workers that persist, once or at each start.
 
     There is no seed in the config; mmengine takes over the checkpoint's after it has
@@ -280,11 +270,9 @@ def test_a_pipeline_that_switches(build: Build, coco: Path, tmp_path: Path) -> N
     )
 
 
-def test_another_length_of_a_pass_is_refused(build: Build, coco: Path) -> None:
+def test_another_length_of_a_pass_is_refused(build, coco):
     """In the middle of it; what had been used could not be left out."""
-    settings: dict[str, Any] = dict(
-        train_cfg=epochs(1, NONE), default_hooks=saving(1, by_epoch=False)
-    )
+    settings = dict(train_cfg=epochs(1, NONE), default_hooks=saving(1, by_epoch=False))
     runner = build(**settings)
     runner.train()
     saved = os.path.join(runner.work_dir, 'iter_2.pth')
@@ -298,13 +286,11 @@ class Killed(BaseException):
     """The process is dead."""
 
 
-def killed_while_saving(
-    runner: Runner, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def killed_while_saving(runner, number, monkeypatch):
     """The checkpoint of that number is half on disk when the process is killed."""
     stock, count = LocalBackend.put, 0
 
-    def put(self: Any, content: bytes, path: str) -> None:
+    def put(self, content, path):
         nonlocal count
         count += 1
         stock(self, content[: len(content) // 2] if count == number else content, path)
@@ -317,13 +303,9 @@ def killed_while_saving(
             runner.train()
 
 
-def test_a_kill_while_saving_loses_nothing(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_while_saving_loses_nothing(build, tmp_path, monkeypatch):
     """Nor where mmengine removes the only checkpoint before it writes the next."""
-    settings: dict[str, Any] = dict(
-        train_cfg=epochs(3, RUN), default_hooks=saving(max_keep_ckpts=1)
-    )
+    settings = dict(train_cfg=epochs(3, RUN), default_hooks=saving(max_keep_ckpts=1))
     runner = build(**settings)
     runner.train()
     expected, work = outcome(runner), tmp_path / 'work'
@@ -340,12 +322,12 @@ def test_a_kill_while_saving_loses_nothing(
     assert not list(work.glob('.*.pth'))
 
 
-def checkpoint(path: Path, content: dict, age: int) -> None:
+def checkpoint(path, content, age):
     torch.save(content, path)
     os.utime(path, (1e9 - age, 1e9 - age))
 
 
-def test_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+def test_the_newest_whole_checkpoint(tmp_path):
     """Files of stock runs may be cut off, and so may the note of the last one."""
     folder = str(tmp_path)
     assert newest_checkpoint(folder) == (None, {})
@@ -355,7 +337,7 @@ def test_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     checkpoint(tmp_path / 'best.pth', dict(meta={}), age=1)
     note = tmp_path / 'last_checkpoint'
 
-    def found() -> str:
+    def found():
         return Path(newest_checkpoint(folder)[0]).name
 
     # Without a note, with an empty one, with one of a file that is gone.
@@ -376,7 +358,7 @@ def test_the_newest_whole_checkpoint(tmp_path: Path) -> None:
         newest_checkpoint(folder)
 
 
-def test_generators_continue_after_their_states() -> None:
+def test_generators_continue_after_their_states():
     import random
 
     import numpy as np
@@ -403,26 +385,22 @@ def test_generators_continue_after_their_states() -> None:
 class Carried(Hook):
     """Notes whether there is a perturbation before each update."""
 
-    def __init__(self) -> None:
-        self.seen: list[bool] = []
+    def __init__(self):
+        self.seen = []
 
-    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def before_train_iter(self, runner, *args, **kwargs):
         self.seen.append(bool(runner.train_loop.adversary._deltas))
 
 
-def test_other_states_are_not_taken(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_states_are_not_taken(build, tmp_path, monkeypatch):
     """Stock training, or two processes, were interrupted; one goes on, and says so."""
-    settings: dict[str, Any] = dict(
-        train_cfg=iters(4, RUN), default_hooks=saving(2, by_epoch=False)
-    )
+    settings = dict(train_cfg=iters(4, RUN), default_hooks=saving(2, by_epoch=False))
     build(**settings).train()
     saved = tmp_path / 'work' / 'iter_2.pth'
     content = torch.load(saved, weights_only=True)
     own = content.pop('mmrobust_training')
     doubled = {**own, 'ranks': own['ranks'] * 2}
-    said: list[str] = []
+    said = []
     monkeypatch.setattr(
         'mmrobust.training.resume.print_log', lambda text, **kwargs: said.append(text)
     )

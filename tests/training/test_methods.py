@@ -1,15 +1,11 @@
 """MTD, CWAT, mixed batches and the control, on examples computed by hand."""
 
-from __future__ import annotations
-
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.model import BaseDataPreprocessor, BaseModel
-from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images
@@ -19,10 +15,9 @@ from mmrobust.training import (
     MTDAdversary,
     PGDAdversary,
 )
-from mmrobust.training import Adversary
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
-from torch import Tensor, nn
+from torch import nn
 from updates import (
     make_batch,
     make_model,
@@ -35,11 +30,11 @@ from updates import (
 class Linear(BaseModel):
     """Two losses linear in the image, with weights that its sample carries."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(BaseDataPreprocessor(non_blocking=False))
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, inputs: Any, data_samples: Any, mode: str) -> dict:
+    def forward(self, inputs, data_samples, mode):
         losses = {'loss_cls': self.weight * 0, 'loss_bbox': self.weight * 0}
         for image, sample in zip(inputs, data_samples, strict=True):
             for name in losses:
@@ -47,7 +42,7 @@ class Linear(BaseModel):
         return losses
 
 
-def linear_batch(*weights: tuple[list[float], list[float]]) -> dict:
+def linear_batch(*weights):
     """One image of three grey pixels for every pair of weights (cls, reg)."""
     samples = []
     for cls, reg in weights:
@@ -62,7 +57,7 @@ def linear_batch(*weights: tuple[list[float], list[float]]) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-def test_mtd_takes_the_stronger_attack_image_by_image() -> None:
+def test_mtd_takes_the_stronger_attack_image_by_image():
     """One step from the image: it moves by eps along the sign of a task's gradient.
 
     First image: along cls the total rises by 4 * ((2 + 1 + 1) + (1 + 1 - 3)) = 12,
@@ -72,7 +67,7 @@ def test_mtd_takes_the_stronger_attack_image_by_image() -> None:
     weak, strong = [2.0, 1, 1], [1.0, 1, -3]
     batch = linear_batch((weak, strong), (strong, weak))
     model = Linear()
-    seen: list[Any] = []
+    seen = []
     model.data_preprocessor.register_forward_pre_hook(
         lambda module, args: seen.append([i.clone() for i in args[0]['inputs']])
     )
@@ -85,12 +80,12 @@ def test_mtd_takes_the_stronger_attack_image_by_image() -> None:
     assert len(seen) == 2 + 4 + 1
 
 
-def test_mtd_on_a_detector_is_the_choice_made_by_hand() -> None:
+def test_mtd_on_a_detector_is_the_choice_made_by_hand():
     batch = make_batch([(64, 96), (80, 64), (96, 64)], 0)
     model = make_model()
     reference = deepcopy(model)
     clean = float_images(batch, 'cpu')
-    candidates: list[list[Tensor]] = []
+    candidates = []
     with loss_mode(reference):
         for task in ('cls', 'reg'):
             oracle = LossOracle(
@@ -117,10 +112,10 @@ def test_mtd_on_a_detector_is_the_choice_made_by_hand() -> None:
     assert not torch.equal(candidates[0][0], candidates[1][0])
 
 
-def test_mtd_starts_both_attacks_at_one_point() -> None:
+def test_mtd_starts_both_attacks_at_one_point():
     batch = linear_batch(([1.0, 1, 1], [1.0, 1, 1]))
     model = Linear()
-    seen: list[Tensor] = []
+    seen = []
     model.data_preprocessor.register_forward_pre_hook(
         lambda module, args: seen.append(args[0]['inputs'][0].detach().clone())
     )
@@ -132,7 +127,7 @@ def test_mtd_starts_both_attacks_at_one_point() -> None:
 class Head(nn.Module):
     """The part of a head that class weights look for."""
 
-    def __init__(self, num_classes: int = 3) -> None:
+    def __init__(self, num_classes=3):
         super().__init__()
         from mmdet.models.losses import CrossEntropyLoss
 
@@ -143,12 +138,12 @@ class Head(nn.Module):
 class Counting(BaseModel):
     """Cross entropy of one logit vector for each object: the image's pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(BaseDataPreprocessor(non_blocking=False))
         self.head = Head()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, inputs: Any, data_samples: Any, mode: str) -> dict:
+    def forward(self, inputs, data_samples, mode):
         logits, labels = [], []
         for image, sample in zip(inputs, data_samples, strict=True):
             for label in sample.gt_instances.labels:
@@ -160,7 +155,7 @@ class Counting(BaseModel):
         return {'loss_cls': loss}
 
 
-def counting_batch(*labels: list[int]) -> dict:
+def counting_batch(*labels):
     samples = []
     for one in labels:
         sample = DetDataSample()
@@ -184,9 +179,7 @@ def counting_batch(*labels: list[int]) -> dict:
         ('dataset', [1.2, 1.2, 0.6]),
     ],
 )
-def test_cwat_weights_the_objects_of_every_class(
-    weighting: str, weights: list[float]
-) -> None:
+def test_cwat_weights_the_objects_of_every_class(weighting, weights):
     """In the attack and in the update; the losses by hand."""
     batch = counting_batch([0, 0], [0, 1])
     model = Counting()
@@ -195,15 +188,15 @@ def test_cwat_weights_the_objects_of_every_class(
     )
 
     class Dataset:
-        def __len__(self) -> int:
+        def __len__(self):
             return 2
 
-        def get_data_info(self, index: int) -> dict:
+        def get_data_info(self, index):
             labels = [[0, 1], [2, 2]][index]
             return dict(instances=[dict(bbox_label=label) for label in labels])
 
     adversary.prepare(Dataset())
-    seen: list[list[Tensor]] = []
+    seen = []
     model.data_preprocessor.register_forward_pre_hook(
         lambda module, args: seen.append(
             [i.detach().clone() for i in args[0]['inputs']]
@@ -211,7 +204,7 @@ def test_cwat_weights_the_objects_of_every_class(
     )
     outputs = adversary.train_step(model, sgd(model), batch, 0)
 
-    def loss(images: list[Tensor]) -> Tensor:
+    def loss(images):
         total = torch.zeros(())
         for image, labels in zip(images, ([0, 0], [0, 1]), strict=True):
             log = (image.flatten() / 255).log_softmax(0)
@@ -232,7 +225,7 @@ def test_cwat_weights_the_objects_of_every_class(
     assert float(plain) != pytest.approx(float(weighted), rel=1e-3)
 
 
-def test_class_weighting_needs_one_number_of_classes() -> None:
+def test_class_weighting_needs_one_number_of_classes():
     model = Counting()
     model.other = Head(num_classes=5)
     with pytest.raises(ConfigError, match=r'heads for \[3, 5\] classes'):
@@ -244,10 +237,10 @@ def test_class_weighting_needs_one_number_of_classes() -> None:
 
 
 @pytest.mark.parametrize('kind', [FreeAdversary, PGDAdversary, MTDAdversary])
-def test_a_share_of_the_images_is_adversarial(kind: type[Adversary]) -> None:
+def test_a_share_of_the_images_is_adversarial(kind):
     """The others are the clean ones, the choice is the seed's, replays share it."""
     batches = [make_batch([(64, 96), (80, 64), (64, 64)], seed) for seed in range(4)]
-    settings: dict = dict(eps=8, share=0.5)
+    settings = dict(eps=8, share=0.5)
     if kind is FreeAdversary:
         settings.update(replays=3, carry='run')
     torch.manual_seed(1)
@@ -255,9 +248,9 @@ def test_a_share_of_the_images_is_adversarial(kind: type[Adversary]) -> None:
     model = make_model()
     chosen = [adversary.chosen(n * adversary.replays, 3) for n in range(4)]
     assert any(0 < len(batch) < 3 for batch in chosen)
-    seen: list[list[Tensor]] = []
+    seen = []
 
-    def note(data: dict, optim_wrapper: OptimWrapper) -> dict:
+    def note(data, optim_wrapper):
         seen.append([image.detach().clone() for image in data['inputs']])
         return stock(data, optim_wrapper=optim_wrapper)
 
@@ -279,7 +272,7 @@ def test_a_share_of_the_images_is_adversarial(kind: type[Adversary]) -> None:
             assert (seen[last][slot] - batches[3]['inputs'][slot]).abs().max() > 0
 
 
-def test_the_share_is_right_on_average() -> None:
+def test_the_share_is_right_on_average():
     torch.manual_seed(0)
     adversary = FreeAdversary(share=0.3, replays=4)
     draws = [adversary.chosen(4 * n, 8) for n in range(500)]
@@ -289,7 +282,7 @@ def test_the_share_is_right_on_average() -> None:
     assert FreeAdversary().chosen(0, 8) == list(range(8))
 
 
-def test_cls_plus_reg_is_the_sum_of_the_two() -> None:
+def test_cls_plus_reg_is_the_sum_of_the_two():
     losses = {'loss_cls': torch.tensor(2.0), 'loss_bbox': torch.tensor(3.0)}
     losses['loss_centerness'] = torch.tensor(7.0)
     assert float(Objective('cls+reg')(losses)) == 5

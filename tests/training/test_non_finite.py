@@ -1,24 +1,18 @@
 """Losses and gradients that are not finite: skipped, said once, and an end to it."""
 
-from __future__ import annotations
-
 import logging
 import math
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
 from mmrobust.training import FreeAdversary, PGDAdversary, finite_updates as guard
 from mmrobust.training.finite_updates import FiniteUpdates
 from mmrobust.errors import ConfigError
-from torch import Tensor, nn
+from torch import nn
 from updates import (
     ScalingOptimWrapper,
     checkpoints,
@@ -33,7 +27,6 @@ from updates import (
 )
 
 NAN, INF = float('nan'), float('inf')
-Build = Callable[..., Runner]
 
 
 class Faulty(BaseModel):
@@ -44,13 +37,13 @@ class Faulty(BaseModel):
     loss is finite) or the ``'features'`` before the BatchNorm.
     """
 
-    def __init__(self, faults: list[str | None]) -> None:
+    def __init__(self, faults):
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
         self.conv = nn.Conv2d(3, 1, 1)
         self.faults = list(faults)
 
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> dict:
+    def forward(self, inputs, data_samples=None, mode=''):
         fault = self.faults.pop(0) if self.norm.training and self.faults else None
         images = torch.stack([i.float() for i in inputs]) / 255
         if fault == 'features':
@@ -62,7 +55,7 @@ class Faulty(BaseModel):
         return {'loss': loss + NAN if fault == 'loss' else loss}
 
 
-def faulty(faults: list[str | None]) -> tuple[Faulty, OptimWrapper, dict]:
+def faulty(faults):
     torch.manual_seed(1)
     model = Faulty(faults).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -70,11 +63,11 @@ def faulty(faults: list[str | None]) -> tuple[Faulty, OptimWrapper, dict]:
     return model, OptimWrapper(optimizer), dict(inputs=images)
 
 
-def snapshot_of_weights(model: nn.Module) -> dict[str, Tensor]:
+def snapshot_of_weights(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
-def snapshot(model: nn.Module, wrapper: OptimWrapper) -> dict[str, Tensor]:
+def snapshot(model, wrapper):
     """Weights, BatchNorm statistics and the optimizer's moments."""
     state = snapshot_of_weights(model)
     for number, moments in wrapper.state_dict()['state'].items():
@@ -82,7 +75,7 @@ def snapshot(model: nn.Module, wrapper: OptimWrapper) -> dict[str, Tensor]:
     return state
 
 
-def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+def assert_equal(first, second):
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -92,7 +85,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize('fault', ['loss', 'grad', 'features'])
-def test_a_faulty_update_is_as_if_it_had_not_been(fault: str) -> None:
+def test_a_faulty_update_is_as_if_it_had_not_been(fault):
     """The bits of weights, statistics and moments; and training goes on from there."""
     states = []
     for faults in ([None, fault, fault, None], [None, None]):
@@ -110,7 +103,7 @@ def test_a_faulty_update_is_as_if_it_had_not_been(fault: str) -> None:
     assert states[0]['norm.num_batches_tracked'] == 2
 
 
-def test_without_the_guard_one_update_destroys_everything() -> None:
+def test_without_the_guard_one_update_destroys_everything():
     """The test above could not tell a fault that does no harm."""
     for fault, survivors in (('features', 0), ('grad', 3), ('loss', None)):
         model, wrapper, batch = faulty([fault])
@@ -123,7 +116,7 @@ def test_without_the_guard_one_update_destroys_everything() -> None:
         assert int(model.norm.running_mean.isfinite().sum()) == survivors
 
 
-def test_an_accumulated_update_is_skipped_whole() -> None:
+def test_an_accumulated_update_is_skipped_whole():
     """One faulty part spoils the sum; statistics are good between the parts too."""
     model, wrapper, batch = faulty([None, 'features', None, None])
     wrapper._accumulative_counts = 2
@@ -146,7 +139,7 @@ def test_an_accumulated_update_is_skipped_whole() -> None:
 
 @pytest.mark.parametrize('fault', ['loss', 'grad', 'features'])
 @pytest.mark.parametrize('clip', [None, dict(max_norm=1.0)])
-def test_a_loss_scaler_still_shrinks_its_scale(fault: str, clip: dict | None) -> None:
+def test_a_loss_scaler_still_shrinks_its_scale(fault, clip):
     model, plain, batch = faulty([None, fault, fault, None])
     wrapper = ScalingOptimWrapper(plain.optimizer, clip_grad=clip)
     with FiniteUpdates(model, wrapper, 3).active():
@@ -164,10 +157,8 @@ def test_a_loss_scaler_still_shrinks_its_scale(fault: str, clip: dict | None) ->
 # ------------------------------------------------------------ what is said
 
 
-def test_a_burst_is_said_once_and_too_many_in_a_row_stop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said: list[str] = []
+def test_a_burst_is_said_once_and_too_many_in_a_row_stop(monkeypatch):
+    said = []
     monkeypatch.setattr(
         guard, 'print_log', lambda text, logger, level: said.append((level, text))
     )
@@ -209,9 +200,7 @@ def test_a_burst_is_said_once_and_too_many_in_a_row_stop(
         ('l1', INF, 'total'),
     ],
 )
-def test_no_gradient_spoils_the_perturbation_of_free(
-    norm: str, fault: float, objective: str
-) -> None:
+def test_no_gradient_spoils_the_perturbation_of_free(norm, fault, objective):
     """Of one value of one image: that image's perturbation stays, the other's moves."""
     eps = {'linf': 8, 'l2': 300, 'l1': 3000}[norm]
     model = make_model()
@@ -220,7 +209,7 @@ def test_no_gradient_spoils_the_perturbation_of_free(
     batch = make_batch([(64, 96), (80, 64)], 0)
     wrapper, deltas, broken = sgd(model), [], [False]
 
-    def break_one(module: nn.Module, args: tuple) -> None:
+    def break_one(module, args):
         image = args[0]['inputs'][0]
         if broken[0]:
             at = torch.zeros_like(image)
@@ -245,7 +234,7 @@ def test_no_gradient_spoils_the_perturbation_of_free(
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-def test_no_gradient_spoils_the_images_of_pgd(norm: str) -> None:
+def test_no_gradient_spoils_the_images_of_pgd(norm):
     """Values of a broken gradient count as zero; the image stays in range and ball."""
     eps = {'linf': 8, 'l2': 300, 'l1': 3000}[norm]
     model = make_model()
@@ -253,7 +242,7 @@ def test_no_gradient_spoils_the_images_of_pgd(norm: str) -> None:
     adversary = PGDAdversary(norm, eps, num_steps=2, random_start=False)
     batch = make_batch([(64, 96)], 0)
 
-    def break_some(module: nn.Module, args: tuple) -> None:
+    def break_some(module, args):
         image = args[0]['inputs'][0]
         if image.requires_grad:
             at = torch.arange(image.numel()).view_as(image) % 3
@@ -281,14 +270,12 @@ def test_no_gradient_spoils_the_images_of_pgd(norm: str) -> None:
 class Breaks(Hook):
     """Makes the classification weights' gradients NaN in given updates."""
 
-    def __init__(self, updates: set[int]) -> None:
+    def __init__(self, updates):
         self.updates = updates
-        self.lr: list[float] = []
-        self.loss: list[float] = []
+        self.lr = []
+        self.loss = []
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
         weight = runner.model.bbox_head.conv_cls.weight
         if runner.iter in self.updates:
             handle = weight.register_hook(lambda grad: handle.remove() or grad * NAN)
@@ -297,18 +284,18 @@ class Breaks(Hook):
 class Weights(Hook):
     """Copies of one weight after each update."""
 
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
+    def __init__(self):
+        self.seen = []
 
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def after_train_iter(self, runner, *args, **kwargs):
         self.seen.append(runner.model.bbox_head.conv_cls.weight.detach().clone())
 
 
 @pytest.fixture
-def build(build: Build) -> Build:
+def build(build):
     """Builds short runs of FCOS with a checkpoint after every second update."""
 
-    def make(kind: str, adversary: dict, max_skipped: Any = 3, **kwargs: Any) -> Runner:
+    def make(kind, adversary, max_skipped=3, **kwargs):
         loop, count = (epochs, 2) if kind == 'Epoch' else (iters, 12)
         hooks = checkpoints(2, by_epoch=False)
         train_cfg = loop(count, adversary, max_skipped=max_skipped)
@@ -322,9 +309,7 @@ PGD = pgd(eps=4, num_steps=1)
 
 
 @pytest.mark.parametrize(('kind', 'adversary'), [('Epoch', FREE), ('Iter', PGD)])
-def test_a_burst_in_training_and_its_end(
-    build: Build, kind: str, adversary: dict
-) -> None:
+def test_a_burst_in_training_and_its_end(build, kind, adversary):
     runner = build(kind, adversary)
     watched = Weights()
     runner.register_hook(Breaks({2, 3, 7}))
@@ -340,9 +325,7 @@ def test_a_burst_in_training_and_its_end(
         assert value.isfinite().all()
 
 
-def test_the_end_leaves_a_checkpoint_to_go_on_from(
-    build: Build, tmp_path: Path
-) -> None:
+def test_the_end_leaves_a_checkpoint_to_go_on_from(build, tmp_path):
     runner = build('Iter', FREE)
     runner.register_hook(Breaks(set(range(4, 100))))
     with pytest.raises(ConfigError, match='not finite in 3 updates in a row'):
@@ -369,7 +352,7 @@ def test_the_end_leaves_a_checkpoint_to_go_on_from(
 
 
 @pytest.mark.parametrize('value', [0, 'three'])
-def test_an_impossible_limit_is_refused(build: Build, value: Any) -> None:
+def test_an_impossible_limit_is_refused(build, value):
     runner = build('Epoch', FREE, max_skipped=value)
     with pytest.raises(ConfigError, match=r'max_skipped=.* must be a whole number'):
         runner.train()
@@ -378,20 +361,20 @@ def test_an_impossible_limit_is_refused(build: Build, value: Any) -> None:
 class Counts(nn.Module):
     """Remembers its losses, as some of mmdet's do: in a buffer, a list and a number."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
         self.register_buffer('seen', torch.zeros(()))
-        self.history: list[float] = []
+        self.history = []
 
-    def forward(self, factor: float) -> Tensor:
+    def forward(self, factor):
         loss = factor * self.weight.sum()
         self.seen = self.seen + loss.detach()  # another tensor
         self.history.append(float(loss))
         return loss
 
 
-def test_what_losses_remember_is_put_back() -> None:
+def test_what_losses_remember_is_put_back():
     model = Counts()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     with FiniteUpdates(model, wrapper, 5).active():
@@ -407,7 +390,7 @@ def test_what_losses_remember_is_put_back() -> None:
     assert len(model.history) == 2
 
 
-def test_large_gradients_are_finite() -> None:
+def test_large_gradients_are_finite():
     """As a scaled loss has them; their squares would overflow."""
     model = Counts()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-25))
@@ -416,7 +399,7 @@ def test_large_gradients_are_finite() -> None:
     assert model.weight[0].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_what_hooks_do_between_passes_is_kept() -> None:
+def test_what_hooks_do_between_passes_is_kept():
     model = Counts()
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     guard = FiniteUpdates(model, wrapper, 5)

@@ -1,18 +1,11 @@
 """Both train loops refuse images that are not normalised as the weights need."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import tiny
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.dataset import ClassBalancedDataset, RepeatDataset
-from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100, CustomDataset
 from mmrobust.weights import check_normalization
 from mmrobust.checks.dataset import gives_rgb
@@ -22,14 +15,14 @@ UNIT = dict(mean=[0, 0, 0], std=[255, 255, 255])
 ADVERSARY = dict(type='mmrobust.FreeAdversary', eps=4, replays=2)
 
 
-def _weights(tmp_path: Path, prefix: str) -> str:
+def _weights(tmp_path, prefix):
     state = MODELS.build(ConfigDict(tiny.fcos()['backbone'])).state_dict()
     state = {prefix + name: value for name, value in state.items()}
     torch.save({'state_dict': state}, tmp_path / 'weights.pth')
     return str(tmp_path / 'weights.pth')
 
 
-def _model(tmp_path: Path, prefix: str, init: dict, **preprocessor: Any) -> dict:
+def _model(tmp_path, prefix, init, **preprocessor):
     """A detector whose backbone starts from a file of names with this prefix."""
     config = tiny.fcos()
     config['backbone']['init_cfg'] = dict(init, checkpoint=_weights(tmp_path, prefix))
@@ -37,9 +30,7 @@ def _model(tmp_path: Path, prefix: str, init: dict, **preprocessor: Any) -> dict
     return config
 
 
-def _run(
-    build_runner: Callable[..., Runner], model: dict, loop: str, **settings: Any
-) -> int:
+def _run(build_runner, model, loop, **settings):
     length = dict(max_epochs=1) if 'Epoch' in loop else dict(max_iters=1)
     runner = build_runner(
         model,
@@ -55,8 +46,8 @@ def _run(
 
 @pytest.mark.parametrize('loop', ['AdvEpochBasedTrainLoop', 'AdvIterBasedTrainLoop'])
 def test_a_wrong_normalisation_stops_before_the_first_update(
-    build_runner: Callable[..., Runner], tmp_path: Path, loop: str
-) -> None:
+    build_runner, tmp_path, loop
+):
     init = dict(type='mmrobust.PretrainedBackbone')
     with pytest.raises(ConfigError, match=r'need images of .*std \[255, 255, 255\]'):
         _run(build_runner, _model(tmp_path, 'base_model.', init), loop)
@@ -69,9 +60,7 @@ def test_a_wrong_normalisation_stops_before_the_first_update(
     assert _run(build_runner, model, loop) > 0
 
 
-def test_converted_weights_of_load_from_are_checked(
-    build_runner: Callable[..., Runner], tmp_path: Path
-) -> None:
+def test_converted_weights_of_load_from_are_checked(build_runner, tmp_path):
     loop = 'AdvEpochBasedTrainLoop'
     content = torch.load(_weights(tmp_path, 'base_model.'))
     known = dict(UNIT, rgb=True)
@@ -86,7 +75,7 @@ def test_converted_weights_of_load_from_are_checked(
     assert _run(build_runner, model, loop, load_from=converted) > 0
 
 
-def test_images_that_are_rgb_already_are_not_turned(tmp_path: Path) -> None:
+def test_images_that_are_rgb_already_are_not_turned(tmp_path):
     init = dict(type='mmrobust.PretrainedBackbone')
     for turned in (True, False):
         config = _model(tmp_path, 'base_model.', init, **UNIT, bgr_to_rgb=turned)
@@ -97,8 +86,8 @@ def test_images_that_are_rgb_already_are_not_turned(tmp_path: Path) -> None:
             check_normalization(model, loaded_rgb=turned)
 
 
-def test_which_datasets_give_rgb() -> None:
-    def unloaded(kind: type) -> Any:
+def test_which_datasets_give_rgb():
+    def unloaded(kind):
         return kind.__new__(kind)
 
     assert gives_rgb(unloaded(CIFAR10))

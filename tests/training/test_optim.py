@@ -1,9 +1,5 @@
 """The backbone's learning rate, parameter by parameter, against tables by hand."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import tiny
 import torch
@@ -19,7 +15,7 @@ OURS = 'mmrobust.BackboneLrOptimWrapperConstructor'
 class Toy(nn.Module):
     """A backbone with a norm layer and a frozen part, a head, a stray parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         self.backbone.stem = nn.Linear(5, 5)
@@ -30,11 +26,9 @@ class Toy(nn.Module):
         self.backbone_neck = nn.Linear(2, 2)
 
 
-def groups_of(
-    model: nn.Module, constructor: str | None = OURS, **paramwise: Any
-) -> dict[str, tuple[float, float]]:
+def groups_of(model, constructor=OURS, **paramwise):
     """Trainable parameter's name to (learning rate, weight decay)."""
-    cfg: dict[str, Any] = dict(
+    cfg = dict(
         type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.5)
     )
     if constructor:
@@ -56,7 +50,7 @@ def groups_of(
 class Outer(nn.Module):
     """A detector inside another one has its backbone deeper."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.student = Toy()
 
@@ -124,9 +118,7 @@ class Outer(nn.Module):
     ],
     ids=['all', 'custom keys', 'nothing', 'deeper', 'key'],
 )
-def test_the_table_of_a_toy_model(
-    kind: type[nn.Module], rules: dict, expected: dict
-) -> None:
+def test_the_table_of_a_toy_model(kind, rules, expected):
     found = groups_of(kind(), **rules)
     assert {k: found[k] for k in expected} == {
         k: pytest.approx(v) for k, v in expected.items()
@@ -134,9 +126,9 @@ def test_the_table_of_a_toy_model(
     assert len(found) == 11
 
 
-def test_native_custom_keys_drop_the_other_rules_inside_the_backbone() -> None:
+def test_native_custom_keys_drop_the_other_rules_inside_the_backbone():
     """The difference that the constructor exists for."""
-    rules: dict[str, Any] = dict(bias_lr_mult=2.0, bias_decay_mult=0.0)
+    rules = dict(bias_lr_mult=2.0, bias_decay_mult=0.0)
     ours = groups_of(Toy(), backbone_lr_mult=0.1, **rules)
     keys = {'backbone.': dict(lr_mult=0.1)}
     native = groups_of(Toy(), None, custom_keys=keys, **rules)
@@ -149,7 +141,7 @@ def test_native_custom_keys_drop_the_other_rules_inside_the_backbone() -> None:
     assert ours['backbone.1.bias'] == pytest.approx((0.1, 0.0))
 
 
-def test_the_table_of_a_detector() -> None:
+def test_the_table_of_a_detector():
     """FCOS with a frozen stage: the backbone at a tenth, biases doubled."""
     config = tiny.fcos()
     config['backbone']['frozen_stages'] = 1
@@ -181,12 +173,12 @@ def test_the_table_of_a_detector() -> None:
         ),
     ],
 )
-def test_what_is_refused(rules: dict, sentence: str) -> None:
+def test_what_is_refused(rules, sentence):
     with pytest.raises(ConfigError, match=sentence):
         groups_of(Toy(), **rules)
 
 
-def test_a_wholly_frozen_backbone_has_no_rate() -> None:
+def test_a_wholly_frozen_backbone_has_no_rate():
     """Fixed features are a recipe of their own; nothing is wrong with the rule."""
     model = Toy()
     model.backbone.requires_grad_(False)
@@ -195,11 +187,9 @@ def test_a_wholly_frozen_backbone_has_no_rate() -> None:
     assert not any(name.startswith('backbone.') for name in found)
 
 
-def test_the_logged_rate_is_what_all_rules_give(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_logged_rate_is_what_all_rules_give(monkeypatch):
     """A DETR's own tenth counts too: 1e-6, not 1e-5."""
-    said: list[str] = []
+    said = []
     monkeypatch.setattr(optim, 'print_log', lambda text, logger: said.append(text))
     keys = {'backbone.': dict(lr_mult=0.1)}
     groups_of(Toy(), backbone_lr_mult=0.1, custom_keys=keys)

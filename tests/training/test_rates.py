@@ -1,9 +1,6 @@
 """Rates are followed ahead of a training, and what goes astray is said."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +13,13 @@ from mmrobust.training.optim import Rates
 PLAIN = Rates(1e-4, 1e-5)
 
 
-def said(
-    monkeypatch: pytest.MonkeyPatch,
-    schedulers: list[dict],
-    epochs: int = 8,
-    replays: int = 4,
-    known: Rates | None = PLAIN,
-) -> list[str]:
+def said(monkeypatch, schedulers, epochs=8, replays=4, known=PLAIN):
     """What a training of 26 batches per pass says of its rates."""
-    texts: list[str] = []
+    texts = []
     monkeypatch.setattr(
         rates, 'print_log', lambda text, **_: texts.append(text.split(':')[0])
     )
-    runner: Any = SimpleNamespace(
+    runner = SimpleNamespace(
         max_epochs=epochs,
         max_iters=26 * epochs * replays,
         train_dataloader=range(26 * replays),
@@ -66,15 +57,13 @@ LATE = 'The learning rate rises until update'
         ([dict(type='ReduceOnPlateauLR')], [SHOWN]),
     ],
 )
-def test_what_is_said(
-    monkeypatch: pytest.MonkeyPatch, schedulers: list[dict], expected: list[str]
-) -> None:
+def test_what_is_said(monkeypatch, schedulers, expected):
     found = said(monkeypatch, schedulers)
     assert len(found) == len(expected)
     assert all(text.startswith(e) for text, e in zip(found, expected, strict=True))
 
 
-def test_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_passes(monkeypatch):
     assert said(monkeypatch, [], epochs=2)[0].startswith('The training makes 2 passes')
     assert said(monkeypatch, [], epochs=2, replays=1) == [SHOWN]
     assert said(monkeypatch, [], known=None) == []
@@ -82,7 +71,7 @@ def test_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(monkeypatch, [each]) == []
 
 
-def test_what_is_followed_is_what_happens(coco: Any, tmp_path: Any) -> None:
+def test_what_is_followed_is_what_happens(coco, tmp_path):
     """Update by update, against a real training's own optimizer."""
     cfg = tiny.runner_config(coco, tmp_path, tiny.fcos())
     cfg['optim_wrapper'] = dict(
@@ -101,10 +90,10 @@ def test_what_is_followed_is_what_happens(coco: Any, tmp_path: Any) -> None:
         val_begin=0,  # as in mmengine
     )
     runner = Runner.from_cfg(Config(cfg))
-    found: list[tuple[float, float]] = []
+    found = []
     train_step = runner.model.train_step
 
-    def step(data: Any, optim_wrapper: Any) -> Any:
+    def step(data, optim_wrapper):
         groups = optim_wrapper.optimizer.param_groups
         found.append((groups[-1]['lr'], groups[0]['lr']))
         return train_step(data, optim_wrapper)

@@ -1,13 +1,9 @@
 """The replaying loader and iterator: lengths, order, resuming, hooks that reach in."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import pickle
 import random
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,27 +19,27 @@ from torch.utils.data import DataLoader, Dataset
 class Numbers(Dataset):
     """A dataset whose items are their own indices, through a switchable pipeline."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size):
         self.size = size
-        self.pipeline: Callable[[int], int] = int
+        self.pipeline = int
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.size
 
-    def __getitem__(self, index: int) -> int:
+    def __getitem__(self, index):
         return self.pipeline(index)
 
 
-def numbers(size: int = 5, batch_size: int = 2, **kwargs: Any) -> DataLoader:
+def numbers(size=5, batch_size=2, **kwargs):
     return DataLoader(Numbers(size), batch_size=batch_size, **kwargs)
 
 
-def values(loader: Any) -> list[list[int]]:
+def values(loader):
     return [batch.tolist() for batch in loader]
 
 
 @pytest.mark.parametrize('times', [1, 2, 4])
-def test_each_batch_comes_times_times_in_a_row(times: int) -> None:
+def test_each_batch_comes_times_times_in_a_row(times):
     loader = numbers()
     plain = values(loader)
     replayed = ReplayDataLoader(loader, times)
@@ -60,7 +56,7 @@ def test_each_batch_comes_times_times_in_a_row(times: int) -> None:
     assert values(loader) == plain
 
 
-def test_drop_last_and_the_sampler_of_the_loader_stay() -> None:
+def test_drop_last_and_the_sampler_of_the_loader_stay():
     dataset = Numbers(7)
     sampler = DefaultSampler(dataset, shuffle=True, seed=3)
     loader = DataLoader(dataset, batch_size=2, sampler=sampler, drop_last=True)
@@ -78,7 +74,7 @@ def test_drop_last_and_the_sampler_of_the_loader_stay() -> None:
     assert orders[0] != orders[1]
 
 
-def test_workers_that_persist() -> None:
+def test_workers_that_persist():
     """One worker process serves both passes, and its batches are replayed."""
     replayed = ReplayDataLoader(numbers(num_workers=1, persistent_workers=True), 2)
     expected = [[0, 1], [0, 1], [2, 3], [2, 3], [4], [4]]
@@ -90,7 +86,7 @@ def test_workers_that_persist() -> None:
     replayed._iterator._shutdown_workers()
 
 
-def test_pipeline_switch_hook_restarts_persistent_workers() -> None:
+def test_pipeline_switch_hook_restarts_persistent_workers():
     """mmdet's hook assigns private attributes of the loader that the runner shows.
 
     A proxy around the loader would take the assignments and keep the old workers,
@@ -118,12 +114,12 @@ def test_pipeline_switch_hook_restarts_persistent_workers() -> None:
     replayed._iterator._shutdown_workers()
 
 
-def negative(value: int) -> int:
+def negative(value):
     """The pipeline after the switch; a worker process has to find it by name."""
     return -value
 
 
-def endless(times: int, size: int = 8, infinite: bool = True) -> ReplayIterator:
+def endless(times, size=8, infinite=True):
     dataset = Numbers(size)
     kind = InfiniteSampler if infinite else DefaultSampler
     loader = DataLoader(
@@ -132,7 +128,7 @@ def endless(times: int, size: int = 8, infinite: bool = True) -> ReplayIterator:
     return ReplayIterator(ReplayDataLoader(loader, 1), times)
 
 
-def test_the_endless_iterator_replays() -> None:
+def test_the_endless_iterator_replays():
     iterator = endless(3)
     assert iter(iterator) is iterator
     seen = [next(iterator) for _ in range(8)]
@@ -140,7 +136,7 @@ def test_the_endless_iterator_replays() -> None:
     assert seen[3] is seen[4] is seen[5] is not seen[6]
 
 
-def test_a_finite_sampler_begins_anew() -> None:
+def test_a_finite_sampler_begins_anew():
     """Each pass has all images, in the order that its number gives."""
     iterator = endless(1, infinite=False)
     passes = [[next(iterator).tolist() for _ in range(4)] for _ in range(3)]
@@ -152,14 +148,12 @@ def test_a_finite_sampler_begins_anew() -> None:
 @pytest.mark.parametrize('infinite', [True, False])
 @pytest.mark.parametrize('times', [1, 3])
 @pytest.mark.parametrize('skipped', [0, 1, 2, 3, 4, 6, 7, 12, 25])
-def test_skipping_is_calling_next_without_loading(
-    skipped: int, times: int, infinite: bool
-) -> None:
+def test_skipping_is_calling_next_without_loading(skipped, times, infinite):
     """At a batch boundary, in the middle of a batch's replays, and in a later pass."""
     called, jumped = endless(times, 8, infinite), endless(times, 8, infinite)
     for _ in range(skipped):
         next(called)
-    loaded: list[int] = []
+    loaded = []
     jumped._loader.dataset.pipeline = lambda index: loaded.append(index) or index
     jumped.skip_iter(skipped)
     # At most the batch whose replays are not all used.
@@ -170,7 +164,7 @@ def test_skipping_is_calling_next_without_loading(
 
 
 @pytest.mark.parametrize('skip', [False, True])
-def test_passes_without_a_batch_end_in_a_sentence(skip: bool) -> None:
+def test_passes_without_a_batch_end_in_a_sentence(skip):
     """They would be begun anew for ever."""
     loader = DataLoader(Numbers(3), batch_size=4, drop_last=True)
     iterator = ReplayIterator(ReplayDataLoader(loader, 1), 2)
@@ -181,14 +175,14 @@ def test_passes_without_a_batch_end_in_a_sentence(skip: bool) -> None:
 class Draws(Dataset):
     """Items are what each of the global generators gives."""
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 7
 
-    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+    def __getitem__(self, index):
         return index, float(torch.rand(())), np.random.rand(), random.random()
 
 
-def draws(passes: int, start: tuple[int, int] = (0, 0), **kwargs: Any) -> list:
+def draws(passes, start=(0, 0), **kwargs):
     """All items of some passes, of which the first one begins somewhere."""
     dataset = Draws()
     sampler = DefaultSampler(dataset, shuffle=True, seed=1)
@@ -209,7 +203,7 @@ WORKERS = [
 
 
 @pytest.mark.parametrize('workers', WORKERS)
-def test_draws_do_not_depend_on_workers(workers: dict) -> None:
+def test_draws_do_not_depend_on_workers(workers):
     """mmengine seeds workers once, and each goes on from what it has done before."""
     expected = draws(2)
     assert draws(2, **workers) == expected
@@ -222,7 +216,7 @@ def test_draws_do_not_depend_on_workers(workers: dict) -> None:
     assert len(values) == 2 * 7 * 3  # all different, from pass to pass, too
 
 
-def test_workers_may_be_spawned() -> None:
+def test_workers_may_be_spawned():
     """They get dataset and indices pickled, where forked ones share them."""
     loader = ReplayDataLoader(DataLoader(Draws(), batch_size=2), 1)
     (dataset, indices) = pickle.loads(
@@ -234,7 +228,7 @@ def test_workers_may_be_spawned() -> None:
 
 @pytest.mark.parametrize('updates', [0, 1, 2, 5, 8])
 @pytest.mark.parametrize('workers', [dict(), WORKERS[1]])
-def test_a_pass_goes_on_anywhere(updates: int, workers: dict) -> None:
+def test_a_pass_goes_on_anywhere(updates, workers):
     expected = draws(3)
     found = draws(3, start=(1, updates), **workers)
     assert found == [expected[1][updates:], expected[2]]
@@ -242,9 +236,7 @@ def test_a_pass_goes_on_anywhere(updates: int, workers: dict) -> None:
 
 @pytest.mark.parametrize('workers', [dict(), *WORKERS])
 @pytest.mark.parametrize('dataset', [Numbers(7), Draws()])
-def test_generators_are_left_as_by_a_plain_loader(
-    workers: dict, dataset: Dataset
-) -> None:
+def test_generators_are_left_as_by_a_plain_loader(workers, dataset):
     """A model draws what it draws in stock training, whatever augmentation draws."""
     found = []
     for kind in (DataLoader, ReplayDataLoader):
@@ -260,7 +252,7 @@ def test_generators_are_left_as_by_a_plain_loader(
     assert found[:3] == found[3:]
 
 
-def test_two_processes_draw_what_one_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_draw_what_one_draws(monkeypatch):
     whole = {item[0]: item for batch in draws(1)[0] for item in batch}
     for rank in range(2):
         for module in ('mmengine.dataset.sampler', 'mmrobust.training.replay'):
@@ -272,14 +264,14 @@ def test_two_processes_draw_what_one_draws(monkeypatch: pytest.MonkeyPatch) -> N
             assert item == whole[item[0]]
 
 
-def test_aspect_ratio_batches_go_on() -> None:
+def test_aspect_ratio_batches_go_on():
     """Batches that wait for their group are part of the place."""
 
     class Shapes(Draws):
-        def get_data_info(self, index: int) -> dict:
+        def get_data_info(self, index):
             return dict(width=1 + index % 3 % 2, height=1)
 
-    def batches(used: int) -> list:
+    def batches(used):
         dataset = Shapes()
         sampler = DefaultSampler(dataset, shuffle=True, seed=1)
         loader = DataLoader(

@@ -1,11 +1,7 @@
 """Adversarial training inside mmengine's Runner: counting, schedules, resuming."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -20,30 +16,21 @@ from mmengine.runner import Runner
 from mmrobust.training import FreeAdversary
 from mmrobust.training.replay import ReplayDataLoader, ReplayIterator
 from mmrobust.errors import ConfigError
-from torch import Tensor
 from updates import checkpoints, epochs, free, iters, pgd
-
-Build = Callable[..., Runner]
 
 
 class Recorder(Hook):
     """Notes every update: counters, the learning rate it used, its images."""
 
-    def __init__(self) -> None:
-        self.index: list[int] = []
-        self.iter: list[int] = []
-        self.epoch: list[int] = []
-        self.lr: list[float] = []
-        self.images: list[list[int]] = []
-        self.loss: list[float] = []
+    def __init__(self):
+        self.index = []
+        self.iter = []
+        self.epoch = []
+        self.lr = []
+        self.images = []
+        self.loss = []
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.index.append(batch_idx)
         self.iter.append(runner.iter)
         self.epoch.append(runner.epoch)
@@ -52,7 +39,7 @@ class Recorder(Hook):
         self.loss.append(float(outputs['loss']))
 
 
-def train(runner: Runner) -> Recorder:
+def train(runner):
     recorder = Recorder()
     # Before the scheduler's hook, which sets the next update's learning rate.
     runner.register_hook(recorder, priority='VERY_HIGH')
@@ -60,11 +47,11 @@ def train(runner: Runner) -> Recorder:
     return recorder
 
 
-def state_of(runner: Runner) -> dict[str, Tensor]:
+def state_of(runner):
     return {name: value.clone() for name, value in runner.model.state_dict().items()}
 
 
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+def assert_same(first, second):
     """Parameters and buffers, BatchNorm statistics among them, bit by bit."""
     assert first.keys() == second.keys()
     assert any('running_mean' in name for name in first)
@@ -94,9 +81,7 @@ CARRIED = dict(replays=1, carry='run')
         (tiny.faster_rcnn, [free(eps=0, objective=['loss_cls'], **CARRIED)], []),
     ],
 )
-def test_no_perturbation_is_stock_training(
-    build: Build, model: Callable[[], dict], silent: list[dict], attacking: list[dict]
-) -> None:
+def test_no_perturbation_is_stock_training(build, model, silent, attacking):
     """Same weights, statistics, losses and learning rates after 6 updates, bit by bit.
 
     An attack makes a difference, or this could not tell an adversary never called.
@@ -123,7 +108,7 @@ def test_no_perturbation_is_stock_training(
         assert found.loss[0] >= expected.loss[0]
 
 
-def test_no_perturbation_is_stock_training_by_iteration(build: Build) -> None:
+def test_no_perturbation_is_stock_training_by_iteration(build):
     results = []
     for adversary in (None, free(eps=0, replays=1)):
         runner = build(train_cfg=iters(5, adversary), param_scheduler=SCHEDULE[:1])
@@ -134,7 +119,7 @@ def test_no_perturbation_is_stock_training_by_iteration(build: Build) -> None:
     assert_same(ours, stock)
 
 
-def test_replays_are_iterations(build: Build) -> None:
+def test_replays_are_iterations(build):
     """Three replays of three batches are nine iterations, for everyone who counts."""
     runner = build(
         train_cfg=epochs(2, free(eps=4, replays=3)), param_scheduler=SCHEDULE
@@ -159,7 +144,7 @@ def test_replays_are_iterations(build: Build) -> None:
     assert found.lr == pytest.approx([0.01 * factor for factor in factors], rel=1e-9)
 
 
-def test_replays_are_iterations_by_iteration(build: Build) -> None:
+def test_replays_are_iterations_by_iteration(build):
     runner = build(
         train_cfg=iters(7, free(eps=4, replays=3)), param_scheduler=SCHEDULE[:1]
     )
@@ -182,20 +167,16 @@ def test_replays_are_iterations_by_iteration(build: Build) -> None:
         (iters(12, free(eps=4, replays=2)), [0, 6]),
     ],
 )
-def test_the_perturbation_starts_anew_in_each_pass(
-    build: Build, train_cfg: dict, resets: list[int]
-) -> None:
+def test_the_perturbation_starts_anew_in_each_pass(build, train_cfg, resets):
     runner = build(train_cfg=train_cfg)
-    inputs: list[list[Tensor]] = []
+    inputs = []
     runner.model.data_preprocessor.register_forward_pre_hook(
         lambda module, args: inputs.append([i.detach() for i in args[0]['inputs']])
     )
-    batches: list[list[Tensor]] = []
+    batches = []
 
     class Clean(Hook):
-        def before_train_iter(
-            self, runner: Runner, batch_idx: int, data_batch: Any = None
-        ) -> None:
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
             batches.append(data_batch['inputs'])
 
     runner.register_hook(Clean())
@@ -213,7 +194,7 @@ def test_the_perturbation_starts_anew_in_each_pass(
     assert max(largest) == 4
 
 
-def test_accumulation_with_pgd(build: Build) -> None:
+def test_accumulation_with_pgd(build):
     """Two batches per update of the weights, as in stock training; eps 0 to compare."""
     wrapper = dict(
         type='OptimWrapper',
@@ -224,7 +205,7 @@ def test_accumulation_with_pgd(build: Build) -> None:
     for adversary in (None, pgd(eps=0, num_steps=2), pgd(eps=4, num_steps=2)):
         runner = build(train_cfg=epochs(1, adversary), optim_wrapper=wrapper)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        steps: list[int] = []
+        steps = []
         optimizer = runner.optim_wrapper.optimizer
         optimizer.register_step_post_hook(lambda *args, steps=steps: steps.append(1))
         train(runner)
@@ -238,11 +219,9 @@ def test_accumulation_with_pgd(build: Build) -> None:
     assert not torch.equal(states[2][name], states[0][name])
 
 
-def test_the_saved_perturbation_counts_where_training_resumes(
-    build: Build, tmp_path: Path
-) -> None:
+def test_the_saved_perturbation_counts_where_training_resumes(build, tmp_path):
     """Without it the run differs; load_from without resume takes the weights alone."""
-    settings: dict[str, Any] = dict(
+    settings = dict(
         train_cfg=iters(5, free(eps=4, replays=3, carry='run')),
         default_hooks=checkpoints(4, by_epoch=False),
     )
@@ -250,7 +229,7 @@ def test_the_saved_perturbation_counts_where_training_resumes(
     saved = tmp_path / 'work' / 'iter_4.pth'
     checkpoint = torch.load(saved, weights_only=True)
     runner = build(**settings, load_from=str(saved))
-    inputs: list[Tensor] = []
+    inputs = []
     runner.model.data_preprocessor.register_forward_pre_hook(
         lambda module, args: inputs.append(args[0]['inputs'][0].detach())
     )
@@ -265,7 +244,7 @@ def test_the_saved_perturbation_counts_where_training_resumes(
     assert rest.loss[0] != whole.loss[4]
 
 
-def test_checkpoints_are_plain_mmdet_checkpoints(build: Build, tmp_path: Path) -> None:
+def test_checkpoints_are_plain_mmdet_checkpoints(build, tmp_path):
     """No prefix, no extra weight; what the adversary adds lies beside the weights."""
     adversary = free(eps='4/255', replays=2, carry='run', objective=['loss_cls'])
     runner = build(train_cfg=epochs(1, adversary))
@@ -301,9 +280,7 @@ def test_checkpoints_are_plain_mmdet_checkpoints(build: Build, tmp_path: Path) -
     assert 'scores' in inference_detector(detector, str(image)).pred_instances
 
 
-def test_a_best_checkpoint_carries_the_perturbation(
-    build: Build, coco: Path, tmp_path: Path
-) -> None:
+def test_a_best_checkpoint_carries_the_perturbation(build, coco, tmp_path):
     """save_best saves after validation, where the count of updates is another."""
     hooks = checkpoints()
     hooks['checkpoint'].update(save_best='coco/bbox_mAP', rule='greater')
@@ -330,10 +307,10 @@ def test_a_best_checkpoint_carries_the_perturbation(
 class AlwaysOne(BaseMetric):
     """A metric that finds everything good."""
 
-    def process(self, data_batch: Any, data_samples: Any) -> None:
+    def process(self, data_batch, data_samples):
         self.results.append(1)
 
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results):
         return {'coco/bbox_mAP': 1.0}
 
 
@@ -383,9 +360,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(('train_cfg', 'change', 'sentence'), REFUSED)
 def test_training_is_refused_before_anything_is_updated(
-    build: Build, coco: Path, train_cfg: dict, change: dict, sentence: str
-) -> None:
-    settings: dict[str, Any] = {}
+    build, coco, train_cfg, change, sentence
+):
+    settings = {}
     if 'batch_size' in change or 'classes' in change:
         size = change.get('batch_size', 2)
         loader = tiny.loader(coco, test=False, batch_size=size, scale=(64, 48))
@@ -408,7 +385,7 @@ def test_training_is_refused_before_anything_is_updated(
         assert torch.equal(value, before[name]), name
 
 
-def test_built_parts_are_taken_as_they_are(build: Build) -> None:
+def test_built_parts_are_taken_as_they_are(build):
     """Loop arguments may be objects, as mmengine's may: a loader, an adversary."""
     runner = build(train_cfg=epochs(1, free(eps=4)))
     loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
@@ -420,7 +397,7 @@ def test_built_parts_are_taken_as_they_are(build: Build) -> None:
     assert len(loader) == 3
 
 
-def test_images_without_objects_train(build: Build, coco: Path) -> None:
+def test_images_without_objects_train(build, coco):
     """They are part of the batches here and give finite losses and perturbations."""
     runner = build(
         train_cfg=epochs(1, free(eps=4, replays=2, carry='run')),

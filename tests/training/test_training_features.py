@@ -1,11 +1,6 @@
 """What mmdet's trainings use besides a plain optimizer, with adversarial training."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -15,11 +10,10 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
 from mmrobust.training.optim import BFloat16OptimWrapper
 from mmrobust.training import FreeAdversary, PGDAdversary
 from mmrobust.errors import ConfigError
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import interpolate
 from updates import (
     ScalingOptimWrapper,
@@ -30,7 +24,6 @@ from updates import (
     train,
 )
 
-Build = Callable[..., Runner]
 
 EPS = 4
 FREE = dict(type='mmrobust.FreeAdversary', eps=EPS, replays=2, carry='run')
@@ -46,7 +39,7 @@ RUNS = dict(
 TWO = {name: RUNS[name] for name in ('epoch_free', 'iter_pgd')}
 
 
-def runs(cases: dict[str, tuple], *values: Any) -> Any:
+def runs(cases, *values):
     """Runs a test as some of them, each with its value of the argument ``value``."""
     names = ['kind', 'adversary', *(['value'] if values else [])]
     rows = [
@@ -57,7 +50,7 @@ def runs(cases: dict[str, tuple], *values: Any) -> Any:
 
 
 @pytest.fixture
-def build(build: Build) -> Build:
+def build(build):
     """Runs of six updates on the tiny dataset, two images in each."""
     hooks = dict(
         param_scheduler=dict(type='ParamSchedulerHook'),
@@ -66,14 +59,14 @@ def build(build: Build) -> Build:
         logger=None,
     )
 
-    def make(kind: str, adversary: dict, *model: dict, **overrides: Any) -> Runner:
+    def make(kind, adversary, *model, **overrides):
         passes = 1 if adversary.get('replays') == 2 else 2
         train_cfg = (
             updates.epochs(passes, adversary)
             if kind == 'Epoch'
             else updates.iters(6, adversary)
         )
-        settings: dict[str, Any] = dict(train_cfg=train_cfg, default_hooks=hooks)
+        settings = dict(train_cfg=train_cfg, default_hooks=hooks)
         return build(*model, **{**settings, **overrides})
 
     return make
@@ -85,12 +78,12 @@ class Watch(Hook):
     The last of the images of an update are those that the weights learn from.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self.clean: list[list[Tensor]] = []
-        self.boxes: list[list[Tensor]] = []
-        self.seen: list[list[list[Tensor]]] = []
-        self.logs: list[dict[str, float]] = []
-        self.lr: list[float] = []
+    def __init__(self, runner):
+        self.clean = []
+        self.boxes = []
+        self.seen = []
+        self.logs = []
+        self.lr = []
         runner.model.data_preprocessor.register_forward_pre_hook(
             lambda module, args: self.seen[-1].append(
                 [image.detach().clone() for image in args[0]['inputs']]
@@ -98,24 +91,16 @@ class Watch(Hook):
         )
         runner.register_hook(self, priority='VERY_HIGH')
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.clean.append([image.float() for image in data_batch['inputs']])
         self.boxes.append(boxes_of(data_batch))
         self.seen.append([])
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.logs.append({key: float(value) for key, value in outputs.items()})
         self.lr.append(runner.optim_wrapper.get_lr()['lr'][0])
 
-    def check_images(self, updates: int) -> None:
+    def check_images(self, updates):
         """Every update but FreeAT's first was adversarial, and none too much."""
         assert len(self.seen) == updates
         for number, (images, clean) in enumerate(
@@ -130,12 +115,12 @@ class Watch(Hook):
                 assert distance > 0 or number == 0
 
 
-def learns(module: nn.Module) -> bool:
+def learns(module):
     """Not in PGD's inner steps, in which weights are frozen."""
     return any(weight.requires_grad for weight in module.parameters())
 
 
-def boxes_of(data_batch: dict) -> list[Tensor]:
+def boxes_of(data_batch):
     found = []
     for sample in data_batch['data_samples']:
         boxes = sample.gt_instances.bboxes
@@ -143,20 +128,20 @@ def boxes_of(data_batch: dict) -> list[Tensor]:
     return found
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
+def weights_of(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 class Sources(Hook):
     """The weights before the first update and after every one."""
 
-    def __init__(self) -> None:
-        self.states: list[dict[str, Tensor]] = []
+    def __init__(self):
+        self.states = []
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner):
         self.states.append(weights_of(runner.model))
 
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def after_train_iter(self, runner, *args, **kwargs):
         self.states.append(weights_of(runner.model))
 
 
@@ -166,9 +151,7 @@ FROZEN = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1', 'backbone.layer2'
 
 
 @runs(RUNS, False, True, True, False)
-def test_features_together(
-    build: Build, coco: Path, kind: str, adversary: dict, value: bool
-) -> None:
+def test_features_together(build, coco, kind, adversary, value):
     """Averaged weights, clipping, a scaled learning rate, frozen stages, many sizes."""
     loader = tiny.loader(coco, test=False, batch_size=2)
     scales = [(64, 48), (96, 72), (128, 96)]
@@ -178,7 +161,7 @@ def test_features_together(
     loader['sampler'] = dict(type=sampler, shuffle=True)
     model = tiny.fcos()
     model['backbone'].update(frozen_stages=2)
-    settings: dict[str, Any] = dict(
+    settings = dict(
         model=model,
         train_dataloader=loader,
         auto_scale_lr=dict(enable=True, base_batch_size=8),
@@ -195,9 +178,9 @@ def test_features_together(
     runner = build(kind, adversary, custom_hooks=[ema], **settings)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     sources, watch = Sources(), Watch(runner)
-    norms: list[float] = []
+    norms = []
 
-    def note(optimizer: Any, *args: Any) -> None:
+    def note(optimizer, *args):
         weights = [w for group in optimizer.param_groups for w in group['params']]
         grads = [w.grad.flatten() for w in weights if w.grad is not None]
         norms.append(float(torch.cat(grads).norm()))
@@ -227,9 +210,7 @@ def test_features_together(
         assert torch.equal(weight, last[name]), name
 
 
-def check_average(
-    runner: Runner, states: list[dict[str, Tensor]], buffers: bool
-) -> None:
+def check_average(runner, states, buffers):
     """By hand, after every update, replays included; inner steps do not count."""
     assert len(states) == 6
     average = {k: v.double() for k, v in states[0].items()}
@@ -253,7 +234,7 @@ def check_average(
 # ------------------------------------------------------------ gradients
 
 
-def test_clipping_does_not_reach_the_perturbation() -> None:
+def test_clipping_does_not_reach_the_perturbation():
     """Cut value by value to nearly nothing, its direction in l2 would be another."""
     batch = make_batch([(64, 96), (80, 64)], 0)
     results = []
@@ -274,11 +255,11 @@ def test_clipping_does_not_reach_the_perturbation() -> None:
 class Mean(BaseModel):
     """A loss that is the mean over the images, unlike a detector's."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
 
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> dict:
+    def forward(self, inputs, data_samples=None, mode=''):
         images = torch.stack([image.float() for image in inputs]) / 255
         return {'loss': self.conv(images).tanh().square().mean()}
 
@@ -286,12 +267,12 @@ class Mean(BaseModel):
 class Sample:
     """What an adversary asks of a sample that its model does not look at."""
 
-    def to(self, device: Any) -> Sample:
+    def to(self, device):
         return self
 
 
 @pytest.mark.parametrize('counts', [2, 4])
-def test_accumulated_batches_are_one_large_batch(counts: int) -> None:
+def test_accumulated_batches_are_one_large_batch(counts):
     """PGD-AT; within float error, for the perturbations are the same bits."""
     start, images = Mean(), torch.randint(0, 256, (8, 3, 9, 9), dtype=torch.uint8)
     pieces = []
@@ -317,7 +298,7 @@ def test_accumulated_batches_are_one_large_batch(counts: int) -> None:
 @pytest.mark.parametrize(
     ('norm', 'objective'), [('linf', 'cls'), ('l2', 'total'), ('l1', 'cls')]
 )
-def test_a_loss_scale_leaves_the_perturbation_alone(norm: str, objective: str) -> None:
+def test_a_loss_scale_leaves_the_perturbation_alone(norm, objective):
     """A power of two: every bit is as without it, and so are the weights."""
     eps = {'linf': 8, 'l2': 300, 'l1': 3000}[norm]
     batches = [make_batch([(64, 96), (80, 64)], 0)]
@@ -347,11 +328,9 @@ BF16 = dict(
 
 
 @runs(TWO, tiny.faster_rcnn, tiny.fcos)
-def test_bfloat16_trains(
-    build: Build, kind: str, adversary: dict, value: Callable[[], dict]
-) -> None:
+def test_bfloat16_trains(build, kind, adversary, value):
     runner = build(kind, adversary, value(), optim_wrapper=BF16)
-    kinds: set[tuple[bool, torch.dtype]] = set()
+    kinds = set()
     runner.model.neck.register_forward_hook(
         lambda module, args, out: kinds.add(
             (learns(runner.model.backbone), out[0].dtype)
@@ -372,7 +351,7 @@ def test_bfloat16_trains(
 # ------------------------------------------------------------ sizes and mixtures
 
 
-def with_augment(**augment: Any) -> dict:
+def with_augment(**augment):
     model = tiny.fcos()
     model['data_preprocessor'] = dict(
         model['data_preprocessor'], batch_augments=[augment]
@@ -385,12 +364,12 @@ PAD = dict(type='BatchFixedSizePad', size=(96, 160))
 
 
 @runs(TWO, RESIZE, PAD)
-def test_batch_augments(build: Build, kind: str, adversary: dict, value: dict) -> None:
+def test_batch_augments(build, kind, adversary, value):
     """They change what the network sees, not what the loader handed out."""
     runner = build(kind, adversary, with_augment(**value))
-    inner: list[tuple[int, int]] = []
+    inner = []
 
-    def note(module: nn.Module, args: tuple) -> None:
+    def note(module, args):
         if learns(module):
             inner.append(tuple(args[0].shape[-2:]))
 
@@ -406,7 +385,7 @@ def test_batch_augments(build: Build, kind: str, adversary: dict, value: dict) -
                 assert torch.equal(before, after)
 
 
-def test_a_resized_batch_moves_its_own_pixels() -> None:
+def test_a_resized_batch_moves_its_own_pixels():
     """The gradient comes back through the resizing, to the image as the loader has it.
 
     By hand: the image is resized in plain torch, and its gradient taken there.
@@ -415,7 +394,7 @@ def test_a_resized_batch_moves_its_own_pixels() -> None:
     plain = deepcopy(model)
     batch = make_batch([(64, 96)], 0)
 
-    def half(inputs: Tensor, samples: list) -> tuple[Tensor, list]:
+    def half(inputs, samples):
         size = (32, 64)
         inputs = interpolate(inputs, size=size, mode='bilinear')
         factors = torch.tensor([64 / 96, 0.5, 64 / 96, 0.5])
@@ -436,7 +415,7 @@ def test_a_resized_batch_moves_its_own_pixels() -> None:
     assert (deltas[0] != 0).float().mean() > 0.5
 
 
-def mosaic(root: Path, endless: bool) -> dict:
+def mosaic(root, endless):
     """YOLOX's data, 64 x 64."""
     loader = tiny.loader(root, test=False, batch_size=2)
     inner = loader['dataset']
@@ -460,7 +439,7 @@ def mosaic(root: Path, endless: bool) -> dict:
     return loader
 
 
-def yolox() -> dict:
+def yolox():
     """YOLOX with its batch augmentation."""
     model = get_config('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py').model.to_dict()
     (resize,) = model['data_preprocessor']['batch_augments']
@@ -474,12 +453,10 @@ def yolox() -> dict:
 
 
 @runs(TWO)
-def test_mosaic_mixup_and_their_end(
-    build: Build, coco: Path, kind: str, adversary: dict
-) -> None:
+def test_mosaic_mixup_and_their_end(build, coco, kind, adversary):
     """YOLOX: all of it in the first pass; the last pass without, and with L1 loss."""
     by_epoch = kind == 'Epoch'
-    overrides: dict[str, Any] = {}
+    overrides = {}
     if by_epoch:
         overrides['train_cfg'] = updates.epochs(2, adversary)
         overrides['custom_hooks'] = [
@@ -512,7 +489,7 @@ def test_mosaic_mixup_and_their_end(
 # ------------------------------------------------------------ several images a sample
 
 
-def soft_teacher(root: Path) -> tuple[dict, dict]:
+def soft_teacher(root):
     """A student with a teacher, and a loader of labelled and unlabelled images."""
     detector = tiny.faster_rcnn()
     model = dict(
@@ -570,15 +547,13 @@ def soft_teacher(root: Path) -> tuple[dict, dict]:
 
 
 @runs(TWO)
-def test_teacher_and_student_are_refused(
-    build: Build, coco: Path, kind: str, adversary: dict
-) -> None:
+def test_teacher_and_student_are_refused(build, coco, kind, adversary):
     """Before anything is computed; also where the batch would be looked at first."""
     model, loader = soft_teacher(coco)
     if kind == 'Iter':
         adversary = dict(adversary, class_weighting='batch')
     runner = build(kind, adversary, model, train_dataloader=loader)
-    forwards: list[Any] = []
+    forwards = []
     runner.model.register_forward_pre_hook(lambda *args: forwards.append(args))
     with pytest.raises(ConfigError, match=r'SoftTeacher takes several branches of im'):
         runner.train()
@@ -586,12 +561,10 @@ def test_teacher_and_student_are_refused(
     assert not forwards
 
 
-def test_teacher_and_student_train_without_an_adversary(
-    build: Build, coco: Path
-) -> None:
+def test_teacher_and_student_train_without_an_adversary(build, coco):
     """The control of an experiment; as mmengine's own loop, bit for bit."""
     states = []
-    adversary: dict = dict(type='mmrobust.NoAdversary')
+    adversary = dict(type='mmrobust.NoAdversary')
     for train_cfg in (updates.iters(2, None), updates.iters(2, adversary)):
         model, loader = soft_teacher(coco)
         runner = build(
@@ -618,16 +591,14 @@ def test_teacher_and_student_train_without_an_adversary(
         (dict(type='ReIDDataPreprocessor'), 'several pictures of an object'),
     ],
 )
-def test_samples_of_several_images_are_refused(
-    build: Build, preprocessor: dict, words: str
-) -> None:
+def test_samples_of_several_images_are_refused(build, preprocessor, words):
     model = tiny.fcos()
     model['data_preprocessor'] = preprocessor
     with pytest.raises(ConfigError, match=words):
         build('Epoch', PGD, model).train()
 
 
-def test_a_trackers_detector_is_not_refused(build: Build) -> None:
+def test_a_trackers_detector_is_not_refused(build):
     """It is trained with mmdet's tracking preprocessor, one image in a sample."""
     model = tiny.fcos()
     model['data_preprocessor'] = {

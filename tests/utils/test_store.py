@@ -1,16 +1,11 @@
 """Store: what was predicted comes back, and nothing else is taken for it."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import logging
 import pickle
 import random
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +18,14 @@ from mmrobust.utils import store as module
 from mmrobust.errors import ConfigError
 from mmrobust.utils.files import replacing, write_atomically
 from mmrobust.utils.packing import pack, unpack
-from mmrobust.utils.store import Store, StorePart, digest_of
+from mmrobust.utils.store import Store, digest_of
 
 
 class Strange:
     """What no record file can hold."""
 
 
-def detector_sample() -> DetDataSample:
+def detector_sample():
     """What the data loader gives."""
     sample = DetDataSample(
         metainfo=dict(img_id=7, ori_shape=(40, 60), scale_factor=(2.0, 2.0))
@@ -41,7 +36,7 @@ def detector_sample() -> DetDataSample:
     return sample
 
 
-def instances(count: int, masks: bool) -> InstanceData:
+def instances(count, masks):
     generator = torch.Generator().manual_seed(count)
     found = InstanceData(
         bboxes=torch.randn(count, 4, generator=generator),
@@ -53,34 +48,34 @@ def instances(count: int, masks: bool) -> InstanceData:
     return found
 
 
-def boxes(sample: Any) -> None:
+def boxes(sample):
     sample.pred_instances = instances(3, masks=False)
 
 
-def typed_boxes(sample: Any) -> None:
+def typed_boxes(sample):
     sample.pred_instances = InstanceData(bboxes=HorizontalBoxes(torch.rand(3, 4)))
 
 
-def half(sample: Any) -> None:
+def half(sample):
     sample.pred_instances = InstanceData(scores=torch.rand(3).half())
 
 
-def masks(sample: Any) -> None:
+def masks(sample):
     sample.pred_instances = instances(4, masks=True)
 
 
-def no_masks(sample: Any) -> None:
+def no_masks(sample):
     sample.pred_instances = instances(0, masks=True)
 
 
-def panoptic(sample: Any) -> None:
+def panoptic(sample):
     # Larger than what is stored as it is; ids of panoptic segments are large.
     found = torch.arange(120 * 160).reshape(1, 120, 160) // 777 * 1000 + 3
     sample.pred_panoptic_seg = PixelData(sem_seg=found)
     sample.pred_sem_seg = PixelData(sem_seg=torch.randint(0, 3, (1, 40, 60)))
 
 
-def as_numpy(sample: Any) -> None:
+def as_numpy(sample):
     rng = np.random.default_rng(0)
     sample.pred_instances = InstanceData(
         scores=rng.random(3),
@@ -92,19 +87,19 @@ def as_numpy(sample: Any) -> None:
     )
 
 
-def numbers(sample: Any) -> None:
+def numbers(sample):
     """Which other frameworks add; np.float64 is a float to isinstance."""
     sample.set_field(np.float64(0.25), 'quality')
     sample.set_field(np.int64(3), 'count')
     sample.set_field([0.5, None, 'text', True, (1, 2)], 'notes')
 
 
-def label(sample: Any) -> None:
+def label(sample):
     # Also writes into the metainfo.
     sample.set_pred_label(torch.tensor([3])).set_pred_score(torch.rand(5))
 
 
-KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+KINDS = {
     **{
         kind.__name__: (detector_sample, kind)
         for kind in (boxes, typed_boxes, half, masks, no_masks, panoptic, as_numpy)
@@ -117,7 +112,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(found, expected):
     """The same types, shapes and numbers, all the way down."""
     if isinstance(expected, BaseDataElement):
         assert type(found) is type(expected)
@@ -142,12 +137,12 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def store(folder: Path, **run: Any) -> StorePart:
+def store(folder, **run):
     return Store(folder / 'r.records', run).part('pgd', {'eps': 4})
 
 
 @pytest.mark.parametrize('kind', list(KINDS))
-def test_what_was_predicted_comes_back(tmp_path: Path, kind: str) -> None:
+def test_what_was_predicted_comes_back(tmp_path, kind):
     make, predict = KINDS[kind]
     torch.manual_seed(0)
     output = make()
@@ -166,7 +161,7 @@ def test_what_was_predicted_comes_back(tmp_path: Path, kind: str) -> None:
     assert set(sample.keys()) == before
 
 
-def test_records_are_small(tmp_path: Path) -> None:
+def test_records_are_small(tmp_path):
     """Masks and maps take little; a part of a tensor does not drag in the whole."""
     sample = detector_sample()
     output = sample.clone()
@@ -184,10 +179,8 @@ def test_records_are_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('content', [Strange(), np.array(['a', 'b']), {'a': 1}])
-def test_what_cannot_be_kept_on_disk_is_kept_in_memory(
-    tmp_path: Path, content: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[tuple[str, Any]] = []
+def test_what_cannot_be_kept_on_disk_is_kept_in_memory(tmp_path, content, monkeypatch):
+    said = []
     monkeypatch.setattr(
         module, 'print_log', lambda text, level=None, **_: said.append((text, level))
     )
@@ -207,7 +200,7 @@ def test_what_cannot_be_kept_on_disk_is_kept_in_memory(
     assert level == logging.WARNING
 
 
-def test_without_a_folder_records_last_as_long_as_the_pass(tmp_path: Path) -> None:
+def test_without_a_folder_records_last_as_long_as_the_pass(tmp_path):
     records = Store(None, {})
     kept = records.part('pgd', {})
     kept.write([1], {'a': 1})
@@ -221,7 +214,7 @@ def test_without_a_folder_records_last_as_long_as_the_pass(tmp_path: Path) -> No
 # ------------------------------------------------------- files that are not records
 
 
-def test_a_damaged_record_is_none_at_all(tmp_path: Path) -> None:
+def test_a_damaged_record_is_none_at_all(tmp_path):
     """Cut anywhere, or with a byte changed: never other numbers."""
     content = {'scores': torch.rand(200), 'text': 'abc'}
     store(tmp_path).write([7], content)
@@ -242,14 +235,14 @@ def test_a_damaged_record_is_none_at_all(tmp_path: Path) -> None:
     assert kept.read([7]) is not None
 
 
-def write(path: Path, content: Any) -> None:
+def write(path, content):
     """A file that is whole."""
     data = io.BytesIO()
     torch.save(content, data)
     path.write_bytes(hashlib.sha256(data.getvalue()).digest() + data.getvalue())
 
 
-def test_a_record_runs_no_foreign_code(tmp_path: Path) -> None:
+def test_a_record_runs_no_foreign_code(tmp_path):
     kept = store(tmp_path)
     kept.write([7], {'a': 1})
     (path,) = tmp_path.rglob('*.record')
@@ -264,7 +257,7 @@ def test_a_record_runs_no_foreign_code(tmp_path: Path) -> None:
 # -------------------------------------------------------------- which record is whose
 
 
-def test_records_of_other_settings_are_not_used(tmp_path: Path) -> None:
+def test_records_of_other_settings_are_not_used(tmp_path):
     records = Store(tmp_path / 'r.records', {'seed': 0})
     first = records.part('pgd', {'eps': 4})
     first.write([7], {'a': 1})
@@ -272,8 +265,8 @@ def test_records_of_other_settings_are_not_used(tmp_path: Path) -> None:
     for other in (records.part('pgd', {'eps': 8}), records.part('cls', {'eps': 4})):
         assert other.read([7]) is None
         # Not even if the file were put into the place.
-        (path,) = first.folder.glob('*.record')  # type: ignore[union-attr]
-        (other.folder / path.name).write_bytes(path.read_bytes())  # type: ignore[operator]
+        (path,) = first.folder.glob('*.record')
+        (other.folder / path.name).write_bytes(path.read_bytes())
         assert other.read([7]) is None
     # The order of an ensemble's members is a setting, too.
     ab = records.part('e', [['a', {}], ['b', {}]])
@@ -281,7 +274,7 @@ def test_records_of_other_settings_are_not_used(tmp_path: Path) -> None:
     assert records.part('e', [['b', {}], ['a', {}]]).read([7]) is None
 
 
-def test_a_record_is_of_these_ids_and_these_images(tmp_path: Path) -> None:
+def test_a_record_is_of_these_ids_and_these_images(tmp_path):
     kept = store(tmp_path)
     image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
     kept.write([7], {'a': 1}, [image])
@@ -297,7 +290,7 @@ def test_a_record_is_of_these_ids_and_these_images(tmp_path: Path) -> None:
     assert kept.read([8]) is None
 
 
-def test_ids_may_be_any_text(tmp_path: Path) -> None:
+def test_ids_may_be_any_text(tmp_path):
     """Paths (WIDER FACE), and longer than a file name may be."""
     kept = store(tmp_path)
     ids = ['a/b', 'a_b', 'a%2Fb', '../../x', '..', '.', 7, '', 'x' * 99, 'é' * 90]
@@ -325,7 +318,7 @@ def test_ids_may_be_any_text(tmp_path: Path) -> None:
 # --------------------------------------------------------------------- the folder
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_refused(tmp_path):
     run = {'seed': 0, 'model': {'layers': [1, 2], 'type': 'FCOS'}, 'eps': 0.1}
     Store(tmp_path / 'r.records', run)
     Store(tmp_path / 'r.records', run)
@@ -341,10 +334,10 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / 'r.records', run)
 
 
-def test_a_run_may_grow(tmp_path: Path) -> None:
+def test_a_run_may_grow(tmp_path):
     """By entries of what is named, and by nothing else."""
 
-    def opened(**run: Any) -> Store:
+    def opened(**run):
         return Store(tmp_path / 'r', run, ['files'], 'sweep.json', '--work-dir')
 
     first = opened(files={'a': '1'}, seed=0)
@@ -362,7 +355,7 @@ def test_a_run_may_grow(tmp_path: Path) -> None:
     assert json.loads((tmp_path / 'r' / 'sweep.json').read_text()) == known
 
 
-def test_removing_leaves_nothing_and_keeps_what_others_made(tmp_path: Path) -> None:
+def test_removing_leaves_nothing_and_keeps_what_others_made(tmp_path):
     kept = tmp_path / 'r.records.old'  # a user may put records aside
     kept.mkdir()
     leftover = tmp_path / '.r.records.removed'  # killed while it was removed
@@ -374,10 +367,10 @@ def test_removing_leaves_nothing_and_keeps_what_others_made(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [kept]
 
 
-def test_a_run_is_the_same_in_every_process(tmp_path: Path) -> None:
+def test_a_run_is_the_same_in_every_process(tmp_path):
     """Configs hold classes, functions, objects and keys that are no text."""
 
-    def run() -> dict[str, Any]:
+    def run():
         return {
             'type': DetDataSample,
             'function': boxes,
@@ -395,9 +388,7 @@ def test_a_run_is_the_same_in_every_process(tmp_path: Path) -> None:
         Store(tmp_path / 'r', other)
 
 
-def test_what_one_process_found_reaches_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_one_process_found_reaches_the_others(tmp_path, monkeypatch):
     """Also with numpy's numbers as ids, which cannot be read back from disk."""
     found = [(np.int64(7), 'apgd'), ('a/b.png', 'benign')]
     records = Store(tmp_path / 'r.records', {}).part('ensemble', {})
@@ -410,13 +401,13 @@ def test_what_one_process_found_reaches_the_others(
 # -------------------------------------------------------------------------- files
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'a.npz'
     write_atomically(path, 'text ü')
     assert path.read_text(encoding='utf-8') == 'text ü'
     write_atomically(path, b'\0bytes')
 
-    def interrupted() -> None:
+    def interrupted():
         with replacing(path) as temporary:
             temporary.write_text('half')
             raise KeyboardInterrupt

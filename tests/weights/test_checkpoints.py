@@ -1,7 +1,5 @@
 """Checkpoints that fit, that do not, and that are none."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

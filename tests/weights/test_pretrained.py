@@ -1,13 +1,9 @@
 """What must not be loaded, and normalisations that do not belong together."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mmpretrain.models  # noqa: F401  (registers the classifiers)
 import published
@@ -18,7 +14,6 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as CLASSIFICATION
-from torch import Tensor
 
 from mmrobust import robustify
 from mmrobust.weights import check_normalization, read_weights
@@ -30,17 +25,17 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'convert_backbone.py'
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
-def _resnet(**settings: Any) -> dict[str, Tensor]:
+def _resnet(**settings):
     return published.network('resnet18', **settings).state_dict()
 
 
-def _narrow() -> dict[str, Tensor]:
+def _narrow():
     """A file that fits tests/tiny.py's ResNet-18 of 8 channels."""
     torch.manual_seed(3)
     return MODELS.build(ConfigDict(tiny.fcos()['backbone'])).state_dict()
 
 
-def _tiny_model(checkpoint: str, preprocessor: dict, **init: Any) -> Any:
+def _tiny_model(checkpoint, preprocessor, **init):
     config = tiny.fcos()
     config['backbone']['init_cfg'] = dict(
         type='mmrobust.PretrainedBackbone', checkpoint=checkpoint, **init
@@ -73,9 +68,7 @@ UNIT = dict(mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True)
         ),
     ],
 )
-def test_the_preprocessor_must_fit_the_weights(
-    tmp_path: Path, wrap: Callable, fitting: dict, others: list[dict]
-) -> None:
+def test_the_preprocessor_must_fit_the_weights(tmp_path, wrap, fitting, others):
     source = published.save(wrap(_narrow()), tmp_path / 'source.pt')
     check_normalization(_tiny_model(source, fitting))
     for other in others:
@@ -84,7 +77,7 @@ def test_the_preprocessor_must_fit_the_weights(
             check_normalization(torch.nn.DataParallel(model))
 
 
-def test_a_file_that_tells_nothing_is_checked_by_what_is_given(tmp_path: Path) -> None:
+def test_a_file_that_tells_nothing_is_checked_by_what_is_given(tmp_path):
     source = published.save(_narrow(), tmp_path / 'source.pt')
     check_normalization(_tiny_model(source, UNIT))
     check_normalization(_tiny_model(source, UNIT, normalization='unit'))
@@ -99,7 +92,7 @@ def test_a_file_that_tells_nothing_is_checked_by_what_is_given(tmp_path: Path) -
         _tiny_model(source, UNIT, normalization='unit')
 
 
-def test_a_classifiers_preprocessor_is_checked_too(tmp_path: Path) -> None:
+def test_a_classifiers_preprocessor_is_checked_too(tmp_path):
     source = published.save(published.madry(_resnet()), tmp_path / 'source.ckpt')
     init = dict(type='mmrobust.PretrainedClassifier', checkpoint=source)
     config = dict(
@@ -111,7 +104,7 @@ def test_a_classifiers_preprocessor_is_checked_too(tmp_path: Path) -> None:
         init_cfg=init,
     )
 
-    def build() -> Any:
+    def build():
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = CLASSIFICATION.build(ConfigDict(config))
             model.init_weights()
@@ -136,7 +129,7 @@ def test_a_classifiers_preprocessor_is_checked_too(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.conv1.weight, state['module.model.conv1.weight'])
 
 
-def test_the_normalisation_survives_the_conversion(tmp_path: Path) -> None:
+def test_the_normalisation_survives_the_conversion(tmp_path):
     content = published.revisiting(_resnet(), published.ODD_MEAN)
     source = published.save(content, tmp_path / 'source.pt')
     out = str(tmp_path / 'out.pth')
@@ -150,7 +143,7 @@ def test_the_normalisation_survives_the_conversion(tmp_path: Path) -> None:
     assert 'revisiting-at' in again.weights.source
 
 
-def test_what_a_source_is_only_known_for_can_be_overruled(tmp_path: Path) -> None:
+def test_what_a_source_is_only_known_for_can_be_overruled(tmp_path):
     """Somebody's own training in a source's layout, with ImageNet's values."""
     source = published.save(published.revisiting(_resnet()), tmp_path / 'source.pt')
     assert read_weights(source).normalization.std == (255, 255, 255)
@@ -185,9 +178,7 @@ def test_what_a_source_is_only_known_for_can_be_overruled(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_weights_of_another_network_are_refused(
-    tmp_path: Path, file: str, backbone: dict
-) -> None:
+def test_weights_of_another_network_are_refused(tmp_path, file, backbone):
     with torch.device('meta'):
         state = published.network(file).state_dict()
     # Only the numbers of the file are missing.
@@ -204,7 +195,7 @@ def test_weights_of_another_network_are_refused(
     assert all(torch.equal(v, before[k]) for k, v in built.state_dict().items())
 
 
-def test_a_level_that_the_backbone_leaves_out_is_no_mistake(tmp_path: Path) -> None:
+def test_a_level_that_the_backbone_leaves_out_is_no_mistake(tmp_path):
     source = published.save(_resnet(), tmp_path / 'source.pt')
     init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
     config = dict(type='ResNet', depth=18, num_stages=3, strides=(1, 2, 2))
@@ -212,7 +203,7 @@ def test_a_level_that_the_backbone_leaves_out_is_no_mistake(tmp_path: Path) -> N
     MODELS.build(config).init_weights()
 
 
-def test_position_embeddings_of_another_size_are_fitted(tmp_path: Path) -> None:
+def test_position_embeddings_of_another_size_are_fitted(tmp_path):
     model = published.randomise(published.network('vit_tiny_patch16_224'))
     source = published.save(published.robustbench(model.state_dict()), tmp_path / 's')
     init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
@@ -235,9 +226,7 @@ def test_position_embeddings_of_another_size_are_fitted(tmp_path: Path) -> None:
         ('vit_tiny_patch16_224', {'img_size': (224, 448)}),  # no square
     ],
 )
-def test_position_embeddings_of_another_kind_are_refused(
-    tmp_path: Path, name: str, settings: dict
-) -> None:
+def test_position_embeddings_of_another_kind_are_refused(tmp_path, name, settings):
     source = published.save(_shapes(name, **settings), tmp_path / 'source.pt')
     init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
     config = dict(type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=224)
@@ -245,7 +234,7 @@ def test_position_embeddings_of_another_kind_are_refused(
         MODELS.build(dict(config, init_cfg=init)).init_weights()
 
 
-def test_no_other_step_overwrites_the_weights(tmp_path: Path) -> None:
+def test_no_other_step_overwrites_the_weights(tmp_path):
     state = _narrow()
     source = published.save(state, tmp_path / 'source.pt')
     init = dict(type='mmrobust.PretrainedBackbone', checkpoint=source)
@@ -258,7 +247,7 @@ def test_no_other_step_overwrites_the_weights(tmp_path: Path) -> None:
         MODELS.build(dict(config, init_cfg=[init, other])).init_weights()
 
 
-def test_robustify_takes_the_normalisation_from_a_file(tmp_path: Path) -> None:
+def test_robustify_takes_the_normalisation_from_a_file(tmp_path):
     raw = published.save(published.revisiting(_resnet()), tmp_path / 'raw.pt')
     cfg = robustify(FASTER_RCNN, backbone='resnet18', backbone_weights=raw)
     assert cfg.model.data_preprocessor.std == [255, 255, 255]
@@ -266,7 +255,7 @@ def test_robustify_takes_the_normalisation_from_a_file(tmp_path: Path) -> None:
     assert cfg.model.data_preprocessor.std == [255, 255, 255]
 
 
-def _shapes(name: str, **settings: Any) -> dict[str, Tensor]:
+def _shapes(name, **settings):
     """A network's weights, all zero and of no size in the file."""
     with torch.device('meta'):
         state = published.network(name, **settings).state_dict()
@@ -274,7 +263,7 @@ def _shapes(name: str, **settings: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize('name', ['vit_huge_patch14_224', 'deit3_huge_patch14_224'])
-def test_a_huge_vits_heads_are_wider(tmp_path: Path, name: str) -> None:
+def test_a_huge_vits_heads_are_wider(tmp_path, name):
     source = published.save(_shapes(name), tmp_path / 'source.pt')
     converted = convert(source, normalization='imagenet')
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -291,15 +280,13 @@ def test_a_huge_vits_heads_are_wider(tmp_path: Path, name: str) -> None:
         ('vit_small_patch16_224', {'mlp_ratio': 3}),  # as mmpretrain's 'small', 96
     ],
 )
-def test_heads_that_nothing_tells_are_not_guessed(
-    tmp_path: Path, name: str, settings: dict
-) -> None:
+def test_heads_that_nothing_tells_are_not_guessed(tmp_path, name, settings):
     source = published.save(_shapes(name, **settings), tmp_path / 'source.pt')
     with pytest.raises(ConfigError, match='number of heads is not known'):
         convert(source, normalization='imagenet')
 
 
-def test_a_classifier_without_its_last_norm_is_refused(tmp_path: Path) -> None:
+def test_a_classifier_without_its_last_norm_is_refused(tmp_path):
     state = _shapes('convnext_tiny')
     state = {k: v for k, v in state.items() if not k.startswith('head.norm')}
     source = published.save(state, tmp_path / 'source.pt')
@@ -311,9 +298,7 @@ def test_a_classifier_without_its_last_norm_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('odd', ['hidden layer', 'two names'])
-def test_a_head_of_which_a_part_is_unknown_is_left_out(
-    tmp_path: Path, odd: str
-) -> None:
+def test_a_head_of_which_a_part_is_unknown_is_left_out(tmp_path, odd):
     if odd == 'two names':
         state = _shapes('resnet18')
         state['head.fc.weight'] = torch.ones(1000, 512)
@@ -337,10 +322,8 @@ def test_a_head_of_which_a_part_is_unknown_is_left_out(
         ([0.5] * 3, [0.0] * 3, None),
     ],
 )
-def test_a_normaliser_of_another_shape(
-    tmp_path: Path, mean: Any, std: Any, wanted: Any
-) -> None:
-    state: dict[str, Tensor] = {f'model.{k}': v for k, v in _narrow().items()}
+def test_a_normaliser_of_another_shape(tmp_path, mean, std, wanted):
+    state = {f'model.{k}': v for k, v in _narrow().items()}
     state['normalize.mean'] = torch.tensor(mean)
     state['normalize.std'] = torch.tensor(std)
     source = published.save(state, tmp_path / 'source.pt')
@@ -361,7 +344,7 @@ def test_a_normaliser_of_another_shape(
         lambda good, bad: {'module': good, 'optimizer': {'state': bad}},
     ],
 )
-def test_weights_a_level_deeper_are_found(tmp_path: Path, wrap: Callable) -> None:
+def test_weights_a_level_deeper_are_found(tmp_path, wrap):
     good = {'conv1.weight': torch.ones(2)}
     content = wrap(good, {'conv1.weight': torch.zeros(2)})
     source = published.save(content, tmp_path / 'source.pt')
@@ -371,7 +354,7 @@ def test_weights_a_level_deeper_are_found(tmp_path: Path, wrap: Callable) -> Non
 # ---------------------------------------------------------------- the tool
 
 
-def _tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+def _tool(monkeypatch, *arguments):
     monkeypatch.setattr(sys, 'argv', [str(TOOL), *arguments])
     try:
         runpy.run_path(str(TOOL), run_name='__main__')
@@ -380,9 +363,7 @@ def _tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-def test_the_tool_prints_what_there_is_to_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_tool_prints_what_there_is_to_know(tmp_path, monkeypatch, capsys):
     source = published.save(published.madry(_resnet()), tmp_path / 'source.ckpt')
     out = str(tmp_path / 'new' / 'out.pth')
     config = tmp_path / 'config.py'
@@ -408,17 +389,17 @@ def test_the_tool_prints_what_there_is_to_know(
     assert [p.name for p in (tmp_path / 'new').iterdir()] == ['out.pth']
 
 
-def _cut(path: Path) -> str:
+def _cut(path):
     source = published.save(published.madry(_resnet()), path)
     path.write_bytes(path.read_bytes()[:100_000])
     return source
 
 
-def _unknown(path: Path) -> str:
+def _unknown(path):
     return published.save({'encoder.weird': torch.zeros(3)}, path)
 
 
-def _named(name: str) -> Callable[[Path], str]:
+def _named(name):
     return lambda path: published.save(_resnet(), path.with_name(name))
 
 
@@ -426,7 +407,7 @@ class Schedule:
     """A class of the file's own, as some of MadryLab's files pickle them."""
 
 
-def _pickled(path: Path) -> str:
+def _pickled(path):
     return published.save({**published.madry(_resnet()), 'schedule': Schedule()}, path)
 
 
@@ -483,13 +464,8 @@ def _pickled(path: Path) -> str:
     ],
 )
 def test_mistakes_end_in_a_sentence(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    make: Callable[[Path], str],
-    options: tuple[str, ...],
-    sentence: str,
-) -> None:
+    tmp_path, monkeypatch, capsys, make, options, sentence
+):
     config = tmp_path / 'config.py'
     Config(dict(model=tiny.fcos())).dump(config)
     options = tuple(str(config) if o == 'CONFIG' else o for o in options)
@@ -503,9 +479,7 @@ def test_mistakes_end_in_a_sentence(
     assert not out.exists()
 
 
-def test_a_trusted_file_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trusted_file_is_read(tmp_path, monkeypatch):
     source = _pickled(tmp_path / 'source.ckpt')
     out = str(tmp_path / 'out.pth')
     assert _tool(monkeypatch, source, out, '--trust') == 0
@@ -513,14 +487,14 @@ def test_a_trusted_file_is_read(
     assert 'meta' in torch.load(out, weights_only=True)
 
 
-def test_a_users_own_file_is_not_taken_for_a_published_one(tmp_path: Path) -> None:
+def test_a_users_own_file_is_not_taken_for_a_published_one(tmp_path):
     assert 'oddefense' in read_weights(_named('fcos_at.pth')(tmp_path / 'x')).source
     weights = read_weights(_named('my_fcos_at.pth')(tmp_path / 'x'))
     assert weights.normalization is None
     assert 'oddefense' not in weights.source
 
 
-def test_ares_is_known_by_its_file_names(tmp_path: Path) -> None:
+def test_ares_is_known_by_its_file_names(tmp_path):
     source = _named('ARES_ResNet50_AT.pth')(tmp_path / 'x')
     weights = read_weights(source)
     assert weights.normalization.mean == tuple(IMAGENET['mean'])

@@ -4,11 +4,7 @@ The reference is always timm's or torchvision's own forward pass, from the same 
 picture, by the normalisation of the source.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mmpretrain.models  # noqa: F401  (registers the classifiers)
 import pytest
@@ -19,7 +15,7 @@ from mmdet.registry import MODELS as DETECTION
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as CLASSIFICATION
-from torch import Tensor, nn
+from torch import nn
 
 import published
 from mmrobust.errors import ConfigError
@@ -27,7 +23,7 @@ from mmrobust.weights import SOURCES, Source, read_weights, sources
 from mmrobust.weights import UNIT as UNIT_RANGE
 from mmrobust.weights.architectures import recognise
 from mmrobust.weights.normalization import from_config_text
-from mmrobust.weights.convert import Converted, convert
+from mmrobust.weights.convert import convert
 from mmrobust.weights.layouts import find_layout, to_mm
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -35,26 +31,26 @@ IMAGENET = (published.MEAN, published.STD)
 ODD = (published.ODD_MEAN, published.STD)
 
 
-def _picture(side: int) -> Tensor:
+def _picture(side):
     """An RGB picture of 8 bits whose channels differ, as (3, side, side)."""
     generator = torch.Generator().manual_seed(2)
     noise = torch.rand(3, side, side, generator=generator)
     return (noise * torch.tensor([250.0, 150.0, 60.0]).view(3, 1, 1)).to(torch.uint8)
 
 
-def _normalised(picture: Tensor, by: tuple) -> Tensor:
+def _normalised(picture, by):
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in by)
     return (picture[None] / 255 - mean) / std
 
 
-def _run(text: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+def _run(text):
+    settings = {}
     exec(text, settings)
     return settings
 
 
 @torch.no_grad()
-def _classify(converted: Converted, path: str, picture: Tensor) -> Tensor:
+def _classify(converted, path, picture):
     """Logits of the printed classifier config on the picture as a loader gives it."""
     converted.save(path)
     settings = _run(converted.snippets(path)['mmpretrain'])
@@ -70,7 +66,7 @@ def _classify(converted: Converted, path: str, picture: Tensor) -> Tensor:
 
 
 # How each source saves a network, and what its images are.
-LAYOUTS: dict[str, tuple[Callable[[dict], dict], tuple]] = {
+LAYOUTS = {
     'madry': (published.madry, IMAGENET),
     'madry-old': (lambda s: published.madry(s, old=True), IMAGENET),
     'madry-extra': (lambda s: published.madry(s, extra='model.'), IMAGENET),
@@ -137,8 +133,8 @@ CASES = [
 
 @pytest.mark.parametrize(('name', 'layout', 'architecture'), CASES)
 def test_a_converted_classifier_gives_the_same_logits(
-    tmp_path: Path, name: str, layout: str, architecture: str
-) -> None:
+    tmp_path, name, layout, architecture
+):
     model = published.randomise(published.network(name))
     wrap, by = LAYOUTS[layout]
     source = published.save(wrap(model.state_dict()), tmp_path / 'source.pt')
@@ -178,9 +174,7 @@ def test_a_converted_classifier_gives_the_same_logits(
         ),
     ],
 )
-def test_plain_torchvision(
-    tmp_path: Path, build: Callable[[], nn.Module], architecture: str
-) -> None:
+def test_plain_torchvision(tmp_path, build, architecture):
     model = published.randomise(build().eval())
     source = published.save(model.state_dict(), tmp_path / 'source.pth')
     picture = _picture(64)
@@ -192,7 +186,7 @@ def test_plain_torchvision(
     assert (logits - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
 
 
-def test_safetensors_of_timm(tmp_path: Path) -> None:
+def test_safetensors_of_timm(tmp_path):
     from safetensors.torch import save_file
 
     model = published.randomise(published.network('resnet18'))
@@ -233,9 +227,7 @@ def test_safetensors_of_timm(tmp_path: Path) -> None:
         ('isotropic+convstem', 'convnext-isotropic-small-convstem', 23_035_624),
     ],
 )
-def test_published_architectures_are_recognised(
-    name: str, architecture: str, parameters: int
-) -> None:
+def test_published_architectures_are_recognised(name, architecture, parameters):
     with torch.device('meta'):
         model = published.network(name)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -249,7 +241,7 @@ def test_published_architectures_are_recognised(
     )
 
 
-def _detector(converted: Converted, path: str) -> nn.Module:
+def _detector(converted, path):
     settings = _run(converted.snippets(path)['mmdet'])['model']
     backbone = DETECTION.build(ConfigDict(settings['backbone']))
     backbone.init_weights()
@@ -269,9 +261,7 @@ def _detector(converted: Converted, path: str) -> nn.Module:
     ],
 )
 @torch.no_grad()
-def test_a_detectors_backbone_gives_the_features(
-    tmp_path: Path, name: str, layout: str
-) -> None:
+def test_a_detectors_backbone_gives_the_features(tmp_path, name, layout):
     """By the published file itself, not the converted one: no hand work."""
     model = published.randomise(published.network(name))
     wrap, _ = LAYOUTS[layout]
@@ -307,12 +297,12 @@ def test_a_detectors_backbone_gives_the_features(
         assert (output - wanted).abs().max() < 1e-4 * scale
 
 
-def test_wide_resnet50_4_of_narrow_width(tmp_path: Path) -> None:
+def test_wide_resnet50_4_of_narrow_width(tmp_path):
     """The same proportions at a sixteenth of the width."""
     from torchvision.models.resnet import Bottleneck, ResNet
 
     class Narrow(ResNet):
-        def __init__(self) -> None:
+        def __init__(self):
             Bottleneck.expansion = 1
             try:
                 super().__init__(Bottleneck, [3, 4, 6, 3])
@@ -330,7 +320,7 @@ def test_wide_resnet50_4_of_narrow_width(tmp_path: Path) -> None:
     assert (logits - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
 
 
-def test_a_detector_of_openmmlab_2_with_its_config(tmp_path: Path) -> None:
+def test_a_detector_of_openmmlab_2_with_its_config(tmp_path):
     """As the detectors of arXiv 2305.17438: mmcls names, a config of mmdet 2."""
     with torch.device('meta'):
         shapes = published.network('resnet18').state_dict()
@@ -364,7 +354,7 @@ def test_a_detector_of_openmmlab_2_with_its_config(tmp_path: Path) -> None:
     assert settings['data_preprocessor']['bgr_to_rgb'] is False
 
 
-def test_mmengines_own_average_is_its_state_dict(tmp_path: Path) -> None:
+def test_mmengines_own_average_is_its_state_dict(tmp_path):
     """The swapped state dict has the average, `ema_state_dict` the raw weights."""
     with torch.device('meta'):
         shapes = published.network('resnet18').state_dict()
@@ -386,7 +376,7 @@ def test_mmengines_own_average_is_its_state_dict(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('segmenter', [False, True])
-def test_facebooks_names(tmp_path: Path, segmenter: bool) -> None:
+def test_facebooks_names(tmp_path, segmenter):
     """The same numbers as under timm's names, also as a segmenter's backbone."""
     model = timm.models.convnext.ConvNeXt(
         num_classes=7, depths=(1, 1, 2, 1), dims=(8, 16, 32, 64)
@@ -430,9 +420,7 @@ def test_facebooks_names(tmp_path: Path, segmenter: bool) -> None:
     assert all(torch.equal(v, wanted[k]) for k, v in converted.state.items())
 
 
-def test_a_new_source_is_one_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_source_is_one_row(tmp_path, monkeypatch):
     """As the docstring of Source shows it."""
     state = published.network('resnet18').state_dict()
     content = published.prefixed(state, 'module.encoder.')
@@ -469,6 +457,6 @@ def test_a_new_source_is_one_row(
         ('no program', None),
     ],
 )
-def test_a_config_is_read_without_being_run(text: str, mean: Any) -> None:
+def test_a_config_is_read_without_being_run(text, mean):
     found = from_config_text({'cfg': text})
     assert (found and found.mean) == mean

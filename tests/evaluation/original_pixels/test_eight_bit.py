@@ -1,7 +1,5 @@
 """Attacked images as files."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest
@@ -12,18 +10,18 @@ from mmrobust.evaluation.original_pixels import as_picture, radius, through_file
 from mmrobust.threat import ThreatModel
 
 
-def test_values_are_rounded_and_not_truncated() -> None:
+def test_values_are_rounded_and_not_truncated():
     image = torch.tensor([[[0.4, 0.6, 254.7]], [[-3.0, 300.0, 7.0]]])
     assert as_picture(image).tolist() == [[[0, 0], [1, 255], [255, 7]]]
     assert as_picture(image).dtype == np.uint8
 
 
-def test_not_finite_values_are_refused() -> None:
+def test_not_finite_values_are_refused():
     with pytest.raises(ConfigError, match='not finite'):
         as_picture(torch.tensor([[[float('nan')]]]))
 
 
-def test_a_file_holds_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_holds_the_picture(monkeypatch):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (37, 53, 3), dtype=np.uint8)
     assert np.array_equal(through_file(picture), picture)
@@ -35,7 +33,7 @@ def test_a_file_holds_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
         through_file(picture)
 
 
-def test_radii_are_those_of_whole_pictures() -> None:
+def test_radii_are_those_of_whole_pictures():
     clean = np.zeros((1, 2, 3), np.uint8)
     other = np.array([[[3, 0, 0], [0, 4, 0]]], np.uint8)
     assert radius(other, clean, 'linf') == 4
@@ -45,7 +43,7 @@ def test_radii_are_those_of_whole_pictures() -> None:
     assert radius(clean, other, 'linf') == 4
 
 
-def test_rounding_keeps_the_linf_ball_and_not_the_l2_ball() -> None:
+def test_rounding_keeps_the_linf_ball_and_not_the_l2_ball():
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (3, 40, 50), generator=generator).float()
     before = as_picture(clean)

@@ -1,10 +1,5 @@
 """The way from the picture to the network: followed, undone, and run again."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import cv2
 import numpy as np
 import pytest
@@ -26,11 +21,11 @@ PACK = dict(type='PackDetInputs', meta_keys=KEYS)
 PAD = dict(type='Pad', size=(160, 144), pad_val=dict(img=(114, 7, 200)))
 
 
-def resize(*scale: int, **kwargs: Any) -> dict:
+def resize(*scale, **kwargs):
     return dict(type='Resize', scale=scale, keep_ratio=True, **kwargs)
 
 
-def built(root: Path, *middle: dict, **kwargs: Any) -> Any:
+def built(root, *middle, **kwargs):
     config = tiny.dataset(root, test=True, **kwargs)
     config['pipeline'] = [LOAD, *middle, ANNOTATIONS, PACK]
     return DATASETS.build(config)
@@ -51,9 +46,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize('name', PIPELINES)
-def test_the_differentiable_copy_is_opencv_up_to_its_rounding(
-    coco: Path, name: str
-) -> None:
+def test_the_differentiable_copy_is_opencv_up_to_its_rounding(coco, name):
     dataset = built(coco, *PIPELINES[name])
     follower = PicturePipeline(dataset)
     for index in range(len(dataset)):
@@ -73,7 +66,7 @@ def test_the_differentiable_copy_is_opencv_up_to_its_rounding(
         assert (batch['inputs'][0] - found).abs().max() < 1e-3
 
 
-def test_resizing_follows_the_definition() -> None:
+def test_resizing_follows_the_definition():
     """From 3 pixels to 2: centres at 0.25 and 1.75; to 6: the border is repeated."""
     assert bilinear_weights(3, 2).tolist() == [[0.75, 0.25, 0], [0, 0.25, 0.75]]
     larger = bilinear_weights(3, 6).tolist()
@@ -83,7 +76,7 @@ def test_resizing_follows_the_definition() -> None:
     assert bilinear_weights(1, 3).tolist() == [[1], [1], [1]]
 
 
-def test_the_gradient_is_that_of_torchs_own_interpolation() -> None:
+def test_the_gradient_is_that_of_torchs_own_interpolation():
     torch.manual_seed(0)
     sizes = Geometry((23, 17), (31, 9), (40, 16))
     picture = torch.rand(3, 23, 17, dtype=torch.float64, requires_grad=True)
@@ -100,20 +93,20 @@ def test_the_gradient_is_that_of_torchs_own_interpolation() -> None:
     assert found[:, :, 9:].amin((1, 2)).tolist() == [1, 2, 3]
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_a_picture_of_another_size_is_refused():
     resizer = Resizer(Geometry((8, 8), (4, 4), (4, 4)))
     with pytest.raises(ConfigError, match='8 x 8 pixels was expected'):
         resizer(torch.zeros(3, 9, 8))
 
 
-def test_where_nothing_changes_the_picture_itself_comes_back(coco: Path) -> None:
+def test_where_nothing_changes_the_picture_itself_comes_back(coco):
     follower = PicturePipeline(built(coco))
     picture = follower.picture(10)
     resizer = follower.resizer(10)
     assert resizer(picture) is picture
 
 
-def test_pictures_are_what_the_file_holds(coco: Path) -> None:
+def test_pictures_are_what_the_file_holds(coco):
     follower = PicturePipeline(built(coco, resize(50, 50)))
     expected = cv2.imread(str(coco / 'images' / '002.png'))
     found = follower.picture(12)
@@ -121,12 +114,12 @@ def test_pictures_are_what_the_file_holds(coco: Path) -> None:
     assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
 
 
-def test_images_are_looked_up_as_far_as_needed(coco: Path) -> None:
+def test_images_are_looked_up_as_far_as_needed(coco):
     dataset = built(coco)
     asked = []
     original = dataset.get_data_info
 
-    def get_data_info(index: int) -> dict:
+    def get_data_info(index):
         asked.append(index)
         return original(index)
 
@@ -139,7 +132,7 @@ def test_images_are_looked_up_as_far_as_needed(coco: Path) -> None:
         follower.index(99)
 
 
-def test_ids_of_a_subset_lead_to_its_images(coco: Path) -> None:
+def test_ids_of_a_subset_lead_to_its_images(coco):
     dataset = built(coco, resize(50, 50))
     dataset.full_init()
     dataset.get_subset_([1, 4])
@@ -151,7 +144,7 @@ def test_ids_of_a_subset_lead_to_its_images(coco: Path) -> None:
         follower.index(10)
 
 
-def _equal(left: dict, right: dict) -> None:
+def _equal(left, right):
     assert torch.equal(left['inputs'][0], right['inputs'][0])
     assert left['inputs'][0].dtype == right['inputs'][0].dtype
     a, b = left['data_samples'][0], right['data_samples'][0]
@@ -162,15 +155,13 @@ def _equal(left: dict, right: dict) -> None:
 
 @pytest.mark.parametrize('name', PIPELINES)
 @pytest.mark.parametrize('from_file', [False, True])
-def test_the_clean_picture_gives_what_the_loader_gives(
-    coco: Path, name: str, from_file: bool, tmp_path: Path
-) -> None:
+def test_the_clean_picture_gives_what_the_loader_gives(coco, name, from_file, tmp_path):
     dataset = built(coco, *PIPELINES[name])
     follower = PicturePipeline(dataset)
     for index in range(len(dataset)):
         ordinary = pseudo_collate([dataset[index]])
         sample = ordinary['data_samples'][0]
-        picture: Any = follower.picture(sample.img_id).permute(1, 2, 0)
+        picture = follower.picture(sample.img_id).permute(1, 2, 0)
         picture = picture.byte().numpy()
         if from_file:
             cv2.imwrite(str(tmp_path / 'other.png'), picture)
@@ -179,7 +170,7 @@ def test_the_clean_picture_gives_what_the_loader_gives(
         _equal(follower.rerun(sample.img_id, picture, sample), ordinary)
 
 
-def test_the_loaders_own_type_is_kept(coco: Path) -> None:
+def test_the_loaders_own_type_is_kept(coco):
     config = tiny.dataset(coco, test=True)
     config['pipeline'][0] = dict(LOAD, to_float32=True)
     dataset = DATASETS.build(config)
@@ -189,9 +180,7 @@ def test_the_loaders_own_type_is_kept(coco: Path) -> None:
     _equal(follower.rerun(10, picture), ordinary)
 
 
-def test_predictions_on_the_clean_picture_are_the_ordinary_ones(
-    coco: Path, build_runner: Any
-) -> None:
+def test_predictions_on_the_clean_picture_are_the_ordinary_ones(coco, build_runner):
     runner = build_runner()
     dataset = runner.test_dataloader.dataset
     follower = PicturePipeline(dataset)
@@ -209,9 +198,7 @@ def test_predictions_on_the_clean_picture_are_the_ordinary_ones(
 
 
 @pytest.mark.parametrize('size', [(40, 60), (192, 256), (31, 77)])
-def test_boxes_come_out_in_the_frame_of_the_original(
-    coco: Path, size: tuple[int, int]
-) -> None:
+def test_boxes_come_out_in_the_frame_of_the_original(coco, size):
     """The corners of the input are those of the original, whatever lay between."""
     dataset = built(coco, resize(100, 90), PAD)
     follower = PicturePipeline(dataset)
@@ -231,9 +218,7 @@ def test_boxes_come_out_in_the_frame_of_the_original(
 
 
 @pytest.mark.parametrize('given', [False, True])
-def test_annotations_loaded_before_resizing_stay_the_ordinary_ones(
-    coco: Path, given: bool
-) -> None:
+def test_annotations_loaded_before_resizing_stay_the_ordinary_ones(coco, given):
     config = tiny.dataset(coco, test=True)
     config['pipeline'] = [LOAD, ANNOTATIONS, resize(100, 90), PACK]
     dataset = DATASETS.build(config)
@@ -246,9 +231,7 @@ def test_annotations_loaded_before_resizing_stay_the_ordinary_ones(
     assert torch.equal(sample.gt_instances.bboxes.tensor, expected)
 
 
-def test_predicted_boxes_follow_a_resized_picture(
-    coco: Path, build_runner: Any
-) -> None:
+def test_predicted_boxes_follow_a_resized_picture(coco, build_runner):
     """The network's own input, given again, is resized by nothing."""
     runner = build_runner()
     dataset = runner.test_dataloader.dataset
@@ -267,7 +250,7 @@ def test_predicted_boxes_follow_a_resized_picture(
     assert torch.allclose(found.pred_instances.bboxes, first.pred_instances.bboxes)
 
 
-def test_padding_is_cut_off(coco: Path) -> None:
+def test_padding_is_cut_off(coco):
     follower = PicturePipeline(built(coco, resize(100, 90), PAD))
     data = follower.dataset[0]
     whole = data['inputs']
@@ -279,7 +262,7 @@ def test_padding_is_cut_off(coco: Path) -> None:
     assert (whole[:, :, 100:] == padding).all()
 
 
-def _refusals() -> dict[str, tuple[list[dict], str]]:
+def _refusals():
     return {
         'flip': ([LOAD, resize(50, 50), dict(type='RandomFlip', prob=0.5)], 'RandomF'),
         'crop': ([LOAD, dict(type='RandomCrop', crop_size=(8, 8))], 'RandomCrop'),
@@ -306,7 +289,7 @@ def _refusals() -> dict[str, tuple[list[dict], str]]:
 
 
 @pytest.mark.parametrize('name', _refusals())
-def test_pipelines_that_cannot_be_followed_are_refused(coco: Path, name: str) -> None:
+def test_pipelines_that_cannot_be_followed_are_refused(coco, name):
     transforms, message = _refusals()[name]
     config = tiny.dataset(coco, test=True)
     config['pipeline'] = [*transforms, ANNOTATIONS, PACK]
@@ -321,14 +304,14 @@ def test_pipelines_that_cannot_be_followed_are_refused(coco: Path, name: str) ->
         (dict(PACK, meta_keys=KEYS[1:]), 'packs no img_id'),
     ],
 )
-def test_a_pipeline_has_to_pack_ids(coco: Path, last: dict, message: str) -> None:
+def test_a_pipeline_has_to_pack_ids(coco, last, message):
     config = tiny.dataset(coco, test=True)
     config['pipeline'] = [LOAD, last]
     with pytest.raises(ConfigError, match=message):
         PicturePipeline(DATASETS.build(config))
 
 
-def test_wrappers_are_refused(coco: Path) -> None:
+def test_wrappers_are_refused(coco):
     wrapper = dict(type='ConcatDataset', datasets=[tiny.dataset(coco, test=True)])
     with pytest.raises(ConfigError, match='ConcatDataset has no pipeline'):
         PicturePipeline(DATASETS.build(wrapper))
@@ -337,6 +320,6 @@ def test_wrappers_are_refused(coco: Path) -> None:
 @pytest.mark.parametrize(
     'picture', [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float64)]
 )
-def test_other_arrays_are_refused(coco: Path, picture: np.ndarray) -> None:
+def test_other_arrays_are_refused(coco, picture):
     with pytest.raises(ConfigError, match='uint8 or float32'):
         PicturePipeline(built(coco)).rerun(10, picture)

@@ -1,15 +1,8 @@
 """Gradients with respect to original pixels."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import mmrobust  # noqa: F401
 from mmdet.structures import DetDataSample
@@ -30,18 +23,18 @@ SIZES = [Geometry((12, 9), (7, 14), (8, 16)), Geometry((5, 6), (5, 6), (5, 6))]
 class Cubes:
     """f(x) = sum(w * x**3), with a gradient known by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         torch.manual_seed(1)
         self.weights = [torch.rand(3, *each.input).double() for each in SIZES]
         self.forwards = self.backwards = 0
 
-    def value(self, images: Sequence[Tensor]) -> Tensor:
+    def value(self, images):
         assert not any(image.requires_grad for image in images)
         self.forwards += len(images)
         pairs = zip(self.weights, images, strict=True)
         return torch.stack([(w * x**3).sum() for w, x in pairs])
 
-    def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def value_and_grad(self, images):
         values = self.value(images)
         self.backwards += len(images)
         pairs = zip(self.weights, images, strict=True)
@@ -49,18 +42,16 @@ class Cubes:
 
 
 @pytest.fixture
-def pictures() -> list[Tensor]:
+def pictures():
     torch.manual_seed(2)
     return [torch.rand(3, *each.original).double() * 2 for each in SIZES]
 
 
-def resized(oracle: Any) -> ResizedOracle:
+def resized(oracle):
     return ResizedOracle(oracle, [Resizer(each, 0.5) for each in SIZES])
 
 
-def test_the_gradient_is_autograds_of_the_composed_function(
-    pictures: list[Tensor],
-) -> None:
+def test_the_gradient_is_autograds_of_the_composed_function(pictures):
     cubes = Cubes()
     _, grads = resized(cubes).value_and_grad(pictures)
     for size, picture, weights, grad in zip(
@@ -77,7 +68,7 @@ def test_the_gradient_is_autograds_of_the_composed_function(
         assert not picture.requires_grad
 
 
-def test_the_gradient_is_what_differences_say(pictures: list[Tensor]) -> None:
+def test_the_gradient_is_what_differences_say(pictures):
     oracle, step = resized(Cubes()), 1e-4
     _, grads = oracle.value_and_grad(pictures)
     ways = [torch.randn_like(picture) for picture in pictures]
@@ -89,7 +80,7 @@ def test_the_gradient_is_what_differences_say(pictures: list[Tensor]) -> None:
     torch.testing.assert_close((ahead - behind) / (2 * step), torch.stack(slopes))
 
 
-def test_counts_and_the_rest_are_the_inner_oracles(pictures: list[Tensor]) -> None:
+def test_counts_and_the_rest_are_the_inner_oracles(pictures):
     cubes = Cubes()
     oracle = resized(cubes)
     oracle.value(pictures)
@@ -100,7 +91,7 @@ def test_counts_and_the_rest_are_the_inner_oracles(pictures: list[Tensor]) -> No
         oracle.unknown  # noqa: B018
 
 
-def detectors(runner: Any, index: int = 1) -> tuple[Any, Any, Any, Any]:
+def detectors(runner, index=1):
     """A detector with one batch, its oracle on original pixels, and the picture."""
     model = runner.model.eval()
     loader = runner.test_dataloader
@@ -114,9 +105,7 @@ def detectors(runner: Any, index: int = 1) -> tuple[Any, Any, Any, Any]:
     return model, batch, oracle, follower.picture(sample.img_id)
 
 
-def test_a_detectors_gradient_reaches_the_original_pixels(
-    coco: Path, build_runner: Any
-) -> None:
+def test_a_detectors_gradient_reaches_the_original_pixels(coco, build_runner):
     model, batch, oracle, picture = detectors(build_runner())
     with loss_mode(model):
         values, (grad,) = oracle.value_and_grad([picture])
@@ -131,9 +120,7 @@ def test_a_detectors_gradient_reaches_the_original_pixels(
     assert slope == pytest.approx(grad.abs().sum().item(), rel=0.05)
 
 
-def test_an_attack_on_original_pixels_stays_in_their_ball(
-    coco: Path, build_runner: Any
-) -> None:
+def test_an_attack_on_original_pixels_stays_in_their_ball(coco, build_runner):
     model, _, oracle, picture = detectors(build_runner())
     attack = PGD(eps=8, num_steps=5)
     with loss_mode(model):
@@ -145,7 +132,7 @@ def test_an_attack_on_original_pixels_stays_in_their_ball(
     assert after > before * 1.05
 
 
-def test_the_ground_truth_follows_a_picture_that_moves_on_its_canvas() -> None:
+def test_the_ground_truth_follows_a_picture_that_moves_on_its_canvas():
     """Diverse inputs move the original picture; samples are in the input's frame."""
     size = Geometry((80, 60), (120, 90), (128, 96))
     picture = torch.zeros(3, 80, 60)
@@ -160,13 +147,13 @@ def test_the_ground_truth_follows_a_picture_that_moves_on_its_canvas() -> None:
             masks=BitmapMasks(mask, *size.input),
         )
     )
-    seen: list[tuple[Tensor, DetDataSample]] = []
+    seen = []
 
     class Spy(LossOracle):
-        def __init__(self) -> None:
+        def __init__(self):
             self.samples = [sample]
 
-        def value_and_grad(self, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        def value_and_grad(self, images):
             seen.append((images[0], self.samples[0]))
             return images[0].sum()[None], [torch.ones_like(image) for image in images]
 
