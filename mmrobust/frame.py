@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import ConfigError, short
 from .geometry import Affine, fit, ramp
 from .probing import Probe
-from .region import COLOURS, MeasuredDataset
+from .region import MeasuredDataset
 
 # Metainfo of a measured sample: 'input' or 'original', where its boxes are, or a
 # sentence why that is unknown; and the map from the original picture to the input, None
@@ -77,15 +77,11 @@ class FramedDataset(MeasuredDataset):
 
 def _map(others: Sequence[Tensor | None], size: Sequence[int]) -> Affine | None:
     """Returns the map of a picture, by what two colours and two ramps became."""
-    images = [np.asarray(each[0], dtype=float) for each in others if each is not None]
+    images = [np.asarray(each[0]) for each in others if each is not None]
     if len(images) < 4 or len({image.shape for image in images}) > 1:
         return None
-    dark, light, *ramps = images
-    inside = dark != light
-    # Whatever a pipeline does to brightness.
-    gain = np.where(inside, light - dark, 1) / COLOURS[1]
-    columns, rows = ((image - dark) / gain for image in ramps)
-    return fit(columns, rows, inside, size[:2])
+    dark, light, columns, rows = images
+    return fit(dark, light, columns, rows, size[:2])
 
 
 def _boxes_of(sample: BaseDataElement) -> np.ndarray:

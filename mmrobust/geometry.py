@@ -33,9 +33,9 @@ def ramp(axis: int, picture: np.ndarray) -> np.ndarray:
     line = np.linspace(0, _TOP, size) if size > 1 else np.zeros(1)
     shape = [1] * picture.ndim
     shape[axis] = size
-    rising = np.broadcast_to(line.reshape(shape), picture.shape)
     whole = np.issubdtype(picture.dtype, np.integer)
-    return (rising.round() if whole else rising).astype(picture.dtype)
+    rising = (line.round() if whole else line).astype(picture.dtype)
+    return np.broadcast_to(rising.reshape(shape), picture.shape).copy()
 
 
 @dataclass(frozen=True)
@@ -74,50 +74,59 @@ class Affine:
 
 
 def fit(
+    dark: np.ndarray,
+    light: np.ndarray,
     columns: np.ndarray,
     rows: np.ndarray,
-    region: np.ndarray,
     picture_size: Sequence[int],
 ) -> Affine | None:
     """Returns the map from a picture to what a pipeline made of it.
 
     Args:
-        columns: (h, w) what the pipeline made of the picture that rises to the right,
-            in the brightness that it had before.
-        rows: (h, w) the same of the one that rises downwards.
-        region: (h, w) bool, the pixels that depend on the picture.
+        dark: (h, w), what the pipeline made of a picture that is 0 all over.
+        light: (h, w), of one that has the ramps' largest brightness, 254, all over.
+        columns: (h, w), of the one that rises to the right.
+        rows: (h, w), of the one that rises downwards.
         picture_size: height and width of the picture, at least 2.
 
     Returns:
         None if no affine map explains what came out.
     """
     height, width = picture_size
-    places = np.argwhere(region)
-    if len(places) < 3:
-        return None
+    inside = dark != light
+    places = np.flatnonzero(inside)
     if len(places) > _MOST:
         places = np.random.default_rng(0).choice(places, _MOST, replace=False)
-    some = places
-    seen = np.stack([columns[tuple(some.T)], rows[tuple(some.T)]], axis=1)
+    pictures = (dark, light, columns, rows)
+    black, white, *ramps = (each.reshape(-1)[places].astype(float) for each in pictures)
+    gain = (white - black) / _TOP  # whatever a pipeline does to brightness
+    seen = np.stack([(each - black) / gain for each in ramps], axis=1)
     steps = _TOP / np.array([width - 1, height - 1])
-    was = seen.astype(float) / steps + 0.5
-    now = np.concatenate([some[:, ::-1] + 0.5, np.ones((len(some), 1))], axis=1)
-    good = np.ones(len(some), bool)
+    was = seen / steps + 0.5
+    y, x = np.divmod(places, inside.shape[1])
+    now = np.stack([x + 0.5, y + 0.5, np.ones(len(places))], axis=1)
+    good = np.ones(len(places), bool)
     for _ in range(3):  # without what is off the map of the others
-        if good.sum() < 3 or np.linalg.matrix_rank(now[good]) < 3:
+        solution, _, rank, _ = np.linalg.lstsq(now[good], was[good], rcond=None)
+        if rank < 3:
             return None
-        solution = np.linalg.lstsq(now[good], was[good], rcond=None)[0]
         off = np.abs(now @ solution - was) * steps
-        good = (off <= _ROUNDING).all(1)
+        before, good = good, (off <= _ROUNDING).all(1)
+        if np.array_equal(before, good):
+            break
     if good.mean() < 1 - _ODD or abs(np.linalg.det(solution[:2])) < 1e-6:
         return None
     back = Affine(solution[:2].T, solution[2])
-    return back.inverse() if _covers(back, region, width, height) else None
+    return back.inverse() if _covers(back, inside, width, height) else None
 
 
 def _covers(back: Affine, inside: np.ndarray, width: int, height: int) -> bool:
     """Returns whether the pixels that the map takes from the picture are those."""
-    grid = np.stack(np.meshgrid(*map(np.arange, inside.shape[::-1])), axis=-1) + 0.5
-    was = back.points(grid)
-    taken = ((was >= 0) & (was <= (width, height))).all(-1)
+    rows, columns = (np.arange(size) + 0.5 for size in inside.shape)
+    taken = np.ones_like(inside)
+    for (x, y), shift, size in zip(
+        back.matrix, back.shift, (width, height), strict=True
+    ):
+        was = (x * columns)[None] + (y * rows + shift)[:, None]
+        taken &= (was >= 0) & (was <= size)
     return bool((taken == inside).mean() >= 1 - _ODD)

@@ -6,11 +6,13 @@ transforms, since those belong to other people.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
 from typing import Any
 
+import mmcv
 import numpy as np
 
 from .errors import ConfigError
@@ -40,6 +42,29 @@ def probe(dataset: Any, index: int, picture: Picture) -> Any:
         ConfigError: if nothing in the dataset loads a picture.
     """
     return Probe(dataset, picture)[index]
+
+
+@contextmanager
+def decoded_once() -> Iterator[None]:
+    """Has a file decoded once, however many pipelines load it inside the context.
+
+    Decoding takes longer than much of what pipelines do to a picture. Files of the same
+    content make the same picture; everybody gets a copy of his own.
+    """
+    decode = mmcv.imfrombytes  # transforms of all projects ask mmcv for it
+    known: dict[Any, Any] = {}
+
+    def remembered(content: Any, *args: Any, **options: Any) -> Any:
+        key = bytes(content), args, tuple(options.items())
+        if key not in known:
+            known[key] = decode(content, *args, **options)
+        return copy(known[key])
+
+    mmcv.imfrombytes = remembered
+    try:
+        yield
+    finally:
+        mmcv.imfrombytes = decode
 
 
 class Probe:

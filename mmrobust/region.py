@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .probing import Probe
+from .probing import Probe, decoded_once
 
 # The field of a data sample that holds the region, bool (1, H, W). Samples all of whose
 # pixels are attackable have none.
@@ -53,8 +53,9 @@ class MeasuredDataset:
         ]
 
     def __getitem__(self, index: int) -> Any:
-        others = [] if self.reason else self._others(index)
-        item = self.dataset[index]
+        with decoded_once():
+            others = [] if self.reason else self._others(index)
+            item = self.dataset[index]
         image = _image(item)
         if image is not None:
             self._tell(index, item['data_samples'], image, list(map(_image, others)))

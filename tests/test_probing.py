@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.dataset import BaseDataset, Compose
 from mmrobust.errors import ConfigError
-from mmrobust.probing import Probe, probe
+from mmrobust.probing import Probe, decoded_once, probe
 from mmrobust.utils.seeding import seeded
 
 LOAD = dict(type='LoadImageFromFile')
@@ -179,6 +180,28 @@ def test_a_pipeline_may_be_exchanged(coco):
     assert before == (3, 96, 128)
     assert after.shape == (3, 200, 200)
     assert after.unique().tolist() == [0, 9]
+
+
+def test_a_file_is_decoded_once(coco, monkeypatch):
+    """And what one pipeline draws into its picture reaches no other."""
+    decoded, decode = [], mmcv.imfrombytes
+
+    def counted(content: bytes, **options: Any) -> np.ndarray:
+        decoded.append(content)
+        return decode(content, **options)
+
+    monkeypatch.setattr(mmcv, 'imfrombytes', counted)
+    dataset = built(coco, [LOAD, BOXES, PACK])
+    expected = [dataset[index]['inputs'] for index in (1, 2)]
+    decoded.clear()
+    with decoded_once():
+        for index in (1, 2, 1):
+            dataset[index]['inputs'].zero_()
+            probe(dataset, index, black)
+        found = [dataset[index]['inputs'] for index in (1, 2)]
+    assert len(decoded) == 2
+    assert mmcv.imfrombytes is counted
+    assert all(map(torch.equal, found, expected))
 
 
 def test_without_a_picture_there_is_nothing_to_exchange():
