@@ -40,22 +40,22 @@ _EQUAL, _MOVED = 0.01, 1.5
 class FramedDataset(MeasuredDataset):
     """The same, whose samples also tell in which frame their boxes are."""
 
-    def __init__(self, dataset: Any) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: Any, keep: bool = False) -> None:
+        super().__init__(dataset, keep)
         self._probes += [Probe(dataset, partial(ramp, axis)) for axis in (1, 0)]
 
-    def _tell(
+    def _measure(
         self,
         index: int,
         sample: BaseDataElement,
         image: Tensor,
         others: list[Tensor | None],
-    ) -> None:
-        super()._tell(index, sample, image, others)
-        frame, to_input = self._measure(index, sample, others)
-        sample.set_metainfo({FRAME: frame, TO_INPUT: to_input})
+    ) -> dict[str, Any]:
+        found = super()._measure(index, sample, image, others)
+        frame, to_input = self._place(index, sample, others)
+        return {**found, FRAME: frame, TO_INPUT: to_input}
 
-    def _measure(
+    def _place(
         self, index: int, sample: BaseDataElement, others: list[Tensor | None]
     ) -> tuple[str, Affine | None]:
         boxes, size = _boxes_of(sample), sample.get('ori_shape', None)

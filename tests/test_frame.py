@@ -25,6 +25,7 @@ from mmrobust.frame import (
     count_boxes_outside,
 )
 from mmrobust.geometry import Affine
+from mmrobust.region import region_of
 from mmrobust.utils.seeding import seeded
 from mmrobust.errors import ConfigError
 
@@ -229,6 +230,46 @@ def test_random_flips_and_crops_are_those_of_the_image(coco, late):
         assert (boxes >= 0).all()
         assert (boxes <= torch.tensor([60, 70, 60, 70])).all()
     assert flips == {True, False}
+
+
+@TRANSFORMS.register_module(name='FrameTestCount')
+class Count:
+    """Counts the pictures that go through it, of all copies together."""
+
+    seen = 0
+
+    def __call__(self, results: dict) -> dict:
+        type(self).seen += 1
+        return results
+
+
+@pytest.mark.parametrize('steps', [(BOX,), (MAYBE, BOX)])
+def test_an_image_is_measured_once(coco, steps):
+    """One that comes out otherwise, by its random draws, is measured anew."""
+    config = _config(coco, *steps, dict(type='FrameTestCount'), ANNOTATIONS)
+    kept = FramedDataset(DATASETS.build(config), keep=True)
+    found, runs = [], []
+    for framed in (_framed(config), kept):
+        found.append([])
+        for seed in range(6):
+            before = Count.seen
+            with seeded(seed, torch.device('cpu')):
+                item = framed[0]
+                found[-1].append((item['inputs'], item['data_samples'], torch.rand(1)))
+            runs.append(Count.seen - before)
+    for (image, sample, draw), (own, kept_sample, own_draw) in zip(*found, strict=True):
+        assert torch.equal(image, own)
+        assert torch.equal(draw, own_draw)
+        assert torch.equal(region_of(sample), region_of(kept_sample))
+        assert sample.get(FRAME) == kept_sample.get(FRAME)
+        (first, second) = (each.get(TO_INPUT) for each in (sample, kept_sample))
+        assert np.array_equal(first.matrix, second.matrix)
+        assert np.array_equal(first.shift, second.shift)
+    assert runs[:7] == [5] * 7
+    if MAYBE in steps:  # as soon as it is turned, and back
+        assert set(runs[7:]) == {1, 6}
+    else:
+        assert runs[7:] == [1] * 5
 
 
 @pytest.mark.parametrize(

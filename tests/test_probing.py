@@ -186,7 +186,7 @@ def test_a_file_is_decoded_once(coco, monkeypatch):
     """And what one pipeline draws into its picture reaches no other."""
     decoded, decode = [], mmcv.imfrombytes
 
-    def counted(content: bytes, **options: Any) -> np.ndarray:
+    def counted(content, **options):
         decoded.append(content)
         return decode(content, **options)
 

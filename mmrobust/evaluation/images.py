@@ -54,7 +54,8 @@ class EvaluatedImages:
         self.dataloader = dataloader
         dataset: Any = dataloader.dataset
         self.dataset = dataset
-        self._measured = (MeasuredDataset if whole_batches else FramedDataset)(dataset)
+        measured = MeasuredDataset if whole_batches else FramedDataset
+        self._measured = measured(dataset, keep=True)  # every pass asks for all items
         dataset.__getitems__ = self._measured.items  # which the loader asks for items
         self.whole_batches = whole_batches
         self.equal_ids, self.unique_ids = 0, False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,21 @@ def undrawn(device: torch.device | None = None) -> Iterator[None]:
     Args:
         device: device whose generator counts beside the CPU's.
     """
-    device = device or torch.device('cpu')
-    outside = _states(device)
+    take_back = mark_draws(device)
     try:
         yield
     finally:
-        _set_states(outside, device)
+        take_back()
+
+
+def mark_draws(device: torch.device | None = None) -> Callable[[], None]:
+    """Returns a function that takes back what is drawn from now on until its call.
+
+    Args:
+        device: see :func:`undrawn`.
+    """
+    device = device or torch.device('cpu')
+    return partial(_set_states, _states(device), device)
 
 
 class Draws:

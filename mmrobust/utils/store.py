@@ -191,7 +191,7 @@ class StorePart:
         record = torch.load(io.BytesIO(data[32:]), 'cpu', weights_only=True)
         if [record['digest'], record['ids']] != [self._digest, _as_text(ids)]:
             return None
-        if inputs is not None and record['inputs'] != _digest_of_images(inputs):
+        if inputs is not None and record['inputs'] != digest_of_images(inputs):
             return None
         content: dict[str, Any] = record['content']
         return content
@@ -216,7 +216,7 @@ class StorePart:
         record = {
             'digest': self._digest,
             'ids': _as_text(ids),
-            'inputs': _digest_of_images(inputs),
+            'inputs': digest_of_images(inputs),
             'content': content,
         }
         data = io.BytesIO()
@@ -335,7 +335,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + '...'
 
 
-def _digest_of_images(images: Sequence[Tensor]) -> str:
+def digest_of_images(images: Sequence[Tensor]) -> str:
+    """Hashes the type, shape and values of images."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(f'{image.dtype} {tuple(image.shape)}'.encode())
