@@ -87,7 +87,7 @@ DEFAULT = tuple(f'{objective}-20' for objective in OBJECTIVES)
 class PlainTestLoop(AttackTestLoop):
     """Without the analysis of boxes, which tables.py makes of all candidates."""
 
-    def _analysis(self) -> None:
+    def _start_analysis(self) -> None:
         return None
 
 
@@ -154,7 +154,10 @@ def load(config: str, checkpoint: str, folder: Path, num_images: int) -> Runner:
     cfg.default_hooks.pop('attack_visualization', None)
     # A name of its own, as mmengine wants, for every runner of the process.
     cfg.experiment_name = folder.name
-    cfg.test_cfg = ConfigDict(type='mmrobust.PlainTestLoop', num_images=num_images)
+    attacks = {'noise': {'type': 'mmrobust.RandomNoise'}}
+    cfg.test_cfg = ConfigDict(
+        type='mmrobust.PlainTestLoop', num_images=num_images, attacks=attacks
+    )
     runner = Runner.from_cfg(cfg)
     runner.call_hook('before_run')
     runner.load_or_resume()

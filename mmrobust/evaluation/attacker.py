@@ -145,7 +145,10 @@ class Attacker:
         What is found is what :meth:`attack` finds up to rounding. Attacks that read the
         detector's output, whose searches rounding can turn, are made one by one.
         """
-        if len(parts) == 1 or attack.reads == 'detections':
+        reads_output = (
+            attack.reads == 'detections' or attack.objective.reads_predictions
+        )
+        if len(parts) == 1 or reads_output:
             return [self.attack(attack, part) for part in parts]
         batch = {
             key: [part[key][0] for part in parts] for key in ('inputs', 'data_samples')

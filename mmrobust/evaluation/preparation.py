@@ -11,7 +11,7 @@ from torch import Tensor
 from ..attacks import Attack
 from ..batch import check_batch, check_range, float_images, with_images
 from ..checks import examine, trial_verdicts
-from ..errors import ConfigError, doing
+from ..errors import ConfigError, doing, short
 from ..frame import FRAME, TO_INPUT, attack_samples
 from ..objective import (
     ClassifierOracle,
@@ -215,9 +215,12 @@ def _ask(
             'model.data_preprocessor of the config is no module that prepares '
             'images: give DetDataPreprocessor, or one of its kind.'
         )
+    notes = []
     with attacker.asking(), seeded(attacker.seed, attacker.device):
         samples = attacker.samples(part)
         for attack in named:
+            if attack.objective.reads_predictions:
+                notes += _settle_predictions(attack, attacker, part, samples)
             oracle = attacker.oracle(attack, part, samples)
             with doing('asking the model for its losses, before any attack'):
                 oracle.value(float_images(part, attacker.device))
@@ -229,7 +232,32 @@ def _ask(
                         'the outputs look like probabilities and not like logits, '
                         'which hides gradients: take the softmax out of the head'
                     ]
-    return []
+    return notes
+
+
+def _settle_predictions(
+    attack: Attack, attacker: Attacker, part: dict, samples: Sequence[Any]
+) -> list[str]:
+    """Makes an objective do without predictions that have no gradient.
+
+    Returns:
+        A sentence for the report, if so.
+    """
+    oracle = attacker.oracle(attack, part, samples)
+    try:
+        _, grads = oracle.value_and_grad(float_images(part, attacker.device))
+        if any(grad.any() for grad in grads):
+            return []
+        reason = 'they do not depend on the image, or only by steps'
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a model that was not made to be differentiated
+        reason = short(str(error))
+    attack.objective.without_predictions()
+    return [
+        'what the model predicts has no gradient, so that the objective ranking reads '
+        f'class scores where losses are computed ({reason})'
+    ]
 
 
 def form_groups(attacker: Attacker, images: EvaluatedImages) -> list[str]:

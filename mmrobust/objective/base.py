@@ -21,7 +21,13 @@ from .ground_truth import (
     without_objects,
 )
 from .kinds import NAMED, TARGETS, Kind
-from .scores import log_background, margin, measured, negatives_unmined
+from .scores import (
+    log_background,
+    margin,
+    measured,
+    negatives_unmined,
+    ranking_of_assigned,
+)
 
 # Denoising queries are built from the ground truth and from random noise: a loss on
 # them leaks the labels and differs between two calls.
@@ -50,6 +56,8 @@ class Objective:
         terms: names of loss terms, a pattern of names, or None for every loss.
         changes_losses: whether it needs more of the model than its losses on the own
             ground truth, so that :meth:`__call__` alone is not the objective.
+        reads_predictions: whether :class:`mmrobust.objective.predictions.
+            PredictionOracle` answers for it.
         class_names: names of the classes, by which a ``target_class`` is found.
 
     Raises:
@@ -89,6 +97,7 @@ class Objective:
         self.changes_losses = bool(
             self._kind.scores or self._kind.truth != 'own' or self._kind.sign < 0
         )
+        self.reads_predictions = self._kind.scores == 'ranking'
         self.class_names: Sequence[str] | None = None
         self._set_target(target, target_class)
 
@@ -118,6 +127,11 @@ class Objective:
         if target is not None or target_class is not None:
             chosen = target if target_class is None else target_class
             self.name = f'{self.name}({chosen})'
+
+    def without_predictions(self) -> None:
+        """Reads class scores where losses are computed, in place of predictions."""
+        self.reads_predictions = False
+        self.name = f'{self.name}(assigned)'
 
     def __call__(self, losses: dict[str, Any]) -> Tensor:
         """Sums the selected losses as ``parse_losses`` would, with the sign.
@@ -244,6 +258,8 @@ class Objective:
             context = measured(model, log_background)
         elif kind.scores == 'margin' and targets is not None:
             context = measured(model, partial(margin, targets=targets))
+        elif kind.scores == 'ranking':
+            context = measured(model, ranking_of_assigned, whole=True)
         elif kind.truth == 'none':
             context = negatives_unmined(model)
         else:

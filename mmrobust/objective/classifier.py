@@ -23,6 +23,7 @@ from ..utils.seeding import seeded
 from .base import Objective
 from .loss_mode import is_classifier
 from .oracle import LossOracle, gradients
+from .predictions import PredictionOracle
 
 
 def make_oracle(
@@ -40,6 +41,8 @@ def make_oracle(
             'classifier.'
         )
     kind = ClassifierOracle if classifier else LossOracle
+    if objective.reads_predictions:
+        kind = PredictionOracle
     return kind(model, data_batch, samples, objective, per_image)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..batch import with_images
 from ..errors import ConfigError
+from ..frame import TO_INPUT
+from ..geometry import Affine
 from ..region import region_of
 from ..utils.models import frozen
 
@@ -43,23 +45,32 @@ def damage(
     Returns:
         A scalar from ``-m`` (all objects found for sure, nothing else) up to 0.1.
     """
-    # Not at the top: mmdet may be missing where there are classifiers only.
-    from mmdet.structures.bbox import bbox_overlaps
-
-    def overlaps(objects: InstanceData, mode: str) -> Tensor:
-        same = predicted.labels[:, None] == objects.labels[None].to(predicted.labels)
-        return same * bbox_overlaps(boxes, _boxes(objects).to(boxes), mode=mode)
-
-    boxes, scores = _boxes(predicted), predicted.scores.float()
+    scores = predicted.scores.float()
     found, true = scores.new_zeros(()), torch.zeros_like(scores)
     if len(scores) and len(truth):
-        iou = overlaps(truth, 'iou')
+        iou = overlaps(predicted, truth, 'iou')
         found = (scores[:, None] * iou).amax(0).sum()
         true = iou.amax(1)
     if len(scores) and ignored is not None and len(ignored):
-        true = torch.maximum(true, overlaps(ignored, 'iof').amax(1))
+        true = torch.maximum(true, overlaps(predicted, ignored, 'iof').amax(1))
     false = (scores * (1 - true)).square().sum()
     return FALSE_BOXES * false / (1 + false) - found
+
+
+def overlaps(predicted: InstanceData, objects: InstanceData, mode: str) -> Tensor:
+    """Returns overlaps (n, m) of predictions and objects, 0 for those of other classes.
+
+    Args:
+        predicted: n boxes with labels.
+        objects: m boxes with labels, in the same frame.
+        mode: ``'iou'``, or ``'iof'`` for shares of the predictions.
+    """
+    # Not at the top: mmdet may be missing where there are classifiers only.
+    from mmdet.structures.bbox import bbox_overlaps
+
+    boxes = _boxes(predicted)
+    same = predicted.labels[:, None] == objects.labels[None].to(predicted.labels)
+    return same * bbox_overlaps(boxes, _boxes(objects).to(boxes), mode=mode)
 
 
 class DetectionOracle:
@@ -115,34 +126,51 @@ class DetectionOracle:
         )
 
     def _damage(self, image: Tensor, sample: BaseDataElement) -> Tensor:
-        # The model writes into the samples; and it must not see the ground truth.
-        shown = type(sample)(metainfo=sample.metainfo)
-        if 'proposals' in sample:
-            shown.set_field(sample.proposals.clone(), 'proposals')
         batch = with_images(self.data_batch, [image])
-        batch['data_samples'] = [shown]
+        batch['data_samples'] = [without_truth(sample)]
         data = self.model.data_preprocessor(batch, False)
         (output,) = self.model._run_forward(data, mode='predict')
         self.forwards += 1
-        found = output.get('pred_instances', None)
-        if found is None or not has_boxes(found):
-            raise ConfigError(
-                f'{type(self.model).__name__} does not detect boxes, and the objective '
-                "'detections' reads them: use a loss such as objective='total'."
-            )
         return damage(
-            _in_input_frame(found, sample),
+            in_input_frame(boxes_of(output, self.model), sample),
             sample.gt_instances,
             sample.get('ignored_instances', None),
         )
 
 
-def _in_input_frame(found: InstanceData, sample: BaseDataElement) -> InstanceData:
+def without_truth(sample: BaseDataElement) -> BaseDataElement:
+    """Returns a sample to predict on, which the model may write into."""
+    shown = type(sample)(metainfo=sample.metainfo)
+    if 'proposals' in sample:
+        shown.set_field(sample.proposals.clone(), 'proposals')
+    return shown
+
+
+def boxes_of(output: BaseDataElement, model: Any) -> InstanceData:
+    """Returns what a model has detected.
+
+    Raises:
+        ConfigError: if it does not detect boxes.
+    """
+    found: InstanceData | None = output.get('pred_instances', None)
+    if found is None or not has_boxes(found):
+        raise ConfigError(
+            f'{type(model).__name__} does not detect boxes, which this objective '
+            "reads: use a loss such as objective='total'."
+        )
+    return found
+
+
+def in_input_frame(found: InstanceData, sample: BaseDataElement) -> InstanceData:
     """Detections, which mmdet gives in the original image's frame, where truth is."""
-    width_scale, height_scale = (float(s) for s in sample.get('scale_factor', (1, 1)))
+    to_input = sample.get(TO_INPUT, None)
+    to_input = to_input or Affine.scaling(*sample.get('scale_factor', (1, 1)))
     boxes = _boxes(found).float()
-    scaled = boxes * boxes.new_tensor((width_scale, height_scale) * 2)
-    return InstanceData(bboxes=scaled, scores=found.scores, labels=found.labels)
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    matrix, shift = map(boxes.new_tensor, (to_input.matrix, to_input.shift))
+    corners = corners @ matrix.T + shift
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    return InstanceData(bboxes=boxes, scores=found.scores, labels=found.labels)
 
 
 def has_boxes(found: InstanceData) -> bool:

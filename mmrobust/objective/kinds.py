@@ -24,7 +24,7 @@ class Kind:
         truth: the ground truth: the image's ``'own'``, ``'none'``, or its boxes
             ``'relabelled'``.
         scores: what replaces the classification loss: ``'weighted'`` by class,
-            ``'background'`` or ``'margin'``; None if nothing does.
+            ``'background'``, ``'margin'`` or ``'ranking'``; None if nothing does.
         target: where labels change, the default of :data:`TARGETS`, or ``'given'``.
         maximises: one line of Markdown for the table of attacks, of which those with
             such a line are one by themselves (20 steps of PGD).
@@ -102,6 +102,14 @@ NAMED = {
         maximises='adversarial minus true logit, summed over the predictions assigned '
         'to objects that are still right',
         source='after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',
+    ),
+    'ranking': Kind(
+        (CLS,),
+        scores='ranking',
+        maximises='by how much the 20 highest false predictions outrank those of each '
+        'object, before suppression',
+        source='what AP counts: the order of scores, as in AP loss, '
+        '[1904.06373](https://arxiv.org/abs/1904.06373)',
     ),
     'rpn': Kind(
         _RPN,

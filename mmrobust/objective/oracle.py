@@ -139,11 +139,14 @@ class LossOracle:
         known, truth = self._truth.get(key, ([], []))
         if not known or any(a is not b for a, b in zip(own, known, strict=True)):
             targets = self._targets[key]
-            truth = [self.objective.truth(sample, targets) for sample in own]
+            truth = [self._truth_of(sample, targets) for sample in own]
             self._truth[key] = own, truth
         if key not in self._inputs:
             self._inputs[key] = Inputs(self.model, take(self.data_batch, part))
         return self._inputs[key](images, truth)
+
+    def _truth_of(self, sample: Any, targets: Tensor | None) -> Any:
+        return self.objective.truth(sample, targets)
 
     def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
         """Reads what the detector takes the objects of the clean images for.

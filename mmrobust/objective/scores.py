@@ -54,6 +54,52 @@ def margin(scores: Tensor, labels: Tensor, num_classes: int, targets: Tensor) ->
     return torch.where(correct, difference, torch.zeros_like(difference))
 
 
+# How many false predictions objects are compared with: several, since the network
+# suppresses a single one easily; and the difference of logits that counts much.
+FALSE_ONES, _SOFTNESS = 20, 3.0
+
+
+def outranked(true: Tensor, false: Tensor) -> Tensor:
+    """Returns how far the highest false predictions are above those of objects.
+
+    ``-mean over objects and false predictions of 3 * softplus((true - false) / 3)``:
+    what counts is the order, as for AP, so that an object that is far below the false
+    predictions already does not draw the search away from others.
+
+    Args:
+        true: logits (m,) of objects.
+        false: logits (n,) of false predictions, of which the 20 highest count.
+
+    Returns:
+        A scalar, at most 0 if there is an object. Without objects it is the mean of the
+        false logits, without false predictions minus that of the true ones.
+    """
+    highest = false.topk(min(FALSE_ONES, len(false))).values
+    if not len(true) or not len(false):
+        return torch.cat([-true, highest]).sum() / max(1, len(true) + len(highest))
+    lead = (true[:, None] - highest[None]) / _SOFTNESS
+    return -_SOFTNESS * F.softplus(lead).mean()
+
+
+def ranking_of_assigned(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Returns :func:`outranked` of class logits, by what the head assigns to objects.
+
+    What :func:`mmrobust.objective.predictions.ranking` is for predictions: the logits
+    of the true classes of predictions that stand for objects, against those of other
+    classes and of all other predictions.
+
+    Args:
+        scores: logits (M, num_classes [+ 1]).
+        labels: classes (M,), ``num_classes`` for background.
+        num_classes: of the detector.
+    """
+    if scores.shape[1] > num_classes:
+        chances = scores.log_softmax(1)[:, :num_classes]
+        scores = chances - (-chances.exp()).clamp(min=-1 + 1e-6).log1p()
+    true = F.one_hot(labels, num_classes + 1)[:, :num_classes].bool()
+    return outranked(scores[true], scores[~true])[None]
+
+
 def class_scores(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Class probabilities in the row of the true class: (M, num_classes, num_classes).
 
@@ -67,7 +113,7 @@ def class_scores(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 @contextmanager
 def measured(
-    model: nn.Module, measure: Measure, advice: str = ADVICE
+    model: nn.Module, measure: Measure, advice: str = ADVICE, whole: bool = False
 ) -> Iterator[None]:
     """Puts a measure in place of every classification loss while the context lasts.
 
@@ -79,6 +125,7 @@ def measured(
         model: the bare detector.
         measure: of logits, labels and the number of classes.
         advice: what to do where it does not work, for the message.
+        whole: measure all predictions that count, also those of background.
 
     Raises:
         ConfigError: if no head's scores can be read this way.
@@ -90,12 +137,12 @@ def measured(
             'this objective reads the scores that heads give their `loss_cls`, and '
             f'{type(model).__name__} has no such head: {advice}.'
         )
-    readers = {id(h.loss_cls): _Reader(h.num_classes, measure) for h in heads}
+    readers = {id(h.loss_cls): _Reader(h.num_classes, measure, whole) for h in heads}
     with ExitStack() as stack:
         for loss in {id(head.loss_cls): head.loss_cls for head in heads}.values():
             handle = loss.register_forward_hook(readers[id(loss)], with_kwargs=True)
             stack.callback(handle.remove)
-        stack.enter_context(_ssd_loss(model, partial(_measured_sum, measure)))
+        stack.enter_context(_ssd_loss(model, partial(_measured_sum, measure, whole)))
         yield
     calls = [reader.calls for reader in readers.values()]
     if readers and not any(read for read, _ in calls) and any(n for _, n in calls):
@@ -108,9 +155,10 @@ def measured(
 class _Reader:
     """Forward hook of a classification loss, which returns the measure instead."""
 
-    def __init__(self, num_classes: int, measure: Measure) -> None:
+    def __init__(self, num_classes: int, measure: Measure, whole: bool) -> None:
         self.num_classes = num_classes
         self.measure = measure
+        self.whole = whole
         self.calls = (0, 0)  # measured, and left alone
 
     def __call__(
@@ -128,7 +176,7 @@ class _Reader:
             self.calls = read, left + 1
             return None
         scores, labels, weights = _arguments(module, args, kwargs, self.num_classes)
-        chosen = _assigned(labels, weights, self.num_classes)
+        chosen = _counted(labels, weights, self.num_classes, self.whole)
         values = self.measure(scores[chosen], labels[chosen], self.num_classes)
         self.calls = read + 1, left
         if not vector:
@@ -139,7 +187,7 @@ class _Reader:
                 'the likely classes cannot be read off a classification loss that is '
                 "not reduced: set target='next' or a target_class."
             )
-        return values.new_zeros(len(scores)).index_put((chosen,), values)
+        return values.new_zeros(len(scores)).index_put((chosen[: len(values)],), values)
 
 
 def _arguments(
@@ -175,9 +223,11 @@ def _arguments(
     return scores, target.reshape(-1).long(), weights
 
 
-def _assigned(labels: Tensor, weights: Tensor | None, num_classes: int) -> Tensor:
-    """Indices of the predictions that stand for an object and count."""
-    chosen = (labels >= 0) & (labels < num_classes)
+def _counted(
+    labels: Tensor, weights: Tensor | None, num_classes: int, whole: bool
+) -> Tensor:
+    """Indices of the predictions that count, of those that stand for an object."""
+    chosen = (labels >= 0) & (labels < num_classes + whole)
     if weights is not None:
         chosen = chosen & (weights > 0)
     return chosen.nonzero().squeeze(1)
@@ -222,9 +272,14 @@ def _with_loss(
 
 
 def _measured_sum(
-    measure: Measure, scores: Tensor, labels: Tensor, weights: Tensor, num_classes: int
+    measure: Measure,
+    whole: bool,
+    scores: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    num_classes: int,
 ) -> Tensor:
-    chosen = _assigned(labels, weights, num_classes)
+    chosen = _counted(labels, weights, num_classes, whole)
     return measure(scores[chosen], labels[chosen], num_classes).sum(0)
 
 

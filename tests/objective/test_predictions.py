@@ -1,0 +1,275 @@
+"""The objective ranking: by hand, by a second implementation, on real detectors."""
+
+import math
+from functools import partial
+
+import pytest
+import stored
+import tiny
+import torch
+from mmdet.models.task_modules.coders import DistancePointBBoxCoder
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
+
+from mmrobust.attacks import PGD
+from mmrobust.batch import float_images
+from mmrobust.frame import attack_samples
+from mmrobust.geometry import Affine
+from mmrobust.objective import LossOracle, Objective, loss_mode, make_oracle
+from mmrobust.objective.detections import in_input_frame
+from mmrobust.objective.predictions import PredictionOracle, ranking
+from mmrobust.objective.scores import outranked, ranking_of_assigned
+
+BOX, HALF, NEAR, FAR = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 8], [50, 50, 60, 60]
+
+
+def _instances(boxes, labels, scores=None):
+    found = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.long),
+    )
+    if scores is not None:
+        found.scores = torch.tensor(scores, dtype=torch.float32)
+    return found
+
+
+def logit(score):
+    return math.log(score / (1 - score))
+
+
+def lead(true, false):
+    return 3 * math.log1p(math.exp((true - false) / 3))
+
+
+LEAST = logit(1e-6)
+
+
+@pytest.mark.parametrize(
+    ('predicted', 'truth', 'expected'),
+    [
+        # An object and a false box: IoU 1 counts as much as 6 of a logit.
+        (
+            ([BOX, FAR], [0, 0], [0.9, 0.2]),
+            ([BOX], [0]),
+            -lead(logit(0.9) + 6, logit(0.2)),
+        ),
+        # Two predictions of it, of IoU 0.8 and 0.5, and one of another class.
+        (
+            ([NEAR, HALF, BOX], [0, 0, 1], [0.5, 0.5, 0.7]),
+            ([BOX], [0]),
+            -lead(math.log(math.exp(4.8) + math.exp(3)), logit(0.7)),
+        ),
+        # One object is missed: it counts as found with a score of 1e-6.
+        (
+            ([BOX, [100, 0, 110, 10]], [0, 0], [0.9, 0.2]),
+            ([BOX, FAR], [0, 0]),
+            -(lead(logit(0.9) + 6, logit(0.2)) + lead(LEAST, logit(0.2))) / 2,
+        ),
+        # Nothing to find: false ones are to be surer. Nothing false: only less sure.
+        (([BOX, FAR], [0, 1], [0.9, 0.2]), ([], []), (logit(0.9) + logit(0.2)) / 2),
+        (([BOX], [0], [0.9]), ([BOX], [0]), -logit(0.9) - 6),
+        (([], [], []), ([], []), 0),
+        # The 20 highest of false ones.
+        (
+            ([BOX] + [FAR] * 30, [0] * 31, [0.9] + [0.3] * 20 + [0.1] * 10),
+            ([BOX], [0]),
+            -lead(logit(0.9) + 6, logit(0.3)),
+        ),
+    ],
+)
+def test_ranking_by_hand(predicted, truth, expected):
+    value = ranking(_instances(*predicted), _instances(*truth))
+    # What nothing is predicted of adds e^LEAST to the sum of the others.
+    assert float(value) == pytest.approx(expected, abs=1e-4)
+
+
+def test_predictions_in_a_crowd_are_not_false():
+    predicted = _instances([BOX, BOX], [0, 1], [0.8, 0.5])
+    crowd = _instances([[0, 0, 100, 100]], [0])
+    # The other class has no crowd there.
+    value = ranking(predicted, _instances([], []), crowd)
+    assert float(value) == pytest.approx(logit(0.5), abs=1e-5)
+
+
+def test_no_score_is_too_sure_or_too_unlikely_for_a_finite_gradient():
+    predicted = _instances([BOX, BOX, FAR], [0, 0, 0], [1.0, 1e-38, 0.0])
+    predicted.scores.requires_grad_()
+    ranking(predicted, _instances([BOX], [0])).backward()
+    assert predicted.scores.grad.isfinite().all()
+
+
+def test_gradients_are_the_slope_of_scores_and_boxes():
+    truth = _instances([BOX, FAR], [0, 1])
+
+    def value(scores, boxes):
+        labels = torch.tensor([0, 0, 1, 1])
+        return ranking(InstanceData(bboxes=boxes, scores=scores, labels=labels), truth)
+
+    scores = torch.tensor([0.7, 0.4, 0.2, 0.6], requires_grad=True)
+    boxes = torch.tensor([NEAR, HALF, FAR, BOX], dtype=torch.float32)
+    boxes = (boxes + torch.tensor([0.0, 0.0, 0.3, 0.4])).requires_grad_()
+    value(scores, boxes).backward()
+    assert scores.grad[:3].lt(0).all()
+    assert scores.grad[3] > 0
+    with torch.no_grad():
+        for given, step in ((scores, 1e-3), (boxes, 1e-2)):
+            for place in range(given.numel()):
+                shift = torch.zeros(given.numel())
+                shift[place] = step
+                shift = shift.view_as(given)
+                pair = [
+                    value(scores + s * shift, boxes)
+                    if given is scores
+                    else value(scores, boxes + s * shift)
+                    for s in (1, -1)
+                ]
+                slope = float(pair[0] - pair[1]) / (2 * step)
+                wanted = float(given.grad.flatten()[place])
+                assert slope == pytest.approx(wanted, rel=0.02, abs=2e-3)
+
+
+def test_class_scores_of_assigned_predictions_by_hand():
+    labels = torch.tensor([0, 2, 2])  # the first stands for an object of 2 classes
+    sigmoid = torch.tensor([[3.0, 1.0], [0.5, -4.0], [-1.0, -2.0]])
+    false = [1.0, 0.5, -4.0, -1.0, -2.0]
+    expected = -sum(lead(3.0, each) for each in false) / 5
+    (value,) = ranking_of_assigned(sigmoid, labels, 2)
+    assert float(value) == pytest.approx(expected, abs=1e-5)
+    # The same odds, by a softmax with a column for background.
+    chances = sigmoid[:1].sigmoid() / 2
+    softmax = torch.cat([chances, 1 - chances.sum(1, keepdim=True)], 1).log()
+    odds = [logit(float(each)) for each in chances[0]]
+    (value,) = ranking_of_assigned(softmax, labels[:1], 2)
+    assert float(value) == pytest.approx(-lead(*odds), abs=1e-5)
+
+
+def _batch(coco, indices=(1,), scale=(144, 108)):
+    data = DATASETS.build(tiny.dataset(coco, True, scale=scale))
+    batch = pseudo_collate([data[index] for index in indices])
+    return batch, attack_samples(batch['data_samples'], 'cpu', 'original')
+
+
+def test_it_reads_what_a_head_gives_before_suppression(coco):
+    """By a second implementation of FCOS's predictions, from its raw outputs."""
+    model = stored.detector('fcos')
+    batch, samples = _batch(coco)
+    images, (sample,) = float_images(batch, 'cpu'), samples
+    oracle = PredictionOracle(model, batch, samples, Objective('ranking'))
+    with loss_mode(model):
+        (value,) = oracle.value(images)
+    data = model.data_preprocessor({**batch, 'inputs': images}, False)
+    with torch.no_grad():
+        outputs = model(data['inputs'], mode='tensor')
+    sizes = [level.shape[-2:] for level in outputs[0]]
+    points = model.bbox_head.prior_generator.grid_priors(sizes, device='cpu')
+    coder, found = DistancePointBBoxCoder(), []
+    for scores, boxes, centers, places in zip(*outputs, points, strict=True):
+        scores, boxes, centers = (
+            each[0].flatten(1).T for each in (scores, boxes, centers)
+        )
+        chances = (scores.sigmoid() * centers.sigmoid()).flatten()
+        boxes = coder.decode(places, boxes, max_shape=sample.img_shape)
+        count = scores.shape[1]
+        labels = torch.arange(count).repeat(len(boxes))
+        boxes = boxes.repeat_interleave(count, 0)
+        found.append(InstanceData(bboxes=boxes, scores=chances, labels=labels))
+    expected = ranking(InstanceData.cat(found), sample.gt_instances)
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+
+
+FAMILIES = ['fcos', 'retinanet', 'faster_rcnn', 'mask_rcnn', 'detr', 'dn_detr', 'dino']
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_gradients_pass_the_prediction_of_every_family(coco, family):
+    torch.manual_seed(0)
+    model = tiny.filled(MODELS.build(ConfigDict(tiny.FAMILIES[family]()))).eval()
+    batch, samples = _batch(coco)
+    images = float_images(batch, 'cpu')
+    oracle = make_oracle(model, batch, samples, Objective('ranking'))
+    assert isinstance(oracle, PredictionOracle)
+    configs = [m.test_cfg for m in model.modules() if hasattr(m, 'test_cfg')]
+    with loss_mode(model):
+        flags = [module.training for module in model.modules()]
+        values, (grad,) = oracle.value_and_grad(images)
+        assert flags == [module.training for module in model.modules()]
+        # Nothing is left of one question in the next.
+        assert torch.equal(oracle.value(images), values)
+        found = PGD(eps=8, num_steps=3, objective='ranking').perturb(
+            oracle, images, torch.Generator().manual_seed(0)
+        )
+        assert oracle.value(found) > values
+    assert grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in model.parameters())
+    now = [m.test_cfg for m in model.modules() if hasattr(m, 'test_cfg')]
+    assert all(a is b for a, b in zip(configs, now, strict=True))
+
+
+def test_the_slope_is_the_difference_of_values(coco):
+    model = stored.detector('retinanet').double()
+    model.data_preprocessor.double()
+    batch, samples = _batch(coco, (0,))
+    images = [image.double() for image in float_images(batch, 'cpu')]
+    oracle = PredictionOracle(model, batch, samples, Objective('ranking'))
+    oracle._inputs[(0,)] = lambda images, truth: dict(
+        inputs=((images[0].flip(0) - model.data_preprocessor.mean)
+                / model.data_preprocessor.std)[None],
+        data_samples=[DetDataSample(metainfo=samples[0].metainfo)],
+    )  # fmt: skip
+    with loss_mode(model):
+        _, (grad,) = oracle.value_and_grad(images)
+        step = 0.05 * grad.sign()
+        up, down = (oracle.value([images[0] + s * step]) for s in (1, -1))
+    slope = float(up - down) / 2 / float(0.05 * grad.abs().sum())
+    assert slope == pytest.approx(1, abs=0.1)
+
+
+def test_images_of_a_batch_share_the_mean_in_training(coco):
+    model = stored.detector('fcos')
+    batch, samples = _batch(coco, (0, 3))
+    images = float_images(batch, 'cpu')
+    with loss_mode(model):
+        build = partial(PredictionOracle, model, batch, samples, Objective('ranking'))
+        each, mean = build().value(images), build(per_image=False).value(images)
+    assert mean.shape == (1,)
+    assert float(mean) == pytest.approx(float(each.mean()), rel=1e-4)
+
+
+def test_boxes_of_a_letterbox_come_back_to_the_input():
+    sample = DetDataSample(metainfo=dict(scale_factor=(0.5, 0.5)))
+    sample.set_metainfo(dict(to_input=Affine.scaling(0.5, 0.5)))
+    sample.to_input.shift[:] = 3, 20
+    found = _instances([[10, 20, 30, 60]], [0], [0.5])
+    found.bboxes.requires_grad_()
+    moved = in_input_frame(found, sample).bboxes
+    assert moved.tolist() == [[8, 30, 18, 50]]
+    moved.sum().backward()
+    assert found.bboxes.grad.tolist() == [[0.5] * 4]
+
+
+def test_without_predictions_it_reads_the_losses_scores(coco):
+    model = stored.detector('fcos')
+    batch, samples = _batch(coco)
+    objective = Objective('ranking')
+    objective.without_predictions()
+    assert objective.name == 'ranking(assigned)'
+    oracle = make_oracle(model, batch, samples, objective)
+    assert type(oracle) is LossOracle
+    with loss_mode(model):
+        value, (grad,) = oracle.value_and_grad(float_images(batch, 'cpu'))
+    data = model.data_preprocessor({**batch, 'data_samples': samples}, False)
+    seen = []
+    hook = model.bbox_head.loss_cls.register_forward_pre_hook(
+        lambda module, given: seen.append(given)
+    )
+    with torch.no_grad():
+        model(**data, mode='loss')
+    hook.remove()
+    ((scores, labels), *_) = [given[:2] for given in seen]
+    true = torch.nn.functional.one_hot(labels, 4)[:, :3].bool()
+    expected = outranked(scores[true], scores[~true])
+    assert float(value[0]) == pytest.approx(float(expected), rel=1e-4)
+    assert grad.abs().sum() > 0
