@@ -35,7 +35,7 @@ def test_a_healthy_detector_has_no_warnings(evaluate, tmp_path):
 
 
 def test_masked_gradients(evaluate, tmp_path):
-    attacks = dict(pgd=dict(STEPS, eps=24), ensemble=ensemble(24, 40))
+    attacks = dict(pgd=dict(STEPS, eps=24), ensemble=ensemble(24, 20))
     report = evaluate(attacks, 'coarse', check_images=1)
     assert says(report['checks'], 'gradient of the loss is exactly 0')
     assert says(report['checks'], 'unbounded budget', 'loss does not rise either')
@@ -57,11 +57,12 @@ def test_masked_gradients(evaluate, tmp_path):
 
 
 def test_a_detector_with_noise_of_its_own(evaluate):
-    report = evaluate(dict(pgd=STEPS), 'noisy', check_images=1)
+    pgd = dict(STEPS, num_steps=1)
+    report = evaluate(dict(pgd=pgd), 'noisy', check_images=1)
     assert says(report['checks'], 'loss of one image differs', 'under the same seed')
     assert says(report['checks'], 'the detector is randomised')
     # Nobody sees it without the trial.
-    assert evaluate(dict(pgd=STEPS), 'noisy', check_images=0)['checks'] == []
+    assert evaluate(dict(pgd=pgd), 'noisy', check_images=0)['checks'] == []
 
 
 def test_boxes_in_another_frame(evaluate, coco):
@@ -119,6 +120,7 @@ def test_attacks_that_are_none(evaluate, coco):
 
 def test_an_eps_of_0_is_no_fault_of_the_attack(evaluate):
     """The first point of a curve."""
-    report = evaluate({'pgd-eps0': dict(STEPS, eps=0), 'pgd-eps8': STEPS})
+    steps = dict(STEPS, num_steps=2)
+    report = evaluate({'pgd-eps0': dict(steps, eps=0), 'pgd-eps8': steps})
     assert [attack['checks'] for attack in report['attacks']] == [[], []]
     assert ap(attack_of(report, 'pgd-eps0')) == ap(report['benign'])

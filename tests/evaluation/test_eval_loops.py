@@ -62,7 +62,7 @@ def test_eps_0_gives_the_benign_figures(build_runner, trained, evaluate):
     """To the last digit, whatever the norm and the start."""
     attacks = dict(
         noise=dict(type='mmrobust.RandomNoise', eps=0),
-        pgd=dict(type='mmrobust.PGD', eps=0, num_steps=2),
+        pgd=dict(type='mmrobust.PGD', eps=0, num_steps=1),
         l2=dict(type='mmrobust.PGD', norm='l2', eps=0, num_steps=1),
     )
     metrics = evaluate(attacks)
@@ -90,7 +90,10 @@ def test_eps_0_gives_the_benign_figures_of_voc(build_runner, trained, coco):
     pgd = dict(type='mmrobust.PGD', eps=0, num_steps=1)
     runner = build_runner(
         load_from=str(trained),
-        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(zero=pgd, pgd=PGD)),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop',
+            attacks=dict(zero=pgd, pgd=dict(PGD, num_steps=2)),
+        ),
         **overrides,
     )
     metrics = runner.test()
@@ -191,6 +194,7 @@ def test_a_validation_with_attacks_does_not_disturb_training(
                 checkpoint=dict(type='CheckpointHook', save_best='auto', rule='greater')
             ),
             train_dataloader=tiny.loader(coco, False, batch_size=3, scale=(64, 48)),
+            val_dataloader=tiny.loader(coco, test=True, indices=2),
         )
         seen.append([])
         runner.register_hook(_Metrics(seen[-1]))
@@ -279,7 +283,7 @@ def test_num_images_is_a_fixed_choice_that_the_metric_knows(
     build_runner, trained, evaluate, coco, tmp_path
 ):
     chosen = []
-    for number, seed in enumerate((0, 0, 1, 2, 3)):
+    for number, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
         metrics = evaluate(
             dict(noise=NOISE), seed=seed, num_images=3, save_adv=str(folder)
@@ -289,7 +293,7 @@ def test_num_images_is_a_fixed_choice_that_the_metric_knows(
             first = metrics
     assert all(len(ids) == 3 for ids in chosen)
     assert chosen[0] == chosen[1]
-    assert len({tuple(ids) for ids in chosen}) > 2
+    assert chosen[0] != chosen[2]
     # The same figures as for an annotation file with these images alone; the others
     # would count as missed, and nothing of these three is.
     content = json.loads((coco / 'annotations.json').read_text())
@@ -333,7 +337,7 @@ def test_a_metric_that_cannot_be_restricted_is_refused(evaluate):
 
 def test_saved_images_are_what_the_network_saw(build_runner, trained, tmp_path):
     folder = tmp_path / 'adv'
-    attacks = dict(pgd=dict(PGD, eps=5.5), noise=NOISE)
+    attacks = dict(pgd=dict(PGD, eps=5.5, num_steps=2), noise=NOISE)
     runner = build_runner(
         load_from=str(trained),
         test_cfg=dict(
@@ -507,17 +511,17 @@ def test_a_detector_that_finds_nothing_is_evaluated_to_the_end(evaluate, tmp_pat
     assert 'the model detects nothing' in report['checks'][0]
 
 
-def test_predictions_are_dumped_once_per_attack(
-    evaluate, build_runner, trained, tmp_path
-):
+def test_predictions_are_dumped_once_per_attack(build_runner, trained, coco, tmp_path):
     """What the benign pass wrote is not overwritten, in none of mmdet's two ways."""
     prefix = tmp_path / 'json' / 'results'
     prefix.parent.mkdir()
-    runner = build_runner(
+    settings = dict(
         load_from=str(trained),
-        test_cfg=dict(
-            type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE, pgd=PGD)
-        ),
+        test_dataloader=tiny.loader(coco, test=True, indices=3),
+    )
+    attacks = dict(noise=NOISE, pgd=dict(PGD, num_steps=1))
+    runner = build_runner(
+        **settings, test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks)
     )
     dump = DumpDetResults(out_file_path=str(tmp_path / 'out.pkl'))
     runner.test_evaluator.metrics.append(dump)
@@ -529,11 +533,11 @@ def test_predictions_are_dumped_once_per_attack(
         torch.cat([sample['pred_instances']['scores'] for sample in dump])
         for dump in dumps
     ]
-    assert [len(dump) for dump in dumps] == [6, 6, 6]
+    assert [len(dump) for dump in dumps] == [3, 3, 3]
     assert not torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[1], scores[2])
     # The benign file holds what the stock loop writes.
-    stock = build_runner(load_from=str(trained))
+    stock = build_runner(**settings)
     path = str(tmp_path / 'stock.pkl')
     stock.test_evaluator.metrics.append(DumpDetResults(out_file_path=path))
     stock.test_evaluator.metrics[0].outfile_prefix = str(tmp_path / 'json' / 'stock')
@@ -584,14 +588,14 @@ def test_hooks_fire_once(build_runner, trained):
     attacks = dict(noise=NOISE, other=NOISE)
     runner = build_runner(
         load_from=str(trained),
-        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=attacks, num_images=2),
     )
     count = Count()
     runner.register_hook(count)
     runner.test()
     expected = ['before_test', 'before_test_epoch']
-    expected += ['before_test_iter', 'after_test_iter'] * 6
-    expected += ['after_attack_iter'] * 12
+    expected += ['before_test_iter', 'after_test_iter'] * 2
+    expected += ['after_attack_iter'] * 4
     expected += ['after_test_epoch', 'after_test']
     assert count.calls == expected
 
@@ -616,7 +620,9 @@ def test_the_ema_weights_are_the_attacked_ones(build_runner, trained, monkeypatc
     """EMAHook puts its weights in before the passes and takes them out after all."""
     runner = build_runner(
         load_from=str(trained),
-        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE)),
+        test_cfg=dict(
+            type='mmrobust.AttackTestLoop', attacks=dict(noise=NOISE), num_images=2
+        ),
         custom_hooks=[dict(type='EMAHook')],
     )
     biases = []
@@ -639,8 +645,8 @@ def test_the_ema_weights_are_the_attacked_ones(build_runner, trained, monkeypatc
     monkeypatch.setattr(Attacker, 'attack', lambda *a: (note(), attack(*a))[1])
     runner.test()
     own = biases[0]
-    # 6 images benign, 6 times attack and prediction, and the end.
-    assert biases == [own] + [pytest.approx(own + 1)] * 18 + [own]
+    # 2 images benign, 2 times attack and prediction, and the end.
+    assert biases == [own] + [pytest.approx(own + 1)] * 6 + [own]
 
 
 # ------------------------------------------------------------------- bad data
@@ -758,7 +764,8 @@ def on(root, **kwargs):
 def test_odd_images_are_evaluated(evaluate, tmp_path):
     root = odd_dataset(tmp_path / 'odd', list(ODD))
     overrides, adv = on(root, batch_size=7), str(tmp_path / 'adv')
-    metrics = evaluate(dict(pgd=PGD), overrides, save_adv=adv)
+    pgd = dict(PGD, num_steps=1)
+    metrics = evaluate(dict(pgd=pgd), overrides, save_adv=adv)
     assert f'pgd/{MAP}' in metrics
     saved = images_of(tmp_path / 'adv' / 'pgd')
     clean = loaded(evaluate.runner)
@@ -900,12 +907,13 @@ def test_boxes_of_all_passes_are_analysed(evaluate, coco, tmp_path):
 def test_square_reads_the_detections(evaluate, tmp_path):
     """Without gradients, and only from what the detector gives out."""
     attacks = {'square': dict(type='mmrobust.Square', eps=16, num_queries=30)}
-    metrics = evaluate(attacks, report=str(tmp_path / 'deep' / 'er' / 'r.json'))
-    report = json.loads((tmp_path / 'deep' / 'er' / 'r.json').read_text())
+    path = tmp_path / 'deep' / 'er' / 'r.json'
+    metrics = evaluate(attacks, num_images=3, report=str(path))
+    report = json.loads(path.read_text())
     assert report['worst_case'] is None
     (square,) = report['attacks']
     assert square['cost']['backwards'] == 0
-    assert square['cost']['forwards'] == 6 * 31
+    assert square['cost']['forwards'] == 3 * 31
     assert square['objective'] == 'detections'
     assert metrics[f'square/{MAP}'] < metrics[MAP]
 

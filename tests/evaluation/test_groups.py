@@ -84,7 +84,8 @@ def test_groups_have_at_most_so_many_images(evaluate, groups):
 def test_an_interrupted_evaluation_ends_in_the_same_figures(
     evaluate, groups, monkeypatch, tmp_path
 ):
-    whole = evaluate(dict(pgd=PGD2), attack_batch_size=4)
+    settings = dict(attacks=dict(pgd=dict(PGD2, num_steps=1)), attack_batch_size=4)
+    whole = evaluate(**settings)
     del groups[:]
     noted = Attacker.attack_together
 
@@ -97,12 +98,12 @@ def test_an_interrupted_evaluation_ends_in_the_same_figures(
     with monkeypatch.context() as patch:
         patch.setattr(Attacker, 'attack_together', interrupted)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(dict(pgd=PGD2), attack_batch_size=4, report=report)
+            evaluate(**settings, report=report)
     assert groups == GROUPS[:1]
     # A group of which a record is lost is attacked as a whole.
     (record,) = (tmp_path / 'again.records').glob('pgd-*/11.record')
     record.unlink()
-    again = evaluate(dict(pgd=PGD2), attack_batch_size=4, report=report)
+    again = evaluate(**settings, report=report)
     assert groups == GROUPS[:1] + GROUPS
     assert attack_of(again, 'pgd')['metrics'] == attack_of(whole, 'pgd')['metrics']
 

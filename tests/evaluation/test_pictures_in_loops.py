@@ -91,8 +91,9 @@ def test_pictures_are_scored_as_they_lie_on_disk(
 
 
 def test_perturbations_of_original_pixels(evaluate, coco, tmp_path):
+    pgd = dict(PGD, num_steps=2)
     evaluate(
-        dict(pgd=PGD, l2=dict(PGD, norm='l2', eps=900)),
+        dict(pgd=pgd, l2=dict(pgd, norm='l2', eps=900)),
         overrides=resizing(coco),
         space='original',
         save_adv=str(tmp_path),
@@ -109,7 +110,7 @@ def test_perturbations_of_original_pixels(evaluate, coco, tmp_path):
 
 
 def test_eps_0_changes_no_pixel(evaluate, coco, tmp_path):
-    zero = dict(zero=dict(PGD, eps=0))
+    zero = dict(zero=dict(PGD, eps=0, num_steps=1))
     for space in ('original', 'input'):
         report = evaluate(
             zero,

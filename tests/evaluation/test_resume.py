@@ -129,17 +129,18 @@ PLACES = [
 
 def test_interrupted_everywhere(evaluate, work, tmp_path):
     adv = tmp_path / 'adv'
-    whole = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+    settings = dict(attacks=ATTACKS_OF_ALL, num_images=4, save_adv=str(adv))
+    whole = evaluate(**settings)
     counts, made = dict(work), images_of(adv)
     # The detector detects, and the attacks do something.
     assert whole['benign']['metrics'][MAP] > 0.3
-    assert 12 < counts['attack'] <= 18
+    assert 8 < counts['attack'] <= 12
     shutil.rmtree(adv)
     work.clear()
     for owner, name, call, after, _ in PLACES:
         with pytest.raises(Interrupted), interruption(owner, name, call, after):
-            evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
-    found = evaluate(ATTACKS_OF_ALL, save_adv=str(adv))
+            evaluate(**settings)
+    found = evaluate(**settings)
     assert found == whole
     images = images_of(adv)
     assert images.keys() == made.keys()
@@ -150,23 +151,23 @@ def test_interrupted_everywhere(evaluate, work, tmp_path):
     assert not list(tmp_path.glob('*records*'))
     # A finished run begins anew.
     with pytest.raises(Interrupted), interruption(shutil, 'rmtree', 1):
-        evaluate(ATTACKS_OF_ALL)
-    assert evaluate(ATTACKS_OF_ALL) == whole
+        evaluate(**settings)
+    assert evaluate(**settings) == whole
     assert not list(tmp_path.glob('*records*'))
 
 
 def test_a_finished_run_starts_fresh_and_one_without_resume_keeps_nothing(
     evaluate, work, tmp_path
 ):
-    first = evaluate()
+    first = evaluate(num_images=2)
     assert not list(tmp_path.glob('*records*'))
-    assert work == dict(attack=6, predict=12)
-    with pytest.raises(Interrupted), interruption(Attacker, 'attack', 5):
-        evaluate(resume=False)
+    assert work == dict(attack=2, predict=4)
+    with pytest.raises(Interrupted), interruption(Attacker, 'attack', 2):
+        evaluate(num_images=2, resume=False)
     assert not list(tmp_path.glob('*records*'))
     work.clear()
-    assert evaluate(resume=False) == first
-    assert work == dict(attack=6, predict=12)
+    assert evaluate(num_images=2, resume=False) == first
+    assert work == dict(attack=2, predict=4)
 
 
 def test_the_same_runner_goes_on(build_runner, trained, tmp_path, evaluate):
@@ -176,6 +177,7 @@ def test_the_same_runner_goes_on(build_runner, trained, tmp_path, evaluate):
         test_cfg=dict(
             type='mmrobust.AttackTestLoop',
             attacks=dict(pgd=PGD),
+            num_images=3,
             report=str(tmp_path / 'r.json'),
         ),
     )
@@ -186,7 +188,7 @@ def test_the_same_runner_goes_on(build_runner, trained, tmp_path, evaluate):
         interruption(CocoMetric, 'compute_metrics', 2),
     ):
         runner.test()
-    assert len(runner.test_evaluator.metrics[0].results) == 6
+    assert len(runner.test_evaluator.metrics[0].results) == 3
     assert dict(runner.test()) == whole
 
 
@@ -204,7 +206,7 @@ def test_masks(evaluate, coco, tmp_path):
     torch.manual_seed(0)
     model = tiny.mask_rcnn()
     # A detector that has not learned anything finds something all the same.
-    model['test_cfg']['rcnn'].update(score_thr=0.2, max_per_img=30)
+    model['test_cfg']['rcnn'].update(score_thr=0.2, max_per_img=10)
     evaluator = dict(
         type='CocoMetric',
         ann_file=str(coco / 'annotations.json'),
@@ -312,10 +314,11 @@ def test_images_without_ids(evaluate, coco, tmp_path):
 
 def test_a_model_may_write_into_the_samples(evaluate, build_runner, trained):
     """Its predictions would look as if they had been there before."""
-    whole = evaluate()
+    settings = dict(attacks=dict(pgd=PGD), num_images=3)
+    whole = evaluate(**settings)
     runner = build_runner(
         load_from=str(trained),
-        test_cfg=dict(type='mmrobust.AttackTestLoop', attacks=dict(pgd=PGD)),
+        test_cfg=dict(type='mmrobust.AttackTestLoop', **settings),
     )
     stock = runner.model.test_step
 
@@ -460,22 +463,22 @@ CHANGED = {
 def test_changed_attacks_are_computed_anew(evaluate, work, tmp_path):
     """And the benign pass is not."""
     before, after = ({k: pair[i] for k, pair in CHANGED.items()} for i in (0, 1))
-    settings = dict(num_images=3)
+    settings = dict(num_images=2)
     fresh = evaluate(after, report=str(tmp_path / 'fresh.json'), **settings)
     whole = dict(work)
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', len(CHANGED)):
         evaluate(before, **settings)
     work.clear()
     assert evaluate(after, **settings) == fresh
-    assert work == dict(attack=whole['attack'], predict=whole['predict'] - 3)
+    assert work == dict(attack=whole['attack'], predict=whole['predict'] - 2)
 
 
 def test_attacks_may_be_added(evaluate, work):
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
-        evaluate(dict(pgd=PGD))
+        evaluate(dict(pgd=PGD), num_images=2)
     work.clear()
-    evaluate(dict(more=dict(PGD, objective='cls'), pgd=PGD))
-    assert work == dict(attack=6, predict=6)
+    evaluate(dict(more=dict(PGD, objective='cls'), pgd=PGD), num_images=2)
+    assert work == dict(attack=2, predict=2)
 
 
 # ------------------------------------------------------------------------ saved images
@@ -502,6 +505,6 @@ def test_saved_images_that_are_gone_are_made_again(evaluate, work, tmp_path):
 
 def test_images_are_saved_although_the_first_run_did_not(evaluate, work, tmp_path):
     with pytest.raises(Interrupted), interruption(AttackPass, '_score', 1):
-        evaluate()
-    evaluate(save_adv=str(tmp_path / 'adv'))
-    assert len(images_of(tmp_path / 'adv')) == 6
+        evaluate(num_images=2)
+    evaluate(num_images=2, save_adv=str(tmp_path / 'adv'))
+    assert len(images_of(tmp_path / 'adv')) == 2
