@@ -12,7 +12,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import nn
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -94,6 +96,16 @@ def without_memory() -> Iterator[None]:
 
     with mock.patch('torch.linspace', on_cpu), torch.device('meta'):
         yield
+
+
+def parameter_groups(model: nn.Module, cfg: Config) -> list[dict]:
+    """The optimizer's; torch itself compares each group with all before it."""
+
+    def add(optimizer: torch.optim.Optimizer, group: dict) -> None:
+        optimizer.param_groups.append({**optimizer.defaults, **group})
+
+    with mock.patch.object(torch.optim.Optimizer, 'add_param_group', add):
+        return build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
 
 
 def without_downloads(cfg: Config) -> Config:

@@ -1,6 +1,5 @@
 """Fixtures shared by all tests."""
 
-import gc
 import sys
 import uuid
 from pathlib import Path
@@ -48,9 +47,6 @@ def _quiet_and_repeatable():
 
 @pytest.fixture(scope='session', autouse=True)
 def _quick_surroundings():
-    # What has been imported lives as long as the tests; looking through it takes long.
-    gc.collect()
-    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         quick.shorten(patch)
         yield

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from config_files import CONFIGS as ROOT, parse, without_memory
-from mmengine.optim import build_optim_wrapper
+from config_files import CONFIGS as ROOT, parameter_groups, parse, without_memory
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -97,10 +96,9 @@ def test_adversaries_are_those_of_the_papers(name):
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_what_decays(name):
     model = build(name)
-    wrapper = build_optim_wrapper(model, read(name).optim_wrapper)
     decays = {}
     names = {id(p): n for n, p in model.named_parameters()}
-    for group in wrapper.optimizer.param_groups:
+    for group in parameter_groups(model, read(name)):
         for parameter in group['params']:
             decays[names[id(parameter)]] = group['weight_decay']
     assert len(decays) == len(names)

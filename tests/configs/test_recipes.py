@@ -9,14 +9,15 @@ from config_files import (
     CONFIGS,
     DETECTORS,
     differences,
+    parameter_groups,
     parse,
     settings,
     walk,
     without_downloads,
+    without_memory,
 )
 from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmrobust.attacks import attack_preset
 from mmrobust.frame import FRAME, FramedDataset
@@ -165,12 +166,12 @@ IN_HEAD = {
 def build(cfg):
     """The detector in training mode, and each parameter's learning rate and decay."""
     init_default_scope('mmdet')
-    model = MODELS.build(without_downloads(cfg).model).train()
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    with without_memory():
+        model = MODELS.build(without_downloads(cfg).model).train()
     names = {id(p): n for n, p in model.named_parameters()}
     return model, {
         names[id(p)]: (group['lr'], group['weight_decay'])
-        for group in wrapper.optimizer.param_groups
+        for group in parameter_groups(model, cfg)
         for p in group['params']
         if p.requires_grad
     }

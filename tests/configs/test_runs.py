@@ -44,7 +44,7 @@ def on_tiny_data(cfg, coco, work_dir):
         )
         for transform in loader.dataset.pipeline:
             if transform.type == 'Resize':
-                transform.scale = (128, 96)
+                transform.scale = (64, 48)
     for key in ('val_evaluator', 'test_evaluator'):
         cfg[key].ann_file = annotations
     for node in walk(cfg.model):
@@ -55,6 +55,11 @@ def on_tiny_data(cfg, coco, work_dir):
             node.num = 32
         if 'nms_pre' in node:
             node.update(nms_pre=100, max_per_img=50)
+        if 'encoder' not in cfg.model:
+            widths = ('in_channels', 'out_channels', 'feat_channels')
+            for key in (*widths, 'conv_out_channels'):
+                if node.get(key) == 256:
+                    node[key] = 64
         if node.get('type') == 'FCNMaskHead':
             node.num_convs = 1
         if node.get('type') == 'ResNet':

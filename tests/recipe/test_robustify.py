@@ -5,7 +5,7 @@ from pathlib import Path
 import mmrobust
 import pytest
 import tiny
-from config_files import without_memory
+from config_files import parameter_groups, parse, without_memory
 from mmdet import registry
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -46,7 +46,7 @@ def same(first, second):
 def test_it_gives_what_the_configs_by_hand_say(base, name, backbone):
     """Model, loop, clipping and attacks, and the optimizer's groups."""
     suffix = {'resnet50': 'r50', 'convnext-tiny': 'convnext'}[backbone]
-    by_hand = Config.fromfile(CONFIGS / f'robust_{name}_{suffix}.py')
+    by_hand = parse(f'robust_{name}_{suffix}')
     cfg = robustify(base, backbone=backbone)
     assert same(
         cfg.train_cfg, {**by_hand.train_cfg, 'adversary': cfg.train_cfg.adversary}
@@ -72,12 +72,11 @@ def test_it_gives_what_the_configs_by_hand_say(base, name, backbone):
             node.pop('init_cfg', None)
         with without_memory():
             model = MODELS.build(one.model)
-        wrapper = build_optim_wrapper(model, one.optim_wrapper)
         names = {id(p): n for n, p in model.named_parameters()}
         groups.append(
             {
                 names[id(p)]: (g['lr'], g['weight_decay'], p.requires_grad)
-                for g in wrapper.optimizer.param_groups
+                for g in parameter_groups(model, one)
                 for p in g['params']
             }
         )

@@ -395,7 +395,7 @@ class Carried(Hook):
 def test_other_states_are_not_taken(build, tmp_path, monkeypatch):
     """Stock training, or two processes, were interrupted; one goes on, and says so."""
     settings = dict(train_cfg=iters(4, RUN), default_hooks=saving(2, by_epoch=False))
-    build(**settings).train()
+    build(**{**settings, 'train_cfg': iters(2, RUN)}).train()
     saved = tmp_path / 'work' / 'iter_2.pth'
     content = torch.load(saved, weights_only=True)
     own = content.pop('mmrobust_training')

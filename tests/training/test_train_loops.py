@@ -74,7 +74,7 @@ CARRIED = dict(replays=1, carry='run')
         (
             tiny.fcos,
             [free(eps=0, replays=1), pgd(eps=0, num_steps=1)],
-            [free(eps=4, **CARRIED), pgd(eps=4)],
+            [free(eps=4, **CARRIED), pgd(eps=4, num_steps=1)],
         ),
         # Samplers draw from the global generator: FreeAT draws nothing itself (PGD's
         # inner losses do, and only there).
