@@ -235,6 +235,19 @@ class Objective:
             )
         return index
 
+    def on(self, samples: Sequence[Any]) -> Objective:
+        """Returns what to maximise on images: false detections, if no object is there.
+
+        COCO counts these against a detector as it does a lost object, and an objective
+        about objects would be 0 there, or even lower them.
+        """
+        objects = (sample.get('gt_instances') for sample in samples)
+        if self._kind.of_objects and all(
+            each is not None and not len(each) for each in objects
+        ):
+            return _WITHOUT_OBJECTS
+        return self
+
     def truth(self, sample: Any, targets: Tensor | None) -> Any:
         """Returns the ground truth that losses are asked on, and keeps ``sample``."""
         if self._kind.truth == 'none':
@@ -267,3 +280,6 @@ class Objective:
             return
         with context:
             yield
+
+
+_WITHOUT_OBJECTS = Objective('fabricate')

@@ -75,12 +75,13 @@ class StackedOracle(LossOracle):
         # Before anything is computed of what it writes to.
         self._memory.restore()
         ready = [self._data([i], [image]) for i, image in enumerate(images)]
+        objectives = [self._objective([i]) for i in range(len(images))]
         found: list[dict[str, Any]] = []
 
         def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
             self._memory.restore()
             targets = self._targets[(place,)]
-            attached = self.objective.attached(self.model, targets)
+            attached = objectives[place].attached(self.model, targets)
             with self._draws[place].going_on(), attached:
                 found.append(loss(image, ready[place]['data_samples']))
 
@@ -88,7 +89,8 @@ class StackedOracle(LossOracle):
         samples = [sample for data in ready for sample in data['data_samples']]
         self._seams.run(inputs, samples, each)
         self.forwards += len(images)
-        return [self.objective(losses) for losses in found]
+        rows = zip(objectives, found, strict=True)
+        return [objective(losses) for objective, losses in rows]
 
 
 def find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:

@@ -26,6 +26,8 @@ class Kind:
         scores: what replaces the classification loss: ``'weighted'`` by class,
             ``'background'``, ``'margin'`` or ``'ranking'``; None if nothing does.
         target: where labels change, the default of :data:`TARGETS`, or ``'given'``.
+        of_objects: whether it is about the objects alone and has no aim where there is
+            none; images without objects then get ``'fabricate'``.
         maximises: one line of Markdown for the table of attacks, of which those with
             such a line are one by themselves (20 steps of PGD).
         source: where it comes from, for the same table: an arXiv number or Markdown.
@@ -38,6 +40,7 @@ class Kind:
     truth: str = 'own'
     scores: str | None = None
     target: str | None = None
+    of_objects: bool = False
     maximises: str = ''
     source: str = ''
     lacking: str = ''
@@ -77,6 +80,7 @@ NAMED = {
         sign=-1,
         truth='relabelled',
         target='most-likely',
+        of_objects=True,
         maximises='minus the classification loss on other labels in the same boxes',
         source=f'TOG-mislabeling, {_TOG}, of which only the classification term is '
         'used',
@@ -92,6 +96,7 @@ NAMED = {
     'background': Kind(
         (CLS,),
         scores='background',
+        of_objects=True,
         maximises='the log-probability that predictions assigned to objects are '
         'background',
     ),
@@ -99,6 +104,7 @@ NAMED = {
         (CLS,),
         scores='margin',
         target='most-likely',
+        of_objects=True,
         maximises='adversarial minus true logit, summed over the predictions assigned '
         'to objects that are still right',
         source='after DAG, [1703.08603](https://arxiv.org/abs/1703.08603)',

@@ -125,16 +125,20 @@ class LossOracle:
         # somebody else may have written to since.
         self._memory.restore()
         data = self._data(part, [images[i] for i in part])
-        with self.objective.attached(self.model, self._targets[tuple(part)]):
+        objective = self._objective(part)
+        with objective.attached(self.model, self._targets[tuple(part)]):
             losses = self._losses(data, len(part))
-        return self.objective(losses)
+        return objective(losses)
+
+    def _objective(self, part: list[int]) -> Objective:
+        return self.objective.on([self._clean[i] for i in part])
 
     def _data(self, part: list[int], images: Sequence[Tensor]) -> dict[str, Any]:
         """Returns what the model gets of the images of a part."""
         key = tuple(part)
         if key not in self._targets:
             scores = partial(self._clean_scores, part, images[0].device)
-            self._targets[key] = self.objective.targets(self.model, scores)
+            self._targets[key] = self._objective(part).targets(self.model, scores)
         own = [self.samples[i] for i in part]
         known, truth = self._truth.get(key, ([], []))
         if not known or any(a is not b for a, b in zip(own, known, strict=True)):
@@ -146,7 +150,7 @@ class LossOracle:
         return self._inputs[key](images, truth)
 
     def _truth_of(self, sample: Any, targets: Tensor | None) -> Any:
-        return self.objective.truth(sample, targets)
+        return self.objective.on([sample]).truth(sample, targets)
 
     def _clean_scores(self, part: list[int], device: torch.device) -> Tensor:
         """Reads what the detector takes the objects of the clean images for.

@@ -153,6 +153,44 @@ def test_where_the_worst_of_each_image_is_not_the_worst_of_all():
     assert result.mean_ap == pytest.approx(0.5)
 
 
+def test_empty_images_and_crowds_count_as_in_coco():
+    """Against pycocotools, for every choice there is."""
+    box, away, off = [0, 0, 50, 50], [200, 200, 260, 260], [310, 0, 350, 50]
+    truths = [
+        one([box], [0], img_id=1),
+        one([], [], img_id=2),
+        one([box, [100, 100, 300, 300]], [0, 0], img_id=3, ignore=[False, True]),
+    ]
+    nothing = one([], [], [], img_id=2)
+    benign = [
+        one([box], [0], [0.8], img_id=1),
+        nothing,
+        one([box], [0], [0.5], img_id=3),
+    ]
+    # One attack adds detections everywhere, another one only inside the crowd.
+    everywhere = [
+        one([box, away], [0, 0], [0.8, 0.1], img_id=1),
+        one([box, away], [0, 0], [0.9, 0.7], img_id=2),
+        one([box, away, off], [0, 0, 0], [0.5, 0.95, 0.6], img_id=3),
+    ]
+    crowded = one([box, away, away], [0, 0, 0], [0.5, 0.9, 0.8], img_id=3)
+    attacks = [benign, everywhere, [benign[0], nothing, crowded]]
+    tables = [match_detections(truths, each, 1) for each in attacks]
+    by_coco = {}
+    for choice in itertools.product(range(3), repeat=3):
+        shown = chosen_detections(attacks, tables[0].img_ids, choice)
+        by_coco[choice] = coco_ap(truths, shown, 1).metrics['mAP']
+        ours = mean_ap(combine(tables, np.array(choice)))
+        assert ours == pytest.approx(by_coco[choice], abs=1e-12)
+    worst = worst_case_map(tables, tolerance=0)
+    assert worst.mean_ap == pytest.approx(min(by_coco.values()), abs=1e-12)
+    # By score: an error, a hit, two errors (one in the empty picture, one beside the
+    # crowd) and a hit; what lies in the crowd does not count.
+    assert worst.mean_ap == pytest.approx(51 / 101 / 2 + 50 / 101 * 2 / 5)
+    assert worst.assignment[1:].tolist() == [1, 1]
+    assert by_coco[0, 0, 2] == by_coco[0, 0, 0] == pytest.approx(1)
+
+
 def test_the_bound_is_the_slope():
     # Errors only: their number counts, so a small share of the detections is linear.
     rng = np.random.default_rng(0)
