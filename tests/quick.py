@@ -3,8 +3,8 @@
 Runners print and save their config, laid out by yapf; datasets collect garbage; a name
 like ``mmdet::fcos/x.py`` is looked up in a hundred files, after a look at all packages;
 reports read the metadata of installed packages. Every visualizer begins with a figure,
-and VOCMetric with processes. Trials, pictures and intervals take longer than attacks on
-tiny detectors, and files longer to the disk than to the next test.
+and VOCMetric with processes. Trials and pictures take longer than attacks on tiny
+detectors, and files longer to the disk than to the next test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from mmengine.fileio import load
 from mmengine.utils import is_installed
 from mmengine.utils.dl_utils import collect_env
 from mmengine.visualization import Visualizer
-from mmrobust.evaluation.box_analysis import BoxAnalysis
 from mmrobust.evaluation.loops import AttackTestLoop
 
 
@@ -44,7 +43,6 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     for module in ('config.config', 'utils.package_utils'):
         patch.setattr(f'mmengine.{module}.is_installed', cache(is_installed))
     patch.setattr('mmrobust.report.robustness.version', cache(version))
-    patch.setattr(BoxAnalysis.__init__, '__defaults__', (0, 20))  # resamples
     patch.setattr(AttackTestLoop, 'default_check_images', 0)
     patch.setattr(AttackTestLoop, 'default_gallery', 0)
 

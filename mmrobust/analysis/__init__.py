@@ -6,10 +6,15 @@ Pure functions of detections and ground truth; no model and no loop is involved.
 from __future__ import annotations
 
 from .average_precision import CocoSummary, FastAP, coco_ap, mean_ap
-from .bootstrap import Interval, bootstrap_difference, bootstrap_map
 from .detections import Detections, GroundTruth
 from .error_types import SCORE_THR, ErrorCounts, count_errors
 from .image_score import broken, image_score, image_scores, worst_per_image
+from .intervals import (
+    Interval,
+    difference_interval,
+    map_interval,
+    worst_case_intervals,
+)
 from .matching import MatchTable, combine, match_detections, restrict
 from .worst_case import WorstCase, worst_case_map
 
@@ -23,17 +28,18 @@ __all__ = [
     'Interval',
     'MatchTable',
     'WorstCase',
-    'bootstrap_difference',
-    'bootstrap_map',
     'broken',
     'coco_ap',
     'combine',
     'count_errors',
+    'difference_interval',
     'image_score',
     'image_scores',
+    'map_interval',
     'match_detections',
     'mean_ap',
     'restrict',
+    'worst_case_intervals',
     'worst_case_map',
     'worst_per_image',
 ]

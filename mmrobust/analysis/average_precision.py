@@ -52,11 +52,15 @@ class FastAP:
         self.table = table
         self._classes = [_ranked(table, label) for label in range(table.num_classes)]
 
-    def per_class(self, counts: np.ndarray | None = None) -> np.ndarray:
+    def per_class(
+        self, counts: np.ndarray | None = None, levels: bool = True
+    ) -> np.ndarray:
         """Average precision of every class, over the table's IoU thresholds.
 
         Args:
             counts: (I,) how often each image is there, once by default.
+            levels: take the mean over COCO's 101 levels of recall; otherwise over all
+                of it, which is nearly the same and does not move in steps of a level.
 
         Returns:
             (K,) values in [0, 1], NaN where the class has no object.
@@ -75,13 +79,17 @@ class FastAP:
             hits = np.cumsum(events.hit * weights, axis=1)
             misses = np.cumsum(events.error * weights, axis=1)
             misses += errors[events.errors_before]
-            gains = recall_gains(hits, int(objects[label]))
+            if levels:
+                gains = recall_gains(hits, int(objects[label]))
+            else:
+                gains = np.diff(hits, axis=1, prepend=0) * len(_RECALLS)
+                gains = gains / objects[label]
             result[label] = area(hits, misses, gains)
         return result
 
-    def mean(self, counts: np.ndarray | None = None) -> float:
+    def mean(self, counts: np.ndarray | None = None, levels: bool = True) -> float:
         """mAP: the mean over the classes that have an object; NaN if none has."""
-        per_class = self.per_class(counts)
+        per_class = self.per_class(counts, levels)
         there = ~np.isnan(per_class)
         return float(per_class[there].mean()) if there.any() else float('nan')
 

@@ -1,6 +1,6 @@
 """Matches detections with objects: COCO's matching, once per image and attack.
 
-Everything that needs average precision many times over (worst cases, bootstrap) works
+Everything that needs average precision many times over (worst cases, intervals) works
 on these tables, because the matching of an image does not depend on other images.
 """
 

@@ -92,6 +92,9 @@ class AttackPass:
             choice = self.ensemble.choose(self.result, costs, self.records)
             self._read_again('outputs', choice)
         self.result.metrics, self.result.boxes = self._score(self.name)
+        if self.ensemble and self.result.boxes:
+            # Those that know of the choice.
+            self.result.boxes.update(self.ensemble.intervals)
         if self.attacker.quantize:
             self._read_again('quantized', choice)
             metrics, boxes = self._score(f'{self.name}.quantized', keep=False)

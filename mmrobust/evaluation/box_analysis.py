@@ -17,12 +17,13 @@ from ..analysis import (
     Detections,
     GroundTruth,
     MatchTable,
-    bootstrap_difference,
-    bootstrap_map,
     coco_ap,
     count_errors,
+    difference_interval,
     image_score,
+    map_interval,
     match_detections,
+    worst_case_intervals,
     worst_case_map,
 )
 from ..errors import ConfigError
@@ -40,8 +41,7 @@ class BoxAnalysis:
 
     Args:
         dataset: the evaluated dataset; gives classes and ground truth.
-        seed: of resampling and of the search for the worst case.
-        resamples: of the bootstrap.
+        seed: of intervals and of the search for the worst case.
 
     Attributes:
         rounds: of the greedy search; the first ones do nearly all of its work.
@@ -54,13 +54,12 @@ class BoxAnalysis:
 
     rounds = 3
 
-    def __init__(self, dataset: Any, seed: int = 0, resamples: int = 1000) -> None:
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
         self.truths = ground_truth(dataset)
         self._truth_of = {truth.img_id: truth for truth in self.truths}
         self.classes = tuple(dataset.metainfo['classes'])
         self.num_classes = len(self.classes)
         self.seed = seed
-        self.resamples = resamples
         self.tables: dict[str, MatchTable] = {}
         self.problems: list[str] = []
 
@@ -118,8 +117,8 @@ class BoxAnalysis:
                 self._note(problem)
 
     def with_objects(self, count: int) -> list[int]:
-        """Returns the places of the first images with objects in the dataset."""
-        places = [i for i, truth in enumerate(self.truths) if len(truth)]
+        """Returns the places of the first images with objects, crowds not counted."""
+        places = [i for i, truth in enumerate(self.truths) if not truth.ignore.all()]
         return places[:count]
 
     def match(self, found: Sequence[Detections]) -> MatchTable | None:
@@ -147,7 +146,7 @@ class BoxAnalysis:
             keep: whether the pass takes part in the worst case.
 
         Returns:
-            mAP with its bootstrap interval, what the attack took from the benign mAP,
+            mAP with its interval, what the attack took from the benign mAP,
             counts of errors, mAP at IoU 0.5, by object size and by class; None on other
             processes than the main one, and for models without boxes.
         """
@@ -169,15 +168,15 @@ class BoxAnalysis:
             return None
         if keep:
             self.tables[name] = table
-        settings = {'resamples': self.resamples, 'seed': self.seed}
         errors = count_errors(self.truths, self._matched, self.num_classes)
         result = {
-            'mAP': asdict(bootstrap_map(table, **settings)),
+            'mAP': asdict(map_interval(table, seed=self.seed)),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
             **self._by_size_and_class(),
         }
         if name != BENIGN and BENIGN in self.tables:
-            drop = bootstrap_difference(self.tables[BENIGN], table, **settings)
+            benign = self.tables[BENIGN]
+            drop = difference_interval(benign, table, seed=self.seed)
             result['drop'] = asdict(drop)
         return result
 
@@ -200,12 +199,13 @@ class BoxAnalysis:
         names = list(self.tables)
         if len(names) < 3:  # the benign pass and one attack
             return None
-        worst = worst_case_map(
-            list(self.tables.values()), seed=self.seed, max_rounds=self.rounds
-        )
+        tables = list(self.tables.values())
+        worst = worst_case_map(tables, seed=self.seed, max_rounds=self.rounds)
+        interval, _ = worst_case_intervals(tables, worst.assignment, seed=self.seed)
         chosen = Counter(names[index] for index in worst.assignment)
         return {
             'mAP': worst.mean_ap,
+            'interval': asdict(interval),
             'per_image_mAP': worst.per_image,
             'images': {name: chosen[name] for name in names},
             'rounds': worst.rounds,

@@ -13,9 +13,10 @@ from ..analysis import (
     Detections,
     Interval,
     MatchTable,
-    bootstrap_map,
+    map_interval,
     mean_ap,
     restrict,
+    worst_case_intervals,
     worst_case_map,
 )
 from ..attacks import Attack
@@ -75,6 +76,8 @@ class EnsemblePass:
     def __post_init__(self) -> None:
         self._clean = check_readable(self.benign.boxes)
         self._found: dict[str, list[Detections]] = {key: [] for key in self.members}
+        # Of mAP and its fall, once the choice is made; on the main process.
+        self.intervals: dict[str, Any] = {}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
         """Returns whether nothing is detected any more, so that no member need go on.
@@ -156,6 +159,8 @@ class EnsemblePass:
                 }
             )
         best.search(matches, self.analysis, self.analysis.rounds)
+        found = worst_case_intervals(matches, best.assignment, seed=self.analysis.seed)
+        self.intervals = dict(zip(('mAP', 'drop'), map(asdict, found), strict=True))
         chosen = {
             each: _that_ran(names[index], costs[str(each)])
             for each, index in zip(matches[0].img_ids, best.assignment, strict=True)
@@ -199,7 +204,7 @@ class EnsemblePass:
             result.checks += [f'{key}: {where}, {text}' for text in sentences]
 
     def _interval(self, table: MatchTable) -> Interval:
-        return bootstrap_map(table, self.analysis.resamples, seed=self.analysis.seed)
+        return map_interval(table, seed=self.analysis.seed)
 
     def _read(self, outcome: Outcome) -> Detections:
         key, found = image_id(outcome.outputs[0]), outcome.outputs[0]

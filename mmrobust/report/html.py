@@ -160,7 +160,7 @@ def _figures(document: Document) -> _Raw:
     if bars:
         title = document.figure
         if any(bar.figure.low is not None for bar in bars):
-            title += ', with 95 % bootstrap intervals over images'
+            title += ', with 95 % intervals over images'
         parts.insert(0, _bars(bars, title))
     return tag('section', tag('h2', 'Figures'), *parts, id='figures')
 

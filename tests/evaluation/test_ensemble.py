@@ -16,6 +16,7 @@ from mmrobust.analysis import (
     Detections,
     match_detections,
     mean_ap,
+    worst_case_intervals,
     worst_case_map,
 )
 from mmrobust.attacks import Attack, Ensemble
@@ -201,6 +202,12 @@ def test_it_is_what_its_members_are_together(evaluate, coco, tmp_path):
         assert row['chosen'] == chosen[row['name']]
         expected = mean_ap(tables[row['name']])
         assert row['own_mAP'] == pytest.approx(expected, abs=1e-9)
+    # Its interval knows of the choice.
+    intervals = worst_case_intervals(list(tables.values()), worst.assignment, seed=3)
+    for key, interval in zip(('mAP', 'drop'), intervals, strict=True):
+        ours = found['all']['boxes'][key]
+        ends = (interval.low, interval.high)
+        assert (ours['low'], ours['high']) == pytest.approx(ends, abs=1e-6)
     ids = tables[''].img_ids
     taken = [
         entry
