@@ -238,7 +238,6 @@ ADVERSARY_KINDS: dict[str, dict[str, Any]] = dict(
         objective='cls+reg',
         carry='run',
     ),
-    l2=dict(type='mmrobust.FreeAdversary', eps=300, norm='l2', replays=2),
     pgd=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=2, random_start=False),
     mtd=dict(type='mmrobust.MTDAdversary', eps=4, random_start=False),
     cwat=dict(type='mmrobust.CWATAdversary', eps=4, random_start=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ def randomise(model: nn.Module) -> nn.Module:
             else:
                 value.add_(0.02 * (noise(value) - 0.5))
     return model
+
+
+@lru_cache(maxsize=1)
+def randomised(name: str) -> nn.Module:
+    """A network to be looked at; the last one is kept."""
+    return randomise(network(name))
 
 
 def normaliser(mean: Any = MEAN, std: Any = STD) -> tuple[Tensor, Tensor]:

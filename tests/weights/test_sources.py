@@ -135,7 +135,7 @@ CASES = [
 def test_a_converted_classifier_gives_the_same_logits(
     tmp_path, name, layout, architecture
 ):
-    model = published.randomise(published.network(name))
+    model = published.randomised(name)
     wrap, by = LAYOUTS[layout]
     source = published.save(wrap(model.state_dict()), tmp_path / 'source.pt')
     side = 224 if 'vit' in name or 'deit' in name else 64
@@ -189,7 +189,7 @@ def test_plain_torchvision(tmp_path, build, architecture):
 def test_safetensors_of_timm(tmp_path):
     from safetensors.torch import save_file
 
-    model = published.randomise(published.network('resnet18'))
+    model = published.randomised('resnet18')
     source = str(tmp_path / 'model.safetensors')
     save_file(model.state_dict(), source)
     converted = convert(source, normalization='half')
@@ -263,7 +263,7 @@ def _detector(converted, path):
 @torch.no_grad()
 def test_a_detectors_backbone_gives_the_features(tmp_path, name, layout):
     """By the published file itself, not the converted one: no hand work."""
-    model = published.randomise(published.network(name))
+    model = published.randomised(name)
     wrap, _ = LAYOUTS[layout]
     source = published.save(wrap(model.state_dict()), tmp_path / 'source.pt')
     backbone = _detector(convert(source), source)
