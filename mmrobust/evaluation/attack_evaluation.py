@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..attacks import Attack
+from ..attacks import Attack, Ensemble
 from ..batch import image_id
 from ..checks import (
     check_classes,
@@ -295,8 +295,9 @@ class AttackEvaluation(BaseLoop):
         if self.attacks and self.gallery_images:
             args = (runner.visualizer, self.gallery_images, self.gt_frame)
             self.gallery = Gallery(*args)
+        doubts: list[str] = []
         if self.analysis and self.check_images and is_main_process():
-            report.checks += try_out(
+            doubts = try_out(
                 self.attacks,
                 self.attacker,
                 self.images,
@@ -304,6 +305,11 @@ class AttackEvaluation(BaseLoop):
                 self.records.part,
                 self.check_images,
             )
+            report.checks += doubts
+        ensembles = [a for a in self.attacks.values() if isinstance(a, Ensemble)]
+        if ensembles and not self.records.part('doubts', []).shared(bool(doubts)):
+            for ensemble in ensembles:
+                ensemble.trust_gradients()
         return report
 
     def _start_analysis(self) -> BoxAnalysis | None:

@@ -244,20 +244,35 @@ def _settle_predictions(
         A sentence for the report, if so.
     """
     oracle = attacker.oracle(attack, part, samples)
+    images = float_images(part, attacker.device)
     try:
-        _, grads = oracle.value_and_grad(float_images(part, attacker.device))
-        if any(grad.any() for grad in grads):
-            return []
-        reason = 'they do not depend on the image, or only by steps'
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # of a model that was not made to be differentiated
-        reason = short(str(error))
+        # A model that fails to predict at all is not to be attacked otherwise.
+        with doing('asking for predictions, before any attack'):
+            oracle.value(images)
+    except ConfigError as error:
+        reason = str(error)
+    else:
+        reason = _without_gradient(oracle, images)
+    if not reason:
+        return []
     attack.objective.without_predictions()
     return [
         'what the model predicts has no gradient, so that the objective ranking reads '
         f'class scores where losses are computed ({reason})'
     ]
+
+
+def _without_gradient(oracle: Any, images: Sequence[Tensor]) -> str:
+    """Says why predictions have no gradient; nothing if they do."""
+    try:
+        _, grads = oracle.value_and_grad(images)
+        if any(grad.any() for grad in grads):
+            return ''
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a model that was not made to be differentiated
+        return short(str(error))
+    return 'it depends on the image by steps only, or not at all'
 
 
 def form_groups(attacker: Attacker, images: EvaluatedImages) -> list[str]:

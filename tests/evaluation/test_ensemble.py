@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from mmdet.models.backbones import ResNet
+from mmdet.models.detectors import FCOS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -21,6 +22,7 @@ from mmrobust.analysis import (
 )
 from mmrobust.attacks import Attack, Ensemble
 from mmrobust.attacks.ensemble import VERSIONS
+from mmrobust.evaluation import attack_evaluation
 from mmrobust.evaluation import ensemble as ensemble_module
 from mmrobust.evaluation.attacker import Attacker
 from mmrobust.evaluation.box_analysis import BoxAnalysis, ground_truth
@@ -502,5 +504,39 @@ def test_no_member_is_lost_because_the_model_failed(evaluate, monkeypatch):
     monkeypatch.setattr(ResNet, 'forward', fails_once)
     with pytest.raises(RuntimeError, match='bad mood') as caught:
         evaluate(dict(all=dict(type='mmrobust.Ensemble', eps=4, version='fast')))
-    assert caught.value.__notes__[0].startswith('while asking the model for its losses')
+    assert caught.value.__notes__[0].startswith('while asking for predictions')
     assert len(calls) == 1
+
+
+def test_ranking_does_without_predictions_that_have_no_gradient(evaluate, monkeypatch):
+    predict = FCOS.predict
+
+    def as_numbers(self, *args, **kwargs):
+        found = predict(self, *args, **kwargs)
+        for sample in found:
+            scores = sample.pred_instances.scores
+            sample.pred_instances.scores = torch.from_numpy(scores.numpy())
+        return found
+
+    monkeypatch.setattr(FCOS, 'predict', as_numbers)
+    attack = dict(type='mmrobust.PGD', num_steps=1, objective='ranking')
+    report, _ = evaluate(dict(ranking=attack))
+    assert attacks_of(report)['ranking']['objective'] == 'ranking(assigned)'
+    (sentence,) = [s for s in report['checks'] if 'has no gradient' in s]
+    assert 'numpy' in sentence
+
+
+@pytest.mark.parametrize('doubts', [[], ['the gradient of the loss is exactly 0']])
+def test_members_without_gradients_run_where_gradients_are_doubtful(
+    evaluate, monkeypatch, doubts
+):
+    monkeypatch.setattr(attack_evaluation, 'try_out', lambda *args: doubts)
+    few = dict(type='mmrobust.APGD', num_steps=1)
+    square = dict(type='mmrobust.Square', num_queries=1)
+    members = {**dict.fromkeys(VERSIONS['standard-2'], few), 'square': square}
+    monkeypatch.setitem(VERSIONS, 'standard-2', members)
+    attacks = dict(all=dict(type='mmrobust.Ensemble', eps=4))
+    report, _ = evaluate(attacks, check_images=1)
+    names = [row['name'] for row in attacks_of(report)['all']['members']]
+    assert ('square' in names) == bool(doubts)
+    assert set(doubts) <= set(report['checks'])
