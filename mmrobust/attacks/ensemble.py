@@ -29,8 +29,11 @@ _SQUARE = {'square': {'type': 'mmrobust.Square', 'num_queries': 200}}
 # What a name stands for never changes, so that figures can be compared; those without
 # a number are the newest. experiments/ensemble has the figures that chose the members.
 VERSIONS: dict[str, dict[str, dict[str, Any]]] = {
-    'standard-2': {**_apgd(ranking=60, mislabel=20, cls=20, reg=20), **_SQUARE},
-    'fast-2': _apgd(ranking=20, cls=10),
+    'standard-2': {
+        **_apgd(ranking=40, total=20, mislabel=20, vanish=20, cls=20),
+        **_SQUARE,
+    },
+    'fast-2': _apgd(ranking=20, total=10, vanish=10),
     'standard-1': {
         **_apgd(**dict.fromkeys(_FIRST, 20)),
         **_SQUARE,
