@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import short
-from ..utils.configs import type_name
+from ..utils.configs import as_text, type_name
 
 
 def summary(before: Config, after: Config) -> list[str]:
@@ -21,7 +21,7 @@ def summary(before: Config, after: Config) -> list[str]:
     Returns:
         A line for each part that changed, as ``'part: setting old -> new, ...'``.
     """
-    old, new = before.to_dict(), after.to_dict()
+    old, new = as_text(before).to_dict(), after.to_dict()
     lines = []
     for part in dict.fromkeys([*old, *new]):
         found = list(_changes(old.get(part), new.get(part), ''))
