@@ -76,13 +76,14 @@ def check_range(images: Sequence[Tensor], distorted: bool = False) -> None:
     Raises:
         ConfigError: naming the range that they are in.
     """
-    others = [
+    kinds = [
         image
         for image in images
         if isinstance(image, Tensor) and image.dtype != torch.uint8 and image.numel()
     ]
-    if not others:
+    if not kinds:
         return
+    others = [image.float() for image in kinds]  # torch computes little of uint16
     ends = [torch.stack(torch.aminmax(image)).double() for image in others]
     least = min(float(low) for low, _ in ends)
     largest = max(float(high) for _, high in ends)
@@ -91,7 +92,7 @@ def check_range(images: Sequence[Tensor], distorted: bool = False) -> None:
     if not outside and max(-least, largest) <= size:
         outside = any(bool((image != image.round()).any()) for image in others)
     if outside:
-        kind = str(others[0].dtype).removeprefix('torch.')
+        kind = str(kinds[0].dtype).removeprefix('torch.')
         raise ConfigError(
             f'the data loader yields images with values from {least:.4g} to '
             f'{largest:.4g} ({kind}), and attacks work in pixel units of 0-255: '

@@ -94,6 +94,7 @@ def noise(low, high, dtype=torch.float32):
         (noise(0, 1), True, 'from 0 to 1'),
         (noise(0, 40_000, torch.int32), False, r'from 0 to 4e\+04 \(int32\)'),
         (noise(0, 4095, torch.int16), True, r'to 4095 \(int16\)'),
+        (noise(0, 40_000).to(torch.uint16), True, r'to 4e\+04 \(uint16\)'),
         (noise(-30, 300), False, 'from -30 to 300'),
         (noise(0, 255, torch.uint8), False, None),
         (noise(0, 255, torch.int32), False, None),

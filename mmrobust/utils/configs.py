@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.registry import MODELS
 from mmengine.utils import get_object_from_string
 
 from ..errors import ConfigError, short
@@ -196,6 +197,8 @@ def as_text(cfg: Config) -> Config:
 
     mmengine writes the path of a class's module, and does not find the class by it
     where the package has a function of the module's name (``smooth_l1_loss.L1Loss``).
+    What is in ``mmcv.ops`` and in no registry (``nms``, ``RoIAlign``) is looked up
+    there by its plain name.
     """
     content = deepcopy(cfg.to_dict())
     _name_classes(content)
@@ -211,10 +214,14 @@ def _name_classes(node: Any) -> None:
             _name_classes(value)
             if key.endswith('type') and isinstance(value, str):
                 *modules, name = value.split('.')
-                while len(modules) > 1 and not get_object_from_string(value):
+                while len(modules) > 1:
+                    path = '.'.join([*modules, name])
+                    if found := get_object_from_string(path):
+                        known = found in MODELS.module_dict.values()
+                        plain = modules[:2] == ['mmcv', 'ops'] and not known
+                        node[key] = name if plain else path
+                        break
                     modules.pop()
-                    value = '.'.join([*modules, name])
-                node[key] = value if len(modules) > 1 else node[key]
 
 
 def type_name(node: Any) -> str:

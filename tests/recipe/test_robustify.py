@@ -400,9 +400,15 @@ def test_a_lazy_config(tmp_path):
     changes = summary(Config.fromfile(source), cfg)
     assert not any('loss_bbox' in line for line in changes)
     assert again.param_scheduler[0].type.endswith('CosineAnnealingLR')
+    # Operators that mmcv and mmdet look up by name, and one that is registered.
+    assert again.model.test_cfg.nms.type == 'nms'
+    pooling, convolution = (each.type for each in again.operators)
+    assert pooling == 'RoIAlign'
+    assert MODELS.get(convolution).__name__ == 'ModulatedDeformConv2dPack'
 
 
 LAZY = """
+from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign, nms
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
 from mmdet.models import FCOS, FPN, FCOSHead, ResNet
@@ -420,6 +426,8 @@ model = dict(
     bbox_head=dict(type=FCOSHead, num_classes=2, in_channels=16, strides=[8, 16, 32]),
 )
 model['bbox_head'].update(loss_bbox=dict(type=GIoULoss))
+model['test_cfg'] = dict(nms=dict(type=nms, iou_threshold=0.5))
+operators = [dict(type=RoIAlign), dict(type=ModulatedDeformConv2dPack)]
 pipeline = [dict(type=LoadAnnotations, with_bbox=True), dict(type=PackDetInputs)]
 train_dataloader = dict(dataset=dict(type=CocoDataset, pipeline=pipeline))
 train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=12)
