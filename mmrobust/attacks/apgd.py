@@ -63,7 +63,7 @@ class APGD(Attack):
     where the first start is random or the first radius larger than eps.
 
     Args:
-        norm, eps, num_steps, objective, restarts, keep_best: as in :class:`PGD`.
+        norm, eps, num_steps, objective, restarts, keep_best, eot: as in :class:`PGD`.
         random_start: as in PGD, but in l1 the start is Gaussian noise (of 255 pixel
             units) projected onto the ball, which changes few values, as the iterates
             do.
@@ -87,7 +87,7 @@ class APGD(Attack):
     customary = {'l1': {'radius_schedule': LARGER_RADII}}
     settings = (
         *('num_steps', 'objective', 'restarts', 'random_start', 'keep_best'),
-        *('rho', 'radius_schedule'),
+        *('rho', 'radius_schedule', 'eot'),
     )
 
     def __init__(
@@ -102,8 +102,9 @@ class APGD(Attack):
         radius_schedule: Sequence[Sequence[float]] | None = None,
         topk_share: float = 0.2,
         keep_best: bool = True,
+        eot: int = 1,
     ) -> None:
-        super().__init__(norm=norm, eps=eps, objective=objective)
+        super().__init__(norm, eps, objective, eot)
         self.num_steps = positive_int(num_steps, 'num_steps')
         self.restarts = positive_int(restarts, 'restarts')
         self.rho = share(rho, 'rho')

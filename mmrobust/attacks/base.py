@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..objective import Objective
 from ..threat import NORMS, ThreatModel
-from ..utils.validation import to_pixels
+from ..utils.validation import positive_int, to_pixels
 
 # One for all images of a batch, or one for each.
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -88,6 +88,9 @@ class Preset:
 EPS = Option('eps', 'radius of the perturbation (default 4)', curve=True)
 NORM = Option('norm', 'linf (default), l2 or l1', choices=NORMS)
 RESTARTS = Option('restarts', 'runs per image (default 1)', int)
+EOT = Option(
+    'eot', 'draws of a randomised model in each value and gradient (default 1)', int
+)
 
 
 class Attack(ABC):
@@ -97,6 +100,8 @@ class Attack(ABC):
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         objective: see :class:`mmrobust.objective.Objective`.
+        eot: what the oracle answers is to be the mean over so many draws, see
+            :func:`mmrobust.objective.expected`. Whoever makes the oracle does it.
 
     Attributes:
         search: what the docs call the search.
@@ -136,7 +141,9 @@ class Attack(ABC):
         norm: str = 'linf',
         eps: float | str = 4,
         objective: str | Sequence[str] | Mapping[str, Any] = 'total',
+        eot: int = 1,
     ) -> None:
+        self.eot = positive_int(eot, 'eot')
         self.threat = ThreatModel(norm=norm, eps=to_pixels(eps, norm=norm))
         self.objective = Objective(objective)
 

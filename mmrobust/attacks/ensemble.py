@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..registry import ATTACKS
-from .base import Attack, Generators, Option, Oracle, Preset
+from .base import EOT, Attack, Generators, Option, Oracle, Preset
 
 # Of the first ensemble, in the order of what they take from five small detectors of
 # four families beyond what those before them took.
@@ -63,6 +63,7 @@ class Ensemble(Attack):
             kind; an older one by its number, ``'standard-1'``.
         members: other members, name to attack config without norm and eps; the
             version is then ``'custom'`` in the report.
+        eot: of every member, see :class:`Attack`.
 
     Raises:
         ConfigError: for an unknown version, or members that are none.
@@ -74,6 +75,7 @@ class Ensemble(Attack):
         'version': Option(
             'version', 'of ensemble', choices=(*NEWEST, 'standard-1', 'fast-1')
         ),
+        'eot': EOT,
     }
     presets = {
         'ensemble': Preset(
@@ -90,8 +92,9 @@ class Ensemble(Attack):
         eps: float | str = 4,
         version: str = 'standard',
         members: Mapping[str, Mapping[str, Any]] | None = None,
+        eot: int = 1,
     ) -> None:
-        super().__init__(norm, eps)
+        super().__init__(norm, eps, eot=eot)
         version = NEWEST.get(version, version)
         if members is None and version not in VERSIONS:
             raise ConfigError(
@@ -103,7 +106,7 @@ class Ensemble(Attack):
         if not chosen:
             raise ConfigError('the ensemble has no members: give at least one.')
         self.members = {
-            name: _build(name, {**member, 'norm': norm, 'eps': eps})
+            name: _build(name, {**member, 'norm': norm, 'eps': eps}, self.eot)
             for name, member in chosen.items()
         }
 
@@ -139,10 +142,11 @@ class Ensemble(Attack):
             'objective': self.version,
             'version': self.version,
             'members': list(self.members),
+            'eot': self.eot,
         }
 
 
-def _build(name: str, config: dict[str, Any]) -> Attack:
+def _build(name: str, config: dict[str, Any], eot: int) -> Attack:
     if name == 'benign':
         raise ConfigError("no member of an ensemble can be called 'benign': rename it.")
     customary: Mapping[str, Any] = {}
@@ -155,4 +159,5 @@ def _build(name: str, config: dict[str, Any]) -> Attack:
             f'the member {name!r} of the ensemble is no attack: give it the type of '
             "one, like 'mmrobust.APGD'."
         )
+    member.eot = max(member.eot, eot)
     return member

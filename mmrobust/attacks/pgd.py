@@ -11,7 +11,17 @@ from ..errors import ConfigError
 from ..objective import NAMED, TARGETS
 from ..registry import ATTACKS
 from ..utils.validation import positive_int, to_pixels
-from .base import RESTARTS, Attack, Best, Generators, Option, Oracle, Preset, one_each
+from .base import (
+    EOT,
+    RESTARTS,
+    Attack,
+    Best,
+    Generators,
+    Option,
+    Oracle,
+    Preset,
+    one_each,
+)
 
 # Options by the default target of an objective.
 _TARGETS: dict[str | None, dict[str, Option]] = {
@@ -92,6 +102,7 @@ class PGD(Attack):
         restarts: number of runs, at least 1.
         keep_best: return the best iterate; otherwise the last one of the last run,
             without the extra forward passes, as adversarial training needs it.
+        eot: see :class:`Attack`; all passes as many times.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.
@@ -105,11 +116,12 @@ class PGD(Attack):
         ),
         'num_steps': Option('num_steps', 'steps of a run', int, curve=True),
         'restarts': RESTARTS,
+        'eot': EOT,
     }
     presets = _PRESETS
     settings: ClassVar[tuple[str, ...]] = (
         *('step_size', 'num_steps', 'objective', 'restarts'),
-        *('random_start', 'keep_best'),
+        *('random_start', 'keep_best', 'eot'),
     )
 
     def __init__(
@@ -122,8 +134,9 @@ class PGD(Attack):
         random_start: bool = True,
         restarts: int = 1,
         keep_best: bool = True,
+        eot: int = 1,
     ) -> None:
-        super().__init__(norm=norm, eps=eps, objective=objective)
+        super().__init__(norm, eps, objective, eot)
         self.num_steps = positive_int(num_steps, 'num_steps')
         self.restarts = positive_int(restarts, 'restarts')
         self.step_size = _step_size(step_size, self.threat.eps, self.num_steps)

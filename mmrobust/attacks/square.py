@@ -57,7 +57,7 @@ class Square(Attack):
     image.
 
     Args:
-        norm, eps, restarts: as in :class:`PGD`.
+        norm, eps, restarts, eot: as in :class:`PGD`.
         num_queries: forward passes of a run, its start among them; at least 1. The
             paper takes up to 10 000; fewer find less.
         p_init: share of the image's area that the first squares have, above 0 and at
@@ -87,7 +87,7 @@ class Square(Attack):
         )
     }
 
-    settings = ('restarts', 'num_queries', 'p_init')
+    settings = ('restarts', 'num_queries', 'p_init', 'eot')
 
     def __init__(
         self,
@@ -97,9 +97,10 @@ class Square(Attack):
         p_init: float = 0.8,
         restarts: int = 1,
         objective: str | Sequence[str] = DETECTIONS,
+        eot: int = 1,
     ) -> None:
         reads_detections = objective == DETECTIONS
-        super().__init__(norm, eps, 'total' if reads_detections else objective)
+        super().__init__(norm, eps, 'total' if reads_detections else objective, eot)
         self.reads = 'detections' if reads_detections else 'loss'
         self.num_queries = positive_int(num_queries, 'num_queries')
         self.restarts = positive_int(restarts, 'restarts')

@@ -60,7 +60,7 @@ class TransferPGD(PGD):
             0.5.
         smallest: least share of its height and width to which a diverse image
             shrinks, above 0 and at most 1.
-        random_start, restarts, keep_best: see :class:`PGD`.
+        random_start, restarts, keep_best, eot: see :class:`PGD`.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.
@@ -100,9 +100,10 @@ class TransferPGD(PGD):
         random_start: bool = False,
         restarts: int = 1,
         keep_best: bool = False,
+        eot: int = 1,
     ) -> None:
         search = (step_size, num_steps, objective, random_start, restarts, keep_best)
-        super().__init__(norm, eps, *search)
+        super().__init__(norm, eps, *search, eot)
         if norm == 'l1':
             raise ConfigError(
                 "norm='l1' has no transfer variant: choose 'linf' or 'l2', or PGD."

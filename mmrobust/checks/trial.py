@@ -221,7 +221,7 @@ def _repetition(trials: Sequence[Mapping[str, Any]]) -> list[str]:
             f'the loss of one image differs by up to {max(repeated):.2%} between two '
             'calls under the same seed: the model draws random numbers of its own or '
             'changes with use, so gradients are noisy and no attack is repeatable; '
-            'seed it, and attack the expectation over several draws.'
+            'seed it, and attack the expectation over several draws (--eot).'
         )
     scores = [t['score_spread'] for t in trials]
     if max(scores, default=0) > SCORE_NOISE:
@@ -230,8 +230,8 @@ def _repetition(trials: Sequence[Mapping[str, Any]]) -> list[str]:
             f'the detections of {changed} of {len(trials)} images differ between calls '
             f'(score of an image by up to {max(scores):.3f}): the detector is '
             'randomised, and one gradient is that of one draw; average gradients over '
-            'draws (expectation over transformation, arXiv 1802.00420) and evaluate '
-            'over several seeds.'
+            'draws (--eot 10: expectation over transformation, arXiv 1802.00420) and '
+            'evaluate over several seeds.'
         )
     return sentences
 

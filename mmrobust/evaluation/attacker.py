@@ -26,6 +26,7 @@ from ..objective import (
     Seams,
     StackedOracle,
     classifier_samples,
+    expected,
     is_classifier,
     loss_mode,
     make_oracle,
@@ -166,7 +167,7 @@ class Attacker:
             oracle = self.oracle(
                 attack, batch, samples, seeds if len(parts) > 1 else None
             )
-            watched = WatchedOracle(oracle)
+            watched = WatchedOracle(expected(oracle, attack.eot))
             with seeded(seeds[0], self.device):
                 draws = [attack_generator(seed) for seed in seeds]
                 with self.speed.on(self.model):

@@ -24,6 +24,7 @@ from .classifier import (
     mixed_first,
 )
 from .detections import DetectionOracle, has_boxes
+from .expectation import expected
 from .inputs import Inputs
 from .kinds import NAMED, TARGETS, Kind
 from .loss_mode import LossState, is_classifier, loss_mode
@@ -48,6 +49,7 @@ __all__ = [
     'classes_of',
     'classifier_samples',
     'count_classes',
+    'expected',
     'find_seams',
     'gradients',
     'has_boxes',

@@ -56,6 +56,8 @@ def figures_table(benign: Mapping[str, Any], attacks: Sequence[AttackResult]) ->
         steps = str(settings.get('num_steps', ''))
         if settings.get('restarts', 1) > 1:
             steps += f' x {settings["restarts"]}'
+        if settings.get('eot', 1) > 1:
+            steps += f', eot {settings["eot"]}'
         ball = [str(settings.get('norm')), f'{settings.get("eps", 0):g}']
         metrics = [number(attack.metrics.get(key)) for key in shown]
         objective = str(settings.get('objective') or 'none')

@@ -14,7 +14,14 @@ from ..attacks import APGD, PGD, Attack
 from ..batch import float_images, take, with_images, with_samples
 from ..distributed import alone
 from ..errors import ConfigError
-from ..objective import LossOracle, Objective, is_classifier, loss_mode, make_oracle
+from ..objective import (
+    LossOracle,
+    Objective,
+    expected,
+    is_classifier,
+    loss_mode,
+    make_oracle,
+)
 from ..region import restored
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
@@ -97,6 +104,7 @@ class AttackAdversary(Adversary):
             One adversarial image for each.
         """
         oracle = _oracle(model, data_batch, self.objective)
+        oracle = expected(oracle, self.attack.eot)
         return self.attack.perturb(oracle, images, generator)
 
     def _set_radius(self, threat: ThreatModel) -> None:

@@ -129,7 +129,7 @@ def test_what_attacks_tell_about_themselves():
 def test_help_says_the_defaults_that_differ():
     assert set(OPTIONS) == {
         *('norm', 'eps', 'step_size', 'num_steps', 'restarts', 'version'),
-        *('target', 'target_class'),
+        *('target', 'target_class', 'eot'),
     }
     assert help_text('num_steps') == (
         'steps of a run (default: 1000 for square; 10 for cls, reg, cwa, mim, dim, '

@@ -188,3 +188,21 @@ def test_a_built_loader_with_small_batches_is_refused(evaluate, coco):
         dict(pgd=PGD2), attack_batch_size=4, overrides=dict(test_dataloader=loader)
     )
     assert json.dumps(report['checks']).count('one by one') == 0
+
+
+def test_averaged_gradients_are_the_same_and_counted(evaluate):
+    """What draws nothing has the gradient of one draw, at the price of three."""
+    one = dict(PGD2, num_steps=1)
+    attacks = dict(one=one, three=dict(one, eot=3))
+    costs = []
+    for size in (1, 2):
+        overrides = dict(num_images=2, check_images=0, attack_batch_size=size)
+        report = evaluate(attacks, **overrides)
+        found, averaged = (attack_of(report, name) for name in attacks)
+        assert (found['eot'], averaged['eot']) == (1, 3)
+        assert averaged['metrics'][MAP] == pytest.approx(
+            found['metrics'][MAP], abs=0.02
+        )
+        costs.append([found['cost'][k] for k in ('forwards', 'backwards')])
+        costs.append([averaged['cost'][k] / 3 for k in ('forwards', 'backwards')])
+    assert costs == [[6, 2]] * 4
