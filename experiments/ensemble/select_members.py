@@ -43,6 +43,7 @@ OBJECTIVES = (
     'dag',
     'objectness',
     'rpn',
+    'ranking',
 )
 _SEARCH = {'type': 'mmrobust.APGD', 'random_start': True}
 CANDIDATES: dict[str, dict[str, Any]] = {
