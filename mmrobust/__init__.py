@@ -14,7 +14,7 @@ from .version import __version__
 
 compat.install()
 
-__all__ = ['__version__', 'robustify']
+__all__ = ['Defended', '__version__', 'robustify']
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from .recipe import robustify
 
         return robustify
+    if name == 'Defended':
+        from .models import Defended
+
+        return Defended
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

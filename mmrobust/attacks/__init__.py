@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .apgd import APGD, LARGER_RADII
 from .base import Attack, Option, Oracle, Preset
-from .diversity import Placement
 from .ensemble import Ensemble
 from .noise import RandomNoise
 from .pgd import PGD
@@ -29,7 +28,6 @@ __all__ = [
     'Ensemble',
     'Option',
     'Oracle',
-    'Placement',
     'Preset',
     'RandomNoise',
     'Square',

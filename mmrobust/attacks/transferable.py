@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..placement import Placement
 from ..registry import ATTACKS
 from ..utils.validation import number, positive_int, share
 from .base import Generators, Oracle, Preset, one_each, regions_of
-from .diversity import Placement
 from .pgd import PGD
 
 

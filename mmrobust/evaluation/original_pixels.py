@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks import Placement
 from ..errors import ConfigError
+from ..placement import Placement
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,24 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from .bounded_loss import BoundedLoss
+from .defences import JPEG, BitDepth, MedianFilter, RandomResizing
+from .defended import Defended
 from .dn_detr import DNDETR, DNDETRHead
 from .dn_queries import DnQueryGenerator
 from .ssd_head import SSDHead
 
-__all__ = ['DNDETR', 'BoundedLoss', 'DNDETRHead', 'DnQueryGenerator', 'SSDHead']
+__all__ = [
+    'DNDETR',
+    'JPEG',
+    'BitDepth',
+    'BoundedLoss',
+    'DNDETRHead',
+    'Defended',
+    'DnQueryGenerator',
+    'MedianFilter',
+    'RandomResizing',
+    'SSDHead',
+]
 
 if find_spec('mmpretrain') is not None:  # a detector alone does not need it
     from .convnext import ConvNeXtConvStem, ConvNeXtIsotropic

@@ -78,12 +78,12 @@ class StackedOracle(LossOracle):
         objectives = [self._objective([i]) for i in range(len(images))]
         found: list[dict[str, Any]] = []
 
-        def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
+        def each(place: int, image: Tensor, sample: Any, loss: Callable) -> None:
             self._memory.restore()
             targets = self._targets[(place,)]
             attached = objectives[place].attached(self.model, targets)
             with self._draws[place].going_on(), attached:
-                found.append(loss(image, ready[place]['data_samples']))
+                found.append(loss(image, [sample]))
 
         inputs = torch.cat([data['inputs'] for data in ready])
         samples = [sample for data in ready for sample in data['data_samples']]
@@ -196,7 +196,7 @@ def _answers(
     model, found = seams.model, []
     noise = torch.Generator().manual_seed(0)
 
-    def each(place: int, image: Tensor, loss: Callable[..., Any]) -> None:
+    def each(place: int, image: Tensor, sample: Any, loss: Callable) -> None:
         features = model.extract_feat(image)
         outputs = [getattr(model, name)(features) for name in seams.heads]
         found.append([t.flatten().float() for t in _tensors([features, outputs])])

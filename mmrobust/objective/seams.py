@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..utils.models import replaced
 
-# Of an image's place, its input (1, C, H, W), and the model's loss function.
-Each = Callable[[int, Tensor, Callable[..., Any]], None]
+# Of an image's place, its input (1, C, H, W) and sample, and the model's loss function.
+Each = Callable[[int, Tensor, Any, Callable[..., Any]], None]
 
 
 class NotStackedError(Exception):
@@ -47,7 +47,7 @@ class Seams:
 
         Args:
             inputs: preprocessed images (N, C, H, W).
-            samples: one of each image, which only ``forward`` gets to see.
+            samples: one of each image; ``each`` gets what ``forward`` hands on of it.
             each: called while the parts answer with the image's slice.
 
         Raises:
@@ -56,7 +56,7 @@ class Seams:
         model, own_loss = self.model, self.model.loss
         parts = [getattr(model, name) for name in self.heads]
 
-        def loss(inputs: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        def loss(inputs: Tensor, samples: Any, *args: Any) -> dict[str, Any]:
             features = model.extract_feat(inputs)
             outputs = [part.forward(features) for part in parts]
             stacks = [inputs, features, *outputs]
@@ -70,7 +70,7 @@ class Seams:
                     for part, output in zip(parts, found, strict=True):
                         known = _known(part.forward, feature, output)
                         shown.enter_context(replaced(part, 'forward', known))
-                    each(place, image, own_loss)
+                    each(place, image, samples[place], own_loss)
             return {}
 
         with replaced(model, 'loss', loss):

@@ -16,7 +16,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData, PixelData
 
 from mmrobust.attacks import PGD, TransferPGD
-from mmrobust.attacks.diversity import Placement
+from mmrobust.placement import Placement
 from mmrobust.attacks.transferable import _Gradients
 from mmrobust.batch import float_images
 from mmrobust.frame import attack_samples

@@ -35,12 +35,12 @@ class Placement:
 
     @classmethod
     def draw(
-        cls, image: Tensor, smallest: float, generator: torch.Generator
+        cls, image: Tensor, smallest: float, generator: torch.Generator | None = None
     ) -> Placement:
         """Draws a place for an image (C, H, W), of which only the size matters.
 
         The share of its height and width that the picture keeps is uniform from
-        ``smallest`` to 1, and so is the place.
+        ``smallest`` to 1, and so is the place. The default generator is torch's.
         """
         height, width = image.shape[-2:]
         drawn = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -74,6 +74,12 @@ class Placement:
             placed = self._pad(resized, _NO_CLASS).to(segmentation.dtype)
             moved.gt_sem_seg = sample.gt_sem_seg.new(sem_seg=placed)
         return moved
+
+    def moved_back(self, boxes: Tensor) -> Tensor:
+        """Boxes (n, 4) on the canvas, in the frame of the image."""
+        factors = self.size[1] / self.canvas[1], self.size[0] / self.canvas[0]
+        corner = self.corner[1], self.corner[0]
+        return (boxes - boxes.new_tensor(corner * 2)) / boxes.new_tensor(factors * 2)
 
     def resized(self, scale: tuple[float, float], canvas: tuple[int, int]) -> Placement:
         """The same place on the canvas as it is after resizing.
