@@ -31,7 +31,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     'reg': {'type': 'mmrobust.PGD', 'num_steps': 10, 'objective': 'reg'},
     'cwa': {'type': 'mmrobust.PGD', 'num_steps': 10, 'objective': 'cwa'},
 }
-ENSEMBLE = {'ensemble': {'type': 'mmrobust.Ensemble', 'version': 'fast'}}
+ENSEMBLE = {'ensemble': {'type': 'mmrobust.Ensemble', 'version': 'fast-1'}}
 
 # Weights that detectors start from: how their classifier differs from the robust
 # ResNet-18.
