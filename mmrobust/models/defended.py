@@ -135,7 +135,6 @@ class Defence(nn.Module):
         straight = self.stand_in or getattr(step, 'straight_through', False)
         if self.adaptive and not straight:
             return step(pixels)
-        # Not by detach(), which objectives on predictions undo.
         with torch.no_grad():
             value = step(pixels)
         if not self.adaptive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..utils.models import frozen, replaced
 from .detections import boxes_of, in_input_frame, overlaps, without_truth
@@ -65,8 +65,9 @@ class PredictionOracle(LossOracle):
 
     The objective is :func:`ranking` of all boxes that the model's own ``predict``
     gives, before overlapping ones are suppressed and without a threshold of scores.
-    Gradients pass all that ``predict`` does, also what is detached in it: heads (mmdet
-    detaches what they give), purification, resizing, a second model.
+    Gradients pass all that ``predict`` does: the heads, whose output mmdet detaches
+    before it decodes it, and whatever a defence does there, purification, resizing or a
+    second model.
 
     Args:
         model, data_batch, samples, objective, per_image: see :class:`LossOracle`.
@@ -84,7 +85,7 @@ class PredictionOracle(LossOracle):
         per_image: bool = True,
     ) -> None:
         super().__init__(model, data_batch, samples, objective, per_image)
-        self._changes = list(_unsuppressed(model))
+        self._changes = [*_unsuppressed(model), *_attached()]
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
         data = self._data(part, [images[i] for i in part])
@@ -111,8 +112,6 @@ class PredictionOracle(LossOracle):
             stack.enter_context(frozen(self.model))
             for change in self._changes:
                 stack.enter_context(replaced(*change))
-            if torch.is_grad_enabled():
-                stack.enter_context(_Attached())
             yield
 
 
@@ -133,10 +132,21 @@ def _unsuppressed(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
             yield module, 'mask_head', None
 
 
-class _Attached(TorchFunctionMode):
-    """Leaves in the graph of gradients what would be detached from it."""
+def _attached() -> Iterator[tuple[Any, str, Any]]:
+    """Yields what keeps in the graph what mmdet's heads detach before they decode it.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return args[0] if func is Tensor.detach else func(*args, **(kwargs or {}))
+    That one function alone: elsewhere ``detach()`` may be what a gradient is made of,
+    as in ``x + (step(x) - x).detach()``.
+    """
+    from mmdet.models.utils import misc  # not at the top: classifiers
+
+    own = misc.select_single_mlvl
+    for module in list(sys.modules.values()):
+        if getattr(module, '__dict__', {}).get(own.__name__) is own:
+            yield module, own.__name__, _selected
+
+
+def _selected(
+    mlvl_tensors: Sequence[Tensor], batch_id: int, detach: bool = True
+) -> list[Tensor]:
+    return [each[batch_id] for each in mlvl_tensors]

@@ -273,3 +273,20 @@ def test_without_predictions_it_reads_the_losses_scores(coco):
     expected = outranked(scores[true], scores[~true])
     assert float(value[0]) == pytest.approx(float(expected), rel=1e-4)
     assert grad.abs().sum() > 0
+
+
+def test_gradients_made_of_detach_stay_what_they_are(coco):
+    """A step with the identity's gradient, in front of the backbone."""
+    model = stored.detector('fcos')
+    batch, samples = _batch(coco)
+    images = float_images(batch, 'cpu')
+    extract = model.extract_feat
+
+    def rounded(inputs):
+        return extract(inputs + ((inputs * 8).round() / 8 - inputs).detach())
+
+    model.extract_feat = rounded
+    with loss_mode(model):
+        oracle = PredictionOracle(model, batch, samples, Objective('ranking'))
+        _, (grad,) = oracle.value_and_grad(images)
+    assert grad.abs().sum() > 0
