@@ -140,10 +140,10 @@ def _attached() -> Iterator[tuple[Any, str, Any]]:
     """
     from mmdet.models.utils import misc  # not at the top: classifiers
 
-    own = misc.select_single_mlvl
+    name, own = 'select_single_mlvl', misc.select_single_mlvl
     for module in list(sys.modules.values()):
-        if getattr(module, '__dict__', {}).get(own.__name__) is own:
-            yield module, own.__name__, _selected
+        if getattr(module, '__dict__', {}).get(name) is own:
+            yield module, name, _selected
 
 
 def _selected(
