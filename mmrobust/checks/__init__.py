@@ -11,6 +11,7 @@ from .dataset import (
     keeps_images,
 )
 from .metrics import check_metrics, figures_disagree
+from .paths import path_difference
 from .trial import examine, trial_verdicts
 from .watch import WatchedOracle, pass_verdicts
 
@@ -26,5 +27,6 @@ __all__ = [
     'gives_rgb',
     'keeps_images',
     'pass_verdicts',
+    'path_difference',
     'trial_verdicts',
 ]

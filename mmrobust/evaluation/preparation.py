@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks import Attack
+from ..attacks import Attack, RandomNoise
 from ..batch import check_batch, check_range, float_images, with_images
-from ..checks import examine, trial_verdicts
+from ..checks import examine, path_difference, trial_verdicts
 from ..errors import ConfigError, doing, short
 from ..frame import FRAME, TO_INPUT, attack_samples
 from ..objective import (
@@ -28,6 +28,9 @@ from ..utils.store import StorePart
 from .attacker import Attacker
 from .box_analysis import BENIGN, BoxAnalysis
 from .images import EvaluatedImages, ids_of
+
+# Pixel units, of noise on an image on which losses and predictions are compared.
+NEAR = 8
 
 
 def build_attacks(attacks: Any) -> dict[str, Attack]:
@@ -352,6 +355,19 @@ def _examine(
         (output,) = attacker.predict_unseeded(with_images(part, images))
         return analysis.score(output)
 
-    generator = attack_generator(derive_seed(attacker.seed, ids_of(part)[0], 'trial'))
+    seed = derive_seed(attacker.seed, ids_of(part)[0], 'trial')
     images = float_images(part, attacker.device)
-    return examine(images, oracle, score_of, generator, norm, eps, attacker.asking)
+
+    def ask() -> None:
+        with seeded(seed, attacker.device), attacker.asking():
+            oracle().value(near)
+
+    def predict() -> None:
+        with seeded(seed, attacker.device):
+            attacker.predict_unseeded(with_images(part, near))
+
+    settings = attack_generator(seed), norm, eps, attacker.asking
+    found = examine(images, oracle, score_of, *settings)
+    # A clean image may pass what cleans images.
+    near = RandomNoise(eps=NEAR).perturb(oracle(), images, attack_generator(seed))
+    return {**found, 'path': path_difference(attacker.model, ask, predict)}

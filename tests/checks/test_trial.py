@@ -1,6 +1,7 @@
 """The trials on single images: detectors with a defect, and without."""
 
 import json
+from contextlib import nullcontext
 
 import defective
 import pytest
@@ -8,7 +9,7 @@ import torch
 from defective import with_defect
 
 from mmrobust.checks import examine, trial_verdicts
-from mmrobust.checks.trial import SEVERAL
+from mmrobust.checks.trial import SEVERAL, _Trial
 
 
 _KNOWN = {}
@@ -79,6 +80,8 @@ MASKED = 'the loss does not rise either'
 OTHER = 'although the loss rises'
 NOISE = 'no less than random noise'
 DOWN = 'falls along its own gradient'
+SHORT = 'lets only a part of the gradient through'
+PATH = 'prediction differs from the loss: its neck sleeps; '
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,12 @@ def _trial(**changes):
         ({'agreements': [-0.5, -0.2, 0.01]}, SEVERAL, DOWN),
         ({'agreements': [-0.01, 0.02, -0.02]}, SEVERAL, ''),
         ({'agreements': [-1.0]}, SEVERAL, DOWN),
+        # Faster R-CNN at its worst, and a gradient that is too short
+        ({'agreements': [-10.0, 30.0, 1.5]}, SEVERAL, ''),
+        ({'agreements': [11.0, 12.0, -11.0]}, SEVERAL, SHORT),
+        ({'agreements': [11.0, 12.0, 11.0]}, SEVERAL - 1, ''),
+        ({'path': 'its neck sleeps'}, 1, PATH),
+        ({'path': ''}, 1, ''),
         ({'agreements': []}, SEVERAL, ''),
         # nothing to lose
         ({'score': 0.01, 'unbounded_score': 0.01, 'attack_score': 0.5}, 2, ''),
@@ -171,6 +180,35 @@ def test_thresholds(changes, count, expected):
 
 def test_no_image_gives_no_sentence():
     assert trial_verdicts([]) == []
+
+
+def test_noise_of_its_own_is_no_difference_of_paths():
+    found = trial_verdicts([_trial(path='its neck sleeps', repeat_spread=0.1)])
+    assert len(found) == 1
+    assert SEEDED in found[0]
+
+
+def test_a_neck_that_leaks_gradients(trained):
+    """Not its sign: the size of the gradient gives it away."""
+    fcos = trained('fcos')
+
+    def gradient(index):
+        trial = _Trial(
+            lambda: fcos.oracle(index), None, torch.device('cpu'), nullcontext
+        )
+        return _trial(**trial.gradient(fcos.images(index), 0))
+
+    def leak(module, inputs, outputs):
+        return tuple(each.detach() + 1e-3 * (each - each.detach()) for each in outputs)
+
+    images = (0, 1, 2, 0)
+    assert trial_verdicts([gradient(index) for index in images]) == []
+    handle = fcos.model.neck.register_forward_hook(leak)
+    try:
+        (found,) = trial_verdicts([gradient(index) for index in images])
+    finally:
+        handle.remove()
+    assert SHORT in found
 
 
 def test_one_odd_image_is_no_verdict():

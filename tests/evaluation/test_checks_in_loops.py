@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import tiny
 from evaluated import ap, attack_of
+from mmdet.models import FCOS
+from mmdet.registry import MODELS
 from mmrobust.attacks import PGD, Attack, RandomNoise
 from mmrobust.evaluation import box_analysis
 from mmrobust.registry import ATTACKS
+from torch.nn.functional import avg_pool2d
 
 NOISE = dict(type='mmrobust.RandomNoise', eps=8)
 STEPS = dict(type='mmrobust.PGD', eps=8, num_steps=5, random_start=False)
@@ -66,6 +69,36 @@ def test_a_detector_with_noise_of_its_own(evaluate):
     assert says(report['checks'], 'the detector is randomised')
     # Nobody sees it without the trial.
     assert evaluate(dict(pgd=pgd), 'noisy', check_images=0)['checks'] == []
+
+
+@MODELS.register_module(force=True)
+class Purifying(FCOS):
+    """Blurs images before it predicts on them."""
+
+    def predict(self, inputs, *args, **kwargs):
+        return super().predict(avg_pool2d(inputs, 3, 1, 1), *args, **kwargs)
+
+
+def test_purification_in_prediction_alone(evaluate):
+    pgd = dict(pgd=dict(STEPS, num_steps=1))
+    model = dict(tiny.fcos(), type='Purifying')
+    report = evaluate(pgd, model=model, check_images=1, num_images=1)
+    assert says(report['checks'], 'its backbone gets other values', '(ranking, also in')
+
+
+def test_a_defence_without_gradients(evaluate):
+    pgd = dict(pgd=dict(STEPS, num_steps=2))
+    levels = dict(type='mmrobust.BitDepth', bits=4)
+    model = dict(type='mmrobust.Defended', detector=tiny.fcos(), preprocess=levels)
+    found = {}
+    for adaptive in (True, False):
+        settings = dict(model, adaptive=adaptive)
+        report = evaluate(pgd, model=settings, check_images=0, num_images=2)
+        found[adaptive] = attack_of(report, 'pgd')
+        assert ap(report['benign']) > 0.5
+    assert ap(found[True]) < 0.5 * ap(found[False])
+    assert not says(found[True]['checks'], 'gradient is exactly 0')
+    assert says(found[False]['checks'], 'gradient is exactly 0')
 
 
 def test_boxes_in_another_frame(evaluate, coco):
