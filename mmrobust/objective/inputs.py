@@ -99,7 +99,7 @@ class Inputs:
         # does, padding masks and segmentation to the batch's shape, the losses need;
         # and BoxInst makes its masks there.
         data: dict[str, Any] = own(batch, hasattr(own, 'get_images_color_similarity'))
-        true = all('gt_instances' in sample for sample in data['data_samples'])
+        true = all('gt_instances' in sample for sample in samples)
         if true and getattr(own, 'pad_mask', False):
             own.pad_gt_masks(data['data_samples'])
         if true and getattr(own, 'pad_seg', False):

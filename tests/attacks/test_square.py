@@ -203,6 +203,7 @@ def test_which_oracle_it_reads():
         'restarts': 2,
         'num_queries': 7,
         'p_init': 0.8,
+        'eot': 1,
         'gradient_free': True,
     }
     on_loss = Square(objective='cls')

