@@ -11,7 +11,7 @@ The jackknife leaves out one group of images after the other. How the value chan
 gives its bias (Quenouille 1956) and variance (Efron and Stein 1981), here for groups
 that may differ in size (Busing, Meijer and van der Leeden 1999). The interval is that
 of Student's t around the corrected value, on the logit scale, which knows the ends 0
-and 1; its degrees of freedom are Satterthwaite's (1946), since a variance that hangs on
+and 1, or that of angles where logits know no end; its degrees of freedom are Satterthwaite's (1946), since a variance that hangs on
 few images is itself not well known. What is compared is mAP over all of recall: COCO's
 has steps of a hundredth, which many groups, each of little weight, would magnify.
 """
@@ -35,6 +35,11 @@ METHOD = "jackknife over images, Student's t on the logit scale"
 # Most groups of images that are left out one after the other. The search for a worst
 # case takes a round over the images for each.
 GROUPS, SEARCH_GROUPS = 200, 20
+
+# From so many logits on the nearer of two ends counts. Next to 0 or 1, where a share is
+# not known to its own size, logits know no end; angles (the variance-stabilising
+# arcsine) do.
+_FAR = 2.0
 
 # The correction takes at most three quarters of the way to the end of the range.
 _LEAST_LEFT = 0.25
@@ -242,7 +247,18 @@ class Jackknife:
         nearest = _LEAST_LEFT * share, 1 - _LEAST_LEFT * (1 - share)
         centre = min(max(share - bias / span, nearest[0]), nearest[1])
         reach = float(student.ppf((1 + confidence) / 2, freedom))
-        reach *= np.sqrt(variance) / span / (centre * (1 - centre))
-        ends = logit(centre) + np.array([-reach, reach])
-        low, high = lowest + span * expit(ends)
+        reach *= np.sqrt(variance) / span
+        low, high = lowest + span * _around(centre, reach)
         return float(low), float(high)
+
+
+def _around(centre: float, reach: float) -> np.ndarray:
+    """Returns the ends of an interval of shares, by how far they are in their unit."""
+    odds = reach / (centre * (1 - centre))
+    low, high = expit(logit(centre) + np.array([-odds, odds]))
+    if odds > _FAR:
+        step = reach / (2 * np.sqrt(centre * (1 - centre)))
+        angles = np.arcsin(np.sqrt(centre)) + np.array([-step, step])
+        least, most = np.sin(angles.clip(0, np.pi / 2)) ** 2
+        low, high = max(low, least), min(high, most)
+    return np.array([low, high])

@@ -240,3 +240,22 @@ def test_the_worst_case_is_searched_anew_whatever_is_left_out():
     assert abs(found.bias - fixed.bias) > 1e-3
     assert fall.estimate == pytest.approx(mean_ap(tables[0]) - worst.mean_ap)
     assert fall.low <= fall.estimate <= fall.high
+
+
+@pytest.mark.parametrize('value', [1e-4, 1 - 1e-4])
+def test_next_to_the_ends_an_interval_is_not_all_of_the_range(value):
+    """One of 100 images has all of it, so that the value is known to its size."""
+    jackknife = Jackknife(100, 100, seed=0)
+    whole = min(value, 1 - value)
+    without = np.full(100, whole * 100 / 99)
+    without[7] = 0
+    values = np.concatenate([[whole], without])
+    found = jackknife.around(value, np.abs(values - (value > 0.5)), 0.95)
+    # The standard error is the value, the degrees of freedom 2.04; there is no bias.
+    freedom = 200 / ((99**4 + 99) / 100 / 99**2 - 1)
+    step = student.ppf(0.975, freedom) * whole / 2 / (whole * (1 - whole)) ** 0.5
+    ends = [0, math.sin(math.asin(whole**0.5) + step) ** 2]
+    wanted = ends if value < 0.5 else [1 - end for end in reversed(ends)]
+    # At the near end logits are the nearer ones, by 2e-6.
+    assert [found.low, found.high] == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    assert found.high - found.low < 0.003
