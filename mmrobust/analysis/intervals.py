@@ -11,9 +11,10 @@ The jackknife leaves out one group of images after the other. How the value chan
 gives its bias (Quenouille 1956) and variance (Efron and Stein 1981), here for groups
 that may differ in size (Busing, Meijer and van der Leeden 1999). The interval is that
 of Student's t around the corrected value, on the logit scale, which knows the ends 0
-and 1, or that of angles where logits know no end; its degrees of freedom are Satterthwaite's (1946), since a variance that hangs on
-few images is itself not well known. What is compared is mAP over all of recall: COCO's
-has steps of a hundredth, which many groups, each of little weight, would magnify.
+and 1, or on that of angles where logits know no end; its degrees of freedom are
+Satterthwaite's (1946), since a variance that hangs on few images is itself not well
+known. What is compared is mAP over all of recall: COCO's has steps of a hundredth,
+which many groups, each of little weight, would magnify.
 """
 
 from __future__ import annotations

@@ -97,12 +97,14 @@ class Inputs:
         own = self.preprocessor
         # Not as in training: that would augment the batch. What else training=True
         # does, padding masks and segmentation to the batch's shape, the losses need;
-        # and BoxInst makes its masks there.
-        data: dict[str, Any] = own(batch, hasattr(own, 'get_images_color_similarity'))
-        true = all('gt_instances' in sample for sample in samples)
-        if true and getattr(own, 'pad_mask', False):
+        # and BoxInst makes its masks there. Samples to predict on have no truth.
+        makes_masks = hasattr(own, 'get_images_color_similarity')
+        masks = makes_masks or getattr(own, 'pad_mask', False)
+        masks = masks and all('gt_instances' in sample for sample in samples)
+        data: dict[str, Any] = own(batch, masks and makes_masks)
+        if masks and getattr(own, 'pad_mask', False):
             own.pad_gt_masks(data['data_samples'])
-        if true and getattr(own, 'pad_seg', False):
+        if getattr(own, 'pad_seg', False):
             own.pad_gt_sem_seg(data['data_samples'])
         return data
 
