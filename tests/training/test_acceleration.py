@@ -350,7 +350,7 @@ def test_trials_are_in_full_precision(evaluate, monkeypatch):
     def float_of(model):
         return model.bbox_head.seen
 
-    examine, check = preparation.examine, attack_evaluation.check_objectives
+    examine, check = preparation._examine, attack_evaluation.check_objectives
 
     def checked(*args):
         where[0] = 'check'  # of single values, before anything is attacked
@@ -378,7 +378,7 @@ def test_trials_are_in_full_precision(evaluate, monkeypatch):
     monkeypatch.setattr(FCOSHead, 'forward', forward_head)
     monkeypatch.setattr(LossOracle, '_losses', losses)
     monkeypatch.setattr(attack_evaluation, 'check_objectives', checked)
-    monkeypatch.setattr(preparation, 'examine', examined)
+    monkeypatch.setattr(preparation, '_examine', examined)
     loop = dict(num_images=1, check_images=1)
     evaluate(dict(pgd=PGD), speed=dict(autocast='bfloat16'), **loop)
     found = {each for each in seen if each[0] != 'check'}
