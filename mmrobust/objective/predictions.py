@@ -88,8 +88,9 @@ class PredictionOracle(LossOracle):
         self._changes = [*_unsuppressed(model), *_attached()]
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
-        data = self._data(part, [images[i] for i in part])
+        # Before the images are preprocessed, see LossOracle.
         self._memory.restore()
+        data = self._data(part, [images[i] for i in part])
         with self._predicting():
             outputs = self.model._run_forward(data, mode='predict')
         self.forwards += len(part)
