@@ -139,10 +139,14 @@ class DetectionOracle:
 
 
 def without_truth(sample: BaseDataElement) -> BaseDataElement:
-    """Returns a sample to predict on, which the model may write into."""
+    """Returns a sample to predict on, which the model may write into.
+
+    All that a project keeps in it comes along, but for the ground truth.
+    """
     shown = type(sample)(metainfo=sample.metainfo)
-    if 'proposals' in sample:
-        shown.set_field(sample.proposals.clone(), 'proposals')
+    for key, value in sample.items():
+        if key != 'ignored_instances' and not key.startswith('gt_'):
+            shown.set_field(value.clone() if hasattr(value, 'clone') else value, key)
     return shown
 
 

@@ -19,7 +19,7 @@ from mmrobust.batch import float_images
 from mmrobust.frame import attack_samples
 from mmrobust.geometry import Affine
 from mmrobust.objective import LossOracle, Objective, loss_mode, make_oracle
-from mmrobust.objective.detections import in_input_frame
+from mmrobust.objective.detections import in_input_frame, without_truth
 from mmrobust.objective.predictions import PredictionOracle, ranking
 from mmrobust.objective.scores import outranked, ranking_of_assigned
 
@@ -248,6 +248,20 @@ def test_boxes_of_a_letterbox_come_back_to_the_input():
     assert moved.tolist() == [[8, 30, 18, 50]]
     moved.sum().backward()
     assert found.bboxes.grad.tolist() == [[0.5] * 4]
+
+
+def test_predictions_get_all_of_a_sample_but_the_truth():
+    sample = DetDataSample(
+        metainfo=dict(img_id=3),
+        gt_instances=_instances([BOX], [0]),
+        ignored_instances=_instances([FAR], [0]),
+        proposals=_instances([NEAR], [0]),
+    )
+    sample.set_field(torch.ones(2), 'depth')
+    shown = without_truth(sample)
+    assert set(shown.keys()) == {'proposals', 'depth'}
+    assert shown.img_id == 3
+    assert shown.proposals is not sample.proposals
 
 
 def test_without_predictions_it_reads_the_losses_scores(coco):
