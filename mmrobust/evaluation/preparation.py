@@ -246,16 +246,9 @@ def _settle_predictions(
     Returns:
         A sentence for the report, if so.
     """
-    oracle = attacker.oracle(attack, part, samples)
-    images = float_images(part, attacker.device)
-    try:
-        # A model that fails to predict at all is not to be attacked otherwise.
-        with doing('asking for predictions, before any attack'):
-            oracle.value(images)
-    except ConfigError as error:
-        reason = str(error)
-    else:
-        reason = _without_gradient(oracle, images)
+    # A model that fails to predict at all is not to be attacked otherwise.
+    attacker.predict(part)
+    reason = _without_gradient(attack, attacker, part, samples)
     if not reason:
         return []
     attack.objective.without_predictions()
@@ -265,9 +258,13 @@ def _settle_predictions(
     ]
 
 
-def _without_gradient(oracle: Any, images: Sequence[Tensor]) -> str:
+def _without_gradient(
+    attack: Attack, attacker: Attacker, part: dict, samples: Sequence[Any]
+) -> str:
     """Says why predictions have no gradient; nothing if they do."""
+    images = float_images(part, attacker.device)
     try:
+        oracle = attacker.oracle(attack, part, samples)
         _, grads = oracle.value_and_grad(images)
         if any(grad.any() for grad in grads):
             return ''

@@ -12,6 +12,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..utils.models import frozen, replaced
 from .detections import boxes_of, in_input_frame, overlaps, without_truth
 from .oracle import LossOracle
@@ -73,7 +74,8 @@ class PredictionOracle(LossOracle):
         model, data_batch, samples, objective, per_image: see :class:`LossOracle`.
 
     Raises:
-        ConfigError: (when asked) if the model does not detect upright boxes.
+        ConfigError: if the model gives boxes with masks only, or (when asked) if it
+            does not detect upright ones.
     """
 
     def __init__(
@@ -129,8 +131,14 @@ def _unsuppressed(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
             changed = deepcopy(config)
             changed.update(nms=None, score_thr=0.0, max_per_img=_LOOKED_AT)
             yield module, 'test_cfg', changed
-        if module._modules.get('mask_head') is not None:
-            yield module, 'mask_head', None
+        if module._modules.get('mask_head') is None:
+            continue
+        if 'roi_head' not in name.split('.'):
+            raise ConfigError(
+                f'{type(model).__name__} predicts masks together with its boxes, and '
+                'those of all boxes are too many'
+            )
+        yield module, 'mask_head', None
 
 
 def _attached() -> Iterator[tuple[Any, str, Any]]:

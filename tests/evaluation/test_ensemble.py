@@ -504,7 +504,7 @@ def test_no_member_is_lost_because_the_model_failed(evaluate, monkeypatch):
     monkeypatch.setattr(ResNet, 'forward', fails_once)
     with pytest.raises(RuntimeError, match='bad mood') as caught:
         evaluate(dict(all=dict(type='mmrobust.Ensemble', eps=4, version='fast')))
-    assert caught.value.__notes__[0].startswith('while asking for predictions')
+    assert caught.value.__notes__[0].startswith('while predicting on')
     assert len(calls) == 1
 
 

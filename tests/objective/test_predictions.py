@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData
 
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images
+from mmrobust.errors import ConfigError
 from mmrobust.frame import attack_samples
 from mmrobust.geometry import Affine
 from mmrobust.objective import LossOracle, Objective, loss_mode, make_oracle
@@ -304,3 +305,12 @@ def test_gradients_made_of_detach_stay_what_they_are(coco):
         oracle = PredictionOracle(model, batch, samples, Objective('ranking'))
         _, (grad,) = oracle.value_and_grad(images)
     assert grad.abs().sum() > 0
+
+
+def test_masks_of_all_boxes_are_refused(coco):
+    """CondInst and SOLO: the ensemble then reads class scores, see preparation.py."""
+    model = stored.detector('fcos')
+    model.add_module('mask_head', torch.nn.Identity())
+    batch, samples = _batch(coco)
+    with pytest.raises(ConfigError, match='predicts masks together'):
+        make_oracle(model, batch, samples, Objective('ranking'))
