@@ -8,6 +8,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from mmengine.structures import InstanceData
 from torch import nn
 
 CLASSES = ('disc', 'square', 'stripe')
@@ -57,6 +59,17 @@ def make_coco(
     content = dict(images=images, annotations=annotations, categories=categories)
     (root / 'annotations.json').write_text(json.dumps(content))
     return root
+
+
+def instances(boxes: Any, labels: Any, scores: Any = None) -> InstanceData:
+    """Objects, or detections if they have scores, of lists of numbers."""
+    found = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.long),
+    )
+    if scores is not None:
+        found.scores = torch.tensor(scores, dtype=torch.float32)
+    return found
 
 
 _PREPROCESSOR = dict(

@@ -18,16 +18,6 @@ from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 
 
-def _instances(boxes, labels, scores=None):
-    found = InstanceData(
-        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.long),
-    )
-    if scores is not None:
-        found.scores = torch.tensor(scores, dtype=torch.float32)
-    return found
-
-
 BOX, HALF, FAR = [0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]
 
 
@@ -55,14 +45,14 @@ BOX, HALF, FAR = [0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]
     ],
 )
 def test_damage_by_hand(predicted, truth, expected):
-    value = damage(_instances(*predicted), _instances(*truth))
+    value = damage(tiny.instances(*predicted), tiny.instances(*truth))
     assert float(value) == pytest.approx(expected, abs=1e-5)
 
 
 def test_detections_in_a_crowd_are_not_false():
-    predicted = _instances([BOX, BOX], [0, 1], [0.8, 0.5])
-    crowd = _instances([[0, 0, 100, 100]], [0])
-    value = damage(predicted, _instances([], []), crowd)
+    predicted = tiny.instances([BOX, BOX], [0, 1], [0.8, 0.5])
+    crowd = tiny.instances([[0, 0, 100, 100]], [0])
+    value = damage(predicted, tiny.instances([], []), crowd)
     # The other class has no crowd there.
     assert float(value) == pytest.approx(0.1 * 0.25 / 1.25, abs=1e-5)
 
@@ -171,7 +161,7 @@ class Segmentor(nn.Module):
 
 
 def _masks_only():
-    found = _instances([[0, 0, 0, 0]], [0], [0.9])
+    found = tiny.instances([[0, 0, 0, 0]], [0], [0.9])
     found.masks = torch.ones(1, 8, 8, dtype=torch.bool)
     return DetDataSample(pred_instances=found)
 
@@ -193,7 +183,7 @@ def _rotated():
     ],
 )
 def test_what_has_no_boxes_is_refused(output, reason):
-    sample = DetDataSample(gt_instances=_instances([BOX], [0]))
+    sample = DetDataSample(gt_instances=tiny.instances([BOX], [0]))
     oracle = DetectionOracle(
         Segmentor(output), dict(inputs=[torch.zeros(3, 8, 8)]), [sample]
     )
@@ -204,10 +194,12 @@ def test_what_has_no_boxes_is_refused(output, reason):
 def test_boxes_come_back_into_the_input_frame():
     # Resized to twice the width and three times the height.
     sample = DetDataSample(
-        gt_instances=_instances([[20, 30, 40, 60]], [0]),
+        gt_instances=tiny.instances([[20, 30, 40, 60]], [0]),
         metainfo=dict(scale_factor=(2.0, 3.0), img_shape=(90, 60)),
     )
-    output = DetDataSample(pred_instances=_instances([[10, 10, 20, 20]], [0], [0.5]))
+    output = DetDataSample(
+        pred_instances=tiny.instances([[10, 10, 20, 20]], [0], [0.5])
+    )
     oracle = DetectionOracle(
         Segmentor(output), dict(inputs=[torch.zeros(3, 90, 60)]), [sample]
     )

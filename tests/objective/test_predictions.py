@@ -27,16 +27,6 @@ from mmrobust.objective.scores import outranked, ranking_of_assigned
 BOX, HALF, NEAR, FAR = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 8], [50, 50, 60, 60]
 
 
-def _instances(boxes, labels, scores=None):
-    found = InstanceData(
-        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.long),
-    )
-    if scores is not None:
-        found.scores = torch.tensor(scores, dtype=torch.float32)
-    return found
-
-
 def logit(score):
     return math.log(score / (1 - score))
 
@@ -82,28 +72,28 @@ LEAST = logit(1e-6)
     ],
 )
 def test_ranking_by_hand(predicted, truth, expected):
-    value = ranking(_instances(*predicted), _instances(*truth))
+    value = ranking(tiny.instances(*predicted), tiny.instances(*truth))
     # What nothing is predicted of adds e^LEAST to the sum of the others.
     assert float(value) == pytest.approx(expected, abs=1e-4)
 
 
 def test_predictions_in_a_crowd_are_not_false():
-    predicted = _instances([BOX, BOX], [0, 1], [0.8, 0.5])
-    crowd = _instances([[0, 0, 100, 100]], [0])
+    predicted = tiny.instances([BOX, BOX], [0, 1], [0.8, 0.5])
+    crowd = tiny.instances([[0, 0, 100, 100]], [0])
     # The other class has no crowd there.
-    value = ranking(predicted, _instances([], []), crowd)
+    value = ranking(predicted, tiny.instances([], []), crowd)
     assert float(value) == pytest.approx(logit(0.5), abs=1e-5)
 
 
 def test_no_score_is_too_sure_or_too_unlikely_for_a_finite_gradient():
-    predicted = _instances([BOX, BOX, FAR], [0, 0, 0], [1.0, 1e-38, 0.0])
+    predicted = tiny.instances([BOX, BOX, FAR], [0, 0, 0], [1.0, 1e-38, 0.0])
     predicted.scores.requires_grad_()
-    ranking(predicted, _instances([BOX], [0])).backward()
+    ranking(predicted, tiny.instances([BOX], [0])).backward()
     assert predicted.scores.grad.isfinite().all()
 
 
 def test_gradients_are_the_slope_of_scores_and_boxes():
-    truth = _instances([BOX, FAR], [0, 1])
+    truth = tiny.instances([BOX, FAR], [0, 1])
 
     def value(scores, boxes):
         labels = torch.tensor([0, 0, 1, 1])
@@ -243,7 +233,7 @@ def test_boxes_of_a_letterbox_come_back_to_the_input():
     sample = DetDataSample(metainfo=dict(scale_factor=(0.5, 0.5)))
     sample.set_metainfo(dict(to_input=Affine.scaling(0.5, 0.5)))
     sample.to_input.shift[:] = 3, 20
-    found = _instances([[10, 20, 30, 60]], [0], [0.5])
+    found = tiny.instances([[10, 20, 30, 60]], [0], [0.5])
     found.bboxes.requires_grad_()
     moved = in_input_frame(found, sample).bboxes
     assert moved.tolist() == [[8, 30, 18, 50]]
@@ -254,9 +244,9 @@ def test_boxes_of_a_letterbox_come_back_to_the_input():
 def test_predictions_get_all_of_a_sample_but_the_truth():
     sample = DetDataSample(
         metainfo=dict(img_id=3),
-        gt_instances=_instances([BOX], [0]),
-        ignored_instances=_instances([FAR], [0]),
-        proposals=_instances([NEAR], [0]),
+        gt_instances=tiny.instances([BOX], [0]),
+        ignored_instances=tiny.instances([FAR], [0]),
+        proposals=tiny.instances([NEAR], [0]),
     )
     sample.set_field(torch.ones(2), 'depth')
     shown = without_truth(sample)
