@@ -18,7 +18,9 @@ def _child(name: str, parent: Registry, *packages: str) -> Registry:
     return Registry(name, parent=parent, scope='mmrobust', locations=locations)
 
 
-LOOPS = _child('loop', root.LOOPS, 'training', 'evaluation', 'autoattack')
+LOOPS = _child(
+    *('loop', root.LOOPS, 'training', 'evaluation', 'autoattack', 'fitting'),
+)
 HOOKS = _child('hook', root.HOOKS, 'training', 'evaluation', 'weights')
 OPTIM_WRAPPERS = _child('optim_wrapper', root.OPTIM_WRAPPERS, 'training')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(

@@ -87,6 +87,11 @@ PGD --version fast -> --version is no setting of pgd
 --attack ensemble --version slow -> version 'slow' of the ens
 --attack ensemble --num-steps 5 -> --num-steps is no setting of
 --attack ensemble --step-size 1 -> --step-size is no setting of
+--attack universal -> universal needs a perturbation: give --perturbation FILE
+--attack universal --perturbation gone.png -> 'gone.png' does not exist
+--attack universal --perturbation FILE -> cannot be read as a PNG file
+--attack universal --norm l2 -> --norm is no setting of universal
+PGD --perturbation x.png -> --perturbation is no setting of pgd
 PGD --eps 2 4 2 -> --eps 2 4 2 names one value twice
 PGD --eps 4 4/255 -> --eps 4 4/255 names one value twice
 PGD --num-steps 5 5 -> --num-steps 5 5 names one value twice
@@ -168,6 +173,16 @@ SET train_cfg.val_interval=x -> val_interval='x' must be a whole
 --robust free --dump x.yaml -> must be a .py file
 --robust free -> the config is adversarial already
 """
+IN_FITS = """
+--eps 0 -> --eps 0 must be from 1 to 127
+--eps 128 -> --eps 128 must be from 1 to 127
+--passes 0 -> --passes=0 must be a whole number
+--objective lost -> lost
+--with PROJECT/standard.py -> --with: expected 2 arguments
+--with PROJECT/standard.py gone.pth -> gone.pth
+--num-images 7 -> num_images=7 is more than the 3 images
+SET LOADER.ann_file=gone.json -> gone.json does not exist: check the path, or data_root
+"""
 SHORT = {
     'PGD': '--attack pgd',
     'ATTACKS': 'SET test_cfg.type=mmrobust.AttackTestLoop test_cfg.attacks',
@@ -180,12 +195,14 @@ SHORT = {
 def mistakes():
     """Tool, arguments and sentence of each line."""
     rows = []
-    for stage, table in (('test', IN_TESTS), ('train', IN_TRAINING)):
+    tables = {'test': IN_TESTS, 'train': IN_TRAINING, 'fit_universal': IN_FITS}
+    for stage, table in tables.items():
         for line in table.strip().splitlines():
             arguments, sentence = line.split(' -> ')
             for word, meaning in SHORT.items():
                 arguments = arguments.replace(word, meaning)
-            rows.append((stage, arguments.replace('STAGE', stage), sentence))
+            loader = 'test' if stage == 'test' else 'train'
+            rows.append((stage, arguments.replace('STAGE', loader), sentence))
     return rows
 
 
@@ -195,6 +212,7 @@ def test_a_mistake_is_one_sentence(call, stage, arguments, sentence):
     given = {
         'test': ['PROJECT/standard.py', 'PROJECT/good.pth'],
         'train': ['PROJECT/config.py'],
+        'fit_universal': ['PROJECT/standard.py', 'PROJECT/good.pth'],
     }
     assert sentence in call(f'{stage}.py', *given[stage], *arguments.split())
 

@@ -275,13 +275,13 @@ def _attack_loop(
     cfg: Config, args: argparse.Namespace, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The loop of the ordinary attacks, each with one norm and all radii and steps."""
-    norms = given.pop('norm', ['linf'])
-    if len(norms) > 1:
-        raise ConfigError(f'--norm {" ".join(norms)}: only autoattack takes several.')
     for key in given:
         if not any(takes(name, key) for name in args.attack):
             names = ' or '.join(args.attack)
             raise ConfigError(f'{_flag(key)} is no setting of {names}.')
+    norms = given.pop('norm', ['linf'])
+    if len(norms) > 1:
+        raise ConfigError(f'--norm {" ".join(norms)}: only autoattack takes several.')
     attacks, curves = {}, {}
     for name in args.attack:
         for label, values in _curve(name, given).items():

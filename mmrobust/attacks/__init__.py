@@ -17,6 +17,7 @@ from .presets import (
 )
 from .square import Square
 from .transferable import TransferPGD
+from .universal import Universal
 
 __all__ = [
     'APGD',
@@ -32,6 +33,7 @@ __all__ = [
     'RandomNoise',
     'Square',
     'TransferPGD',
+    'Universal',
     'attack_preset',
     'attack_table',
     'help_text',

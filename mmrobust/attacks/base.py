@@ -169,6 +169,14 @@ class Attack(ABC):
         pairs = zip(regions_of(oracle, images), images, strict=True)
         return [self.threat.within(region, image) for region, image in pairs]
 
+    def doubts(self, dataset: Any) -> list[str]:
+        """Says, before the first pass, why its figures on a dataset are doubtful.
+
+        Raises:
+            ConfigError: if they would be worth nothing.
+        """
+        return []
+
     def describe(self) -> dict[str, Any]:
         """Returns the settings that define the attack, for the report."""
         told = {name: getattr(self, name) for name in self.settings}

@@ -15,9 +15,10 @@ from .noise import RandomNoise
 from .pgd import PGD
 from .square import Square
 from .transferable import TransferPGD
+from .universal import Universal
 
 # In the order of --help and of docs/attacks.md.
-_CLASSES = (RandomNoise, PGD, APGD, TransferPGD, Square, Ensemble)
+_CLASSES = (RandomNoise, PGD, APGD, TransferPGD, Square, Ensemble, Universal)
 
 # Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
@@ -106,7 +107,7 @@ def attack_preset(
                 f'choose from {", ".join(OPTIONS)}.'
             )
     if eps is None:
-        if norm in _CUSTOMARY:
+        if norm in _CUSTOMARY and 'eps' in known:
             unit, pixels = _CUSTOMARY[norm]
             raise ConfigError(
                 f'the {norm} norm needs a radius: give eps in pixel units of 0-255, '
@@ -115,11 +116,11 @@ def attack_preset(
             )
         eps = 4
     attack, preset = _PRESETS[name]
+    ball = {'norm': norm, 'eps': eps}
     config = {
         'type': f'mmrobust.{attack.__name__}',
         **preset.settings,
-        'norm': norm,
-        'eps': eps,
+        **{key: value for key, value in ball.items() if key in known},
         **attack.customary.get(norm, {}),
     }
     for option, value in options.items():
@@ -153,7 +154,9 @@ def attack_table() -> str:
         source = preset.source
         if source and '[' not in source:
             source = f'[{source}](https://arxiv.org/abs/{source})'
-        search = _search(attack(**settings))
+        # Some need a file, and cannot be built without.
+        asks = attack.asks != 'nothing'
+        search = _search(attack(**settings)) if asks else attack.search
         rows.append(f'| `{name}` | {search} | {preset.maximises} | {source} |')
     return '\n'.join(rows)
 

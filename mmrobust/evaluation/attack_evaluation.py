@@ -48,6 +48,7 @@ from .preparation import (
     build_attacks,
     check_ground_truth,
     check_objectives,
+    doubts_of,
     form_groups,
     refuse_for_classifiers,
     try_out,
@@ -283,6 +284,7 @@ class AttackEvaluation(BaseLoop):
                 *form_groups(self.attacker, self.images),
                 *self.images.notes(),
                 *self.speed.notes(),
+                *doubts_of(self.attacks, dataset),
             ]
         report = RobustnessReport.start(runner, dataset, self.seed, notes)
         report.space, report.adversary = self.space, self._adversary

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..placement import Placement
+from ..resizing import Resizing
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,8 @@ class Geometry:
 class Resizer:
     """Turns original pixels (C, H, W) into the input (C, h, w), with a gradient.
 
-    Bilinear as OpenCV's ``INTER_LINEAR``: half-pixel centres, the border repeated, and
-    no smoothing when it shrinks. OpenCV rounds 8-bit pictures to whole numbers, which
+    See :mod:`mmrobust.resizing`. OpenCV rounds 8-bit pictures to whole numbers, which
     has no gradient, so this copy differs from it by that rounding.
-
-    Both directions are a product with a matrix that is mostly zeros: a small part of a
-    detector's cost, and its gradient is the same on every call, which the one of
-    ``F.interpolate`` is not on a GPU.
 
     Args:
         geometry: the sizes.
@@ -55,7 +51,7 @@ class Resizer:
     ) -> None:
         self.geometry = geometry
         self.pad_val = pad_val
-        self._matrices: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._resizing = Resizing(geometry.original, geometry.resized)
 
     def __call__(self, picture: Tensor) -> Tensor:
         """Resizes and pads.
@@ -76,11 +72,7 @@ class Resizer:
                 f'a picture of {original[0]} x {original[1]} pixels was expected, and '
                 f'this one has {picture.shape[-2]} x {picture.shape[-1]}.'
             )
-        if resized != original:
-            # In double precision on a GPU, where a product may be one of TF32.
-            wide = picture.double() if picture.is_cuda else picture
-            rows, columns = self._weights(wide)
-            picture = (rows @ wide @ columns.T).to(picture)
+        picture = self._resizing(picture)
         if whole != resized:
             picture = self._pad(picture, whole[0] - resized[0], whole[1] - resized[1])
         return picture
@@ -93,29 +85,6 @@ class Resizer:
         return torch.stack(
             [F.pad(each, edges, value=value) for each, value in channels]
         )
-
-    def _weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        key = (like.dtype, like.device)
-        if key not in self._matrices:
-            pairs = zip(self.geometry.original, self.geometry.resized, strict=True)
-            rows, columns = (bilinear_weights(*pair).to(like) for pair in pairs)
-            self._matrices[key] = rows, columns
-        return self._matrices[key]
-
-
-def bilinear_weights(source: int, target: int) -> Tensor:
-    """Returns the share (target, source) of each pixel of a line in each resized."""
-    places = torch.arange(target)
-    centres = (places.double() + 0.5) * (source / target) - 0.5
-    centres = centres.clamp(0, source - 1)
-    left = centres.floor().long()
-    share = centres - left
-    weights = torch.zeros(target, source, dtype=torch.float64)
-    weights[places, left] = 1 - share
-    # Not where left is the last pixel: its neighbour would be itself.
-    inside = left + 1 < source
-    weights[places[inside], left[inside] + 1] = share[inside]
-    return weights
 
 
 class ResizedOracle:

@@ -297,6 +297,15 @@ def form_groups(attacker: Attacker, images: EvaluatedImages) -> list[str]:
     return []
 
 
+def doubts_of(attacks: Mapping[str, Attack], dataset: Any) -> list[str]:
+    """Returns what attacks know of themselves that makes their figures doubtful."""
+    return [
+        f'{name}: {text}'
+        for name, attack in attacks.items()
+        for text in attack.doubts(dataset)
+    ]
+
+
 def try_out(
     attacks: Mapping[str, Attack],
     attacker: Attacker,

@@ -230,7 +230,7 @@ class RobustnessReport:
                 f'padding from the pipeline ({padding["share"]:.0%} of their pixels), '
                 'which no attack changes.'
             )
-        return about
+        return about + sections.files(self.attacks)
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""

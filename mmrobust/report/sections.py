@@ -66,6 +66,21 @@ def figures_table(benign: Mapping[str, Any], attacks: Sequence[AttackResult]) ->
     return Table([*head, *titles(shown)], rows, texts=5)
 
 
+def files(attacks: Sequence[AttackResult]) -> list[Part]:
+    """Says of attacks that show what is in a file where it comes from."""
+    found: list[Part] = []
+    for attack in attacks:
+        told = attack.settings
+        if not told.get('file'):
+            continue
+        text = f'{attack.name} shows {told["file"]}, sha256 {told["sha256"]}'
+        if 'fitted_on' in told:
+            with_ = '; '.join(told['fitted_with'])
+            text += f', fitted on {told["fitted_on"]}, to {with_}'
+        found.append(text + '.')
+    return found
+
+
 def figure_bars(
     headline: Headline,
     attacks: Sequence[AttackResult],

@@ -39,6 +39,7 @@ PRESETS = {
     'tim': {'type': 'mmrobust.TransferPGD', 'kernel_size': 15},
     'square': {'type': 'mmrobust.Square', 'num_queries': 1000},
     'ensemble': {'type': 'mmrobust.Ensemble'},
+    'universal': {'type': 'mmrobust.Universal'},
     'vanish': {'num_steps': 20, 'objective': 'vanish'},
     'fabricate': {'num_steps': 20, 'objective': 'fabricate'},
     'mislabel': {'num_steps': 20, 'objective': 'mislabel'},
@@ -53,8 +54,9 @@ PRESETS = {
     'objectness': {'num_steps': 20, 'objective': 'objectness'},
 }
 
-NO_STEPS = ('noise', 'fgsm', 'ensemble')
-OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square')
+NO_STEPS = ('noise', 'fgsm', 'ensemble', 'universal')
+OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square', 'universal')
+OWN_BALL = ('universal',)
 
 
 def build(name, **options):
@@ -66,13 +68,16 @@ def test_names_stand_for_these_configs():
     assert list(ATTACK_NAMES) == list(PRESETS)
     for name, settings in PRESETS.items():
         found = attack_preset(name, target_class=1)
-        assert found == {**PGD_TYPE, **settings}
+        own = {'type': ''} if name in OWN_BALL else PGD_TYPE
+        assert found == {**own, **settings}
 
 
 @pytest.mark.parametrize('name', ATTACK_NAMES)
 def test_options_reach_those_that_have_them(name):
     given = dict(eps='8/255', step_size=1, num_steps=3, restarts=2, target_class=0)
     wanted = {**PGD_TYPE, **PRESETS[name], 'eps': '8/255'}
+    if name in OWN_BALL:
+        wanted = PRESETS[name]
     if name not in NO_STEPS:
         wanted |= {'restarts': 2}
         wanted |= {'num_queries' if name == 'square' else 'num_steps': 3}
@@ -86,7 +91,8 @@ def test_options_reach_those_that_have_them(name):
     assert takes(name, 'restarts') == (name not in NO_STEPS)
     assert takes(name, 'target') == (name in ('mislabel', 'dag'))
     assert takes(name, 'version') == (name == 'ensemble')
-    assert build(name, **given).describe()['eps'] == 8
+    if name not in OWN_BALL:
+        assert build(name, **given).describe()['eps'] == 8
 
 
 def test_targets_and_versions():
@@ -129,7 +135,7 @@ def test_what_attacks_tell_about_themselves():
 def test_help_says_the_defaults_that_differ():
     assert set(OPTIONS) == {
         *('norm', 'eps', 'step_size', 'num_steps', 'restarts', 'version'),
-        *('target', 'target_class', 'eot'),
+        *('target', 'target_class', 'eot', 'perturbation'),
     }
     assert help_text('num_steps') == (
         'steps of a run (default: 1000 for square; 10 for cls, reg, cwa, mim, dim, '

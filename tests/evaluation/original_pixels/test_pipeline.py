@@ -11,8 +11,9 @@ from mmengine.dataset import pseudo_collate
 
 import tiny
 from mmrobust.errors import ConfigError
-from mmrobust.evaluation.original_pixels import Geometry, Resizer, bilinear_weights
+from mmrobust.evaluation.original_pixels import Geometry, Resizer
 from mmrobust.evaluation.picture_pipeline import PicturePipeline
+from mmrobust.resizing import bilinear_weights
 
 LOAD = dict(type='LoadImageFromFile')
 ANNOTATIONS = dict(type='LoadAnnotations', with_bbox=True)

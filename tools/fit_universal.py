@@ -1,0 +1,108 @@
+"""Fits a universal perturbation on the training images of one or several detectors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmrobust import cli
+from mmrobust.errors import ConfigError
+from mmrobust.fitting import Plan, fit_universal
+from mmrobust.objective import Objective
+from mmrobust.studies.attack_matrix import Detector
+from mmrobust.universal import LARGEST
+from mmrobust.utils.validation import positive_int, to_pixels
+from mmrobust.weights import read_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument('config', help='config of a detector, with a train_dataloader')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--with',
+        dest='others',
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='fit for this detector, too; may be given several times',
+    )
+    parser.add_argument(
+        '--attack', choices=['universal'], default='universal', help='what is fitted'
+    )
+    parser.add_argument(
+        '--eps', default='8', help='radius in linf, pixel units of 0-255 (default 8)'
+    )
+    parser.add_argument(
+        '--objective',
+        default='total',
+        metavar='NAME',
+        help='what is raised: total (default), or an objective of docs/attacks.md',
+    )
+    parser.add_argument(
+        '--passes', type=int, default=5, help='over the training images (default 5)'
+    )
+    parser.add_argument(
+        '--batch-size', type=int, default=8, help='images of a step (default 8)'
+    )
+    parser.add_argument(
+        '--num-images', type=int, help='fit on a fixed choice of so many images'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        help="side of the square canvas (default: the picture's longer side)",
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of all draws (default 0)'
+    )
+    parser.add_argument(
+        '--work-dir',
+        default='work_dirs/universal',
+        help='folder of the result; the same command goes on there',
+    )
+    cli.add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Fits."""
+    args = parse_args()
+    setup_cache_size_limit_of_dynamo()
+    eps = to_pixels(args.eps)
+    if not 1 <= eps <= LARGEST:
+        raise ConfigError(
+            f'--eps {args.eps} must be from 1 to {LARGEST}: a file of 8 bits holds no '
+            'other perturbations.'
+        )
+    Objective(args.objective)  # refuses unknown ones
+    for option in ('passes', 'batch_size', 'num_images', 'size'):
+        if getattr(args, option) is not None:
+            positive_int(getattr(args, option), '--' + option.replace('_', '-'))
+    detectors: list[Detector] = []
+    for config, checkpoint in [(args.config, args.checkpoint), *args.others]:
+        args.config = config
+        name = f'detector{len(detectors)}'
+        detectors.append(Detector(name, config, checkpoint, cli.configure(args)))
+        read_checkpoint(checkpoint)
+    cli.check_work_dir(args.work_dir)
+    plan = Plan(
+        detectors=detectors,
+        eps=eps,
+        objective=args.objective,
+        work_dir=Path(args.work_dir),
+        passes=args.passes,
+        batch_size=args.batch_size,
+        num_images=args.num_images,
+        size=args.size,
+        seed=args.seed,
+    )
+    print(f'Perturbation, and its settings beside it: {fit_universal(plan)}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
