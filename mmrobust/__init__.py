@@ -7,6 +7,7 @@ compiled operators, lets torchvision's kernels stand in for them.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from . import compat
@@ -14,17 +15,20 @@ from .version import __version__
 
 compat.install()
 
-__all__ = ['Defended', '__version__', 'robustify']
+# Where each name lies: read on demand, as a config that imports the package should not
+# pay for all of it.
+_PLACES = {
+    'Defended': 'models',
+    'attack': 'api',
+    'evaluate': 'api',
+    'load': 'api',
+    'robustify': 'recipe',
+}
+
+__all__ = ['__version__', *_PLACES]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: a config that imports the package should not pay for this.
-    if name == 'robustify':
-        from .recipe import robustify
-
-        return robustify
-    if name == 'Defended':
-        from .models import Defended
-
-        return Defended
+    if name in _PLACES:
+        return getattr(import_module(f'.{_PLACES[name]}', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

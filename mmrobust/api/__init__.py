@@ -1,0 +1,8 @@
+"""Attacks and evaluations from Python: what the package offers at its top."""
+
+from .attack import attack
+from .attacked import AttackedImage, AttackedImages
+from .evaluate import evaluate
+from .report import Report, load
+
+__all__ = ['AttackedImage', 'AttackedImages', 'Report', 'attack', 'evaluate', 'load']
