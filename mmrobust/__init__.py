@@ -19,6 +19,7 @@ compat.install()
 # pay for all of it.
 _PLACES = {
     'Defended': 'models',
+    'ForeignDetector': 'models',
     'attack': 'api',
     'evaluate': 'api',
     'load': 'api',

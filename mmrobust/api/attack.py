@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -174,10 +175,12 @@ def _load(
             'the model has no cfg, which has the pipeline that pictures go through: '
             'build it with mmdet.apis.init_detector, or give a dataloader.'
         )
+    pipeline = get_test_pipeline_cfg(cfg.copy())
     meta = dict(getattr(model, 'dataset_meta', None) or {})
-    if not meta.get('classes'):  # a checkpoint need not tell them
-        meta['classes'] = tuple(map(str, range(classes_of(model))))
-    dataset = Pictures(images, get_test_pipeline_cfg(cfg.copy()), meta)
+    count = len(meta.get('classes') or ()) or None  # a checkpoint need not tell them
+    with suppress(ConfigError):  # of heads that do not count classes
+        count = count or classes_of(model)
+    dataset = Pictures(images, pipeline, meta, count)
     loader: DataLoader = DataLoader(dataset, batch_size=1, collate_fn=pseudo_collate)
     if targets is not None:
         dataset.label([targets] if single and not _is_list(targets) else targets)

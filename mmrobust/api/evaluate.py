@@ -88,8 +88,7 @@ def evaluate(
     if built is None:
         check_checkpoint(cfg.load_from, bare_model(runner.model))
     else:
-        device = next(built.parameters()).device
-        bare_model(runner.model).to(device).load_state_dict(built.state_dict())
+        runner.model = built
     with doing('evaluating'):
         runner.test()
     return load(report)

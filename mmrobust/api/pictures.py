@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ class Pictures(BaseDetDataset):
     Args:
         images: paths of pictures, or uint8 arrays (H, W, 3), BGR as mmcv reads them.
         pipeline: the test pipeline, from the file on.
-        metainfo: of the model's dataset, with ``classes``.
+        metainfo: of the model's dataset.
+        classes: how many there are, None if that is not known.
 
     Raises:
         ConfigError: for a picture that is missing or of another form.
@@ -38,7 +40,9 @@ class Pictures(BaseDetDataset):
         images: Sequence[str | os.PathLike | np.ndarray],
         pipeline: Sequence[Mapping[str, Any]],
         metainfo: Mapping[str, Any],
+        classes: int | None = None,
     ) -> None:
+        self._classes = classes
         self._folder = tempfile.TemporaryDirectory()
         self.names = [
             os.fspath(image) if isinstance(image, (str, os.PathLike)) else f'image {at}'
@@ -100,9 +104,8 @@ class Pictures(BaseDetDataset):
                 f'there are {len(self._infos)} images and {len(targets)} targets: '
                 'give one for each image.'
             )
-        classes = len(self.metainfo['classes'])
         for info, target in zip(self._infos, targets, strict=True):
-            info['instances'] = _instances(info, target, classes)
+            info['instances'] = _instances(info, target, self._classes)
         self.data_list = self.load_data_list()
         self._fully_initialized = False
         self.full_init()
@@ -119,7 +122,7 @@ def with_annotations(pipeline: Sequence[Mapping[str, Any]]) -> list[ConfigDict]:
 
 
 def _instances(
-    info: Mapping[str, Any], target: Any, classes: int
+    info: Mapping[str, Any], target: Any, classes: int | None
 ) -> list[dict[str, Any]]:
     """Lists the objects of a picture as datasets do."""
     name = info['img_path'] if target is None else f'image {info["img_id"]}'
@@ -136,10 +139,11 @@ def _instances(
             f'the targets of {name} have bboxes of shape {boxes.shape} and labels of '
             f'shape {labels.shape}: (n, 4) and (n,) were expected.'
         )
-    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+    known = math.inf if classes is None else classes
+    if len(labels) and (labels.min() < 0 or labels.max() >= known):
         raise ConfigError(
             f'the targets of {name} have labels from {labels.min()} to {labels.max()}, '
-            f'and the model has classes 0 to {classes - 1}.'
+            f'and the model has classes 0 to {known - 1}.'
         )
     found = [
         {'bbox': box.tolist(), 'bbox_label': int(label), 'ignore_flag': 0}

@@ -9,6 +9,7 @@ from .defences import JPEG, BitDepth, MedianFilter, RandomResizing
 from .defended import Defended
 from .dn_detr import DNDETR, DNDETRHead
 from .dn_queries import DnQueryGenerator
+from .foreign import ForeignDetector
 from .ssd_head import SSDHead
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     'DNDETRHead',
     'Defended',
     'DnQueryGenerator',
+    'ForeignDetector',
     'MedianFilter',
     'RandomResizing',
     'SSDHead',

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import float_images
-from ..utils.models import replaced
+from ..utils.models import device_of, replaced
 from ..utils.seeding import Draws, seeded
 from .base import Objective
 from .inputs import Inputs
@@ -53,7 +53,7 @@ class StackedOracle(LossOracle):
     ) -> None:
         super().__init__(model, data_batch, samples, objective)
         self._seams = seams
-        device = next(model.parameters()).device
+        device = device_of(model)
         self._draws = [Draws(seed, device) for seed in seeds]
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
@@ -114,7 +114,7 @@ def _find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
     if not prepare.normalises_only:
         name = type(model.data_preprocessor).__name__
         raise NotStackedError(f'what {name} does is not known')
-    (image,) = float_images(part, next(model.parameters()).device)
+    (image,) = float_images(part, device_of(model))
     heads = _heads(model, prepare([image], samples))
     # As another image one that is nothing like it, in its mean above all.
     pair = [image, 255 - image]

@@ -26,6 +26,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..utils.files import file_sha256, finite, write_atomically
+from ..utils.models import device_of
 from . import sections
 from .document import Bar, Document, Part, Section, Table
 from .html import page
@@ -74,7 +75,7 @@ class RobustnessReport:
     ) -> RobustnessReport:
         """Collects what is known before the first pass."""
         checkpoint = getattr(runner, '_load_from', None)
-        device = next(runner.model.parameters()).device
+        device = device_of(runner.model)
         return cls(
             config=runner.cfg.filename,
             checkpoint=checkpoint,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, doing
-from .models import replaced
+from .models import device_of, replaced
 
 OPTIONS = ('autocast', 'channels_last', 'compile')
 
@@ -111,7 +111,7 @@ class Acceleration:
         Raises:
             ConfigError: if device, model or torch cannot do what was asked for.
         """
-        device = next(model.parameters()).device
+        device = device_of(model)
         on_gpu = device.type == 'cuda'
         if self.autocast and on_gpu and not torch.cuda.is_bf16_supported():
             raise ConfigError(
@@ -149,7 +149,7 @@ class Acceleration:
             yield
             return
         plain = model.forward
-        device = next(model.parameters()).device.type
+        device = device_of(model).type
         dtype = torch.bfloat16 if self.autocast else None
 
         def forward(inputs: Any, *args: Any, **kwargs: Any) -> Any:

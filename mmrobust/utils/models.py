@@ -19,8 +19,9 @@ def bare_model(model: nn.Module) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Returns the device of the model's weights."""
-    return next(bare_model(model).parameters()).device
+    """Returns the device of the model's weights; of one without any the CPU."""
+    weights = bare_model(model).parameters()
+    return next((weight.device for weight in weights), torch.device('cpu'))
 
 
 def state_digest(module: nn.Module, without: Sequence[str] = ()) -> str:
