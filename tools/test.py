@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmrobust import cli
 from mmrobust.attacks import ATTACK_NAMES, OPTIONS, attack_preset, takes
@@ -155,6 +157,13 @@ def parse_args() -> argparse.Namespace:
         help='any of the attacks below; or autoattack, on classifiers',
     )
     cli.add_attack_options(group, more=_OF_AUTOATTACK)
+    group.add_argument(
+        '--require',
+        nargs='+',
+        metavar="'NAME>=VALUE'",
+        help='end with status 3 if a figure of the report is not as required, like '
+        "'ensemble>=0.25', 'benign>=0.4' or 'pgd:coco/bbox_mAP_50>=0.5'",
+    )
     speed = parser.add_argument_group(
         'speed', 'Of attacks that follow a gradient; not of autoattack.'
     )
@@ -182,6 +191,7 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to test with.')
     _set_attacks(cfg, args)
+    requirements = _requirements(cfg, args)
     read_checkpoint(args.checkpoint)  # before the model and the data are built
     cfg.load_from = args.checkpoint
     if args.out is not None and (
@@ -211,6 +221,29 @@ def test(cfg: Config, args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(dump(out_file_path=args.out))
     with doing('testing'), naming_bad_json(cfg):
         runner.test()
+    if requirements and is_main_process():
+        from mmrobust.api import check, load
+
+        missed = check(load(runner.test_loop.report), requirements)
+        for sentence in missed:
+            print(f'not met: {sentence}', file=sys.stderr)
+        if missed:
+            sys.exit(3)
+
+
+def _requirements(cfg: Config, args: argparse.Namespace) -> list[Any]:
+    """Reads what is required, and whether there will be such figures."""
+    if not args.require:
+        return []
+    # Late, as --help need not wait for it.
+    from mmrobust.api import Requirement
+
+    if not {'attacks', 'threats'} & set(cfg.test_cfg):
+        raise ConfigError('--require needs --attack, or attacks in the config.')
+    found = [Requirement.read(text) for text in args.require]
+    for each in found if 'attacks' in cfg.test_cfg else ():
+        each.check_name(list(cfg.test_cfg.attacks))
+    return found
 
 
 def _is_classifier(cfg: Config) -> bool:

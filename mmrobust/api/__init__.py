@@ -4,5 +4,15 @@ from .attack import attack
 from .attacked import AttackedImage, AttackedImages
 from .evaluate import evaluate
 from .report import Report, load
+from .requirements import Requirement, check
 
-__all__ = ['AttackedImage', 'AttackedImages', 'Report', 'attack', 'evaluate', 'load']
+__all__ = [
+    'AttackedImage',
+    'AttackedImages',
+    'Report',
+    'Requirement',
+    'attack',
+    'check',
+    'evaluate',
+    'load',
+]

@@ -13,6 +13,8 @@ from ..errors import ConfigError
 from ..report import markdown_table
 from .attacked import data_frame
 
+# Names of what is no attack.
+BENIGN, WORST = 'benign', 'worst'
 # Of an attack, beside its metrics.
 _SETTINGS = ('norm', 'eps', 'num_steps', 'objective')
 
@@ -51,17 +53,24 @@ class Report:
             found += [f'{name}: {text}' for text in each['checks']]
         return found
 
+    def figures_of(self, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Returns metrics and box analysis of a pass, the benign one or an attack's."""
+        if name == BENIGN:
+            return self.benign, self.content['benign'].get('boxes')
+        found = self.attacks[name]
+        return found['metrics'], found.get('boxes')
+
     def rows(self) -> list[dict[str, Any]]:
         """Returns a row for each pass, the benign one first.
 
         Columns are the attack, its settings, all metrics under their own names, and
         ``mAP``, ``mAP_low`` and ``mAP_high``: COCO's box mAP with its 95 % interval.
         """
-        boxes = self.content['benign'].get('boxes')
-        rows = [_row('benign', {}, self.benign, boxes)]
-        for name, each in self.attacks.items():
-            rows.append(_row(name, each, each['metrics'], each.get('boxes')))
-        return rows
+        passes = {BENIGN: {}, **self.attacks}
+        return [
+            _row(name, settings, *self.figures_of(name))
+            for name, settings in passes.items()
+        ]
 
     def table(self) -> str:
         """Returns the figures as a Markdown table."""

@@ -122,7 +122,9 @@ def test_predictions_of_another_form(predict, sentence, coco, tmp_path):
 def test_torchvisions_detector_as_documented(coco, tmp_path):
     """Predictions are torchvision's own, losses those of its training."""
     page = (Path(__file__).parents[2] / 'docs' / 'python.md').read_text()
-    (code,) = (c for c in re.findall(r'```python\n(.*?)```', page, re.S) if 'self.net' in c)
+    (code,) = (
+        c for c in re.findall(r'```python\n(.*?)```', page, re.S) if 'self.net' in c
+    )
     names = {}
     exec(code, names)
     try:
