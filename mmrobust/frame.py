@@ -286,6 +286,20 @@ def _shape_of(sample: BaseDataElement) -> tuple[int, int]:
     return height, width
 
 
+def from_input(sample: BaseDataElement) -> Affine:
+    """Returns the map from the network's input back to the original picture."""
+    to_input: Affine | None = sample.get(TO_INPUT, None)
+    return (to_input or Affine.scaling(*sample.get('scale_factor', (1, 1)))).inverse()
+
+
+def object_boxes(sample: BaseDataElement) -> Tensor | None:
+    """Returns a sample's upright boxes (n, 4) as they are; None if it has none."""
+    if 'bboxes' not in sample.get('gt_instances', ()):
+        return None
+    boxes = _plain(sample.gt_instances.bboxes)
+    return boxes if boxes.shape[-1] == 4 else None
+
+
 def count_boxes_outside(samples: Sequence[BaseDataElement]) -> int:
     """Counts boxes whose centre lies outside their image.
 

@@ -16,9 +16,11 @@ from .intervals import (
     worst_case_intervals,
 )
 from .matching import MatchTable, combine, match_detections, restrict
+from .patches import EDGES, PatchFigures, patch_figures
 from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
+    'EDGES',
     'SCORE_THR',
     'CocoSummary',
     'Detections',
@@ -27,6 +29,7 @@ __all__ = [
     'GroundTruth',
     'Interval',
     'MatchTable',
+    'PatchFigures',
     'WorstCase',
     'broken',
     'coco_ap',
@@ -38,6 +41,7 @@ __all__ = [
     'map_interval',
     'match_detections',
     'mean_ap',
+    'patch_figures',
     'restrict',
     'worst_case_intervals',
     'worst_case_map',

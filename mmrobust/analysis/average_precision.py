@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .detections import Detections, GroundTruth, box_areas, pair, xywh
-from .matching import MatchTable
+from .matching import COCO_IOUS, MatchTable
 
 _RECALLS: np.ndarray = np.linspace(0.0, 1.0, 101)
 
@@ -222,14 +222,52 @@ def coco_ap(
     Raises:
         ConfigError: if the images do not agree (see ``pair``).
     """
+    pairs = pair(truths, detections, num_classes)
+    areas = [truth.areas for truth, _ in pairs]
+    found = [box_areas(detected.bboxes) for _, detected in pairs]
+    precision = precision_by(pairs, num_classes, areas, found)
+    at_most = precision[..., -1]
+    metrics = {'mAP': mean_precision(precision[:, :, :, 0, 0])}
+    for iou in (50, 75):
+        place = int(np.argmin(np.abs(COCO_IOUS - iou / 100)))
+        metrics[f'mAP_{iou}'] = mean_precision(at_most[place, :, :, 0])
+    for size, area in _SIZES.items():
+        metrics[f'mAP_{size}'] = mean_precision(at_most[:, :, :, area])
+    classes = range(num_classes)
+    per_class = [mean_precision(at_most[:, :, label, 0]) for label in classes]
+    return CocoSummary(metrics, np.array(per_class))
+
+
+def precision_by(
+    pairs: Sequence[tuple[GroundTruth, Detections]],
+    num_classes: int,
+    of_objects: Sequence[np.ndarray],
+    of_detections: Sequence[np.ndarray],
+    ranges: Sequence[tuple[float, float]] | None = None,
+) -> np.ndarray:
+    """Computes COCO's precision over ranges of a size, which COCO takes areas for.
+
+    Args:
+        pairs: images, see ``pair``.
+        num_classes: K, classes of the dataset.
+        of_objects: the size (M,) of the objects of each image.
+        of_detections: the same of its detections (N,).
+        ranges: pairs of the smallest and the largest size, both included; by default
+            COCO's areas.
+
+    Returns:
+        Precision by IoU, level of recall, class, range and most detections of a class
+        in an image (``MAX_DETS``); -1 where there is no object.
+    """
     images: list[dict] = []
     objects: list[dict] = []
     found: list[dict] = []
-    for index, (truth, detected) in enumerate(pair(truths, detections, num_classes)):
+    rows = zip(pairs, of_objects, of_detections, strict=True)
+    for index, ((truth, detected), mine, theirs) in enumerate(rows):
         images.append({'id': index, 'height': truth.height, 'width': truth.width})
-        crowd, areas = truth.ignore.astype(int), box_areas(detected.bboxes)
-        _add(objects, index, truth, area=truth.areas, iscrowd=crowd)
-        _add(found, index, detected, area=areas, score=detected.scores)
+        crowd = truth.ignore.astype(int)
+        _add(objects, index, truth, area=mine, iscrowd=crowd)
+        _add(found, index, detected, area=theirs, score=detected.scores)
     with redirect_stdout(io.StringIO()):  # pycocotools prints
         evaluation = COCOeval(
             _dataset(images, objects, num_classes),
@@ -237,23 +275,17 @@ def coco_ap(
             'bbox',
         )
         evaluation.params.maxDets = list(MAX_DETS)
+        if ranges is not None:
+            evaluation.params.areaRng = [list(each) for each in ranges]
+            evaluation.params.areaRngLbl = [str(each) for each in ranges]
         evaluation.evaluate()
         evaluation.accumulate()
-    # (IoU, recall, class, area, detections per image and class)
-    precision = evaluation.eval['precision']
-    ious = evaluation.params.iouThrs
-    at_most = precision[..., -1]
-    metrics = {'mAP': _mean(precision[:, :, :, 0, 0])}
-    for iou in (50, 75):
-        place = int(np.argmin(np.abs(ious - iou / 100)))
-        metrics[f'mAP_{iou}'] = _mean(at_most[place, :, :, 0])
-    for size, area in _SIZES.items():
-        metrics[f'mAP_{size}'] = _mean(at_most[:, :, :, area])
-    per_class = [_mean(at_most[:, :, label, 0]) for label in range(num_classes)]
-    return CocoSummary(metrics, np.array(per_class))
+    precision: np.ndarray = evaluation.eval['precision']
+    return precision
 
 
-def _mean(precision: np.ndarray) -> float:
+def mean_precision(precision: np.ndarray) -> float:
+    """The mean of what :func:`precision_by` gives; NaN where there is no object."""
     there = precision[precision > -1]
     return float(there.mean()) if there.size else float('nan')
 

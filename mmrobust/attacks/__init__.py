@@ -6,6 +6,7 @@ from .apgd import APGD, LARGER_RADII
 from .base import Attack, Option, Oracle, Preset
 from .ensemble import Ensemble
 from .noise import RandomNoise
+from .patch import Patch
 from .pgd import PGD
 from .presets import (
     ATTACK_NAMES,
@@ -29,6 +30,7 @@ __all__ = [
     'Ensemble',
     'Option',
     'Oracle',
+    'Patch',
     'Preset',
     'RandomNoise',
     'Square',

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..objective import Objective
+from ..patches import Place
 from ..threat import NORMS, ThreatModel
 from ..utils.validation import positive_int, to_pixels
 
@@ -28,8 +29,9 @@ class Oracle(Protocol):
 
     :class:`mmrobust.objective.LossOracle` is the detector's; an attack knows no more
     of the network than this. An oracle that knows where objects are may also have a
-    context ``moved``, see :meth:`mmrobust.objective.LossOracle.moved`; one of images
-    with padding has ``regions``, see :func:`regions_of`.
+    context ``moved``, see :meth:`mmrobust.objective.LossOracle.moved`, and ``boxes``
+    (n, 4) of each image's objects in its frame, None where there are none; one of
+    images with padding has ``regions``, see :func:`regions_of`.
     """
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
@@ -125,9 +127,9 @@ class Attack(ABC):
         ConfigError: if an argument is unknown or out of range.
     """
 
-    search: ClassVar[str] = ''
-    asks: ClassVar[Literal['gradients', 'values', 'nothing']] = 'gradients'
-    baseline: ClassVar[bool] = False
+    search: str = ''
+    asks: Literal['gradients', 'values', 'nothing'] = 'gradients'
+    baseline: bool = False
     transferable: ClassVar[bool] = False
     reads: Literal['loss', 'detections'] = 'loss'
     members: dict[str, Attack] | None = None
@@ -176,6 +178,19 @@ class Attack(ABC):
             ConfigError: if they would be worth nothing.
         """
         return []
+
+    def controls(self) -> dict[str, Attack]:
+        """Returns attacks by name that are always made beside it, to compare with.
+
+        A name stands behind that of the attack: ``random`` for ``patch-random``.
+        """
+        return {}
+
+    def patches(
+        self, oracle: Oracle, images: Sequence[Tensor]
+    ) -> list[list[Place]] | None:
+        """Returns where the patches of each image lie; None for other attacks."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings that define the attack, for the report."""

@@ -12,13 +12,14 @@ from .apgd import APGD
 from .base import Attack, Option, Preset
 from .ensemble import Ensemble
 from .noise import RandomNoise
+from .patch import Patch
 from .pgd import PGD
 from .square import Square
 from .transferable import TransferPGD
 from .universal import Universal
 
 # In the order of --help and of docs/attacks.md.
-_CLASSES = (RandomNoise, PGD, APGD, TransferPGD, Square, Ensemble, Universal)
+_CLASSES = (RandomNoise, PGD, APGD, TransferPGD, Square, Patch, Ensemble, Universal)
 
 # Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}
@@ -71,7 +72,8 @@ def help_text(option: str) -> str:
         if own is not None and '.' not in own.parameter:
             value = inspect.signature(attack).parameters[own.parameter].default
             value = preset.settings.get(own.parameter, value)
-            defaults.setdefault(value, []).append(name)
+            if value is not None:  # which depends on other settings
+                defaults.setdefault(value, []).append(name)
     text = OPTIONS[option].help
     if len(defaults) < 2:
         return text
@@ -89,6 +91,7 @@ def attack_preset(
         name: one of ``ATTACK_NAMES``.
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units; 4 by default for linf, to be given for l2 and l1.
+            An attack whose options have neither norm nor eps keeps its own.
         **options: other options of :data:`OPTIONS`. One that is None, or that the
             attack does not have, is left out, so that one set of them serves several
             attacks.

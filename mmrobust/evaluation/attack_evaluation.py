@@ -48,6 +48,7 @@ from .preparation import (
     build_attacks,
     check_ground_truth,
     check_objectives,
+    check_patches,
     doubts_of,
     form_groups,
     refuse_for_classifiers,
@@ -276,6 +277,7 @@ class AttackEvaluation(BaseLoop):
         )
         notes: list[str] = []
         if self.attacks:
+            check_patches(self.attacks, self.attacker, self.images)
             train_loader = runner.cfg.get('train_dataloader')
             notes = [
                 *self._notes,

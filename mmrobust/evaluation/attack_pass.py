@@ -92,6 +92,7 @@ class AttackPass:
             choice = self.ensemble.choose(self.result, costs, self.records)
             self._read_again('outputs', choice)
         self.result.metrics, self.result.boxes = self._score(self.name)
+        self.result.patches = self._patches(costs)
         if self.ensemble and self.result.boxes:
             # Those that know of the choice.
             self.result.boxes.update(self.ensemble.intervals)
@@ -212,6 +213,14 @@ class AttackPass:
             if text not in self.result.checks:
                 self.result.checks.append(text)
         return metrics, boxes
+
+    def _patches(self, costs: _Costs) -> dict[str, Any] | None:
+        """Says what the attack's patches did, if it has some."""
+        rows = (cost for members in costs.values() for cost in members.values())
+        placed = [pair for cost in rows for pair in cost['patches'] or ()]
+        if self.ensemble or not placed or self.scores.analysis is None:
+            return None
+        return self.scores.analysis.patches(dict(placed))
 
     def _save_chosen(self, member: str, part: dict) -> None:
         """Puts an ensemble's example where those of other attacks are."""

@@ -8,17 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..attacks import Attack
+from ..attacks import Attack, Patch
 from ..batch import float_images, image_id, with_images
 from ..checks import WatchedOracle
 from ..distributed import alone
 from ..errors import doing
-from ..frame import FRAME, TO_INPUT, attack_samples, count_boxes_outside
+from ..frame import (
+    FRAME,
+    TO_INPUT,
+    attack_samples,
+    count_boxes_outside,
+    from_input,
+)
 from ..objective import (
     ClassifierOracle,
     DetectionOracle,
@@ -43,7 +50,7 @@ from .picture_pipeline import PicturePipeline
 # All that a record holds of an outcome beside predictions.
 _FIGURES = (
     *('forwards', 'backwards', 'queries', 'seconds', 'outside'),
-    *('watched', 'radius'),
+    *('watched', 'radius', 'patches'),
 )
 
 
@@ -63,6 +70,9 @@ class Outcome:
     # perturbation in pixel units
     quantized: list[BaseDataElement] | None = None
     radius: float | None = None
+    # of an attack with patches, boxes (x1, y1, x2, y2) in the original picture of each
+    # image, and its id
+    patches: list[tuple[Any, list[list[float]]]] | None = None
     # the attacked images (C, H, W) in pixel units, as the network saw them and in the
     # space of the attack; None of an outcome that comes from a record
     inputs: list[Tensor] | None = field(default=None, repr=False)
@@ -172,6 +182,7 @@ class Attacker:
                 draws = [attack_generator(seed) for seed in seeds]
                 with self.speed.on(self.model):
                     clean, found, inputs = self._perturb(attack, watched, batch, draws)
+            patches = self._patches(attack, oracle, batch, clean)
             if isinstance(oracle, ClassifierOracle):
                 # An attack that mends an image has not made the model robust.
                 wrong = oracle.misclassified(clean)
@@ -193,6 +204,7 @@ class Attacker:
                 outcome.outside = count_boxes_outside(samples[own])
             outcome.watched = seen[own]
             outcome.inputs, outcome.found = inputs[own], found[own]
+            outcome.patches = patches[own] if patches is not None else None
             if self.quantize:
                 self._predict_quantized(outcome, part, clean[place], attack.threat.norm)
             outcome.seconds = seconds + time.monotonic() - started
@@ -208,11 +220,38 @@ class Attacker:
             found = attack.perturb(oracle, clean, draws)
             found = restored(found, clean, part['data_samples'])
             return clean, found, found
+        resized = self._resized(oracle, part)
+        found = attack.perturb(resized, clean, draws)
+        pairs = zip(resized.resizers, found, strict=True)
+        return clean, found, [resizer(image) for resizer, image in pairs]
+
+    def _resized(self, oracle: Any, part: dict) -> ResizedOracle:
         assert self.pixels is not None
         resizers = [self.pixels.resizer(sample) for sample in part['data_samples']]
-        found = attack.perturb(ResizedOracle(oracle, resizers), clean, draws)
-        pairs = zip(resizers, found, strict=True)
-        return clean, found, [resizer(image) for resizer, image in pairs]
+        return ResizedOracle(oracle, resizers)
+
+    def _patches(
+        self, attack: Attack, oracle: Any, part: dict, clean: list[Tensor]
+    ) -> list[tuple[Any, list[list[float]]]] | None:
+        """Returns where patches lie in the original pictures."""
+        resized = self.space == 'original'
+        view = self._resized(oracle, part) if resized else oracle
+        places = attack.patches(view, clean)
+        if places is None:
+            return None
+        found = []
+        for sample, each in zip(part['data_samples'], places, strict=True):
+            boxes = np.array([place.box for place in each], float).reshape(-1, 4)
+            if not resized:
+                boxes = from_input(sample).boxes(boxes)
+            found.append((image_id(sample), boxes.tolist()))
+        return found
+
+    def check_patches(self, attack: Patch, part: dict) -> None:
+        """See :meth:`.Patch.check_fits`."""
+        oracle = self.oracle(attack, part, self.samples(part))
+        view = self._resized(oracle, part) if self.space == 'original' else oracle
+        attack.check_fits(view, self.clean(part))
 
     def clean(self, part: dict) -> list[Tensor]:
         """Returns what is attacked: the network's inputs or the original pictures."""

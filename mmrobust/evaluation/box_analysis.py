@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
 from ..analysis import (
+    EDGES,
     SCORE_THR,
     Detections,
     GroundTruth,
@@ -23,6 +24,7 @@ from ..analysis import (
     image_score,
     map_interval,
     match_detections,
+    patch_figures,
     worst_case_intervals,
     worst_case_map,
 )
@@ -61,6 +63,9 @@ class BoxAnalysis:
         self.num_classes = len(self.classes)
         self.seed = seed
         self.tables: dict[str, MatchTable] = {}
+        # Boxes of the last pass and of the benign one, where they could be matched.
+        self._matched: list[Detections] | None = None
+        self._benign: list[Detections] | None = None
         self.problems: list[str] = []
 
     @classmethod
@@ -127,13 +132,14 @@ class BoxAnalysis:
         Returns:
             None on other processes than the main one, and if an image is missing.
         """
-        size = len(self.truths)
+        size, self._matched = len(self.truths), None
         everywhere = collect_results(list(found), size, device='cpu')
         # Samplers repeat images so that all processes have as many.
         if not is_main_process() or len({f.img_id for f in everywhere}) < size:
             return None
+        table = match_detections(self.truths, everywhere, self.num_classes)
         self._matched = everywhere
-        return match_detections(self.truths, everywhere, self.num_classes)
+        return table
 
     def finish(
         self, name: str, found: Sequence[Detections], keep: bool = True
@@ -164,15 +170,17 @@ class BoxAnalysis:
         self, name: str, found: Sequence[Detections], keep: bool
     ) -> dict[str, Any] | None:
         table = self.match(found)
-        if table is None:
+        if table is None or self._matched is None:
             return None
+        if name == BENIGN:
+            self._benign = self._matched
         if keep:
             self.tables[name] = table
         errors = count_errors(self.truths, self._matched, self.num_classes)
         result = {
             'mAP': asdict(map_interval(table, seed=self.seed)),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
-            **self._by_size_and_class(),
+            **self._by_size_and_class(self._matched),
         }
         if name != BENIGN and BENIGN in self.tables:
             benign = self.tables[BENIGN]
@@ -180,8 +188,34 @@ class BoxAnalysis:
             result['drop'] = asdict(drop)
         return result
 
-    def _by_size_and_class(self) -> dict[str, Any]:
-        summary = coco_ap(self.truths, self._matched, self.num_classes)
+    def patches(self, patches: Mapping[Any, Any]) -> dict[str, Any] | None:
+        """Compares the pass that ended last with the benign one, at the same patches.
+
+        Args:
+            patches: see :func:`mmrobust.analysis.patch_figures`.
+
+        Returns:
+            How many images have a patch and how many objects each bin of distance has,
+            and of both passes ``mAP``, that of the bins and the false detections on
+            patches; None on other processes than the main one, and for models without
+            boxes.
+        """
+        passes = {'benign': self._benign, 'attack': self._matched}
+        result: dict[str, Any] = {'edges': list(EDGES)}
+        for name, found in passes.items():
+            if found is None:
+                return None
+            figures = patch_figures(self.truths, found, patches, self.num_classes)
+            result |= {'images': figures.images, 'objects': list(figures.objects)}
+            result[name] = {
+                'mAP': figures.mean_ap,
+                'by_distance': list(figures.near),
+                'on_patch': figures.on_patch,
+            }
+        return result
+
+    def _by_size_and_class(self, found: Sequence[Detections]) -> dict[str, Any]:
+        summary = coco_ap(self.truths, found, self.num_classes)
         metrics, classes = summary.metrics, summary.per_class.tolist()
         sizes = {size: metrics[f'mAP_{size[0]}'] for size in SIZES}
         by_class = dict(zip(self.classes, classes, strict=True))

@@ -77,6 +77,12 @@ class Resizer:
             picture = self._pad(picture, whole[0] - resized[0], whole[1] - resized[1])
         return picture
 
+    def back(self, boxes: Tensor) -> Tensor:
+        """Returns where boxes (n, 4) of the input are in the picture."""
+        pairs = zip(self.geometry.original, self.geometry.resized, strict=True)
+        vertical, horizontal = (old / new for old, new in pairs)
+        return boxes * boxes.new_tensor([horizontal, vertical] * 2)
+
     def _pad(self, picture: Tensor, bottom: int, right: int) -> Tensor:
         one = not isinstance(self.pad_val, tuple)
         values: Any = [self.pad_val] * len(picture) if one else self.pad_val
@@ -102,6 +108,11 @@ class ResizedOracle:
         self.oracle = oracle
         self.regions = None
         self.resizers = list(resizers)
+        boxes = getattr(oracle, 'boxes', None) or [None] * len(self.resizers)
+        pairs = zip(boxes, self.resizers, strict=True)
+        self.boxes = [
+            None if boxes is None else resizer.back(boxes) for boxes, resizer in pairs
+        ]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.oracle, name)

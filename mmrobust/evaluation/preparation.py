@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks import Attack, RandomNoise
+from ..attacks import PGD, Attack, Patch, RandomNoise
 from ..batch import check_batch, check_range, float_images, with_images
 from ..checks import examine, path_difference, trial_verdicts
 from ..errors import ConfigError, doing, short
@@ -58,7 +58,22 @@ def build_attacks(attacks: Any) -> dict[str, Attack]:
                 f'{name}={attack!r} in attacks must be a dict, like '
                 "dict(type='mmrobust.PGD', eps=4)."
             )
+        _add_controls(name, built, attacks)
     return built
+
+
+def _add_controls(name: str, built: dict[str, Attack], given: Mapping) -> None:
+    """Puts the controls of an attack behind it, unless others have the same."""
+    for suffix, control in built[name].controls().items():
+        told = control.describe()
+        if any(told == each.describe() for each in built.values()):
+            continue
+        label = f'{name}-{suffix}'
+        if label in given:
+            raise ConfigError(
+                f'{label!r} in attacks is the name of a control of {name!r}: rename it.'
+            )
+        built[label] = control
 
 
 def refuse_for_classifiers(
@@ -275,6 +290,23 @@ def _without_gradient(
     return 'it depends on the image by steps only, or not at all'
 
 
+def check_patches(
+    attacks: Mapping[str, Attack], attacker: Attacker, images: EvaluatedImages
+) -> None:
+    """Makes sure that patches fit into the first image.
+
+    Raises:
+        ConfigError: if not, or if there are no boxes that they could lie at.
+    """
+    patches = [a for a in single_attacks(attacks.values()) if isinstance(a, Patch)]
+    if not patches:
+        return
+    part = images.load(0)
+    with attacker.asking():
+        for attack in patches:
+            attacker.check_patches(attack, part)
+
+
 def form_groups(attacker: Attacker, images: EvaluatedImages) -> list[str]:
     """Tries out whether images can be attacked together, if that is asked for.
 
@@ -331,8 +363,10 @@ def try_out(
     searches = [each for each in single if each.asks == 'gradients']
     if not searches or not count:
         return []
+    # A trial changes whole images, for which the radius of a patch is none.
+    whole = [a for a in searches if not isinstance(a, Patch)] or [PGD()]
     # Of a curve the largest ball, where an attack has to show that it is one.
-    balls = [a.threat for a in searches if a.threat.norm == searches[0].threat.norm]
+    balls = [a.threat for a in whole if a.threat.norm == whole[0].threat.norm]
     threat = max(balls, key=lambda ball: ball.eps)
     records = records_of('trials', [threat.norm, threat.eps])
     trials = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch import with_images
 from ..errors import ConfigError
-from ..frame import TO_INPUT
+from ..frame import TO_INPUT, object_boxes
 from ..geometry import Affine
 from ..region import region_of
 from ..utils.models import frozen
@@ -105,6 +105,7 @@ class DetectionOracle:
         self.data_batch = data_batch
         self.samples = list(samples)
         self.regions = [region_of(sample) for sample in samples]
+        self.boxes = [object_boxes(sample) for sample in samples]
         self.forwards = 0
         self.backwards = 0
 

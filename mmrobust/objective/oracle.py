@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import float_images, take
+from ..frame import object_boxes
 from ..region import region_of
 from ..utils.seeding import seeded
 from .base import Objective
@@ -39,6 +40,7 @@ class LossOracle:
         forwards: images that went through the network forwards.
         backwards: images that went through the network backwards.
         regions: which pixels of each image are attackable, see :mod:`mmrobust.region`.
+        boxes: of the objects of each clean image, see :func:`.object_boxes`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LossOracle:
         # Of the clean images; an attack may move the others along with the pixels.
         self._clean = list(samples)
         self.regions = [region_of(sample) for sample in samples]
+        self.boxes = [object_boxes(sample) for sample in samples]
         self.objective = objective
         self.per_image = per_image
         self.forwards = 0

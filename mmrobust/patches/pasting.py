@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .places import Place
+from .places import Place, picture_of
 from .transforms import IDENTITY, Draw
 
 _MIDDLE = 127.5
@@ -50,7 +50,7 @@ def paste(
     if draw.gain != 1 or draw.offset:
         texture = (texture - _MIDDLE) * draw.gain + (_MIDDLE + draw.offset)
         texture = texture.clamp(0, 255)
-    window = _window(place, draw).on(image)
+    window = _window(place, draw).cut(picture_of(image))
     if not window.height or not window.width:
         return image
     index = window.window

@@ -45,12 +45,11 @@ class Place:
         """(x, y) of its middle."""
         return self.left + self.width / 2, self.top + self.height / 2
 
-    def on(self, image: Tensor) -> Place:
-        """Returns what lies on an image (C, H, W); nothing has no rows or columns."""
-        left, top, right, bottom = self.box
-        left, top = max(left, 0), max(top, 0)
-        height = max(min(bottom, image.shape[-2]) - top, 0)
-        return Place(top, left, height, max(min(right, image.shape[-1]) - left, 0))
+    def cut(self, picture: Place) -> Place:
+        """Returns what lies on a picture; nothing has no rows or no columns."""
+        edges = tuple(zip(self.box, picture.box, strict=True))
+        (left, top), (right, bottom) = map(max, edges[:2]), map(min, edges[2:])
+        return Place(top, left, max(bottom - top, 0), max(right - left, 0))
 
     def shared(self, box: Sequence[float]) -> float:
         """Returns how many pixels it shares with a box (x1, y1, x2, y2)."""

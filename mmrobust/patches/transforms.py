@@ -7,13 +7,14 @@ varied is what AdvPatch (arXiv 1904.08653) varies, and perspective.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
 
-from ..utils.validation import number
+from ..errors import ConfigError
+from ..utils.validation import did_you_mean, number
 
 _UNIT = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 
@@ -101,8 +102,44 @@ class Transformations:
             limit = largest.get(field.name, 255)
             number(getattr(self, field.name), field.name, limit)
 
+    @classmethod
+    def read(cls, value: Mapping[str, float] | str | None) -> Transformations:
+        """Reads strengths by their names.
+
+        Args:
+            value: a mapping, text like ``'rotation=20,blur=1'``, ``'printed'`` for the
+                usual strengths of a patch on paper, or None for none.
+
+        Raises:
+            ConfigError: for an unknown name, or a strength that is out of range.
+        """
+        if value is None:
+            return cls()
+        if value == 'printed':
+            return PRINTED
+        given: dict[str, float | str] = {}
+        if isinstance(value, Mapping):
+            given = dict(value)
+        else:
+            for part in str(value).split(','):
+                name, _, strength = part.partition('=')
+                given[name.strip()] = strength
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f'{name!r} is no transformation of patches'
+                    f'{did_you_mean(name, known)}: give strengths like '
+                    f"'rotation=20,blur=1', of {', '.join(known)}, or 'printed'."
+                )
+        return cls(**{name: number(each, name) for name, each in given.items()})
+
+    def describe(self) -> dict[str, float]:
+        """Returns the strengths that are not 0."""
+        return {name: each for name, each in asdict(self).items() if each}
+
     def __bool__(self) -> bool:
-        return any(asdict(self).values())
+        return bool(self.describe())
 
     def draw(self, generator: torch.Generator) -> Draw:
         """Draws a way to see a patch, always with as many numbers of the generator."""
@@ -123,6 +160,20 @@ class Transformations:
             noise=self.noise,
             seed=int(drawn[13] * 2**53),
         )
+
+
+# Rotation, contrast, brightness and noise are those of AdvPatch's code, whose noise is
+# uniform up to 0.1 of the range and has this standard deviation; it has no perspective
+# and no blur.
+PRINTED = Transformations(
+    scale=0.1,
+    rotation=20,
+    perspective=0.05,
+    brightness=25.5,
+    contrast=0.2,
+    blur=1,
+    noise=14.7,
+)
 
 
 def homography(corners: Sequence[tuple[float, float]]) -> np.ndarray:

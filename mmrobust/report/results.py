@@ -48,6 +48,9 @@ class AttackResult:
     # chosen (on how many it is the worst), mAP (after this member), and its costs.
     members: list[dict[str, Any]] | None = None
     watched: dict[str, Any] | None = None  # statistics of the gradients
+    # Of an attack with patches: AP by the distance of objects from them, and false
+    # detections on them, beside those of the benign pass.
+    patches: dict[str, Any] | None = None
     # Of the attack: see :class:`mmrobust.attacks.Attack`.
     asks: str = 'gradients'
     baseline: bool = False
@@ -62,7 +65,7 @@ class AttackResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
-        extra = ('boxes', 'quantized', 'members', 'watched')
+        extra = ('boxes', 'quantized', 'members', 'watched', 'patches')
         costs = {key: round(getattr(self, key), 2) for key in _COUNTS}
         return {
             'name': self.name,

@@ -170,6 +170,7 @@ class RobustnessReport:
             sections.boxes_section(passes, self.worst_case),
             sections.sizes_section(passes),
             sections.classes_section(passes),
+            sections.patches_section(self.attacks),
             sections.pictures_section(headline, self.attacks),
             *self.more(),
             Section('checks', 'Checks', [warnings or 'No warnings.']),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from ..analysis import SCORE_THR
 from .document import (
     MISSING,
     Bar,
@@ -252,6 +253,41 @@ def classes_section(passes: Passes) -> Section | None:
     head = ['class', passes[0][0], 'largest fall', *(name for name, _ in shown)]
     parts: list[Part] = [f'{text}.', Table(head, [row for _, row in rows])]
     return Section('classes', 'By class', parts, page_only=True)
+
+
+def patches_section(attacks: Sequence[AttackResult]) -> Section | None:
+    """Tabulates AP by the distance from patches, and what is detected on them."""
+    groups: dict[str, list[AttackResult]] = {}
+    for attack in attacks:
+        if attack.patches:
+            places = {**attack.settings['patch'], 'transform': None}
+            groups.setdefault(str(places), []).append(attack)
+    if not groups:
+        return None
+    parts: list[Part] = [
+        'mAP of objects by their distance from the nearest patch, as a multiple of the '
+        "object's own side (the root of its box's area); an object up to the first "
+        'distance is patched. False detections on a patch (half of their area lies on '
+        'it, and no object overlaps them by an IoU of 0.5) are counted apart, from '
+        f'scores of {SCORE_THR:g}, and in no mAP here.'
+    ]
+    for group in groups.values():
+        first = group[0].patches or {}
+        edges = [f'{edge:g}' for edge in first['edges']]
+        bins = [f'up to {edge}' for edge in edges] + [f'beyond {edges[-1]}']
+        rows = [
+            ['objects', str(sum(first['objects'])), *map(str, first['objects']), '']
+        ]
+        passes = [(BENIGN_LABEL, first['benign'])]
+        passes += [(a.name, a.patches['attack']) for a in group if a.patches]
+        for name, found in passes:
+            figures = map(number, (found['mAP'], *found['by_distance']))
+            rows.append([name, *figures, str(found['on_patch'])])
+        patch = group[0].settings['patch']
+        size, place, count = patch['size'], patch['place'], first['images']
+        parts.append(f'Size {size}, place {place}, on {count} images:')
+        parts.append(Table(['pass', 'all', *bins, 'false, on a patch'], rows))
+    return Section('patches', 'Patches', parts)
 
 
 def pictures_section(

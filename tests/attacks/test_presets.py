@@ -38,6 +38,7 @@ PRESETS = {
     'dim': {'type': 'mmrobust.TransferPGD', 'diversity_prob': 0.5},
     'tim': {'type': 'mmrobust.TransferPGD', 'kernel_size': 15},
     'square': {'type': 'mmrobust.Square', 'num_queries': 1000},
+    'patch': {'type': 'mmrobust.Patch'},
     'ensemble': {'type': 'mmrobust.Ensemble'},
     'universal': {'type': 'mmrobust.Universal'},
     'vanish': {'num_steps': 20, 'objective': 'vanish'},
@@ -55,8 +56,9 @@ PRESETS = {
 }
 
 NO_STEPS = ('noise', 'fgsm', 'ensemble', 'universal')
-OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square', 'universal')
-OWN_BALL = ('universal',)
+OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square', 'patch', 'universal')
+# Names whose ball is their own.
+OWN_BALL = ('patch', 'universal')
 
 
 def build(name, **options):
@@ -77,7 +79,7 @@ def test_options_reach_those_that_have_them(name):
     given = dict(eps='8/255', step_size=1, num_steps=3, restarts=2, target_class=0)
     wanted = {**PGD_TYPE, **PRESETS[name], 'eps': '8/255'}
     if name in OWN_BALL:
-        wanted = PRESETS[name]
+        wanted = dict(PRESETS[name])
     if name not in NO_STEPS:
         wanted |= {'restarts': 2}
         wanted |= {'num_queries' if name == 'square' else 'num_steps': 3}
@@ -135,7 +137,8 @@ def test_what_attacks_tell_about_themselves():
 def test_help_says_the_defaults_that_differ():
     assert set(OPTIONS) == {
         *('norm', 'eps', 'step_size', 'num_steps', 'restarts', 'version'),
-        *('target', 'target_class', 'eot', 'perturbation'),
+        *('target', 'target_class', 'eot', 'patch_size', 'patch_place'),
+        *('patch_search', 'patch_eps', 'patch_transform', 'perturbation'),
     }
     assert help_text('num_steps') == (
         'steps of a run (default: 1000 for square; 10 for cls, reg, cwa, mim, dim, '
