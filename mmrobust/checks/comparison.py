@@ -116,7 +116,8 @@ def comparison_verdicts(
     found = []
     for result in attacks:
         figure = figure_of(result.metrics, result.boxes)
-        if figure is not None:
+        # Latency is not meant to lower AP.
+        if figure is not None and result.settings.get('objective') != 'latency':
             found.append(_Pass(result, figure))
     passes = _Passes(None if benign is None else benign.share, found)
     sentences: dict[str, list[str]] = {}

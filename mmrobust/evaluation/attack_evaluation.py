@@ -43,6 +43,7 @@ from .images import (
     enough_for_groups,
     restrict_metrics,
 )
+from .load import is_wanted
 from .picture_pipeline import PicturePipeline
 from .preparation import (
     build_attacks,
@@ -274,6 +275,7 @@ class AttackEvaluation(BaseLoop):
             quantize=self.quantize,
             speed=self.speed,
             group_size=self.attack_batch_size,
+            measures_load=bool(self.report) and is_wanted(self.attacks.values()),
         )
         notes: list[str] = []
         if self.attacks:
@@ -352,6 +354,7 @@ class AttackEvaluation(BaseLoop):
             'space': self.space,
             'quantize': self.quantize,
             'attack_batch_size': self.attack_batch_size,
+            **({'load': True} if self.attacker.measures_load else {}),
             'versions': package_versions(),
             'device': device_name(self.attacker.device),
         }

@@ -10,6 +10,7 @@ from mmengine.dist import collect_results, get_world_size
 from mmengine.structures import BaseDataElement
 
 from ..attacks import Attack
+from ..batch import with_images
 from ..checks import pass_verdicts
 from ..errors import doing
 from ..report import AttackResult
@@ -20,6 +21,7 @@ from .benign_pass import Scores
 from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
 from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
+from .load import load_of, summary
 from .visualization import Gallery
 
 _COSTS = ('forwards', 'backwards', 'queries', 'seconds')
@@ -67,18 +69,20 @@ class AttackPass:
     def run(self, progress: Progress) -> AttackResult:
         """Attacks what is not on record, and scores everything."""
         costs: _Costs = {}
+        loads: dict[str, dict[str, Any]] = {}
         progress.start(self.name)
         for index, data_batch, parts in self.images:
             shown: list[Outcome] = []
             for (part, keys), outcomes in zip(
                 parts, self._outcomes(parts), strict=True
             ):
-                costs['|'.join(map(str, keys))] = {
-                    key: outcome.cost() for key, outcome in outcomes.items()
-                }
+                name = '|'.join(map(str, keys))
+                costs[name] = {key: outcome.cost() for key, outcome in outcomes.items()}
                 worst = self.ensemble.add(outcomes) if self.ensemble else self.name
                 shown.append(outcomes[worst])
                 self._draw(part, keys, outcomes[worst])
+                if load := outcomes[worst].load:
+                    loads[name] = load
             if not self.ensemble:
                 outputs = [output for outcome in shown for output in outcome.outputs]
                 self.scores.add(outputs, data_batch)
@@ -87,6 +91,8 @@ class AttackPass:
         progress.finish()
         self.records.wait_for_others()
         costs = self._add_up(costs)
+        if not self.ensemble:  # whose choice comes later
+            self.result.load = summary(loads)
         choice: Callable[[Any], str] = lambda _: self.name  # noqa: E731
         if self.ensemble:
             choice = self.ensemble.choose(self.result, costs, self.records)
@@ -156,6 +162,9 @@ class AttackPass:
             saver = self._savers[key]
             for place, outcome in zip(left, fresh, strict=True):
                 outcomes[place][key] = outcome
+                if self.attacker.measures_load:
+                    shown = with_images(parts[place], outcome.inputs or ())
+                    outcome.load = load_of(self.attacker, shown)
                 if saver:
                     saver.save(parts[place]['data_samples'], outcome.found or ())
             if self.ensemble:

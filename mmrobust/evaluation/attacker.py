@@ -50,7 +50,7 @@ from .picture_pipeline import PicturePipeline
 # All that a record holds of an outcome beside predictions.
 _FIGURES = (
     *('forwards', 'backwards', 'queries', 'seconds', 'outside'),
-    *('watched', 'radius', 'patches'),
+    *('watched', 'radius', 'patches', 'load'),
 )
 
 
@@ -73,6 +73,7 @@ class Outcome:
     # of an attack with patches, boxes (x1, y1, x2, y2) in the original picture of each
     # image, and its id
     patches: list[tuple[Any, list[list[float]]]] | None = None
+    load: dict[str, Any] | None = None  # of predicting on the image, see load.py
     # the attacked images (C, H, W) in pixel units, as the network saw them and in the
     # space of the attack; None of an outcome that comes from a record
     inputs: list[Tensor] | None = field(default=None, repr=False)
@@ -95,7 +96,7 @@ class Outcome:
     @classmethod
     def unpack(cls, record: dict[str, Any], part: dict) -> Outcome:
         """Returns the outcome that a record holds."""
-        content = {name: record[name] for name in _FIGURES}
+        content = {name: record[name] for name in _FIGURES if name in record}
         for name in ('outputs', 'quantized'):
             if name in record:
                 pairs = zip(record[name], part['data_samples'], strict=True)
@@ -116,6 +117,7 @@ class Attacker:
     quantize: bool  # predict also on the attacked image as a picture of 8 bits
     speed: Acceleration  # of attacks, and neither predictions nor trials
     group_size: int  # images of a detector that may share an attack's passes
+    measures_load: bool = False  # see load.py
     # Parts of the model that take several images; without them one image is attacked
     # after the other.
     seams: Seams | None = None
@@ -156,9 +158,8 @@ class Attacker:
         What is found is what :meth:`attack` finds up to rounding. Attacks that read the
         detector's output, whose searches rounding can turn, are made one by one.
         """
-        reads_output = (
-            attack.reads == 'detections' or attack.objective.reads_predictions
-        )
+        reads_output = attack.reads == 'detections'
+        reads_output |= attack.objective.reads != 'losses'
         if len(parts) == 1 or reads_output:
             return [self.attack(attack, part) for part in parts]
         batch = {

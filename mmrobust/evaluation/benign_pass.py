@@ -22,6 +22,7 @@ from .adversarial_images import dumps_renamed
 from .attacker import Attacker, Outcome
 from .box_analysis import BENIGN, BoxAnalysis
 from .images import EvaluatedImages, left_clean, padding_of
+from .load import load_of, summary
 from .visualization import Gallery
 
 
@@ -97,6 +98,7 @@ class BenignPass:
         # By image id, where there is an analysis of boxes.
         self.boxes: dict[Any, Detections | None] = {}
         self._padding: dict[Any, float] = {}  # shares by name
+        self._loads: dict[str, dict[str, Any]] = {}
         self._notes: list[str] = []
 
     def predict(self, index: int, data_batch: dict) -> list[BaseDataElement]:
@@ -110,10 +112,14 @@ class BenignPass:
             record = self.records.read(keys, part['inputs'])
             if record is None:
                 outcome = Outcome(self.attacker.predict(part))
+                if self.attacker.measures_load:
+                    outcome.load = load_of(self.attacker, part)
                 self.records.write(keys, outcome.pack(part), part['inputs'])
             else:
                 outcome = Outcome.unpack(record, part)
             outputs += outcome.outputs
+            if outcome.load:
+                self._loads['|'.join(map(str, keys))] = outcome.load
             shares = map(padding_share, part['data_samples'])
             self._padding.update(zip(keys, shares, strict=True))
             if self.gallery:
@@ -128,6 +134,7 @@ class BenignPass:
         """Waits for the other processes."""
         self.records.wait_for_others()
         report.dataset['padding'] = padding_of(self._padding)
+        report.benign_load = summary(self._loads)
         report.checks += self._notes
 
 

@@ -20,6 +20,7 @@ from ..objective import (
     check_labels,
     find_seams,
     make_oracle,
+    threshold_of,
     weights_for_evaluation,
 )
 from ..registry import ATTACKS
@@ -237,7 +238,7 @@ def _ask(
     with attacker.asking(), seeded(attacker.seed, attacker.device):
         samples = attacker.samples(part)
         for attack in named:
-            if attack.objective.reads_predictions:
+            if attack.objective.reads != 'losses':
                 notes += _settle_predictions(attack, attacker, part, samples)
             oracle = attacker.oracle(attack, part, samples)
             with doing('asking the model for its losses, before any attack'):
@@ -260,12 +261,23 @@ def _settle_predictions(
 
     Returns:
         A sentence for the report, if so.
+
+    Raises:
+        ConfigError: if it cannot do without.
     """
     # A model that fails to predict at all is not to be attacked otherwise.
     attacker.predict(part)
+    needed = attack.objective.reads == 'count'
+    if needed:
+        threshold_of(attacker.model)
     reason = _without_gradient(attack, attacker, part, samples)
     if not reason:
         return []
+    if needed:
+        raise ConfigError(
+            f'what the model predicts has no gradient ({reason}), without which the '
+            f'objective {attack.objective.name} cannot be searched.'
+        )
     attack.objective.without_predictions()
     return [
         'what the model predicts has no gradient, so that the objective ranking reads '

@@ -27,8 +27,10 @@ from .detections import DetectionOracle, has_boxes
 from .expectation import expected
 from .inputs import Inputs
 from .kinds import NAMED, TARGETS, Kind
+from .latency import classes_at_once, counting, threshold_of
 from .loss_mode import LossState, is_classifier, loss_mode
 from .oracle import LossOracle, gradients
+from .predictions import suppressing
 from .seams import NotStackedError, Seams
 
 __all__ = [
@@ -46,9 +48,11 @@ __all__ = [
     'StackedOracle',
     'check_labels',
     'class_weights',
+    'classes_at_once',
     'classes_of',
     'classifier_samples',
     'count_classes',
+    'counting',
     'expected',
     'find_seams',
     'gradients',
@@ -57,6 +61,8 @@ __all__ = [
     'loss_mode',
     'make_oracle',
     'mixed_first',
+    'suppressing',
+    'threshold_of',
     'weighted_classification_loss',
     'weights_for_evaluation',
 ]

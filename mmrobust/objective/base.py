@@ -56,8 +56,8 @@ class Objective:
         terms: names of loss terms, a pattern of names, or None for every loss.
         changes_losses: whether it needs more of the model than its losses on the own
             ground truth, so that :meth:`__call__` alone is not the objective.
-        reads_predictions: whether :class:`mmrobust.objective.predictions.
-            PredictionOracle` answers for it.
+        reads: ``'losses'``, or what :class:`mmrobust.objective.predictions.
+            PredictionOracle` reads of predictions, ``'ranking'`` or ``'count'``.
         class_names: names of the classes, by which a ``target_class`` is found.
 
     Raises:
@@ -94,10 +94,13 @@ class Objective:
         self.terms = self._kind.terms
         self.needs_class_weights = self._kind.scores == 'weighted'
         self.class_weights = class_weights
+        self.reads = self._kind.reads
         self.changes_losses = bool(
-            self._kind.scores or self._kind.truth != 'own' or self._kind.sign < 0
+            self._kind.scores
+            or self._kind.truth != 'own'
+            or self._kind.sign < 0
+            or self.reads != 'losses'
         )
-        self.reads_predictions = self._kind.scores == 'ranking'
         self.class_names: Sequence[str] | None = None
         self._set_target(target, target_class)
 
@@ -130,7 +133,7 @@ class Objective:
 
     def without_predictions(self) -> None:
         """Reads class scores where losses are computed, in place of predictions."""
-        self.reads_predictions = False
+        self.reads = 'losses'
         self.name = f'{self.name}(assigned)'
 
     def __call__(self, losses: dict[str, Any]) -> Tensor:

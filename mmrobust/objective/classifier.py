@@ -21,9 +21,16 @@ from ..errors import ConfigError
 from ..region import REGION, region_of
 from ..utils.seeding import seeded
 from .base import Objective
+from .latency import LatencyOracle
 from .loss_mode import is_classifier
 from .oracle import LossOracle, gradients
 from .predictions import PredictionOracle
+
+_ORACLES = {
+    'losses': LossOracle,
+    'ranking': PredictionOracle,
+    'count': LatencyOracle,
+}
 
 
 def make_oracle(
@@ -40,9 +47,7 @@ def make_oracle(
             f"the objective {objective.name!r} is for detectors: use 'total' for a "
             'classifier.'
         )
-    kind = ClassifierOracle if classifier else LossOracle
-    if objective.reads_predictions:
-        kind = PredictionOracle
+    kind = ClassifierOracle if classifier else _ORACLES[objective.reads]
     return kind(model, data_batch, samples, objective, per_image)
 
 

@@ -25,6 +25,8 @@ class Kind:
             ``'relabelled'``.
         scores: what replaces the classification loss: ``'weighted'`` by class,
             ``'background'``, ``'margin'`` or ``'ranking'``; None if nothing does.
+        reads: what is read of an image: its ``'losses'``, or predictions before
+            suppression by their ``'ranking'`` or by how many there are (``'count'``).
         target: where labels change, the default of :data:`TARGETS`, or ``'given'``.
         of_objects: whether it is about the objects alone and has no aim where there is
             none; images without objects then get ``'fabricate'``.
@@ -39,6 +41,7 @@ class Kind:
     sign: int = 1
     truth: str = 'own'
     scores: str | None = None
+    reads: str = 'losses'
     target: str | None = None
     of_objects: bool = False
     maximises: str = ''
@@ -112,10 +115,18 @@ NAMED = {
     'ranking': Kind(
         (CLS,),
         scores='ranking',
+        reads='ranking',
         maximises='by how much the 20 highest false predictions outrank those of each '
         'object, before suppression',
         source='what AP counts: the order of scores, as in AP loss, '
         '[1904.06373](https://arxiv.org/abs/1904.06373)',
+    ),
+    'latency': Kind(
+        (CLS,),
+        reads='count',
+        maximises='a soft count of the predictions above the threshold of scores, all '
+        'of which suppression has to compare',
+        source='after Overload, [2304.05370](https://arxiv.org/abs/2304.05370)',
     ),
     'rpn': Kind(
         _RPN,

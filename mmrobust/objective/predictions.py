@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from mmengine.structures import InstanceData
@@ -27,6 +27,9 @@ BOX_WEIGHT = 6.0
 _LEAST, _MOST = 1e-6, 1 - 1e-6
 # Of the predictions of an image so many with the highest scores are looked at.
 _LOOKED_AT = 5000
+
+# An object, the name of an attribute of it, and what is to be there for a while.
+Change: TypeAlias = tuple[Any, str, Any]
 
 
 def ranking(
@@ -87,7 +90,12 @@ class PredictionOracle(LossOracle):
         per_image: bool = True,
     ) -> None:
         super().__init__(model, data_batch, samples, objective, per_image)
-        self._changes = [*_unsuppressed(model), *_attached()]
+        self._changes = list(self._changed())
+
+    def _changed(self) -> Iterator[Change]:
+        """Yields what is put in place while the model predicts."""
+        yield from unsuppressed(self.model, score_thr=0.0, max_per_img=_LOOKED_AT)
+        yield from attached()
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
         # Before the images are preprocessed, see LossOracle.
@@ -96,6 +104,9 @@ class PredictionOracle(LossOracle):
         with self._predicting():
             outputs = self.model._run_forward(data, mode='predict')
         self.forwards += len(part)
+        return self._measure(part, outputs)
+
+    def _measure(self, part: list[int], outputs: Sequence[Any]) -> Tensor:
         values = [
             ranking(
                 in_input_frame(boxes_of(output, self.model), self.samples[i]),
@@ -118,19 +129,24 @@ class PredictionOracle(LossOracle):
             yield
 
 
-def _unsuppressed(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+def unsuppressed(model: nn.Module, **changes: Any) -> Iterator[Change]:
     """Yields what lets ``predict`` give all boxes, and no masks of them.
 
     mmdet's heads read it from their ``test_cfg``. What proposes regions inside of a
     detector stays as it is, and so does a head that suppresses nothing.
+
+    Args:
+        model: the bare detector.
+        **changes: other settings of the same ``test_cfg``.
+
+    Raises:
+        ConfigError: if the model gives boxes with masks only.
     """
+    for module in suppressing(model):
+        changed = deepcopy(module.test_cfg)
+        changed.update(nms=None, **changes)
+        yield module, 'test_cfg', changed
     for name, module in model.named_modules():
-        config = vars(module).get('test_cfg')
-        inside = 'rpn_head' in name.split('.')
-        if not inside and isinstance(config, dict) and 'nms' in config:
-            changed = deepcopy(config)
-            changed.update(nms=None, score_thr=0.0, max_per_img=_LOOKED_AT)
-            yield module, 'test_cfg', changed
         if module._modules.get('mask_head') is None:
             continue
         if 'roi_head' not in name.split('.'):
@@ -141,18 +157,44 @@ def _unsuppressed(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
         yield module, 'mask_head', None
 
 
-def _attached() -> Iterator[tuple[Any, str, Any]]:
+def suppressing(model: nn.Module, proposals: bool = False) -> list[Any]:
+    """Returns the modules whose ``test_cfg`` suppresses overlapping boxes.
+
+    Args:
+        model: the bare detector.
+        proposals: those that do so with proposed regions, not with final boxes.
+    """
+    return [
+        module
+        for name, module in model.named_modules()
+        if ('rpn_head' in name.split('.')) == proposals
+        and isinstance(vars(module).get('test_cfg'), dict)
+        and 'nms' in module.test_cfg
+    ]
+
+
+def everywhere(name: str, instead: Any) -> Iterator[Change]:
+    """Yields what puts another function in place of one of ``mmdet.models.utils.misc``.
+
+    Args:
+        name: of the function, in all modules that have imported it.
+        instead: the other one.
+    """
+    from mmdet.models.utils import misc  # not at the top: classifiers
+
+    own = getattr(misc, name)
+    for module in list(sys.modules.values()):
+        if getattr(module, '__dict__', {}).get(name) is own:
+            yield module, name, instead
+
+
+def attached() -> Iterator[Change]:
     """Yields what keeps in the graph what mmdet's heads detach before they decode it.
 
     That one function alone: elsewhere ``detach()`` may be what a gradient is made of,
     as in ``x + (step(x) - x).detach()``.
     """
-    from mmdet.models.utils import misc  # not at the top: classifiers
-
-    name, own = 'select_single_mlvl', misc.select_single_mlvl
-    for module in list(sys.modules.values()):
-        if getattr(module, '__dict__', {}).get(name) is own:
-            yield module, name, _selected
+    return everywhere('select_single_mlvl', _selected)
 
 
 def _selected(

@@ -51,6 +51,9 @@ class AttackResult:
     # Of an attack with patches: AP by the distance of objects from them, and false
     # detections on them, beside those of the benign pass.
     patches: dict[str, Any] | None = None
+    # Of predicting on the attacked images, beside attacks that aim at it: means of
+    # candidates, bound and detections, median seconds, and of how many images.
+    load: dict[str, Any] | None = None
     # Of the attack: see :class:`mmrobust.attacks.Attack`.
     asks: str = 'gradients'
     baseline: bool = False
@@ -65,7 +68,7 @@ class AttackResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
-        extra = ('boxes', 'quantized', 'members', 'watched', 'patches')
+        extra = ('boxes', 'quantized', 'members', 'watched', 'patches', 'load')
         costs = {key: round(getattr(self, key), 2) for key in _COUNTS}
         return {
             'name': self.name,

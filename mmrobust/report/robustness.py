@@ -62,6 +62,7 @@ class RobustnessReport:
     benign: dict[str, Any] = field(default_factory=dict)  # metrics without attack
     attacks: list[AttackResult] = field(default_factory=list)
     benign_boxes: dict[str, Any] | None = None  # as AttackResult.boxes, without attack
+    benign_load: dict[str, Any] | None = None  # as AttackResult.load, without attack
     # The lowest mAP that a choice of passes, image by image, was found to give.
     worst_case: dict[str, Any] | None = None
     # Where perturbations live: 'input' of the network, or 'original' pictures' pixels.
@@ -136,9 +137,9 @@ class RobustnessReport:
         """Returns the report as the JSON file holds it."""
         content = asdict(self)
         boxes = content.pop('benign_boxes')
-        content['benign'] = {'metrics': self.benign} | (
-            {'boxes': boxes} if boxes else {}
-        )
+        found = {'boxes': boxes, 'load': content.pop('benign_load')}
+        found = {key: value for key, value in found.items() if value}
+        content['benign'] = {'metrics': self.benign, **found}
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
@@ -172,6 +173,7 @@ class RobustnessReport:
             sections.classes_section(passes),
             sections.patches_section(self.attacks),
             sections.pictures_section(headline, self.attacks),
+            sections.load_section(self.benign_load, self.attacks),
             *self.more(),
             Section('checks', 'Checks', [warnings or 'No warnings.']),
             sections.gradients_section(self.attacks),

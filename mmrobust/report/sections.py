@@ -317,6 +317,44 @@ def pictures_section(
     return _table_section('pictures', 'As pictures', head, rows, text)
 
 
+def load_section(
+    benign: Mapping[str, Any] | None, attacks: Sequence[AttackResult]
+) -> Section | None:
+    """Tabulates what predictions cost without and with attacks."""
+    given = [
+        (BENIGN_LABEL, benign),
+        *((attack.name, attack.load) for attack in attacks),
+    ]
+    rows = []
+    for name, load in given:
+        if not load:
+            continue
+        count, most = load['candidates'], load['bound']
+        slower = load['seconds'] / benign['seconds'] if benign else None
+        rows.append(
+            [
+                name,
+                *(number(load[key], 1) for key in ('candidates', 'bound')),
+                number(100 * count / most if most else None, 1),
+                number(load['detections'], 1),
+                str(load['max_per_img'] or MISSING),
+                number(1000 * load['seconds'], 2),
+                number(slower, 2),
+            ]
+        )
+    text = (
+        'Candidates are the predictions above the threshold of scores, which '
+        'suppression compares with each other; the bound is how many there can be, by '
+        "the number of points and the config's limits (nms_pre, proposals). Means over "
+        'images. Milliseconds are of a whole prediction (median over images, each of '
+        'three), measured apart from the attack: they depend on the machine and on '
+        'what else it does, so that a repeated run finds others.'
+    )
+    head = ['attack', 'candidates', 'bound', '% of bound', 'detections']
+    head += ['at most', 'prediction (ms)', 'times benign']
+    return _table_section('load', 'Load of suppression', head, rows, text)
+
+
 def gradients_section(attacks: Sequence[AttackResult]) -> Section | None:
     """Tabulates what was seen of the gradients, as far as it is numbers."""
     watched = [(attack.name, attack.watched) for attack in attacks if attack.watched]

@@ -51,6 +51,7 @@ PRESETS = {
     'background': {'num_steps': 20, 'objective': 'background'},
     'dag': {'num_steps': 20, 'objective': 'dag'},
     'ranking': {'num_steps': 20, 'objective': 'ranking'},
+    'latency': {'num_steps': 20, 'objective': 'latency'},
     'rpn': {'num_steps': 20, 'objective': 'rpn'},
     'objectness': {'num_steps': 20, 'objective': 'objectness'},
 }

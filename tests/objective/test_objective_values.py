@@ -264,7 +264,8 @@ def _name(value):
 
 def test_no_objective_is_left_out():
     known = {_name(objective).split('-')[0] for _, objective, _ in VALUES}
-    assert known | {'ranking'} == set(NAMED)  # which test_predictions.py computes
+    # Those in test_predictions.py and test_latency.py.
+    assert known | {'ranking', 'latency'} == set(NAMED)
 
 
 @pytest.mark.parametrize(('family', 'objective', 'function'), VALUES, ids=_name)
