@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument('--eps', help='radius of the perturbation (default 4)')
     group.add_argument('--norm', help='linf (default), l2 or l1')
     group.add_argument(
-        '--replays', type=int, help='updates per batch (free; default 4)'
+        '--replays', type=int, help='updates per batch (free: default 4; pbcat: 8)'
     )
     group.add_argument(
         '--num-steps',
@@ -85,7 +85,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         '--schedule',
         type=float,
-        help="updates relative to the config's own (default 2 for free, else 1)",
+        help="updates relative to the config's own (default 2 for free, 4 for pbcat, "
+        'else 1)',
     )
     group.add_argument('--preset', help=f'one of: {", ".join(PRESETS)}')
     group.add_argument('--backbone', help=f'swap in one of: {", ".join(BACKBONES)}')

@@ -31,8 +31,8 @@ def load_of(attacker: Attacker, part: dict) -> dict[str, Any]:
         ``candidates``: how many predictions reach suppression; ``bound``: how many
         would if every score were above the threshold, which is what the number of
         points or anchors, ``nms_pre`` and the number of proposals let through;
-        ``detections``, and how many ``max_per_img`` keeps; and ``seconds`` of a prediction (median of 3), pre- and
-        postprocessing included.
+        ``detections``, and how many ``max_per_img`` keeps; and ``seconds`` of a
+        prediction (median of 3), pre- and postprocessing included.
     """
     seconds = []
     for _ in range(_TIMES):

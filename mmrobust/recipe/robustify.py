@@ -23,9 +23,14 @@ METHODS = {
     'fast': 'PGDAdversary',
     'mtd': 'MTDAdversary',
     'cwat': 'CWATAdversary',
+    'pbcat': 'PBCATAdversary',
     'none': 'NoAdversary',
 }
 PRESETS = ('default', 'paper')
+# Updates per batch, and those of a training relative to a standard one, of methods that
+# replay batches; of the others both are 1.
+_REPLAYS = {'free': 4, 'pbcat': 8}
+_UPDATES = {'free': 2.0, 'pbcat': 4.0}
 # torch's, of optimizers whose config names none.
 _DEFAULT_LR = 1e-3
 
@@ -54,14 +59,16 @@ def robustify(
         cfg: a config, a config file or a name like ``'mmdet::fcos/...'``; it is not
             changed.
         method: ``'free'`` (FreeAT), ``'pgd'`` (PGD-AT), ``'fast'`` (fast AT),
-            ``'mtd'``, ``'cwat'`` or ``'none'`` (standard training, same recipe).
+            ``'mtd'``, ``'cwat'``, ``'pbcat'`` or ``'none'`` (standard training, same
+            recipe).
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
-        replays: updates per batch of ``'free'``, by default 4.
+        replays: updates per batch of ``'free'``, by default 4, and ``'pbcat'``, 8.
         num_steps: steps of the inner attack of ``'pgd'`` (default 3), ``'mtd'`` and
             ``'cwat'`` (default 1).
         schedule: number of updates relative to the config's own training; 2 for
-            ``'free'`` as in the paper, else 1. Passes over the data follow.
+            ``'free'`` and 4 for ``'pbcat'`` as in their papers, else 1. Passes over the
+            data follow.
         preset: ``'default'``, or ``'paper'`` for what the published code does
             differently (see ``configs/_base_/paper.py``).
         backbone: key of ``BACKBONES`` to swap in, with matching neck channels and
@@ -84,18 +91,18 @@ def robustify(
         raise ConfigError(f"preset {preset!r} is unknown: choose 'default' or 'paper'.")
     if schedule is not None and not 0 < schedule < float('inf'):
         raise ConfigError(f'schedule={schedule!r} must be a finite number above 0.')
-    if replays is not None and method != 'free':
+    if replays is not None and method not in _REPLAYS:
         raise ConfigError(
             f'replays={replays!r} has no meaning for the method {method!r}, which '
             'updates once per batch: leave it out.'
         )
-    default = 4 if method == 'free' else 1
-    replays = positive_int(default if replays is None else replays, 'replays')
+    replays = _REPLAYS.get(method, 1) if replays is None else replays
+    replays = positive_int(replays, 'replays')
     adversary = _adversary(method, norm, eps, replays, num_steps)
     ADVERSARIES.build(deepcopy(adversary))  # refuses impossible settings
     radius = ThreatModel(norm, to_pixels(eps, norm=norm)).eps
     _refuse_model(cfg.get('model'))
-    updates = schedule or (2.0 if method == 'free' else 1.0)
+    updates = schedule or _UPDATES.get(method, 1.0)
     length = convert_loop(cfg, adversary, replays, updates)
     _refuse_optimizer(cfg.get('optim_wrapper'), replays)
     _refuse_dataset(cfg.get('train_dataloader'))
@@ -135,7 +142,7 @@ def _adversary(
         settings['num_steps'] = num_steps
     if method == 'none':
         settings = {}
-    elif method == 'free':
+    elif method in _REPLAYS:
         settings['replays'] = replays
     elif method == 'fast':
         settings.update(step_size=1.25 * to_pixels(eps), num_steps=1)

@@ -25,6 +25,7 @@ from .optim import (
     RelativeOneCycleLR,
     RelativePolyLR,
 )
+from .pbcat import PBCATAdversary
 from .rates import follow_rates
 from .resume import SeedUpdatesHook, TrainingStateHook, newest_checkpoint
 
@@ -41,6 +42,7 @@ __all__ = [
     'FreezeBackboneHook',
     'MTDAdversary',
     'NoAdversary',
+    'PBCATAdversary',
     'PGDAdversary',
     'Rates',
     'RelativeOneCycleLR',

@@ -114,8 +114,11 @@ class Adversary(ABC):
 
     def threat_at(self, iteration: int) -> ThreatModel:
         """Returns the threat model of an update, smaller while eps warms up."""
-        share = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
-        return ThreatModel(self.norm, self.eps * share)
+        return ThreatModel(self.norm, self.eps * self.warmth(iteration))
+
+    def warmth(self, iteration: int) -> float:
+        """Returns which share of its full size eps has reached."""
+        return min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
 
     def chosen(self, iteration: int, count: int) -> list[int]:
         """Returns which of ``count`` images to attack; the same for all replays."""

@@ -88,16 +88,17 @@ class FreeAdversary(Adversary):
         """See :meth:`Adversary.update`."""
         threat = self.threat_at(iteration)
         if self._resets_at(iteration):
-            self._deltas = []
+            self._forget()
         images = float_images(data_batch, device_of(model))
         threats = [
             threat.within(region, image)
             for region, image in zip(regions_in(data_batch), images, strict=True)
         ]
-        deltas = self._fit(images, threats)
+        deltas = fitted(self._deltas, images, threats)
+        changes = self._changes(model, data_batch, images, deltas, iteration)
         attacked = self.chosen(iteration, len(images))
         for i in attacked:
-            perturbed = images[i].add_(deltas[i]).clamp_(threat.lo, threat.hi)
+            perturbed = images[i].add_(changes[i]).clamp_(threat.lo, threat.hi)
             images[i] = perturbed.requires_grad_()
         leaves = [images[i] for i in attacked]
         batch = with_images(data_batch, images)
@@ -120,9 +121,28 @@ class FreeAdversary(Adversary):
             )
         step_size = self._step_share * threat.eps
         for i, grad in zip(attacked, grads, strict=True):
-            deltas[i] = _advance(threats[i], deltas[i], grad, step_size)
+            deltas[i] = advanced(threats[i], deltas[i], grad, step_size)
+            self._follow(i, grad, iteration)
         self._deltas[: len(images)] = deltas
         return outputs
+
+    def _forget(self) -> None:
+        """Starts from a zero perturbation."""
+        self._deltas = []
+
+    def _changes(
+        self,
+        model: Any,
+        data_batch: dict,
+        images: Sequence[Tensor],
+        deltas: list[Tensor],
+        iteration: int,
+    ) -> list[Tensor]:
+        """Returns what is added to the clean images of a batch."""
+        return deltas
+
+    def _follow(self, slot: int, grad: Tensor | None, iteration: int) -> None:
+        """Moves what a method carries beside the perturbation, after an update."""
 
     def _resets_at(self, iteration: int) -> bool:
         return (
@@ -130,21 +150,6 @@ class FreeAdversary(Adversary):
             and self.updates_per_epoch > 0
             and (iteration - self.pass_begun) % self.updates_per_epoch == 0
         )
-
-    def _fit(
-        self, images: Sequence[Tensor], threats: Sequence[ThreatModel]
-    ) -> list[Tensor]:
-        deltas = []
-        for slot, (image, threat) in enumerate(zip(images, threats, strict=True)):
-            if slot >= len(self._deltas):
-                deltas.append(torch.zeros_like(image))
-                continue
-            delta = self._deltas[slot].to(image)
-            if delta.shape != image.shape:
-                # A larger copy of the same pixels has a larger l2 norm.
-                delta = threat.project_delta(resize_delta(delta, image.shape))
-            deltas.append(threat.inside(delta))
-        return deltas
 
     def state_dict(self, iteration: int) -> dict[str, Any]:
         """See :meth:`Adversary.state_dict`; empty where the next update resets it."""
@@ -165,7 +170,30 @@ class FreeAdversary(Adversary):
         }
 
 
-def _advance(
+def fitted(
+    carried: Sequence[Tensor], images: Sequence[Tensor], threats: Sequence[ThreatModel]
+) -> list[Tensor]:
+    """Fits the perturbations of the slots of a batch to its images.
+
+    Args:
+        carried: perturbations (C, h, w), of fewer slots or images of other sizes.
+        images: images (C, H, W), which begin at zero where a slot has none.
+        threats: the threat model of each image.
+    """
+    deltas = []
+    for slot, (image, threat) in enumerate(zip(images, threats, strict=True)):
+        if slot >= len(carried):
+            deltas.append(torch.zeros_like(image))
+            continue
+        delta = carried[slot].to(image)
+        if delta.shape != image.shape:
+            # A larger copy of the same pixels has a larger l2 norm.
+            delta = threat.project_delta(resize_delta(delta, image.shape))
+        deltas.append(threat.inside(delta))
+    return deltas
+
+
+def advanced(
     threat: ThreatModel, delta: Tensor, grad: Tensor | None, step_size: float
 ) -> Tensor:
     """One step of a perturbation inside the ball.

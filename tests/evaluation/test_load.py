@@ -16,9 +16,7 @@ class Interrupted(BaseException):
     """Not an Exception: nothing may take it for a mishap and go on."""
 
 
-def test_a_resumed_evaluation_tells_the_load_once_measured(
-    evaluate, coco, monkeypatch
-):
+def test_a_resumed_evaluation_tells_the_load_once_measured(evaluate, coco, monkeypatch):
     """By raw outputs: class scores above 0.01, of at most 100 a level."""
 
     def cut(*args):
@@ -63,4 +61,3 @@ def test_a_resumed_evaluation_tells_the_load_once_measured(
     page = (evaluate.folder / 'r.md').read_text()
     row = f'| none (benign) | {load["candidates"]:.1f} | {load["bound"]:.1f} |'
     assert row in page.split('## Load of suppression')[1]
-

@@ -182,6 +182,11 @@ def test_a_warm_up_in_epochs_and_hooks_that_count_them():
         ('fast', {}, dict(type='PGDAdversary', num_steps=1, step_size=5)),
         ('mtd', {}, dict(type='MTDAdversary', num_steps=1, step_size=4)),
         ('cwat', {}, dict(type='CWATAdversary', class_weighting='batch')),
+        (
+            'pbcat',
+            dict(eps=8),
+            dict(type='PBCATAdversary', eps=8, step_size=8, replays=8, patch_eps=64),
+        ),
         ('none', {}, dict(type='NoAdversary', eps=0)),
         ('free', dict(norm='l2', eps=300), dict(norm='l2', eps=300, step_size=300)),
     ],
