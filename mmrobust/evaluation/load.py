@@ -61,7 +61,7 @@ def _now(attacker: Attacker) -> float:
 
 def _attainable(model: Any, most: int) -> int:
     """Leaves out classes that a softmax of regions cannot raise at once."""
-    head = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
+    head: Any = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
     head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
     loss = getattr(head, 'loss_cls', None)
     if loss is None or getattr(loss, 'use_sigmoid', False):

@@ -24,6 +24,11 @@ from .free import FreeAdversary, advanced, fitted
 
 # Cells along each side of a patch, and how many of them are active.
 _CELLS, _ACTIVE = 8, 32
+# Settings that a checkpoint's meta keeps.
+_TOLD = (
+    *('patch_eps', 'patch_step_size', 'patch_share', 'patch_size', 'patch_jitter'),
+    'choose',
+)
 
 
 @ADVERSARIES.register_module()
@@ -187,9 +192,7 @@ class PBCATAdversary(FreeAdversary):
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Adversary.describe`."""
-        own = ('patch_eps', 'patch_step_size', 'patch_share', 'patch_size')
-        own += ('patch_jitter', 'choose')
-        return {**super().describe(), **{name: getattr(self, name) for name in own}}
+        return {**super().describe(), **{name: getattr(self, name) for name in _TOLD}}
 
 
 class Square(NamedTuple):
