@@ -17,6 +17,7 @@ from .intervals import (
 )
 from .matching import MatchTable, combine, match_detections, restrict
 from .patches import EDGES, PatchFigures, patch_figures
+from .stored_tables import read_tables, write_tables
 from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
@@ -42,8 +43,10 @@ __all__ = [
     'match_detections',
     'mean_ap',
     'patch_figures',
+    'read_tables',
     'restrict',
     'worst_case_intervals',
     'worst_case_map',
     'worst_per_image',
+    'write_tables',
 ]

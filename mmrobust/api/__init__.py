@@ -2,6 +2,7 @@
 
 from .attack import attack
 from .attacked import AttackedImage, AttackedImages
+from .comparison import Comparison
 from .evaluate import evaluate
 from .report import Report, load
 from .requirements import Requirement, check
@@ -9,6 +10,7 @@ from .requirements import Requirement, check
 __all__ = [
     'AttackedImage',
     'AttackedImages',
+    'Comparison',
     'Report',
     'Requirement',
     'attack',

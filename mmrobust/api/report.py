@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..report import markdown_table
+from ..report import AttackResult, markdown_table
 from .attacked import data_frame
 
 # Names of what is no attack.
@@ -59,6 +59,10 @@ class Report:
             return self.benign, self.content['benign'].get('boxes')
         found = self.attacks[name]
         return found['metrics'], found.get('boxes')
+
+    def results(self) -> list[AttackResult]:
+        """Returns the entry of each attack, settings apart from results."""
+        return [AttackResult.read(entry) for entry in self.content['attacks']]
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a row for each pass, the benign one first.

@@ -250,6 +250,8 @@ class AttackEvaluation(BaseLoop):
             if len(self.attacks) > 1:
                 report.worst_case = self.analysis.worst_case()
             report.checks += self.analysis.problems
+            if self.report:
+                self.analysis.write(Path(self.report).with_suffix('.npz'))
         self._save(report, complete=True)
         self.records.remove()
         return metrics, report

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import collect_results, get_world_size, is_main_process
@@ -27,6 +28,7 @@ from ..analysis import (
     patch_figures,
     worst_case_intervals,
     worst_case_map,
+    write_tables,
 )
 from ..errors import ConfigError
 from ..objective import has_boxes
@@ -224,6 +226,11 @@ class BoxAnalysis:
             'sizes': _known(sizes),
             'classes': _known(by_class),
         }
+
+    def write(self, path: Path) -> None:
+        """Writes the tables, by which figures of several reports are compared."""
+        if self.tables:  # of the main process
+            write_tables(path, self.tables)
 
     def worst_case(self) -> dict[str, Any] | None:
         """Returns the combination of passes, the benign one among them, of lowest mAP.

@@ -1,14 +1,17 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
-from .document import Bar, Figure, Part, Section, Table, number
-from .markdown import markdown_table
-from .results import AttackResult, agreed_settings, figure_of
+from .document import Bar, Document, Figure, Lines, Part, Section, Table, number
+from .html import page
+from .markdown import markdown, markdown_table
+from .results import AttackResult, agreed_settings, figure_of, find_curves
 from .robustness import RobustnessReport, device_name, package_versions
 
 __all__ = [
     'AttackResult',
     'Bar',
+    'Document',
     'Figure',
+    'Lines',
     'Part',
     'RobustnessReport',
     'Section',
@@ -16,7 +19,10 @@ __all__ = [
     'agreed_settings',
     'device_name',
     'figure_of',
+    'find_curves',
+    'markdown',
     'markdown_table',
     'number',
     'package_versions',
+    'page',
 ]

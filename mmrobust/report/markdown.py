@@ -38,7 +38,7 @@ def part_markdown(part: Part) -> str:
 
 def markdown(document: Document) -> str:
     """Formats a report."""
-    blocks = ['# Robustness report']
+    blocks = [f'# {document.title}']
     if not document.complete:
         blocks.append(f'**{NOT_COMPLETE}**')
     blocks += map(part_markdown, document.parts)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .document import Figure, is_number
@@ -65,6 +65,15 @@ class AttackResult:
         """Starts the result of a :class:`mmrobust.attacks.Attack`."""
         flags = {key: getattr(attack, key) for key in _TOLD}
         return cls(name, attack.describe(), **flags, **fields)
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> AttackResult:
+        """Reads the attack's entry in the JSON file, but for its flags."""
+        known = {each.name for each in fields(cls)} - {'settings'}
+        settings = {k: v for k, v in entry.items() if k not in known | {'cost'}}
+        cost = {k: v for k, v in entry.get('cost', {}).items() if k in known}
+        given = {key: value for key, value in entry.items() if key in known}
+        return cls(settings=settings, **{**given, **cost})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
