@@ -245,7 +245,7 @@ def attack_list(**more: str) -> str:
     texts = {**{name: presets[name] for name in ATTACK_NAMES}, **more}
     lines = [
         textwrap.fill(
-            text, 79, initial_indent=f'  {name:12}', subsequent_indent=' ' * 14
+            text, 79, initial_indent=f'  {name:11} ', subsequent_indent=' ' * 14
         )
         for name, text in texts.items()
     ]

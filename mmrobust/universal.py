@@ -1,4 +1,4 @@
-"""Universal perturbations as PNG files of 8 bits, with their settings inside.
+"""Universal perturbations and patches as PNG files, with their settings inside.
 
 A perturbation stands for itself plus 128, so that a file shows it; it lives on a canvas
 that is stretched over every picture. What it was made with is in the file's text, and
@@ -26,7 +26,8 @@ from .resizing import Resizing
 from .threat import ThreatModel
 from .utils.files import file_sha256, write_atomically
 
-PERTURBATION = 'universal'
+# Kinds of files, named as the attacks that show them.
+PERTURBATION, PATCH = 'universal', 'universal-patch'
 
 # What a perturbation of 0 is in a file, and the largest one that has room there.
 _ZERO, LARGEST = 128, 127

@@ -90,6 +90,8 @@ PGD --version fast -> --version is no setting of pgd
 --attack universal -> universal needs a perturbation: give --perturbation FILE
 --attack universal --perturbation gone.png -> 'gone.png' does not exist
 --attack universal --perturbation FILE -> cannot be read as a PNG file
+--attack universal-patch -> universal-patch needs a patch: give --patch FILE
+--attack universal-patch --patch FILE -> cannot be read as a PNG file
 --attack universal --norm l2 -> --norm is no setting of universal
 PGD --perturbation x.png -> --perturbation is no setting of pgd
 PGD --eps 2 4 2 -> --eps 2 4 2 names one value twice
@@ -176,6 +178,11 @@ SET train_cfg.val_interval=x -> val_interval='x' must be a whole
 IN_FITS = """
 --eps 0 -> --eps 0 must be from 1 to 127
 --eps 128 -> --eps 128 must be from 1 to 127
+--patch-size 8 -> --patch-size needs --attack universal-patch
+--attack universal-patch --eps 4 -> --eps is no setting of universal-patch
+--attack universal-patch --patch-place top -> place='top' of a patch is unknown
+--attack universal-patch --smooth -1 -> --smooth=-1.0 must be a number
+--attack noise -> --attack: invalid choice: 'noise'
 --passes 0 -> --passes=0 must be a whole number
 --objective lost -> lost
 --with PROJECT/standard.py -> --with: expected 2 arguments

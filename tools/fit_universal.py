@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
+from mmrobust.attacks import Patch
 from mmrobust.errors import ConfigError
-from mmrobust.fitting import Plan, fit_universal
+from mmrobust.fitting import Perturbation, Plan, Texture, Variable, fit_universal
 from mmrobust.objective import Objective
 from mmrobust.studies.attack_matrix import Detector
-from mmrobust.universal import LARGEST
-from mmrobust.utils.validation import positive_int, to_pixels
+from mmrobust.universal import LARGEST, PATCH, PERTURBATION
+from mmrobust.utils.validation import number, positive_int, to_pixels
 from mmrobust.weights import read_checkpoint
+
+_OF_PATCHES = ('patch_size', 'patch_place', 'patch_transform')
+# Pixels of a patch that is fitted; it is resized to every place.
+_SIDE = 64
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,10 +38,24 @@ def parse_args() -> argparse.Namespace:
         help='fit for this detector, too; may be given several times',
     )
     parser.add_argument(
-        '--attack', choices=['universal'], default='universal', help='what is fitted'
+        '--attack',
+        choices=[PERTURBATION, PATCH],
+        default=PERTURBATION,
+        help='what is fitted: a perturbation (default) or a patch',
     )
     parser.add_argument(
-        '--eps', default='8', help='radius in linf, pixel units of 0-255 (default 8)'
+        '--eps', help='of universal: radius in linf, pixel units of 0-255 (default 8)'
+    )
+    for name in _OF_PATCHES:
+        option = Patch.options[name]
+        parser.add_argument(
+            '--' + name.replace('_', '-'), metavar=option.metavar, help=option.help
+        )
+    parser.add_argument(
+        '--smooth',
+        type=float,
+        help='of universal-patch: length of the gradient of the total variation beside '
+        'that of the objective (default 0)',
     )
     parser.add_argument(
         '--objective',
@@ -55,7 +75,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size',
         type=int,
-        help="side of the square canvas (default: the picture's longer side)",
+        help="side of the square that is fitted (default: the picture's longer side; "
+        f'{_SIDE} for a patch)',
     )
     parser.add_argument(
         '--seed', type=int, default=0, help='seed of all draws (default 0)'
@@ -73,12 +94,7 @@ def main() -> None:
     """Fits."""
     args = parse_args()
     setup_cache_size_limit_of_dynamo()
-    eps = to_pixels(args.eps)
-    if not 1 <= eps <= LARGEST:
-        raise ConfigError(
-            f'--eps {args.eps} must be from 1 to {LARGEST}: a file of 8 bits holds no '
-            'other perturbations.'
-        )
+    make = _perturbation(args) if args.attack == PERTURBATION else _texture(args)
     Objective(args.objective)  # refuses unknown ones
     for option in ('passes', 'batch_size', 'num_images', 'size'):
         if getattr(args, option) is not None:
@@ -92,7 +108,7 @@ def main() -> None:
     cli.check_work_dir(args.work_dir)
     plan = Plan(
         detectors=detectors,
-        eps=eps,
+        make=make,
         objective=args.objective,
         work_dir=Path(args.work_dir),
         passes=args.passes,
@@ -101,7 +117,31 @@ def main() -> None:
         size=args.size,
         seed=args.seed,
     )
-    print(f'Perturbation, and its settings beside it: {fit_universal(plan)}')
+    print(f'It is in {fit_universal(plan)}, and what is known of it beside it.')
+
+
+def _perturbation(args: argparse.Namespace) -> Callable[[tuple[int, int]], Variable]:
+    for name in (*_OF_PATCHES, 'smooth'):
+        if getattr(args, name) is not None:
+            raise ConfigError(f'--{name.replace("_", "-")} needs --attack {PATCH}.')
+    eps = to_pixels(args.eps or 8)
+    if not 1 <= eps <= LARGEST:
+        raise ConfigError(
+            f'--eps {args.eps} must be from 1 to {LARGEST}: a file of 8 bits holds no '
+            'other perturbations.'
+        )
+    return lambda size: Perturbation(size, eps)
+
+
+def _texture(args: argparse.Namespace) -> Callable[[tuple[int, int]], Variable]:
+    if args.eps is not None:
+        raise ConfigError(f'--eps is no setting of {PATCH}, whose values are any.')
+    smooth = number(args.smooth or 0, '--smooth', 1e6)
+    args.size = args.size or _SIDE
+    given = {Patch.options[name].parameter: getattr(args, name) for name in _OF_PATCHES}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    patch = Patch(search='grey', **chosen)
+    return lambda size: Texture(size, patch, smooth)
 
 
 if __name__ == '__main__':

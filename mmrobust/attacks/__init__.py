@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .apgd import APGD, LARGER_RADII
-from .base import Attack, Option, Oracle, Preset
+from .base import Attack, Option, Oracle, Preset, regions_of
 from .ensemble import Ensemble
 from .noise import RandomNoise
 from .patch import Patch
@@ -19,6 +19,7 @@ from .presets import (
 from .square import Square
 from .transferable import TransferPGD
 from .universal import Universal
+from .universal_patch import UniversalPatch, pasted
 
 __all__ = [
     'APGD',
@@ -36,8 +37,11 @@ __all__ = [
     'Square',
     'TransferPGD',
     'Universal',
+    'UniversalPatch',
     'attack_preset',
     'attack_table',
     'help_text',
+    'pasted',
+    'regions_of',
     'takes',
 ]

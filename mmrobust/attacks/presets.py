@@ -17,9 +17,13 @@ from .pgd import PGD
 from .square import Square
 from .transferable import TransferPGD
 from .universal import Universal
+from .universal_patch import UniversalPatch
 
 # In the order of --help and of docs/attacks.md.
-_CLASSES = (RandomNoise, PGD, APGD, TransferPGD, Square, Patch, Ensemble, Universal)
+_CLASSES = (
+    *(RandomNoise, PGD, APGD, TransferPGD, Square, Patch, Ensemble),
+    *(Universal, UniversalPatch),
+)
 
 # Radii of the three-norm table of arXiv 2303.01870, for [0, 1] images and for 0-255.
 _CUSTOMARY = {'l2': ('2.0', 510), 'l1': ('75', 19125)}

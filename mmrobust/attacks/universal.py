@@ -37,12 +37,12 @@ class Universal(Attack):
         ConfigError: if the file is missing or no perturbation.
     """
 
-    search = 'none: a perturbation from a file'
+    search = 'no search'
     asks = 'nothing'
     options: ClassVar = {'perturbation': _FILE}
     presets: ClassVar = {
         'universal': Preset(
-            'nothing any more: one perturbation for all images, fitted on others',
+            'nothing: one perturbation for all images, from a file, fitted on others',
             '1610.08401',
         )
     }
@@ -57,17 +57,12 @@ class Universal(Attack):
         self.values = self.stored.values
         eps = self.stored.settings.get('eps', float(self.values.abs().max()))
         super().__init__(norm='linf', eps=eps)
-        self.random = random
+        self.baseline = self.random = random
         if random:
             generator = torch.Generator().manual_seed(0)
             signs = torch.randint(0, 2, self.values.shape, generator=generator) * 2 - 1
             self.values = signs * self.values.abs().max()
         self.canvas = Canvas(self.values.shape[-2:])
-
-    @property
-    def baseline(self) -> bool:  # type: ignore[override]
-        """Whether every attack is expected to find more."""
-        return self.random
 
     def perturb(
         self, oracle: Oracle, images: Sequence[Tensor], generator: Generators
@@ -79,6 +74,10 @@ class Universal(Attack):
             threat.project(image, self.canvas.added(self.values, image, threat))
             for image, threat in pairs
         ]
+
+    def controls(self) -> dict[str, Attack]:
+        """See :meth:`Attack.controls`: a random perturbation as large."""
+        return {} if self.random else {'random': Universal(self.stored.path, True)}
 
     def doubts(self, dataset: Any) -> list[str]:
         """See :meth:`Attack.doubts`."""

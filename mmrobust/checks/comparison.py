@@ -60,6 +60,8 @@ class _Pass:
         self.patch = settings.get('patch')  # what else its images may differ in
         self.ball = (settings.get('norm'), self.eps, str(self.patch))
         self.searches = result.asks != 'nothing'
+        # Of what was fitted elsewhere, its file, which a control of it names, too.
+        self.file, self.control_of = settings.get('file'), settings.get('control_of')
         self.white_box = result.asks == 'gradients' and not result.transferable
 
 
@@ -155,7 +157,9 @@ def _noise(passes: _Passes) -> _Found:
     noises: dict[tuple, _Pass] = {}
     for each in passes.all:
         lowest = noises.get(each.ball)
-        if not each.searches and (lowest is None or each.value < lowest.value):
+        if each.searches or each.file:
+            continue
+        if lowest is None or each.value < lowest.value:
             noises[each.ball] = each
     for each in passes.searches:
         noise = noises.get(each.ball)
@@ -176,6 +180,22 @@ def _noise(passes: _Passes) -> _Found:
                 'without attack: the attack finds nothing, because its gradient is '
                 'masked, its objective does not concern the detections, or its steps '
                 'are too few.',
+            )
+
+
+def _fitted(passes: _Passes) -> _Found:
+    for each in passes.all:
+        controls = [p for p in passes.all if each.file and p.control_of == each.file]
+        lowest = min(controls, key=lambda p: p.value, default=None)
+        if lowest is None or each.eps == 0 or lowest.value <= passes.ruin:
+            continue
+        gain = lowest.value - each.value
+        if gain < max(SAME, DRAWS * _mean_margin(each, lowest)):
+            yield (
+                each.name,
+                f'AP is {each.value:.3f}, and {lowest.value:.3f} under its control '
+                f'({lowest.name}): what was fitted does no more to this detector than '
+                'what was not.',
             )
 
 
@@ -264,7 +284,8 @@ def _unbounded(passes: _Passes) -> _Found:
 
 
 _CHECKS: tuple[Callable[[_Passes], _Found], ...] = (
-    *(_above_benign, _noise, _along_eps, _along_steps, _without_gradient, _unbounded),
+    *(_above_benign, _noise, _fitted, _along_eps, _along_steps),
+    *(_without_gradient, _unbounded),
 )
 
 

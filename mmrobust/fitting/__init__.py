@@ -5,5 +5,14 @@ from __future__ import annotations
 from .ascent import Ascent
 from .fit import Plan, fit_universal
 from .loop import FitLoop
+from .variables import Perturbation, Texture, Variable
 
-__all__ = ['Ascent', 'FitLoop', 'Plan', 'fit_universal']
+__all__ = [
+    'Ascent',
+    'FitLoop',
+    'Perturbation',
+    'Plan',
+    'Texture',
+    'Variable',
+    'fit_universal',
+]

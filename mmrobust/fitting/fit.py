@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from torch import Tensor
 
 from ..errors import ConfigError
 from ..studies.attack_matrix import Detector
 from ..studies.attack_transfer import run_test
 from ..studies.study import say, settings_of
-from ..universal import PERTURBATION, Canvas, image_hashes, write_perturbation
+from ..universal import image_hashes
 from ..utils.seeding import derive_seed
 from ..utils.store import Store
 from .ascent import Ascent
 from .loop import FitLoop, opened_on, train_split
+from .variables import Variable, normalised
 
 # Seconds between two lines of progress, and between two states on disk.
 _INTERVAL = 10.0
@@ -33,19 +33,19 @@ class Plan:
 
     Attributes:
         detectors: whose losses count alike; the training images are the first one's.
-        eps: radius in linf, pixel units.
+        make: makes what is fitted, of a height and width.
         objective: what is raised, see :class:`mmrobust.objective.Objective`.
         work_dir: folder of the result, and of the state that a fit goes on from.
         passes: over the training images.
         batch_size: images of a step.
         num_images: fit on a fixed choice of so many images; None for all.
-        size: side of the square canvas, pixels; None for the longer side of the
-            picture in the first image.
+        size: side of the square that is fitted, pixels; None for the longer side of
+            the picture in the first image.
         seed: of the order of the images, their choice, and what the losses draw.
     """
 
     detectors: Sequence[Detector]
-    eps: float
+    make: Callable[[tuple[int, int]], Variable]
     objective: str
     work_dir: Path
     passes: int
@@ -61,13 +61,14 @@ class Plan:
             ConfigError: if the first one has no training images.
         """
         images = train_split(self.detectors[0])
-        attack = {'type': 'mmrobust.PGD', 'eps': self.eps, 'objective': self.objective}
+        # Of which the objective is all that counts.
+        attack = {'type': 'mmrobust.PGD', 'objective': self.objective}
         return [
             opened_on(
                 each,
                 images,
                 self.work_dir / f'detector{number}',
-                attacks={PERTURBATION: attack},
+                attacks={'fit': attack},
                 num_images=self.num_images,
                 seed=self.seed,
             )
@@ -86,11 +87,11 @@ def fit_universal(plan: Plan) -> Path:
     Raises:
         ConfigError: before the first step for anything that can be known then.
     """
-    found = plan.work_dir / f'{PERTURBATION}.png'
+    found: list[Path] = []
 
     def opened(configs: Sequence[Config], loops: list[FitLoop]) -> None:
         if not configs:
-            Fit(plan, loops).run(found)
+            found.append(Fit(plan, loops).run())
             return
         first, *others = configs
 
@@ -100,7 +101,7 @@ def fit_universal(plan: Plan) -> Path:
         run_test(first, lambda loop: setattr(loop, 'then', go_on))
 
     opened(plan.configs(), [])
-    return found
+    return found[0]
 
 
 class Fit:
@@ -111,11 +112,10 @@ class Fit:
         dataset = loops[0].dataloader.dataset
         self.count = len(dataset)
         size = plan.size or max(max(loop.picture_size()) for loop in loops)
-        self.canvas = Canvas((size, size))
+        self.variable = plan.make((size, size))
         self.settings: dict[str, Any] = {
-            'kind': PERTURBATION,
-            'norm': 'linf',
-            'eps': plan.eps,
+            'kind': self.variable.kind,
+            **self.variable.settings(),
             'objective': loops[0].attack.objective.name,
             'fitted_on': f'{_images_text(dataset)}, {self.count} images',
             'fitted_with': [
@@ -136,16 +136,18 @@ class Fit:
         self.per_pass = -(-self.count // plan.batch_size)
         num_steps = plan.passes * self.per_pass
         self.ascent = Ascent(
-            torch.zeros(3, size, size),
-            lambda values: values.clamp(-plan.eps, plan.eps),
+            self.variable.start(),
+            self.variable.project,
             # The way of few steps, too, is twice as long as the ball's radius.
-            step_size=plan.eps * min(1, max(1 / 8, 4 / num_steps)),
+            step_size=self.variable.radius * min(1, max(1 / 8, 4 / num_steps)),
             num_steps=num_steps,
         )
         self.sums = [0.0] * plan.passes  # of the objective, by pass
 
-    def run(self, path: Path) -> None:
-        """Makes the steps that are left, and writes the result."""
+    def run(self) -> Path:
+        """Makes the steps that are left, and returns the file of the result."""
+        for text in dict.fromkeys(text for loop in self.loops for text in loop.notes):
+            say(f'Check: {text}')
         self._load()
         told = kept = time.monotonic()
         ascent = self.ascent
@@ -159,16 +161,16 @@ class Fit:
                 say(self._progress())
                 told = now
         self._keep()
-        if not ascent.variable.any():
+        if torch.equal(ascent.variable, self.variable.start()):
             raise ConfigError(
                 'no gradient reaches the images, so that nothing could be fitted: try '
                 'another objective.'
             )
         means = [total / self.count / len(self.loops) for total in self.sums]
         told_too = {'objective_by_pass': [float(f'{mean:.6g}') for mean in means]}
-        write_perturbation(
-            path, ascent.variable, self.plan.eps, {**self.settings, **told_too}
-        )
+        path = self.plan.work_dir / f'{self.variable.kind}.png'
+        self.variable.write(path, ascent.variable, {**self.settings, **told_too})
+        return path
 
     def _step(self) -> None:
         ascent, size = self.ascent, self.plan.batch_size
@@ -180,12 +182,12 @@ class Fit:
             total = torch.zeros_like(direction)
             for index in order[place * size : (place + 1) * size].tolist():
                 value, grad = loop.gradient(
-                    index, ascent.variable, self.canvas.added, ascent.done
+                    index, ascent.variable, self.variable.shown, ascent.done
                 )
                 total += grad.to(total)
                 self.sums[passed] += value
-            direction += _normalised(total)
-        ascent.step(direction / len(self.loops))
+            direction += normalised(total) / len(self.loops)
+        ascent.step(direction - self.variable.held_back(ascent.variable))
 
     def _progress(self) -> str:
         done, (passed, _) = (
@@ -215,9 +217,3 @@ def _images_text(dataset: Any) -> str:
     """Names the images as a file to be given away should: without whole paths."""
     path = getattr(dataset, 'ann_file', '') or type(dataset).__name__
     return '/'.join(Path(path).parts[-2:])
-
-
-def _normalised(grad: Tensor) -> Tensor:
-    """Divides by the mean size, so that detectors count alike; 0 stays 0."""
-    size = grad.abs().mean()
-    return grad / size if size > 0 else grad

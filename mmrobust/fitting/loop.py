@@ -17,14 +17,14 @@ from ..errors import ConfigError, doing
 from ..evaluation import AttackTestLoop
 from ..registry import LOOPS
 from ..studies.attack_matrix import Detector
-from ..threat import ThreatModel
 from ..utils.configs import innermost
 from ..utils.models import bare_model
-from ..utils.seeding import derive_seed, seeded
+from ..utils.seeding import attack_generator, derive_seed, seeded
 from ..utils.store import Store
 
-# The attacked image by the variable, the clean image and its threat model.
-Shown = Callable[[Tensor, Tensor, ThreatModel], Tensor]
+# The attacked image by the variable, the oracle of the clean image, this image, and the
+# generator of all draws.
+Shown = Callable[[Tensor, Any, Tensor, torch.Generator], Tensor]
 
 
 def train_split(detector: Detector) -> dict[str, Any]:
@@ -106,9 +106,9 @@ class FitLoop(AttackTestLoop):
 
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the first image without its padding, as it is shown."""
-        part = self.images.load(0)
         with self.attacker.asking():
-            _, clean, threat = self._oracle(part)
+            oracle, clean = self._oracle(self.images.load(0))
+        (threat,) = self.attack.threats(oracle, [clean])
         height, width = clean[threat.window()[0]].shape[-2:]
         return height, width
 
@@ -121,7 +121,7 @@ class FitLoop(AttackTestLoop):
             index: place of the image in the dataset.
             variable: what is fitted, on any device.
             shown: makes the attacked image of it.
-            step: of the fit; a seed of what the losses draw.
+            step: of the fit, on which draws depend.
         """
         part, attacker = self.images.load(index), self.attacker
         seed = derive_seed(self.seed, index, step)
@@ -130,18 +130,19 @@ class FitLoop(AttackTestLoop):
             attacker.asking(),
             seeded(seed, attacker.device),
         ):
-            oracle, clean, threat = self._oracle(part)
+            oracle, clean = self._oracle(part)
             with torch.enable_grad():
                 leaf = variable.detach().to(clean).requires_grad_()
-                image = shown(leaf, clean, threat)
+                image = shown(leaf, oracle, clean, attack_generator(seed))
+            if not image.requires_grad:  # it shows nothing of the variable
+                return float(oracle.value([image])), torch.zeros_like(leaf)
             values, (grad,) = oracle.value_and_grad([image.detach()])
             (pulled,) = torch.autograd.grad(image, leaf, grad)
         return float(values), pulled
 
-    def _oracle(self, part: dict) -> tuple[Any, Tensor, ThreatModel]:
-        """What answers of an image, the image (C, H, W) and its threat model."""
-        attacker, attack = self.attacker, self.attack
-        oracle = attacker.oracle(attack, part, attacker.samples(part))
+    def _oracle(self, part: dict) -> tuple[Any, Tensor]:
+        """Returns what answers about an image, and the image (C, H, W)."""
+        attacker = self.attacker
+        oracle = attacker.oracle(self.attack, part, attacker.samples(part))
         (clean,) = attacker.clean(part)
-        (threat,) = attack.threats(oracle, [clean])
-        return oracle, clean, threat
+        return oracle, clean

@@ -192,7 +192,9 @@ class Source:
             'report': str(report),
         }
         run_test(self.detector.test_config(self.folder, **loop))
-        (self.result,) = json.loads(report.read_text(encoding='utf-8'))['attacks']
+        # Controls may stand beside it.
+        made = json.loads(report.read_text(encoding='utf-8'))['attacks']
+        self.result = next(each for each in made if each['name'] == plan.attack)
         self._record.write(['result'], self.result)
 
     def clean(self, img_id: Any, sample: BaseDataElement) -> np.ndarray:

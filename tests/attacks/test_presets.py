@@ -41,6 +41,7 @@ PRESETS = {
     'patch': {'type': 'mmrobust.Patch'},
     'ensemble': {'type': 'mmrobust.Ensemble'},
     'universal': {'type': 'mmrobust.Universal'},
+    'universal-patch': {'type': 'mmrobust.UniversalPatch'},
     'vanish': {'num_steps': 20, 'objective': 'vanish'},
     'fabricate': {'num_steps': 20, 'objective': 'fabricate'},
     'mislabel': {'num_steps': 20, 'objective': 'mislabel'},
@@ -56,10 +57,11 @@ PRESETS = {
     'objectness': {'num_steps': 20, 'objective': 'objectness'},
 }
 
-NO_STEPS = ('noise', 'fgsm', 'ensemble', 'universal')
-OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square', 'patch', 'universal')
+NO_STEPS = ('noise', 'fgsm', 'ensemble', 'universal', 'universal-patch')
+FROM_FILE = ('universal', 'universal-patch')
+OWN_STEP_SIZE = ('noise', 'ensemble', 'apgd', 'square', 'patch', *FROM_FILE)
 # Names whose ball is their own.
-OWN_BALL = ('patch', 'universal')
+OWN_BALL = ('patch', *FROM_FILE)
 
 
 def build(name, **options):
@@ -139,7 +141,7 @@ def test_help_says_the_defaults_that_differ():
     assert set(OPTIONS) == {
         *('norm', 'eps', 'step_size', 'num_steps', 'restarts', 'version'),
         *('target', 'target_class', 'eot', 'patch_size', 'patch_place'),
-        *('patch_search', 'patch_eps', 'patch_transform', 'perturbation'),
+        *('patch_search', 'patch_eps', 'patch_transform', 'perturbation', 'patch'),
     }
     assert help_text('num_steps') == (
         'steps of a run (default: 1000 for square; 10 for cls, reg, cwa, mim, dim, '

@@ -45,6 +45,17 @@ def _noise(ap, eps=8.0, margin=0.03):
     return AttackResult(f'noise_{eps:g}', settings, boxes=boxes, asks='nothing')
 
 
+def _universal(ap, control):
+    told = {'norm': 'linf', 'eps': 8.0, 'num_steps': 0, 'objective': None}
+    passes = {'universal': (ap, 'file'), 'random': (control, 'control_of')}
+    return [
+        AttackResult(
+            name, {**told, key: 'u.png'}, boxes=_boxes(each, 0.03), asks='nothing'
+        )
+        for name, (each, key) in passes.items()
+    ]
+
+
 def _square(ap):
     settings = {'objective': 'detections', 'num_queries': 100}
     return _pgd(ap, 8.0, 100, name='square', fields={'asks': 'values'}, **settings)
@@ -132,6 +143,12 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         ([_noise(0.6, margin=0.2), _pgd(0.65, margin=0.2)], None, ''),
         ([_noise(0.6, 4), _pgd(0.6, 8)], None, ''),
         ([_noise(0.05), _pgd(0.05)], None, ''),
+        # a perturbation of a file, which is no noise
+        (_universal(0.6, 0.6), 'universal', 'and 0.600 under its control'),
+        (_universal(0.65, 0.6), 'universal', 'does no more to this detector'),
+        (_universal(0.59, 0.6), None, ''),
+        (_universal(0.04, 0.04), None, ''),
+        ([*_universal(0.3, 0.6), _pgd(0.4)], None, ''),
         # above benign
         ([_pgd(0.74)], 'pgd_8_10', 'above the benign 0.700'),
         ([_pgd(0.72)], None, ''),

@@ -9,13 +9,13 @@ import torch
 from evaluated import ap, attack_of
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmrobust.attacks import Patch
 from mmrobust.errors import ConfigError
-from mmrobust.fitting import Plan, fit_universal
+from mmrobust.fitting import Perturbation, Plan, Texture, fit_universal
 from mmrobust.fitting import fit as fit_module
 from mmrobust.fitting.fit import Fit
 from mmrobust.studies.attack_matrix import Detector
-from mmrobust.threat import ThreatModel
-from mmrobust.universal import read_perturbation
+from mmrobust.universal import PATCH, read_perturbation, read_picture
 from torch.nn.functional import interpolate
 
 SIZES = [(8, 8), (6, 9), (12, 5), (8, 8), (7, 7)]
@@ -44,7 +44,11 @@ class Linear:
             raise KeyboardInterrupt
         image = torch.full_like(self.weights[index], 100.0)
         leaf = variable.clone().requires_grad_()
-        value = (self.weights[index] * shown(leaf, image, ThreatModel(eps=EPS))).sum()
+        # One object, whose middle is at (3, 3).
+        box = torch.tensor([[0.0, 0, 6, 6]])
+        whole = SimpleNamespace(regions=None, boxes=[box])
+        moved = shown(leaf, whole, image, torch.Generator())
+        value = (self.weights[index] * moved).sum()
         return float(value), torch.autograd.grad(value, leaf)[0]
 
     def on_canvas(self):
@@ -57,14 +61,16 @@ class Linear:
 
 
 def plan(folder, **settings):
-    given = dict(passes=30, batch_size=len(SIZES), objective='total', eps=EPS)
+    given = dict(passes=30, batch_size=len(SIZES), objective='total', make=in_ball)
     return Plan(detectors=[], work_dir=folder, **{**given, **settings})
 
 
+def in_ball(size):
+    return Perturbation(size, EPS)
+
+
 def fitted(folder, loops, **settings):
-    path = folder / 'universal.png'
-    Fit(plan(folder, **settings), loops).run(path)
-    return read_perturbation(path)
+    return read_perturbation(Fit(plan(folder, **settings), loops).run())
 
 
 def test_the_best_perturbation_of_linear_objectives_is_found(tmp_path):
@@ -120,7 +126,7 @@ def test_a_fit_sees_training_images_as_the_test_pipeline_shows_them(
         return gradient(self, index, *args)
 
     monkeypatch.setattr(fit_module.FitLoop, 'gradient', watched)
-    settings = Plan([detector], 8.0, 'total', tmp_path, 3, 1, num_images=2)
+    settings = Plan([detector], in_ball, 'total', tmp_path, 3, 1, num_images=2)
     path = fit_universal(settings)
     tested = DATASETS.build(tiny.dataset(coco, test=True))
     shown = {each['data_samples'].img_id: each['inputs'] for each in tested}
@@ -143,3 +149,21 @@ def test_a_fit_sees_training_images_as_the_test_pipeline_shows_them(
     detector.cfg.pop('train_dataloader')
     with pytest.raises(ConfigError, match='has no train_dataloader'):
         fit_universal(settings)
+
+
+def textures(smooth=0.0):
+    return lambda size: Texture(size, Patch(search='grey', size='4x4'), smooth)
+
+
+def test_the_best_texture_of_linear_objectives_is_found(tmp_path):
+    """White where the gradients at all of its places sum to more than 0, else black."""
+    loop = Linear()
+    total = sum(w[:, 1:5, 1:5] for w in loop.weights)  # see Linear.gradient
+    settings = dict(make=textures(), size=4)
+    stored = read_picture(Fit(plan(tmp_path / 'free', **settings), [loop]).run(), PATCH)
+    assert torch.equal(stored.values, 255.0 * (total > 0))
+    assert stored.settings['patch']['size'] == '4x4'
+    held = Fit(plan(tmp_path / 'smooth', make=textures(3.0), size=4), [Linear()])
+    smooth = read_picture(held.run(), PATCH)
+    roughness = [each.values.diff().abs().sum() for each in (stored, smooth)]
+    assert roughness[1] < 0.5 * roughness[0]
