@@ -226,7 +226,7 @@ def _gallery(gallery: Sequence[tuple[str, Path]]) -> _Raw:
     for title, path in gallery:
         content = tag('p', f'The picture {Path(path).name} cannot be read.')
         if source := _embedded(path):
-            content = tag('img', alt=title, src=source)
+            content = tag('img', alt=title, src=source, loading='lazy')
         figures.append(tag('figure', tag('figcaption', title), content))
     text = tag('p', 'Clean, attacked, and the difference, amplified.')
     pictures = tag('div', *figures, class_='gallery')

@@ -32,6 +32,7 @@ from .document import Bar, Document, Part, Section, Table
 from .html import page
 from .markdown import markdown, part_markdown
 from .results import AttackResult, Headline
+from .verdict import verdict
 
 _SPACES = {
     'input': 'on the network input',
@@ -165,6 +166,13 @@ class RobustnessReport:
         passes += [(attack.name, attack.boxes) for attack in self.attacks]
         warnings = list(self.checks)
         warnings += [f'{a.name}: {text}' for a in self.attacks for text in a.checks]
+        summary = [
+            text
+            for text in [
+                verdict(headline, self.attacks, self.worst_case, len(warnings))
+            ]
+            if text
+        ]
         found = [
             sections.curves_section(headline, self.attacks),
             *sections.members_sections(self.attacks),
@@ -192,7 +200,7 @@ class RobustnessReport:
             },
             figure=headline.name,
             bars=self.bars(),
-            parts=[self.figures(), *self.about()],
+            parts=[*summary, self.figures(), *self.about()],
             sections=[section for section in found if section],
             warnings=warnings,
             config_text=self.config_text,

@@ -1,0 +1,77 @@
+"""Says in a few sentences what the figures of a report come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .document import Figure, number
+from .results import AttackResult, Headline
+
+
+def verdict(
+    headline: Headline,
+    attacks: Sequence[AttackResult],
+    worst_case: Mapping[str, Any] | None,
+    doubts: int,
+) -> str:
+    """Returns what is left under the strongest pass, beside what noise leaves.
+
+    Args:
+        headline: the figure by which passes are compared.
+        attacks: those that were made.
+        worst_case: the lowest combination of passes, if it was searched.
+        doubts: how many sentences the checks have found.
+
+    Returns:
+        Nothing where there is no figure to speak of.
+    """
+    benign = headline.benign
+    searched = [each for each in attacks if not each.baseline]
+    found = [(headline.of(each), each) for each in searched]
+    known = [(figure, each) for figure, each in found if figure]
+    if not benign or not known:
+        return ''
+    figure, strongest = min(known, key=lambda pair: pair[0].value)
+    name = f'**{strongest.name}** ({_ball(strongest)})'
+    if worst_case and is_lower(worst_case['mAP'], figure):
+        figure = Figure(worst_case['mAP'])
+        name = 'the worst of all passes on each image'
+    text = (
+        f'Of {headline.name} {_text(benign)}, **{_text(figure)}** is left under {name}'
+        f'{_share(figure, benign)}'
+    )
+    text += _noise(headline, attacks, strongest) + '.'
+    if doubts:
+        many = 'a check says' if doubts == 1 else f'{doubts} checks say'
+        text += f' But {many} below why these figures may not hold.'
+    return text
+
+
+def is_lower(value: float, figure: Figure) -> bool:
+    """Returns whether a value is lower than a figure, as it is written."""
+    return number(value) != _text(figure) and value < figure.value
+
+
+def _noise(
+    headline: Headline, attacks: Sequence[AttackResult], strongest: AttackResult
+) -> str:
+    """Says what a baseline of the same size leaves, if there was one."""
+    for attack in attacks:
+        figure = headline.of(attack)
+        if attack.baseline and figure and _ball(attack) == _ball(strongest):
+            return f'; {attack.name} of the same size leaves {_text(figure)}'
+    return ''
+
+
+def _ball(attack: AttackResult) -> str:
+    settings = attack.settings
+    return f'{settings.get("norm")}, eps {settings.get("eps", 0):g}'
+
+
+def _text(figure: Figure) -> str:
+    return number(figure.value, 2 if figure.percent else 3)
+
+
+def _share(figure: Figure, benign: Figure) -> str:
+    return f', {figure.value / benign.value:.0%} of it' if benign.value > 0 else ''
