@@ -4,6 +4,7 @@ from .attack import attack
 from .attacked import AttackedImage, AttackedImages
 from .comparison import Comparison
 from .evaluate import evaluate
+from .maite import MaiteAttack, MaiteModel
 from .report import Report, load
 from .requirements import Requirement, check
 
@@ -11,6 +12,8 @@ __all__ = [
     'AttackedImage',
     'AttackedImages',
     'Comparison',
+    'MaiteAttack',
+    'MaiteModel',
     'Report',
     'Requirement',
     'attack',

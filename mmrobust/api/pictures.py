@@ -112,8 +112,11 @@ class Pictures(BaseDetDataset):
 
 
 def with_annotations(pipeline: Sequence[Mapping[str, Any]]) -> list[ConfigDict]:
-    """Returns a pipeline that also loads boxes, as attacks need them."""
+    """Returns a pipeline that loads pictures from files, and boxes as attacks need."""
     found = [ConfigDict(step) for step in deepcopy(list(pipeline))]
+    # mmdet's inference on arrays leaves this behind in the config of the model.
+    if str(found[0].type).endswith('LoadImageFromNDArray'):
+        found[0].type = 'LoadImageFromFile'
     kinds = [str(step['type']).split('.')[-1] for step in found]
     if not any('Annotations' in kind for kind in kinds) and 'PackDetInputs' in kinds:
         place = kinds.index('PackDetInputs')
