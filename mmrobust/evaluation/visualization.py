@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +24,7 @@ from ..batch import image_id
 from ..errors import short
 from ..frame import TO_INPUT, attack_samples
 from ..registry import HOOKS
+from ..report import is_number
 from ..utils.files import replacing
 
 _TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
@@ -192,6 +193,18 @@ class AttackVisualizationHook(Hook):
             self._drawing.remember(image_id(output), output)
 
     after_val_iter = after_test_iter
+
+    @master_only
+    def after_test_epoch(
+        self, runner: Runner, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Hands a test's figures to the visualizer's backends.
+
+        Those of a validation mmengine hands over itself, attacked ones among them.
+        """
+        numbers = {k: float(v) for k, v in (metrics or {}).items() if is_number(v)}
+        if numbers:
+            runner.visualizer.add_scalars(numbers, step=runner.iter)
 
     @master_only
     def after_attack_iter(

@@ -1,6 +1,16 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
-from .document import Bar, Document, Figure, Lines, Part, Section, Table, number
+from .document import (
+    Bar,
+    Document,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Table,
+    is_number,
+    number,
+)
 from .html import page
 from .markdown import markdown, markdown_table
 from .results import AttackResult, agreed_settings, figure_of, find_curves
@@ -20,6 +30,7 @@ __all__ = [
     'device_name',
     'figure_of',
     'find_curves',
+    'is_number',
     'markdown',
     'markdown_table',
     'number',

@@ -1,10 +1,13 @@
 """Pictures of attacks, pixel by pixel."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 import tiny
 import torch
+from evaluated import attack_of
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.hooks import Hook
@@ -256,3 +259,22 @@ def test_the_clean_panel_shows_the_benign_detections(build):
     assert sorted(benign) == sorted(hook._drawing.clean) == [10, 11, 12]
     for image_id, scores in benign.items():
         assert torch.equal(hook._drawing.clean[image_id].pred_instances.scores, scores)
+
+
+def test_figures_of_a_test_go_to_the_backends(evaluate, tmp_path):
+    """Those without attack and those under it, under the names of the evaluator."""
+    backends = [dict(type='LocalVisBackend')]
+    evaluate(
+        dict(noise=dict(type='mmrobust.RandomNoise', eps=4)),
+        overrides=dict(
+            visualizer=dict(type='DetLocalVisualizer', vis_backends=backends),
+            custom_hooks=[dict(type='mmrobust.AttackVisualizationHook', num_images=0)],
+        ),
+    )
+    (path,) = tmp_path.rglob('scalars.json')
+    found = json.loads(path.read_text())
+    report = json.loads((tmp_path / 'r.json').read_text())
+    figures = report['benign']['metrics']['coco/bbox_mAP']
+    assert found['coco/bbox_mAP'] == figures
+    attacked = attack_of(report, 'noise')['metrics']['coco/bbox_mAP']
+    assert found['noise/coco/bbox_mAP'] == attacked
