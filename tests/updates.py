@@ -9,6 +9,7 @@ import tiny
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -113,6 +114,36 @@ class ScalingOptimWrapper(OptimWrapper):
             self._clip_grad()
         self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()
+
+
+class Linear(BaseModel):
+    """Two losses linear in the image, with weights that its sample carries."""
+
+    def __init__(self) -> None:
+        super().__init__(BaseDataPreprocessor(non_blocking=False))
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: Any, data_samples: Any, mode: str) -> dict:
+        losses = {'loss_cls': self.weight * 0, 'loss_bbox': self.weight * 0}
+        for image, sample in zip(inputs, data_samples, strict=True):
+            for name in losses:
+                losses[name] = losses[name] + (sample.get(name) * image).sum()
+        return losses
+
+
+def linear_batch(*weights: tuple[list[float], list[float]]) -> dict:
+    """One image of three grey pixels for every pair of weights (cls, reg)."""
+    samples = []
+    for cls, reg in weights:
+        sample = DetDataSample(
+            metainfo=dict(
+                loss_cls=torch.tensor(cls).view(3, 1, 1),
+                loss_bbox=torch.tensor(reg).view(3, 1, 1),
+            )
+        )
+        samples.append(sample)
+    images = [torch.full((3, 1, 1), 100, dtype=torch.uint8) for _ in weights]
+    return dict(inputs=images, data_samples=samples)
 
 
 def watch_inputs(model: nn.Module) -> list[list[Tensor]]:

@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         '--num-steps',
         type=int,
-        help='steps of the attack in training (pgd: default 3; mtd, cwat: 1)',
+        help='steps of the attack in training (pgd, mixed: default 3; mtd, cwat: 1)',
     )
     group.add_argument(
         '--schedule',

@@ -24,8 +24,11 @@ METHODS = {
     'mtd': 'MTDAdversary',
     'cwat': 'CWATAdversary',
     'pbcat': 'PBCATAdversary',
+    'mixed': 'PGDAdversary',
     'none': 'NoAdversary',
 }
+# What the method 'mixed' draws among.
+_MIXTURE = ('total', 'mislabel', 'dag', 'vanish')
 PRESETS = ('default', 'paper')
 # Updates per batch, and those of a training relative to a standard one, of methods that
 # replay batches; of the others both are 1.
@@ -59,13 +62,13 @@ def robustify(
         cfg: a config, a config file or a name like ``'mmdet::fcos/...'``; it is not
             changed.
         method: ``'free'`` (FreeAT), ``'pgd'`` (PGD-AT), ``'fast'`` (fast AT),
-            ``'mtd'``, ``'cwat'``, ``'pbcat'`` or ``'none'`` (standard training, same
-            recipe).
+            ``'mtd'``, ``'cwat'``, ``'pbcat'``, ``'mixed'`` (PGD-AT whose objective is
+            drawn for each batch) or ``'none'`` (standard training, same recipe).
         norm: ``'linf'``, ``'l2'`` or ``'l1'``.
         eps: radius in pixel units of 0-255, or text like ``'4/255'``.
         replays: updates per batch of ``'free'``, by default 4, and ``'pbcat'``, 8.
-        num_steps: steps of the inner attack of ``'pgd'`` (default 3), ``'mtd'`` and
-            ``'cwat'`` (default 1).
+        num_steps: steps of the inner attack of ``'pgd'`` and ``'mixed'`` (default 3),
+            ``'mtd'`` and ``'cwat'`` (default 1).
         schedule: number of updates relative to the config's own training; 2 for
             ``'free'`` and 4 for ``'pbcat'`` as in their papers, else 1. Passes over the
             data follow.
@@ -134,7 +137,7 @@ def _adversary(
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {'norm': norm, 'eps': eps}
     if num_steps is not None:
-        if method not in ('pgd', 'mtd', 'cwat'):
+        if method not in ('pgd', 'mixed', 'mtd', 'cwat'):
             raise ConfigError(
                 f'num_steps={num_steps!r} has no meaning for the method {method!r}: '
                 'leave it out.'
@@ -144,6 +147,8 @@ def _adversary(
         settings = {}
     elif method in _REPLAYS:
         settings['replays'] = replays
+    elif method == 'mixed':
+        settings['objective'] = {'name': 'mixed', 'of': list(_MIXTURE)}
     elif method == 'fast':
         settings.update(step_size=1.25 * to_pixels(eps), num_steps=1)
     return {'type': f'mmrobust.{METHODS[method]}', **settings}

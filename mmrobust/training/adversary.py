@@ -43,9 +43,11 @@ class Adversary(ABC):
 
     Args:
         threat: norm and full radius of the perturbations, in pixel units of 0-255.
-        objective: the loss terms that the perturbation raises; of
-            :class:`.Objective` ``'total'``, ``'cls'``, ``'reg'``, ``'cls+reg'`` or a
-            list of loss names.
+        objective: what the perturbation raises, see :class:`.Objective`. The update
+            itself is always made on the detector's own loss. A method that attacks each
+            batch first knows them all but ``'cwa'``; one whose update moves the
+            perturbation, too, only ``'total'``, ``'cls'``, ``'reg'``, ``'cls+reg'`` and
+            lists of loss names.
         warmup_iters: updates over which eps grows linearly to its full size.
         share: probability in (0, 1] that an image of a batch is adversarial; the
             others are learnt from as they are. Drawn anew for every batch, from the
@@ -69,6 +71,8 @@ class Adversary(ABC):
     pass_begun = 0
     # A classifier's MixUp and CutMix come before the attack.
     _mixes_first = True
+    # The attack asks for losses apart from the update, and may so ask for others.
+    _attacks_first = False
 
     def __init__(
         self,
@@ -80,12 +84,6 @@ class Adversary(ABC):
     ) -> None:
         self.norm, self.eps = threat.norm, threat.eps
         self.objective = objective
-        if objective.changes_losses:
-            raise ConfigError(
-                f'the objective {objective.name!r} is an attack for evaluation: train '
-                "with 'total' or names of loss terms (for 'cwa' with 'cls+reg' and "
-                "class_weighting='dataset')."
-            )
         if warmup_iters < 0:
             raise ConfigError(f'warmup_iters={warmup_iters} must not be negative.')
         if not 0 < share <= 1:
@@ -101,8 +99,29 @@ class Adversary(ABC):
         self.warmup_iters = warmup_iters
         self.share = share
         self.class_weighting = class_weighting
+        self._check_objective(objective)
         self._dataset: Any = None
         self._dataset_weights: Tensor | None = None
+
+    def _check_objective(self, objective: Objective) -> None:
+        """Refuses an objective that the method cannot train against."""
+        if objective.needs_class_weights:
+            raise ConfigError(
+                "the objective 'cwa' is an attack for evaluation: train with 'cls+reg' "
+                "and class_weighting='dataset'."
+            )
+        if objective.changes_losses and not self._attacks_first:
+            raise ConfigError(
+                f'the objective {objective.name!r} needs losses of its own, and '
+                f'{type(self).__name__} moves the perturbation by those that the '
+                "weights learn from: use 'total' or names of loss terms, or "
+                'PGDAdversary.'
+            )
+        if objective.changes_losses and self.class_weighting is not None:
+            raise ConfigError(
+                f'class_weighting and the objective {objective.name!r} would change '
+                'the same losses: leave one of them out.'
+            )
 
     def prepare(self, dataset: Any) -> None:
         """Takes the training set, before the first update.

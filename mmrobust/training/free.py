@@ -21,6 +21,7 @@ from ..threat import ThreatModel
 from ..utils.models import bare_model, device_of
 from ..utils.validation import positive_int
 from .adversary import Adversary
+from .mixed import read_objective
 
 
 @ADVERSARIES.register_module()
@@ -62,6 +63,12 @@ class FreeAdversary(Adversary):
         carry: str = 'epoch',
         **common: Any,
     ) -> None:
+        if read_objective(objective)[1]:
+            raise ConfigError(
+                f'{type(self).__name__} has one backward pass for weights and '
+                'perturbation, which no other objective can share: use PGDAdversary '
+                'for a mixed one.'
+            )
         # PGD's rules for a step size are the rules here too.
         step = PGD(norm, eps, step_size, num_steps=1, objective=objective)
         super().__init__(step.threat, step.objective, **common)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from ..region import restored
 from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model, device_of
-from ..utils.seeding import derive_seed
+from ..utils.seeding import derive_seed, undrawn
 from .adversary import Adversary
+from .mixed import Mixture, read_objective
 
 # Settings of an attack that a checkpoint's meta keeps.
 _KEPT = ('step_size', 'num_steps', 'random_start', 'keep_best')
@@ -44,12 +46,21 @@ class AttackAdversary(Adversary):
         attack: any attack on losses. Its threat model and its objective become those of
             the training; while eps warms up, its radius and its ``step_size`` (if it
             has one) are smaller in proportion.
+        mixture: objectives of which each batch has one, in place of the attack's.
         **common: ``warmup_iters``, ``share`` and ``class_weighting`` of
             :class:`Adversary`.
     """
 
-    def __init__(self, attack: Attack, **common: Any) -> None:
+    _attacks_first = True
+
+    def __init__(
+        self, attack: Attack, mixture: Mixture | None = None, **common: Any
+    ) -> None:
         super().__init__(attack.threat, attack.objective, **common)
+        self.mixture = mixture
+        self._unasked = mixture.objectives if mixture else [self.objective]
+        for objective in self._unasked:
+            self._check_objective(objective)
         self.attack: Any = attack
         step_size = getattr(attack, 'step_size', None)
         self._steps = step_size is not None
@@ -72,18 +83,37 @@ class AttackAdversary(Adversary):
             if device.type != 'cpu':  # once, not in every step
                 part['data_samples'] = [s.to(device) for s in part['data_samples']]
             generator = torch.Generator().manual_seed(seed)
+            clean = [images[i] for i in asked]
+            if self.mixture:
+                self.objective = self.mixture.draw(iteration // self.replays)
+            # Losses on another ground truth may be as many as its objects ask for.
+            own = alone() if self.objective.changes_losses else nullcontext()
             with loss_mode(bare):
-                adversarial = self.perturb(
-                    bare, part, [images[i] for i in asked], generator
-                )
+                self._ask_all(bare, part, clean)
+                with own:
+                    adversarial = self.perturb(bare, part, clean, generator)
             if attacked:
-                clean = [images[i] for i in attacked]
                 found = restored(adversarial, clean, part['data_samples'])
                 for i, image in zip(attacked, found, strict=True):
                     images[i] = image
         return model.train_step(
             with_images(data_batch, images), optim_wrapper=optim_wrapper
         )
+
+    def prepare(self, dataset: Any) -> None:
+        """See :meth:`Adversary.prepare`; names of classes are those of the data."""
+        super().prepare(dataset)
+        meta = getattr(dataset, 'metainfo', {})
+        for objective in self._unasked:
+            objective.class_names = meta.get('thing_classes', meta.get('classes'))
+
+    def _ask_all(self, model: Any, data_batch: dict, images: list[Tensor]) -> None:
+        """Asks once for objectives that the model may not have, before all updates."""
+        unasked, self._unasked = self._unasked, []
+        for objective in unasked:
+            if objective.changes_losses or self.mixture:
+                with alone(), undrawn(images[0].device):
+                    _oracle(model, data_batch, objective).value(images)
 
     def perturb(
         self,
@@ -118,6 +148,7 @@ class AttackAdversary(Adversary):
         inner = self.attack.describe()
         return {
             **super().describe(),
+            **({'objective': self.mixture.name} if self.mixture else {}),
             **{key: inner[key] for key in _KEPT if key in inner},
         }
 
@@ -135,7 +166,8 @@ class PGDAdversary(AttackAdversary):
         step_size: step in pixel units, by default ``2.5 * eps / num_steps`` and at
             most eps; for one step 1.25 * eps is the value of arXiv 2001.03994.
         num_steps: steps of the inner attack, at least 1.
-        objective: see :class:`Adversary`.
+        objective: see :class:`Adversary`; also ``dict(name='mixed', of=[...])``, see
+            :class:`.mixed.Mixture`.
         random_start: start at a random point of the ball.
         keep_best: learn from the iterate with the largest loss, at the cost of one
             more forward pass (of a classifier image by image, of a detector for the
@@ -149,13 +181,14 @@ class PGDAdversary(AttackAdversary):
         eps: float | str = 4,
         step_size: float | str | None = None,
         num_steps: int = 3,
-        objective: str | Sequence[str] = 'total',
+        objective: str | Sequence[str] | Mapping[str, Any] = 'total',
         random_start: bool = True,
         keep_best: bool = False,
         **common: Any,
     ) -> None:
-        settings = (norm, eps, step_size, num_steps, objective, random_start)
-        super().__init__(PGD(*settings, keep_best=keep_best), **common)
+        single, mixture = read_objective(objective)
+        settings = (norm, eps, step_size, num_steps, single, random_start)
+        super().__init__(PGD(*settings, keep_best=keep_best), mixture, **common)
 
 
 @ADVERSARIES.register_module()
@@ -200,7 +233,7 @@ class APGDAdversary(AttackAdversary):
         norm: see :class:`PGDAdversary`.
         eps: see :class:`PGDAdversary`.
         num_steps: steps of the inner attack, at least 1.
-        objective: see :class:`Adversary`.
+        objective: see :class:`PGDAdversary`.
         random_start: start at a random point of the ball.
         **common: see :class:`AttackAdversary`.
     """
@@ -210,13 +243,14 @@ class APGDAdversary(AttackAdversary):
         norm: str = 'linf',
         eps: float | str = 4,
         num_steps: int = 2,
-        objective: str | Sequence[str] = 'total',
+        objective: str | Sequence[str] | Mapping[str, Any] = 'total',
         random_start: bool = False,
         **common: Any,
     ) -> None:
         share = 0.05  # of the values that move first, in l1: for training
-        attack = APGD(norm, eps, num_steps, objective, random_start, topk_share=share)
-        super().__init__(attack, **common)
+        single, mixture = read_objective(objective)
+        attack = APGD(norm, eps, num_steps, single, random_start, topk_share=share)
+        super().__init__(attack, mixture, **common)
 
 
 @ADVERSARIES.register_module()
@@ -237,8 +271,15 @@ class MTDAdversary(PGDAdversary):
             by which the stronger attack is found.
     """
 
+    _attacks_first = False
+
     def __init__(self, *, num_steps: int = 1, **pgd: Any) -> None:
         super().__init__(num_steps=num_steps, **pgd)
+        if self.mixture:
+            raise ConfigError(
+                'MTDAdversary has its own two objectives and judges by a third: use '
+                'PGDAdversary for a mixed one.'
+            )
         self._tasks = (Objective('cls'), Objective('reg'))
 
     def perturb(

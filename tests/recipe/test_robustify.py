@@ -169,6 +169,9 @@ def test_a_warm_up_in_epochs_and_hooks_that_count_them():
 # ------------------------------------------------------------- methods and presets
 
 
+MIXED = 'mixed(0.25 total, 0.25 mislabel, 0.25 dag, 0.25 vanish)'
+
+
 @pytest.mark.parametrize(
     ('method', 'options', 'expected'),
     [
@@ -182,6 +185,7 @@ def test_a_warm_up_in_epochs_and_hooks_that_count_them():
         ('fast', {}, dict(type='PGDAdversary', num_steps=1, step_size=5)),
         ('mtd', {}, dict(type='MTDAdversary', num_steps=1, step_size=4)),
         ('cwat', {}, dict(type='CWATAdversary', class_weighting='batch')),
+        ('mixed', {}, dict(type='PGDAdversary', num_steps=3, objective=MIXED)),
         (
             'pbcat',
             dict(eps=8),

@@ -19,42 +19,14 @@ from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode
 from torch import nn
 from updates import (
+    Linear,
+    linear_batch,
     make_batch,
     make_model,
     sgd,
     train,
     watch_inputs,
 )
-
-
-class Linear(BaseModel):
-    """Two losses linear in the image, with weights that its sample carries."""
-
-    def __init__(self):
-        super().__init__(BaseDataPreprocessor(non_blocking=False))
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, inputs, data_samples, mode):
-        losses = {'loss_cls': self.weight * 0, 'loss_bbox': self.weight * 0}
-        for image, sample in zip(inputs, data_samples, strict=True):
-            for name in losses:
-                losses[name] = losses[name] + (sample.get(name) * image).sum()
-        return losses
-
-
-def linear_batch(*weights):
-    """One image of three grey pixels for every pair of weights (cls, reg)."""
-    samples = []
-    for cls, reg in weights:
-        sample = DetDataSample(
-            metainfo=dict(
-                loss_cls=torch.tensor(cls).view(3, 1, 1),
-                loss_bbox=torch.tensor(reg).view(3, 1, 1),
-            )
-        )
-        samples.append(sample)
-    images = [torch.full((3, 1, 1), 100, dtype=torch.uint8) for _ in weights]
-    return dict(inputs=images, data_samples=samples)
 
 
 def test_mtd_takes_the_stronger_attack_image_by_image():
