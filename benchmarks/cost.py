@@ -31,6 +31,7 @@ from mmrobust.training import (
     CWATAdversary,
     FreeAdversary,
     MTDAdversary,
+    PBCATAdversary,
     PGDAdversary,
 )
 from mmrobust.utils.files import write_atomically
@@ -93,7 +94,7 @@ def free_sides(subject: Subject) -> list[Side]:
 
 
 def inner_sides(subject: Subject) -> list[Side]:
-    """Returns every method that attacks each batch first, and its passes alone."""
+    """Returns every method that makes passes before its update, and these alone."""
     batch, count = subject.batch, len(subject.batch['inputs'])
     samples = subject.samples(batch)
     total, cls, reg = Objective(), Objective('cls'), Objective('reg')
@@ -109,6 +110,19 @@ def inner_sides(subject: Subject) -> list[Side]:
                 for part in (alone if apart else [list(range(count))]) * judged:
                     loss(subject, [images[i] for i in part], [samples[i] for i in part])
         subject.learn(with_images(batch, images))
+
+    def free(first: Callable[[], None]) -> None:
+        """Makes a pass, and then an update that also computes the input gradient."""
+        first()
+        images = [image.requires_grad_() for image in subject.images()]
+        subject.learn(with_images(batch, images))
+
+    def on_clean() -> None:
+        with loss_mode(subject.model):
+            gradient(subject, subject.images(), samples)
+
+    def of_weights() -> None:
+        loss(subject, subject.images(), samples).backward()
 
     steps, several = _INNER_STEPS, [total] * _INNER_STEPS
     methods: dict[str, tuple[Adversary, Callable[[], None]]] = {
@@ -126,6 +140,14 @@ def inner_sides(subject: Subject) -> list[Side]:
         # It judges image by image.
         apart = partial(passes, cls, reg, judged=2, apart=True)
         methods['MTD, 1 step'] = (MTDAdversary(eps=_EPS), apart)
+        methods['PBCAT'] = (
+            PBCATAdversary(eps=_EPS, carry='run'),
+            partial(free, on_clean),
+        )
+        methods['FreeAT with AWP'] = (
+            FreeAdversary(eps=_EPS, carry='run', awp_gamma=0.005),
+            partial(free, of_weights),
+        )
     sides = [Side(STOCK, subject.learn, count)]
     for name, (adversary, alone) in methods.items():
         own = f'passes of {name}'

@@ -27,6 +27,7 @@ from ..registry import ADVERSARIES
 from ..threat import ThreatModel
 from ..utils.models import bare_model
 from ..utils.seeding import derive_seed
+from .awp import worse_weights
 
 
 class Adversary(ABC):
@@ -56,6 +57,9 @@ class Adversary(ABC):
             in the attack and in the update, by the inverse of its number of objects
             in the batch (of all processes), ``'dataset'`` of that in the training
             set; None does not.
+        awp_gamma: size of an adversarial perturbation of the weights, as a share of
+            theirs, at which the update takes its gradients (0 for none, 0.005 in the
+            paper): see :func:`.worse_weights`. It grows with eps.
 
     Attributes:
         replays: how often the loop hands over each batch.
@@ -81,6 +85,7 @@ class Adversary(ABC):
         warmup_iters: int = 0,
         share: float = 1.0,
         class_weighting: str | None = None,
+        awp_gamma: float = 0.0,
     ) -> None:
         self.norm, self.eps = threat.norm, threat.eps
         self.objective = objective
@@ -96,6 +101,12 @@ class Adversary(ABC):
                 f"class_weighting={class_weighting!r} is unknown: choose 'batch', "
                 "'dataset' or None."
             )
+        if not isinstance(awp_gamma, (int, float)) or not 0 <= awp_gamma < 1:
+            raise ConfigError(
+                f'awp_gamma={awp_gamma!r} must be from 0 to below 1: it is the size of '
+                "the weights' perturbation as a share of theirs, like 0.005."
+            )
+        self.awp_gamma = awp_gamma
         self.warmup_iters = warmup_iters
         self.share = share
         self.class_weighting = class_weighting
@@ -186,6 +197,28 @@ class Adversary(ABC):
         """
 
     @contextmanager
+    def learning(
+        self, model: Any, optim_wrapper: OptimWrapper, data_batch: dict, iteration: int
+    ) -> Iterator[None]:
+        """Stands around the update on a batch that was perturbed.
+
+        Every method learns inside of it, so that what changes updates (AWP) goes with
+        all of them.
+
+        Args:
+            model: see :meth:`update`.
+            optim_wrapper: see :meth:`update`.
+            data_batch: the batch that the update learns from.
+            iteration: see :meth:`update`.
+        """
+        if not self.awp_gamma:
+            yield
+            return
+        gamma = self.awp_gamma * self.warmth(iteration)
+        with worse_weights(model, optim_wrapper, data_batch, gamma):
+            yield
+
+    @contextmanager
     def _weighted(self, model: nn.Module, data_batch: dict) -> Iterator[None]:
         if self.class_weighting is None:
             yield
@@ -233,6 +266,7 @@ class Adversary(ABC):
             'warmup_iters': self.warmup_iters,
             'share': self.share,
             'class_weighting': self.class_weighting,
+            **({'awp_gamma': self.awp_gamma} if self.awp_gamma else {}),
         }
 
 

@@ -48,7 +48,7 @@ class FreeAdversary(Adversary):
             which epoch checkpoints need not save; ``'run'`` carries it through the
             whole training, as the papers do, and saves it in checkpoints.
         **common: ``warmup_iters``, ``share`` (an image that stays clean leaves the
-            perturbation of its slot as it is) and ``class_weighting`` of
+            perturbation of its slot as it is), ``awp_gamma`` and ``class_weighting`` of
             :class:`Adversary`; the code of arXiv 2305.17438 calls
             ``class_weighting='dataset'`` with the total loss its training type ``cwa``.
     """
@@ -113,13 +113,14 @@ class FreeAdversary(Adversary):
             # They edit boxes in place, which on a CPU are the loader's own; the next
             # replay needs them unchanged. (A sample's clone() shares its boxes.)
             batch['data_samples'] = deepcopy(data_batch['data_samples'])
-        if self.objective.terms is None or not leaves:
-            outputs = model.train_step(batch, optim_wrapper=optim_wrapper)
-            grads = [leaf.grad for leaf in leaves]
-        else:
-            outputs, grads = _step_with_own_objective(
-                model, optim_wrapper, batch, leaves, self.objective
-            )
+        with self.learning(model, optim_wrapper, batch, iteration):
+            if self.objective.terms is None or not leaves:
+                outputs = model.train_step(batch, optim_wrapper=optim_wrapper)
+                grads = [leaf.grad for leaf in leaves]
+            else:
+                outputs, grads = _step_with_own_objective(
+                    model, optim_wrapper, batch, leaves, self.objective
+                )
         if leaves and all(grad is None for grad in grads):
             raise ConfigError(
                 f'no gradient reaches the image in {type(bare_model(model)).__name__}, '

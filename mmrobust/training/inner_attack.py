@@ -47,7 +47,7 @@ class AttackAdversary(Adversary):
             the training; while eps warms up, its radius and its ``step_size`` (if it
             has one) are smaller in proportion.
         mixture: objectives of which each batch has one, in place of the attack's.
-        **common: ``warmup_iters``, ``share`` and ``class_weighting`` of
+        **common: ``warmup_iters``, ``share``, ``class_weighting`` and ``awp_gamma`` of
             :class:`Adversary`.
     """
 
@@ -96,9 +96,9 @@ class AttackAdversary(Adversary):
                 found = restored(adversarial, clean, part['data_samples'])
                 for i, image in zip(attacked, found, strict=True):
                     images[i] = image
-        return model.train_step(
-            with_images(data_batch, images), optim_wrapper=optim_wrapper
-        )
+        batch = with_images(data_batch, images)
+        with self.learning(model, optim_wrapper, batch, iteration):
+            return model.train_step(batch, optim_wrapper=optim_wrapper)
 
     def prepare(self, dataset: Any) -> None:
         """See :meth:`Adversary.prepare`; names of classes are those of the data."""

@@ -118,6 +118,12 @@ class _AdversarialTraining:
                 'accumulate one batch with itself: set accumulative_counts=1, or use '
                 'PGDAdversary.'
             )
+        if counts > 1 and self.adversary.awp_gamma:
+            raise ConfigError(
+                f'awp_gamma perturbs the weights against the batch of an update, and '
+                f'accumulative_counts={counts} makes one of several: set '
+                'accumulative_counts=1, or leave awp_gamma out.'
+            )
         warmup, updates = self.adversary.warmup_iters, self.runner.max_iters
         if warmup > updates:
             raise ConfigError(

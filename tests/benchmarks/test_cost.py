@@ -99,12 +99,15 @@ def test_passes_of_methods_are_theirs(subject):
     """Passes alone and update: as many, of as many images, in the same modes."""
     sides = {side.name: side for side in inner_sides(subject)}
     gradient, update = (2, True, False, False), (2, False, True, True)
+    free = (2, True, True, True)
     value, apart = (2, False, False, False), (1, False, False, False)
     expected = {
         'PGD-AT, 2 steps': [gradient] * 2 + [update],
         'APGD-AT, 2 steps': [gradient] * 2 + [value, update],
         'CWAT, 1 step': [gradient, update],
         'MTD, 1 step': [gradient] * 2 + [apart] * 4 + [update],
+        'PBCAT': [gradient, free],
+        'FreeAT with AWP': [update, free],
     }
     assert len(sides) == 1 + 2 * len(expected)
     for name, passes in expected.items():

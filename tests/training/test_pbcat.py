@@ -59,10 +59,9 @@ def test_places_of_patches():
         draw(torch.zeros(1, 5))
 
 
-@pytest.mark.parametrize('objective', ['total', 'cls+reg'])
-def test_without_patches_it_is_free_bit_for_bit(objective):
-    settings = dict(eps=6, step_size=5, replays=2, objective=objective, warmup_iters=3)
-    first, second = make_model(), None
+def test_without_patches_it_is_free_bit_for_bit():
+    settings = dict(eps=6, step_size=5, replays=2, objective='cls+reg', warmup_iters=3)
+    first = make_model()
     second = deepcopy(first)
     batches = [make_batch(SIZES, 0), make_batch(SIZES[:1], 1)]
     free = train(FreeAdversary(**settings), first, batches)
