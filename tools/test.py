@@ -78,6 +78,12 @@ FLAGS = {
         '4, 0 for none)',
         {'type': int},
     ),
+    'judged_by': Flag(
+        *('judged_by', None),
+        'compare passes, and let ensembles choose, by the mAP of boxes (bbox) or of '
+        'masks (segm); by default masks where the evaluator measures nothing else',
+        {'choices': ['auto', 'bbox', 'segm']},
+    ),
     'attack_batch_size': Flag(
         *('attack_batch_size', None),
         "images of a detector that share the network's passes in an attack: faster, "

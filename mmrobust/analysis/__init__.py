@@ -6,7 +6,7 @@ Pure functions of detections and ground truth; no model and no loop is involved.
 from __future__ import annotations
 
 from .average_precision import CocoSummary, FastAP, coco_ap, mean_ap
-from .detections import Detections, GroundTruth
+from .detections import IOU_TYPES, Detections, GroundTruth
 from .error_types import SCORE_THR, ErrorCounts, count_errors
 from .image_score import broken, image_score, image_scores, worst_per_image
 from .intervals import (
@@ -15,6 +15,7 @@ from .intervals import (
     map_interval,
     worst_case_intervals,
 )
+from .masks import Masks
 from .matching import MatchTable, combine, match_detections, restrict
 from .patches import EDGES, PatchFigures, patch_figures
 from .stored_tables import read_tables, write_tables
@@ -22,6 +23,7 @@ from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
     'EDGES',
+    'IOU_TYPES',
     'SCORE_THR',
     'CocoSummary',
     'Detections',
@@ -29,6 +31,7 @@ __all__ = [
     'FastAP',
     'GroundTruth',
     'Interval',
+    'Masks',
     'MatchTable',
     'PatchFigures',
     'WorstCase',

@@ -26,7 +26,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .detections import Detections, GroundTruth, box_areas, pair, xywh
+from .detections import Detections, GroundTruth, box_areas, masks_of, pair, xywh
 from .matching import COCO_IOUS, MatchTable
 
 _RECALLS: np.ndarray = np.linspace(0.0, 1.0, 101)
@@ -206,26 +206,31 @@ def coco_ap(
     truths: Sequence[GroundTruth],
     detections: Sequence[Detections],
     num_classes: int,
+    iou_type: str = 'bbox',
 ) -> CocoSummary:
-    """COCO's bounding-box summary.
+    """COCO's summary of boxes, or of masks.
 
     Args:
         truths: all images of the dataset, also those without objects.
         detections: of the same images, in any order.
         num_classes: K, classes of the dataset.
+        iou_type: ``'bbox'`` or ``'segm'``.
 
     Returns:
-        What mmdet's ``CocoMetric(metric='bbox')`` computes from the same data before
+        What mmdet's ``CocoMetric(metric=iou_type)`` computes from the same data before
         it rounds, with NaN for its -1. Without a single detection the figures are 0,
         where ``CocoMetric`` returns none.
 
     Raises:
-        ConfigError: if the images do not agree (see ``pair``).
+        ConfigError: if the images do not agree (see ``pair``), or masks are missing.
     """
     pairs = pair(truths, detections, num_classes)
     areas = [truth.areas for truth, _ in pairs]
-    found = [box_areas(detected.bboxes) for _, detected in pairs]
-    precision = precision_by(pairs, num_classes, areas, found)
+    found = [
+        masks_of(each).areas() if iou_type == 'segm' else box_areas(each.bboxes)
+        for _, each in pairs
+    ]
+    precision = precision_by(pairs, num_classes, areas, found, iou_type=iou_type)
     at_most = precision[..., -1]
     metrics = {'mAP': mean_precision(precision[:, :, :, 0, 0])}
     for iou in (50, 75):
@@ -244,6 +249,7 @@ def precision_by(
     of_objects: Sequence[np.ndarray],
     of_detections: Sequence[np.ndarray],
     ranges: Sequence[tuple[float, float]] | None = None,
+    iou_type: str = 'bbox',
 ) -> np.ndarray:
     """Computes COCO's precision over ranges of a size, which COCO takes areas for.
 
@@ -254,6 +260,7 @@ def precision_by(
         of_detections: the same of its detections (N,).
         ranges: pairs of the smallest and the largest size, both included; by default
             COCO's areas.
+        iou_type: ``'bbox'`` or ``'segm'``.
 
     Returns:
         Precision by IoU, level of recall, class, range and most detections of a class
@@ -266,13 +273,13 @@ def precision_by(
     for index, ((truth, detected), mine, theirs) in enumerate(rows):
         images.append({'id': index, 'height': truth.height, 'width': truth.width})
         crowd = truth.ignore.astype(int)
-        _add(objects, index, truth, area=mine, iscrowd=crowd)
-        _add(found, index, detected, area=theirs, score=detected.scores)
+        _add(objects, iou_type, index, truth, area=mine, iscrowd=crowd)
+        _add(found, iou_type, index, detected, area=theirs, score=detected.scores)
     with redirect_stdout(io.StringIO()):  # pycocotools prints
         evaluation = COCOeval(
             _dataset(images, objects, num_classes),
             _dataset(images, found, num_classes),
-            'bbox',
+            iou_type,
         )
         evaluation.params.maxDets = list(MAX_DETS)
         if ranges is not None:
@@ -292,12 +299,15 @@ def mean_precision(precision: np.ndarray) -> float:
 
 def _add(
     entries: list[dict],
+    iou_type: str,
     image: int,
     boxes: GroundTruth | Detections,
     **more: np.ndarray,
 ) -> None:
-    """Adds an image's boxes to the annotations of a file."""
+    """Adds an image's boxes, and masks if they count, to the annotations of a file."""
     columns = {'category_id': boxes.labels, 'bbox': xywh(boxes.bboxes), **more}
+    if iou_type == 'segm':
+        columns['segmentation'] = np.array(masks_of(boxes).rles(), dtype=object)
     for row in zip(*(values.tolist() for values in columns.values()), strict=True):
         # Ids from 1: pycocotools takes an object of id 0 for no match.
         common = {'id': len(entries) + 1, 'image_id': image, 'iscrowd': 0}

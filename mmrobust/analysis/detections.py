@@ -1,9 +1,9 @@
 """Stored detections and ground truth, the only input of this package.
 
 Boxes are (x1, y1, x2, y2) in pixels of the ORIGINAL image, as a detector's
-``test_step`` returns them and as annotation files have them; labels are the
-dataset's class indices, 0 to K-1. Masks are not covered: everything here is about
-boxes.
+``test_step`` returns them and as annotation files have them, and masks lie on its
+pixels; labels are the dataset's class indices, 0 to K-1. What is compared with what is
+pycocotools' ``iou_type``: ``'bbox'``, boxes, or ``'segm'``, masks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .masks import Masks
+
+IOU_TYPES = ('bbox', 'segm')
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +33,12 @@ class Detections:
     bboxes: np.ndarray  # (N, 4) boxes in pixels of the original image
     scores: np.ndarray  # (N,) confidences, higher is surer
     labels: np.ndarray  # (N,) class indices
+    masks: Masks | None = None  # N, if they are known
 
     def __post_init__(self) -> None:
         boxes, scores = _boxes(self.bboxes), np.asarray(self.scores).reshape(-1)
         labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
+        _check_masks(self.masks, len(labels), self.img_id)
         if not len(boxes) == len(scores) == len(labels):
             raise ConfigError(
                 f'image {self.img_id}: {len(boxes)} boxes, {len(scores)} scores and '
@@ -53,21 +58,36 @@ class Detections:
         """The detections of at least this score."""
         keep = self.scores >= score
         return Detections(
-            self.img_id, self.bboxes[keep], self.scores[keep], self.labels[keep]
+            self.img_id,
+            self.bboxes[keep],
+            self.scores[keep],
+            self.labels[keep],
+            None if self.masks is None else self.masks[keep],
         )
 
     @classmethod
-    def from_sample(cls, sample: Any) -> Detections:
+    def from_sample(cls, sample: Any, iou_type: str = 'bbox') -> Detections:
         """Reads mmdet's prediction for one image.
 
         Args:
             sample: a ``DetDataSample`` of ``test_step`` or its dict, with ``img_id``
                 and ``pred_instances`` (``bboxes``, ``scores``, ``labels``; boxes
                 scaled back to the original image, as mmdet's detectors do).
+            iou_type: with ``'segm'`` its ``masks`` are read, pixels (N, H, W) or run
+                lengths, and their own ``mask_scores`` where the model gives some, as
+                mmdet's ``CocoMetric`` does. Boxes are then those around the masks,
+                since models that predict masks alone leave theirs at 0.
         """
         found = sample.get('pred_instances')
-        parts = [_array(found.get(key)) for key in ('bboxes', 'scores', 'labels')]
-        return cls(sample.get('img_id'), *parts)
+        if iou_type == 'bbox':
+            names = ('bboxes', 'scores', 'labels')
+            boxes, scores, labels = (_array(found.get(name)) for name in names)
+            return cls(sample.get('img_id'), boxes, scores, labels)
+        masks = _masks(found.get('masks'))
+        scores = found.get('mask_scores', None)
+        scores = _array(found.get('scores') if scores is None else scores)
+        labels = _array(found.get('labels'))
+        return cls(sample.get('img_id'), masks.boxes(), scores, labels, masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +105,12 @@ class GroundTruth:
     areas: np.ndarray  # (M,) in square pixels, deciding between small, medium and large
     height: int  # of the image in pixels
     width: int  # of the image in pixels
+    masks: Masks | None = None  # M, if they are known
 
     def __post_init__(self) -> None:
         boxes = _boxes(self.bboxes)
         labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
+        _check_masks(self.masks, len(labels), self.img_id)
         ignore = np.asarray(self.ignore, dtype=bool).reshape(-1)
         areas = np.asarray(self.areas, dtype=np.float64).reshape(-1)
         if not len(boxes) == len(labels) == len(ignore) == len(areas):
@@ -104,38 +126,52 @@ class GroundTruth:
         return len(self.labels)
 
     @classmethod
-    def from_data_info(cls, info: Mapping[str, Any]) -> GroundTruth:
+    def from_data_info(
+        cls, info: Mapping[str, Any], iou_type: str = 'bbox'
+    ) -> GroundTruth:
         """Reads an entry of an mmdet dataset.
 
         Args:
             info: what ``dataset.get_data_info(index)`` returns: ``img_id``,
                 ``height``, ``width``, ``instances`` with ``bbox``, ``bbox_label``,
                 ``ignore_flag``.
+            iou_type: with ``'segm'`` also their ``mask``.
 
-        mmdet keeps no annotated area, so the area is the box's. COCO's annotation
-        files have the mask's, which is smaller: the figures per size then differ from
-        a metric that reads the file (see ``from_coco``); the others do not.
+        mmdet keeps no annotated area, so the area is the box's, or the mask's. COCO's
+        annotation files have the mask's, which is smaller than the box's: the figures
+        per size then differ from a metric that reads the file (see ``from_coco``); the
+        others do not.
+
+        Raises:
+            ConfigError: if an object has no mask.
         """
         instances = info.get('instances', [])
         boxes = _boxes([each['bbox'] for each in instances])
+        masks = None
+        if iou_type == 'segm':
+            masks = _annotated([each.get('mask') for each in instances], info)
         return cls(
             img_id=info['img_id'],
             bboxes=boxes,
             labels=np.array([each['bbox_label'] for each in instances], dtype=int),
             ignore=np.array([each.get('ignore_flag', 0) for each in instances], bool),
-            areas=box_areas(boxes),
+            areas=box_areas(boxes) if masks is None else masks.areas(),
             height=info['height'],
             width=info['width'],
+            masks=masks,
         )
 
     @classmethod
-    def from_coco(cls, coco: Any, img_id: Any, cat_ids: Sequence[int]) -> GroundTruth:
+    def from_coco(
+        cls, coco: Any, img_id: Any, cat_ids: Sequence[int], iou_type: str = 'bbox'
+    ) -> GroundTruth:
         """Reads an image of a COCO annotation file, areas included.
 
         Args:
             coco: a ``pycocotools.coco.COCO`` (or mmdet's) of the file.
             img_id: the image's id in it.
             cat_ids: the dataset's ``cat_ids``: class index i has id ``cat_ids[i]``.
+            iou_type: with ``'segm'`` also the masks, which all objects must have.
 
         Annotations of other categories are left out. Of the file's flags only
         ``iscrowd`` counts, as in pycocotools.
@@ -146,6 +182,10 @@ class GroundTruth:
         boxes = _boxes([each['bbox'] for each in found]).astype(np.float64)
         boxes[:, 2:] += boxes[:, :2]
         image = coco.loadImgs([img_id])[0]
+        masks = None
+        if iou_type == 'segm':
+            info = {**image, 'img_id': img_id}
+            masks = _annotated([each.get('segmentation') for each in found], info)
         return cls(
             img_id=img_id,
             bboxes=boxes,
@@ -154,6 +194,7 @@ class GroundTruth:
             areas=np.array([each['area'] for each in found], float),
             height=image['height'],
             width=image['width'],
+            masks=masks,
         )
 
 
@@ -193,6 +234,17 @@ def pair(
     return [(each, found[each.img_id]) for each in ordered]
 
 
+def masks_of(known: Detections | GroundTruth) -> Masks:
+    """The masks of an image.
+
+    Raises:
+        ConfigError: if nobody has given any.
+    """
+    if known.masks is None:
+        raise ConfigError(f'there are no masks of image {known.img_id} to compare.')
+    return known.masks
+
+
 def xywh(boxes: np.ndarray) -> np.ndarray:
     """COCO's (x, y, width, height) in double precision, as mmdet computes them."""
     result = boxes.astype(np.float64)
@@ -215,6 +267,36 @@ def _boxes(values: Any) -> np.ndarray:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ConfigError(f'boxes must have shape (N, 4), not {boxes.shape}.')
     return boxes
+
+
+def _annotated(segmentations: Sequence[Any], info: Mapping[str, Any]) -> Masks:
+    """The masks of an image's annotations, all of which have to be there."""
+    missing = sum(not each for each in segmentations)
+    if missing:
+        raise ConfigError(
+            f'{missing} of the {len(segmentations)} objects of image {info["img_id"]} '
+            'have no mask in the annotations.'
+        )
+    return Masks.from_annotations(segmentations, info['height'], info['width'])
+
+
+def _masks(values: Any) -> Masks:
+    """The masks of a prediction."""
+    if values is None:
+        raise ConfigError('the model predicts no masks.')
+    if not isinstance(values, (list, tuple)):
+        return Masks.from_pixels(_array(values))
+    # As mmdet's encode_mask_results gives them.
+    height, width = values[0]['size'] if values else (0, 0)
+    return Masks.from_annotations(values, int(height), int(width))
+
+
+def _check_masks(masks: Masks | None, count: int, img_id: Any) -> None:
+    if masks is not None and len(masks) != count:
+        raise ConfigError(
+            f'image {img_id}: {len(masks)} masks and {count} labels do not belong '
+            'together.'
+        )
 
 
 def _array(values: Any) -> np.ndarray:

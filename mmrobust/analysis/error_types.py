@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .detections import Detections, GroundTruth, pair
-from .matching import MAX_DETS, assign, box_ious, uncounted
+from .matching import MAX_DETS, assign, overlaps, uncounted
 
 FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1
@@ -55,6 +55,7 @@ def count_errors(
     detections: Sequence[Detections],
     num_classes: int,
     score_thr: float = SCORE_THR,
+    iou_type: str = 'bbox',
 ) -> ErrorCounts:
     """Counts the errors of a detector on a dataset.
 
@@ -67,6 +68,7 @@ def count_errors(
         detections: of the same images, in any order.
         num_classes: K, classes of the dataset.
         score_thr: detections below it do not exist; in [0, 1].
+        iou_type: ``'bbox'`` compares boxes, ``'segm'`` masks.
 
     Raises:
         ConfigError: if the threshold is out of range or the images do not agree.
@@ -75,12 +77,12 @@ def count_errors(
         raise ConfigError(f'score_thr must be in [0, 1], not {score_thr}.')
     total: Counter[str] = Counter()
     for truth, found in pair(truths, detections, num_classes):
-        total += _count(truth, found.above(score_thr))
+        total += _count(truth, found.above(score_thr), iou_type)
     return ErrorCounts(**total)
 
 
-def _count(truth: GroundTruth, found: Detections) -> Counter[str]:
-    overlap = box_ious(found.bboxes, truth.bboxes, truth.ignore)
+def _count(truth: GroundTruth, found: Detections, iou_type: str) -> Counter[str]:
+    overlap = overlaps(found, truth, iou_type)
     # A column for "no object", so that every maximum exists.
     overlap = np.concatenate([overlap, np.zeros((len(found), 1))], axis=1)
     labels = np.append(truth.labels, -1)
@@ -96,7 +98,7 @@ def _count(truth: GroundTruth, found: Detections) -> Counter[str]:
             truth.ignore[same],
             np.array([FOREGROUND_IOU]),
         )[0]
-        inside_out = uncounted(found.bboxes[place])
+        inside_out = uncounted(found, iou_type)[place]
         for row, mine, odd in zip(place, partner, inside_out, strict=True):
             if mine >= 0:
                 target = int(same[mine])

@@ -60,9 +60,12 @@ def image_scores(table: MatchTable) -> np.ndarray:
     return np.clip(scores + (objects == 0) * (1.0 - highest), 0.0, 1.0)
 
 
-def image_score(truth: GroundTruth, found: Detections, num_classes: int) -> float:
+def image_score(
+    truth: GroundTruth, found: Detections, num_classes: int, iou_type: str = 'bbox'
+) -> float:
     """The score of one image (see ``image_scores``)."""
-    return float(image_scores(match_detections([truth], [found], num_classes))[0])
+    table = match_detections([truth], [found], num_classes, iou_type=iou_type)
+    return float(image_scores(table)[0])
 
 
 def broken(

@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError
-from .detections import Detections, GroundTruth, box_areas, pair, xywh
+from .detections import Detections, GroundTruth, box_areas, masks_of, pair, xywh
 
 # COCO's intersection-over-union thresholds, computed as pycocotools does.
 COCO_IOUS: np.ndarray = np.linspace(0.5, 0.95, 10)
@@ -56,6 +56,7 @@ def match_detections(
     detections: Sequence[Detections],
     num_classes: int,
     ious: np.ndarray = COCO_IOUS,
+    iou_type: str = 'bbox',
 ) -> MatchTable:
     """Matches the detections of a dataset, by COCO's rules for all object sizes.
 
@@ -64,14 +65,15 @@ def match_detections(
         detections: of the same images, in any order.
         num_classes: K, classes of the dataset.
         ious: (T,) thresholds, in [0, 1].
+        iou_type: ``'bbox'`` compares boxes, ``'segm'`` masks.
 
     Raises:
-        ConfigError: if the images do not agree.
+        ConfigError: if the images do not agree, or masks are missing.
     """
     pairs = pair(truths, detections, num_classes)
     places, hits, ignored = [], [], []
     for truth, found in pairs:
-        place, hit, ignore = match_image(truth, found, ious)
+        place, hit, ignore = match_image(truth, found, ious, iou_type)
         places.append(place)
         hits.append(hit)
         ignored.append(ignore)
@@ -93,7 +95,10 @@ def match_detections(
 
 
 def match_image(
-    truth: GroundTruth, found: Detections, ious: np.ndarray = COCO_IOUS
+    truth: GroundTruth,
+    found: Detections,
+    ious: np.ndarray = COCO_IOUS,
+    iou_type: str = 'bbox',
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matches the detections of one image.
 
@@ -106,15 +111,16 @@ def match_image(
         falling score; (T, n) bool hits; (T, n) bool ignored.
     """
     places, hits, ignored = [], [], []
+    overlap = overlaps(found, truth, iou_type)
+    odd = uncounted(found, iou_type)
     for label in np.unique(found.labels):
         place = np.flatnonzero(found.labels == label)
         place = place[np.argsort(-found.scores[place], kind='stable')][:MAX_DETS]
         same = truth.labels == label
-        overlap = box_ious(found.bboxes[place], truth.bboxes[same], truth.ignore[same])
-        partner = assign(overlap, truth.ignore[same], ious)
+        partner = assign(overlap[place][:, same], truth.ignore[same], ious)
         ignore = (partner >= 0) & np.append(truth.ignore[same], False)[partner]
         hit = (partner >= 0) & ~ignore
-        ignore |= (partner < 0) & uncounted(found.bboxes[place])
+        ignore |= (partner < 0) & odd[place]
         places.append(place)
         hits.append(hit)
         ignored.append(ignore)
@@ -122,6 +128,17 @@ def match_image(
         nothing = np.zeros((len(ious), 0), bool)
         return np.zeros(0, int), nothing, nothing
     return _join(places), np.concatenate(hits, 1), np.concatenate(ignored, 1)
+
+
+def overlaps(found: Detections, truth: GroundTruth, iou_type: str) -> np.ndarray:
+    """(N, M) overlaps of boxes or masks; with a crowd, the detection's share in it.
+
+    Raises:
+        ConfigError: if masks are to be compared that are not there or do not fit.
+    """
+    if iou_type == 'segm':
+        return masks_of(found).ious(masks_of(truth), truth.ignore)
+    return box_ious(found.bboxes, truth.bboxes, truth.ignore)
 
 
 def box_ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
@@ -161,9 +178,11 @@ def assign(overlap: np.ndarray, ignore: np.ndarray, ious: np.ndarray) -> np.ndar
     return partner
 
 
-def uncounted(boxes: np.ndarray) -> np.ndarray:
-    """(N,) bool: boxes that pycocotools takes for no error, being inside out."""
-    areas = box_areas(boxes)
+def uncounted(found: Detections, iou_type: str) -> np.ndarray:
+    """(N,) bool: what pycocotools takes for no error: boxes that are inside out."""
+    if iou_type == 'segm':
+        return np.zeros(len(found), bool)
+    areas = box_areas(found.bboxes)
     return (areas < 0) | (areas > _LARGEST)
 
 

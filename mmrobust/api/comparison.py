@@ -315,6 +315,7 @@ def _check_data(reports: Mapping[str, Report]) -> None:
             f'{key} of the dataset',
             {c: r.content.get('dataset', {}).get(key) for c, r in reports.items()},
         )
+    _agree('judged_by', {c: r.judged_by for c, r in reports.items()})
     _agree('space', {c: r.content.get('space', 'input') for c, r in reports.items()})
 
 
@@ -353,8 +354,9 @@ def _agree(what: str, values: Mapping[str, Any]) -> None:
 
 
 def _figure_name(report: Report) -> str:
-    boxes = report.content['benign'].get('boxes')
-    return 'COCO mAP of boxes' if boxes else next(iter(report.benign), 'figure')
+    kind = report.judged_by
+    found = report.content['benign'].get(kind)
+    return f'COCO mAP of {kind}' if found else next(iter(report.benign), 'figure')
 
 
 def _values(figure: Figure | None) -> tuple[float | None, ...]:

@@ -54,11 +54,14 @@ class Report:
         return found
 
     def figures_of(self, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Returns metrics and box analysis of a pass, the benign one or an attack's."""
-        if name == BENIGN:
-            return self.benign, self.content['benign'].get('boxes')
-        found = self.attacks[name]
-        return found['metrics'], found.get('boxes')
+        """Returns metrics of a pass, and the analysis by which passes are compared."""
+        found = self.content['benign'] if name == BENIGN else self.attacks[name]
+        return dict(found.get('metrics') or {}), found.get(self.judged_by)
+
+    @property
+    def judged_by(self) -> str:
+        """What passes are compared by: the analysis of ``'boxes'`` or ``'masks'``."""
+        return str(self.content.get('judged_by', 'boxes'))
 
     def results(self) -> list[AttackResult]:
         """Returns the entry of each attack, settings apart from results."""

@@ -24,7 +24,7 @@ class Requirement:
         relation: ``'>='`` or ``'<='``.
         bound: what the figure is compared with, in its own unit.
         metric: of the evaluator, like ``'coco/bbox_mAP_50'``; None for the figure that
-            the report compares passes by: the box mAP, where there are boxes.
+            the report compares passes by: the mAP of boxes, or of masks.
     """
 
     name: str

@@ -117,7 +117,7 @@ def comparison_verdicts(
     """
     found = []
     for result in attacks:
-        figure = figure_of(result.metrics, result.boxes)
+        figure = figure_of(result.metrics, result.judged)
         # Latency is not meant to lower AP.
         if figure is not None and result.settings.get('objective') != 'latency':
             found.append(_Pass(result, figure))
@@ -139,7 +139,7 @@ def _above_benign(passes: _Passes) -> _Found:
     for each in passes.searches:
         gain = each.value - benign
         # The interval of the difference on the same draws, if there is one.
-        drop = Figure.resampled((each.result.boxes or {}).get('drop'))
+        drop = Figure.resampled((each.result.judged or {}).get('drop'))
         if drop is None or drop.high is None:
             sure = gain > each.margin
         else:

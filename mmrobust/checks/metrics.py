@@ -9,8 +9,11 @@ from mmengine.evaluator import Evaluator
 
 from ..errors import ConfigError
 
-# A metric's name to the figure of the analysis of boxes that it should be near.
-_SAME_FIGURE = {'bbox_mAP': 'mAP', 'bbox_mAP_50': 'mAP_50', 'AP50': 'mAP_50'}
+# A metric's name to the figure of our analysis of boxes or masks that is near it.
+_SAME_FIGURE = {
+    'bbox': {'bbox_mAP': 'mAP', 'bbox_mAP_50': 'mAP_50', 'AP50': 'mAP_50'},
+    'segm': {'segm_mAP': 'mAP', 'segm_mAP_50': 'mAP_50'},
+}
 # VOC counts boxes a little otherwise than COCO; other frames make it a multiple.
 _LEAST_GAP, _LEAST_SHARE = 0.05, 0.25
 
@@ -63,29 +66,31 @@ def check_metrics(evaluator: Evaluator, dataset: Any) -> list[str]:
 
 
 def figures_disagree(
-    metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
+    metrics: Mapping[str, Any], found: Mapping[str, Any] | None, iou_type: str = 'bbox'
 ) -> list[str]:
-    """Notices that a metric scores the same detections otherwise than their boxes.
+    """Notices that a metric scores the same detections otherwise than their analysis.
 
     Args:
         metrics: of a pass, by name.
-        boxes: what the analysis of boxes says of it, which reads the annotations
-            themselves; None if there is none.
+        found: what the analysis of boxes or masks says of it, which reads the
+            annotations themselves; None if there is none.
+        iou_type: ``'bbox'`` for boxes, ``'segm'`` for masks.
 
     Returns:
         A sentence for the report's checks, if they disagree.
     """
-    if not boxes:
+    if not found:
         return []
-    ours = {'mAP': boxes['mAP']['estimate'], 'mAP_50': boxes.get('mAP_50')}
+    ours = {'mAP': found['mAP']['estimate'], 'mAP_50': found.get('mAP_50')}
+    name = 'masks' if iou_type == 'segm' else 'boxes'
     for key, value in metrics.items():
-        figure = ours.get(_SAME_FIGURE.get(key.split('/')[-1], ''))
+        figure = ours.get(_SAME_FIGURE[iou_type].get(key.split('/')[-1], ''))
         if figure is None or not isinstance(value, float):
             continue
         gap = abs(value - figure)
         if gap > max(_LEAST_GAP, _LEAST_SHARE * max(value, figure)):
             return [
-                f'{key} is {value:.3f}, and the same boxes have {figure:.3f} against '
+                f'{key} is {value:.3f}, and the same {name} have {figure:.3f} against '
                 'the annotations: the metric compares them with something else; one '
                 'that reads ground truth off the samples, as VOCMetric does, needs '
                 'LoadAnnotations behind the transforms that move boxes.'

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..analysis import IOU_TYPES
 from ..attacks import Attack, Ensemble
 from ..batch import image_id
 from ..checks import (
@@ -33,7 +34,7 @@ from ..weights import classes_of, read_checkpoint
 from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome
 from .benign_pass import BenignPass, Scores, enter_benign
-from .box_analysis import BENIGN, BoxAnalysis
+from .box_analysis import BENIGN, BoxAnalysis, measured_types
 from .ensemble import EnsemblePass, check_readable
 from .images import (
     EvaluatedImages,
@@ -91,6 +92,10 @@ class AttackEvaluation(BaseLoop):
         fp16: predict under autocast, which attacks do not follow.
         speed: options of :class:`.Acceleration`, for attacks alone, for
             instance ``dict(autocast='bfloat16')``.
+        judged_by: by what passes are compared and what ensembles lower: ``'bbox'``,
+            the mAP of boxes, ``'segm'``, that of masks, or ``'auto'``: masks if the
+            evaluator's metrics are ``'segm'`` alone, boxes otherwise. The report has
+            both where the evaluator measures both.
         attack_batch_size: how many images of a detector share the network's passes in
             an attack, where their inputs are of one shape and the model allows it.
             Losses stay those of single images; what is found is the same up to
@@ -125,6 +130,7 @@ class AttackEvaluation(BaseLoop):
         fp16: bool = False,
         speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
+        judged_by: str = 'auto',
     ) -> None:
         attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
         loader = choose_images(dataloader, num_images, seed)
@@ -143,7 +149,7 @@ class AttackEvaluation(BaseLoop):
         self.seed = whole_number(seed, 'seed')
         self.save_adv = save_adv
         self.space, self.quantize = space, quantize
-        self.gt_frame = gt_frame
+        self.gt_frame, self.judged_by = gt_frame, judged_by
         self.pixels: PicturePipeline | None = None
         self._adversary: dict[str, Any] = {}  # that the model was trained with
         if num_images is not None:
@@ -151,6 +157,11 @@ class AttackEvaluation(BaseLoop):
         if gt_frame not in ('auto', 'original', 'input'):
             raise ConfigError(
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
+            )
+        if judged_by not in ('auto', *IOU_TYPES):
+            raise ConfigError(
+                f"judged_by={judged_by!r} is unknown: choose 'auto', 'bbox' for boxes "
+                "or 'segm' for masks."
             )
         if space not in ('input', 'original'):
             raise ConfigError(
@@ -243,15 +254,18 @@ class AttackEvaluation(BaseLoop):
             report.attacks.append(result)
             metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
         self._compare(report)
-        if self.analysis:
+        if self.analyses:
             # The search may take minutes, and nothing is to be lost meanwhile.
             self._save(report, complete=False)
-            self.analysis.gather_problems()
-            if len(self.attacks) > 1:
-                report.worst_case = self.analysis.worst_case()
-            report.checks += self.analysis.problems
-            if self.report:
-                self.analysis.write(Path(self.report).with_suffix('.npz'))
+        for name, analysis in self.analyses.items():
+            analysis.gather_problems()
+            # An ensemble alone has found it already, but not by what it does not read.
+            if len(self.attacks) > 1 or name != report.judged_by:
+                report.enter_worst_case(name, analysis.worst_case())
+            report.checks += analysis.problems
+        if self.analyses and self.report:
+            judging = self.analyses[report.judged_by]
+            judging.write(Path(self.report).with_suffix('.npz'))
         self._save(report, complete=True)
         self.records.remove()
         return metrics, report
@@ -296,20 +310,21 @@ class AttackEvaluation(BaseLoop):
         report.space, report.adversary = self.space, self._adversary
         report.environment['speed'] = self.speed.describe()
         report.environment['attack_batch_size'] = self.attacker.group_size
-        self.analysis = self._start_analysis()
-        self.scores = Scores(self.evaluator, self.analysis, len(dataset))
+        self.analyses = self._start_analyses()
+        report.judged_by = next(iter(self.analyses), 'boxes')
+        self.scores = Scores(self.evaluator, self.analyses, len(dataset))
         self.records = self._open_records()
         self.gallery = None
         if self.attacks and self.gallery_images:
             args = (runner.visualizer, self.gallery_images, self.gt_frame)
             self.gallery = Gallery(*args)
         doubts: list[str] = []
-        if self.analysis and self.check_images and is_main_process():
+        if self.analyses and self.check_images and is_main_process():
             doubts = try_out(
                 self.attacks,
                 self.attacker,
                 self.images,
-                self.analysis,
+                self.analyses[report.judged_by],
                 self.records.part,
                 self.check_images,
             )
@@ -320,20 +335,32 @@ class AttackEvaluation(BaseLoop):
                 ensemble.trust_gradients()
         return report
 
-    def _start_analysis(self) -> BoxAnalysis | None:
-        """Reads boxes, for the report and for ensembles."""
+    def _start_analyses(self) -> dict[str, BoxAnalysis]:
+        """Reads boxes and masks, for the report and for ensembles.
+
+        Returns:
+            Analyses by name, first the one by which passes are compared.
+        """
         dataset = self.dataloader.dataset
-        if any(attack.members for attack in self.attacks.values()):
+        types = measured_types(self.evaluator.metrics)
+        chosen = self.judged_by if self.judged_by != 'auto' else types[0]
+        others = [each for each in types if each != chosen]
+        ensemble = any(attack.members for attack in self.attacks.values())
+        if ensemble:
             ids = self.images.unique_ids
             if image_id(dataset[0]['data_samples']) is None or not ids:
                 raise ConfigError(
                     'the ensemble needs images with ids of their own: is img_id among '
                     'the meta_keys of PackDetInputs, and no image twice in the dataset?'
                 )
-            return BoxAnalysis(dataset, self.seed)
-        if not self.report or not self.attacks or self.attacker.classifier:
-            return None
-        return BoxAnalysis.maybe(dataset, self.seed)
+        elif not self.report or not self.attacks or self.attacker.classifier:
+            return {}
+        needed = ensemble or self.judged_by != 'auto'
+        first = (BoxAnalysis if needed else BoxAnalysis.maybe)(
+            dataset, self.seed, chosen
+        )
+        more = [BoxAnalysis.maybe(dataset, self.seed, each) for each in others]
+        return {each.name: each for each in (first, *more) if each}
 
     def _open_records(self) -> Store:
         """Opens the records of images, without a report in memory."""
@@ -372,7 +399,8 @@ class AttackEvaluation(BaseLoop):
             self.run_iter(index, data_batch)
         if self.attacks:
             if any(attack.members for attack in self.attacks.values()):
-                check_readable(self.benign.boxes)  # not hours later
+                judged_by = next(iter(self.analyses))
+                check_readable(self.benign.found, judged_by)  # not hours later
             self.benign.finish(report)
         return enter_benign(report, self.scores)
 
@@ -392,8 +420,7 @@ class AttackEvaluation(BaseLoop):
     def _pass_of(self, name: str, attack: Attack) -> AttackPass:
         ensemble = None
         if attack.members:
-            assert self.analysis is not None
-            ensemble = EnsemblePass(name, attack.members, self.analysis, self.benign)
+            ensemble = EnsemblePass(name, attack.members, self.analyses, self.benign)
         members = attack.members or {name: attack}
         settings = [[key, _settings(member)] for key, member in members.items()]
         depends = [settings, self._configs.get(name), self.save_adv]
@@ -408,6 +435,7 @@ class AttackEvaluation(BaseLoop):
             gallery=self.gallery,
             save_adv=self.save_adv,
             base=self.curves.get(name),
+            judged_by=next(iter(self.analyses), 'boxes'),
             show=self._call_hooks,
         )
 
@@ -433,7 +461,7 @@ class AttackEvaluation(BaseLoop):
 
     def _compare(self, report: RobustnessReport) -> None:
         """Judges the passes by each other."""
-        benign = figure_of(report.benign, report.benign_boxes)
+        benign = figure_of(report.benign, report.judged)
         found = comparison_verdicts(benign, report.attacks)
         for result in report.attacks:
             result.checks += found.get(result.name, [])

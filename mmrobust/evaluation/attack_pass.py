@@ -49,11 +49,14 @@ class AttackPass:
     gallery: Gallery | None = None
     save_adv: str | None = None  # folder for the adversarial images
     base: str | None = None  # what the points of a curve have in common
+    judged_by: str = 'boxes'  # the analysis by which passes are compared
     # Called after each batch with the name, the batch's index, itself and its outcomes.
     show: Callable[[str, int, dict, list[Outcome]], None] = lambda *_: None
 
     def __post_init__(self) -> None:
-        self.result = AttackResult.of(self.name, self.attack, base=self.base)
+        self.result = AttackResult.of(
+            self.name, self.attack, base=self.base, judged_by=self.judged_by
+        )
         self.members = self.attack.members or {self.name: self.attack}
         # Where the images of the attack, or those chosen from an ensemble, are.
         self._saver = self._saver_of(self.name, self.attack)
@@ -97,21 +100,23 @@ class AttackPass:
         if self.ensemble:
             choice = self.ensemble.choose(self.result, costs, self.records)
             self._read_again('outputs', choice)
-        self.result.metrics, self.result.boxes = self._score(self.name)
+        self.result.metrics, told = self._score(self.name)
+        self.result.boxes, self.result.masks = told.get('boxes'), told.get('masks')
         self.result.patches = self._patches(costs)
-        if self.ensemble and self.result.boxes:
+        if self.ensemble and self.result.judged:
             # Those that know of the choice.
-            self.result.boxes.update(self.ensemble.intervals)
+            self.result.judged.update(self.ensemble.intervals)
         if self.attacker.quantize:
             self._read_again('quantized', choice)
-            metrics, boxes = self._score(f'{self.name}.quantized', keep=False)
+            metrics, told = self._score(f'{self.name}.quantized', keep=False)
             sizes = [
                 cost['radius'] for each in costs.values() for cost in each.values()
             ]
             known = [size for size in sizes if size is not None]
             self.result.quantized = {
                 'metrics': metrics,
-                'boxes': boxes,
+                'boxes': None,
+                **told,
                 'radius': max(known, default=None),
             }
         return self.result
@@ -212,8 +217,8 @@ class AttackPass:
 
     def _score(
         self, name: str, keep: bool = True
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        metrics, boxes = self.scores.compute(name, keep)
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        metrics, told = self.scores.compute(name, keep)
         missing = [key for key in self.scores.expected or () if key not in metrics]
         if missing:
             # CocoMetric gives no numbers at all when nothing is detected any more.
@@ -221,15 +226,16 @@ class AttackPass:
             text = 'no detection is left; missing metrics count as 0'
             if text not in self.result.checks:
                 self.result.checks.append(text)
-        return metrics, boxes
+        return metrics, told
 
     def _patches(self, costs: _Costs) -> dict[str, Any] | None:
         """Says what the attack's patches did, if it has some."""
         rows = (cost for members in costs.values() for cost in members.values())
         placed = [pair for cost in rows for pair in cost['patches'] or ()]
-        if self.ensemble or not placed or self.scores.analysis is None:
+        boxes = self.scores.analyses.get('boxes')
+        if self.ensemble or not placed or boxes is None:
             return None
-        return self.scores.analysis.patches(dict(placed))
+        return boxes.patches(dict(placed))
 
     def _save_chosen(self, member: str, part: dict) -> None:
         """Puts an ensemble's example where those of other attacks are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +11,6 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
-from ..analysis import Detections
 from ..batch import check_batch, check_range
 from ..checks import figures_disagree
 from ..errors import doing
@@ -20,62 +19,68 @@ from ..report import RobustnessReport
 from ..utils.store import StorePart
 from .adversarial_images import dumps_renamed
 from .attacker import Attacker, Outcome
-from .box_analysis import BENIGN, BoxAnalysis
+from .box_analysis import BENIGN, BoxAnalysis, ReadDetections, read_by
 from .images import EvaluatedImages, left_clean, padding_of
 from .load import load_of, summary
 from .visualization import Gallery
 
 
 class Scores:
-    """Computes metrics and the analysis of boxes, of one pass after the other."""
+    """Computes metrics and analyses of detections, of one pass after the other.
+
+    Args:
+        evaluator: of the loop.
+        analyses: by name, ``'boxes'`` or ``'masks'``; there may be none.
+        size: images of the dataset.
+    """
 
     def __init__(
-        self, evaluator: Evaluator, analysis: BoxAnalysis | None, size: int
+        self, evaluator: Evaluator, analyses: Mapping[str, BoxAnalysis], size: int
     ) -> None:
         self.evaluator = evaluator
-        self.analysis = analysis
-        self.size = size  # images of the dataset
+        self.analyses = analyses
+        self.size = size
         self.expected: list[str] | None = None  # metrics of the first computed pass
-        self._boxes: list[Detections | None] = []
+        self._found: list[ReadDetections] = []
         for metric in evaluator.metrics:
             metric.results.clear()  # of a run that was interrupted, in a notebook say
 
     def add(
         self, outputs: Sequence[BaseDataElement], data_batch: Any
-    ) -> list[Detections | None]:
+    ) -> list[ReadDetections]:
         """Takes in the predictions on a batch.
 
         Returns:
-            Their boxes, where there is an analysis and it can read them.
+            What every analysis reads of each of them.
         """
         ids = ', '.join(str(output.get('img_id')) for output in outputs[:3])
         with doing(f'handing the predictions on image {ids} to the metrics'):
             self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        if self.analysis is None:
-            return []
-        boxes = [self.analysis.read(output) for output in outputs]
-        self._boxes += boxes
-        return boxes
+        found = [read_by(self.analyses, output) for output in outputs]
+        self._found += found
+        return found
 
     def compute(
         self, name: str, keep: bool = True
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Ends a pass; ``keep`` tells whether it takes part in the worst case.
 
         Returns:
-            Its metrics, and what :meth:`.BoxAnalysis.finish` says.
+            Its metrics, and by name of the analyses what :meth:`.BoxAnalysis.finish`
+            says.
         """
         files = nullcontext() if name == BENIGN else dumps_renamed(self.evaluator, name)
         with files, doing(f'computing the metrics of {name}'):
             metrics = dict(self.evaluator.evaluate(self.size))
         if self.expected is None:
             self.expected = list(metrics)
-        boxes = None
-        if self.analysis:
-            known = [each for each in self._boxes if each is not None]
-            boxes = self.analysis.finish(name, known, keep)
-        self._boxes = []
-        return metrics, boxes
+        told = {}
+        for key, analysis in self.analyses.items():
+            read = [each[key] for each in self._found]
+            known = [each for each in read if each is not None]
+            told[key] = analysis.finish(name, known, keep)
+        self._found = []
+        return metrics, told
 
 
 class BenignPass:
@@ -95,8 +100,8 @@ class BenignPass:
     ) -> None:
         self.images, self.attacker = images, attacker
         self.records, self.scores, self.gallery = records, scores, gallery
-        # By image id, where there is an analysis of boxes.
-        self.boxes: dict[Any, Detections | None] = {}
+        # By image id, where there are analyses.
+        self.found: dict[Any, ReadDetections] = {}
         self._padding: dict[Any, float] = {}  # shares by name
         self._loads: dict[str, dict[str, Any]] = {}
         self._notes: list[str] = []
@@ -125,9 +130,10 @@ class BenignPass:
             if self.gallery:
                 for key, output in zip(keys, outcome.outputs, strict=True):
                     self.gallery.remember(key, output)
-        if found := self.scores.add(outputs, data_batch):
+        found = self.scores.add(outputs, data_batch)
+        if self.scores.analyses:
             ids = [output.get('img_id') for output in outputs]
-            self.boxes.update(zip(ids, found, strict=True))
+            self.found.update(zip(ids, found, strict=True))
         return outputs
 
     def finish(self, report: RobustnessReport) -> None:
@@ -140,9 +146,13 @@ class BenignPass:
 
 def enter_benign(report: RobustnessReport, scores: Scores) -> dict[str, Any]:
     """Puts the figures without attack into a report, and returns the metrics."""
-    metrics, report.benign_boxes = scores.compute(BENIGN)
+    metrics, told = scores.compute(BENIGN)
     report.benign = dict(metrics)
-    found = figures_disagree(metrics, report.benign_boxes)
+    report.benign_boxes, report.benign_masks = told.get('boxes'), told.get('masks')
+    found = [
+        *figures_disagree(metrics, report.benign_boxes),
+        *figures_disagree(metrics, report.benign_masks, 'segm'),
+    ]
     if not metrics:
         # CocoMetric's answer to no detection at all.
         found = ['the benign pass gave no metric: the model detects nothing']

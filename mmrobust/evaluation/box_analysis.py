@@ -1,4 +1,4 @@
-"""Analyses the boxes of all passes: worst case, kinds of errors, intervals."""
+"""Analyses the boxes or masks of all passes: worst case, kinds of errors, intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mmengine.dist import collect_results, get_world_size, is_main_process
 from mmengine.logging import print_log
@@ -37,6 +37,23 @@ BENIGN = 'benign'
 SIZES = ('small', 'medium', 'large')
 
 
+# What each analysis reads of a prediction, by its name; None where it cannot.
+ReadDetections: TypeAlias = dict[str, Detections | None]
+
+
+def measured_types(metrics: Sequence[Any]) -> list[str]:
+    """Returns by what an evaluator judges detections, of ``IOU_TYPES``.
+
+    Boxes are first, and also what metrics stand for that do not tell: only those of
+    COCO's kind do, which have ``metric=['bbox', 'segm']`` in their configs.
+    """
+    told = [tuple(getattr(each, 'metrics', ())) for each in metrics]
+    kinds = {kind for each in told for kind in each}
+    masks_alone = bool(told) and all(each == ('segm',) for each in told)
+    boxes = [] if masks_alone else ['bbox']
+    return [*boxes, *(['segm'] if 'segm' in kinds else [])]
+
+
 class BoxAnalysis:
     """Keeps the boxes of every pass, and analyses them on the main process.
 
@@ -46,6 +63,7 @@ class BoxAnalysis:
     Args:
         dataset: the evaluated dataset; gives classes and ground truth.
         seed: of intervals and of the search for the worst case.
+        iou_type: ``'bbox'`` for boxes, ``'segm'`` for masks in their place.
 
     Attributes:
         rounds: of the greedy search; the first ones do nearly all of its work.
@@ -53,13 +71,16 @@ class BoxAnalysis:
         problems: sentences for the report's checks.
 
     Raises:
-        ConfigError: if the ground truth is not of upright boxes.
+        ConfigError: if the ground truth is not of upright boxes, or an object lacks its
+            mask.
     """
 
     rounds = 3
 
-    def __init__(self, dataset: Any, seed: int = 0) -> None:
-        self.truths = ground_truth(dataset)
+    def __init__(self, dataset: Any, seed: int = 0, iou_type: str = 'bbox') -> None:
+        self.iou_type = iou_type
+        self.name = 'masks' if iou_type == 'segm' else 'boxes'
+        self.truths = ground_truth(dataset, iou_type)
         self._truth_of = {truth.img_id: truth for truth in self.truths}
         self.classes = tuple(dataset.metainfo['classes'])
         self.num_classes = len(self.classes)
@@ -71,7 +92,9 @@ class BoxAnalysis:
         self.problems: list[str] = []
 
     @classmethod
-    def maybe(cls, dataset: Any, seed: int) -> BoxAnalysis | None:
+    def maybe(
+        cls, dataset: Any, seed: int, iou_type: str = 'bbox'
+    ) -> BoxAnalysis | None:
         """Makes one if the dataset has boxes and classes to compare with."""
         if not hasattr(dataset, 'get_data_info') or not len(dataset):
             return None
@@ -80,23 +103,27 @@ class BoxAnalysis:
         if not has_boxes or not getattr(dataset, 'metainfo', {}).get('classes'):
             return None
         try:
-            return cls(dataset, seed)
+            return cls(dataset, seed, iou_type)
         except ConfigError as error:
-            print_log(f'Boxes are not analysed: {error}', logger='current')
+            name = 'Masks' if iou_type == 'segm' else 'Boxes'
+            print_log(f'{name} are not analysed: {error}', logger='current')
             return None
 
     def read(self, output: BaseDataElement) -> Detections | None:
-        """Returns a prediction's boxes, if it has any that can be analysed."""
+        """Returns a prediction's boxes or masks, if it has any that can be analysed."""
         if 'pred_instances' not in output:
             return None
-        if not has_boxes(output.pred_instances):
-            self._note('the model detects no boxes')
+        found = output.pred_instances
+        masks = self.iou_type == 'segm'
+        if not ('masks' in found if masks else has_boxes(found)):
+            self._note(f'the model detects no {self.name}')
             return None
         try:
-            finite = _finite(output)
+            finite = _finite(output, self.iou_type)
             if finite is not output:
-                self._note('some detections are not finite, and left out of Boxes')
-            return Detections.from_sample(finite)
+                title = self.name.capitalize()
+                self._note(f'some detections are not finite, and left out of {title}')
+            return Detections.from_sample(finite, self.iou_type)
         except ConfigError as error:
             self._note(str(error))
             return None
@@ -114,7 +141,8 @@ class BoxAnalysis:
 
     def score_of(self, found: Detections) -> float:
         """Returns the score of an image's boxes, from 0 to 1."""
-        return image_score(self._truth_of[found.img_id], found, self.num_classes)
+        truth = self._truth_of[found.img_id]
+        return image_score(truth, found, self.num_classes, self.iou_type)
 
     def gather_problems(self) -> None:
         """Puts the sentences of all processes together, on the main one."""
@@ -139,9 +167,21 @@ class BoxAnalysis:
         # Samplers repeat images so that all processes have as many.
         if not is_main_process() or len({f.img_id for f in everywhere}) < size:
             return None
-        table = match_detections(self.truths, everywhere, self.num_classes)
+        table = match_detections(
+            self.truths, everywhere, self.num_classes, iou_type=self.iou_type
+        )
         self._matched = everywhere
         return table
+
+    def keep(self, name: str, found: Sequence[Detections]) -> None:
+        """Lets a pass take part in the worst case, if all of its images can be read."""
+        try:
+            table = self.match(found)
+        except ConfigError as error:
+            self._note(f'{self.name} of {name} are not analysed: {error}')
+            return
+        if table is not None:
+            self.tables[name] = table
 
     def finish(
         self, name: str, found: Sequence[Detections], keep: bool = True
@@ -161,7 +201,7 @@ class BoxAnalysis:
         try:
             return self._finish(name, found, keep)
         except ConfigError as error:
-            self._note(f'boxes of {name} are not analysed: {error}')
+            self._note(f'{self.name} of {name} are not analysed: {error}')
             return None
 
     def _note(self, problem: str) -> None:
@@ -178,7 +218,9 @@ class BoxAnalysis:
             self._benign = self._matched
         if keep:
             self.tables[name] = table
-        errors = count_errors(self.truths, self._matched, self.num_classes)
+        errors = count_errors(
+            self.truths, self._matched, self.num_classes, iou_type=self.iou_type
+        )
         result = {
             'mAP': asdict(map_interval(table, seed=self.seed)),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
@@ -217,7 +259,7 @@ class BoxAnalysis:
         return result
 
     def _by_size_and_class(self, found: Sequence[Detections]) -> dict[str, Any]:
-        summary = coco_ap(self.truths, found, self.num_classes)
+        summary = coco_ap(self.truths, found, self.num_classes, self.iou_type)
         metrics, classes = summary.metrics, summary.per_class.tolist()
         sizes = {size: metrics[f'mAP_{size[0]}'] for size in SIZES}
         by_class = dict(zip(self.classes, classes, strict=True))
@@ -259,17 +301,28 @@ def _known(values: dict[str, float]) -> dict[str, float | None]:
     return {key: None if math.isnan(each) else each for key, each in values.items()}
 
 
-def _finite(output: BaseDataElement) -> BaseDataElement:
-    """Drops boxes that are not finite, which attacks can make a detector give."""
+def read_by(
+    analyses: Mapping[str, BoxAnalysis], output: BaseDataElement
+) -> ReadDetections:
+    """Returns what every analysis reads of a prediction."""
+    return {name: analysis.read(output) for name, analysis in analyses.items()}
+
+
+def _finite(output: BaseDataElement, iou_type: str) -> BaseDataElement:
+    """Drops boxes or scores that are not finite, as attacks can make detectors give."""
     found = output.pred_instances
-    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
-    kept = boxes.isfinite().all(-1) & found.scores.isfinite()
+    kept = found.scores.isfinite()
+    if iou_type == 'bbox':
+        boxes = getattr(found.bboxes, 'tensor', found.bboxes)
+        kept = boxes.isfinite().all(-1) & kept
+    elif 'mask_scores' in found:
+        kept = found.mask_scores.isfinite()
     if bool(kept.all()):
         return output
     return type(output)(metainfo=output.metainfo, pred_instances=found[kept])
 
 
-def ground_truth(dataset: Any) -> list[GroundTruth]:
-    """Returns the dataset's boxes; mmdet keeps no areas but those of boxes."""
+def ground_truth(dataset: Any, iou_type: str = 'bbox') -> list[GroundTruth]:
+    """Returns the dataset's objects; mmdet keeps no areas but those of boxes."""
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
-    return [GroundTruth.from_data_info(info) for info in infos]
+    return [GroundTruth.from_data_info(info, iou_type) for info in infos]

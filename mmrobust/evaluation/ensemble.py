@@ -27,7 +27,7 @@ from ..report import AttackResult, figure_of
 from ..utils.store import StorePart
 from .attacker import Outcome
 from .benign_pass import BenignPass
-from .box_analysis import BENIGN, BoxAnalysis
+from .box_analysis import BENIGN, BoxAnalysis, ReadDetections, read_by
 
 
 class WorstOf:
@@ -49,33 +49,46 @@ class WorstOf:
             self.assignment, self.mean_ap = found.assignment, found.mean_ap
 
 
-def check_readable(found: Mapping[Any, Detections | None]) -> dict[Any, Detections]:
+def check_readable(
+    found: Mapping[Any, ReadDetections], judged_by: str
+) -> dict[Any, Detections]:
     """Returns the detections by image id, all of which have to be there.
 
+    Args:
+        found: by image id.
+        judged_by: name of the analysis that the ensemble chooses by.
+
     Raises:
-        ConfigError: if the boxes of an image could not be read.
+        ConfigError: if the boxes or masks of an image could not be read.
     """
-    known = {each: boxes for each, boxes in found.items() if boxes is not None}
-    if len(known) < len(found):
+    known = {key: each[judged_by] for key, each in found.items()}
+    readable = {key: each for key, each in known.items() if each is not None}
+    if len(readable) < len(known):
+        masks = judged_by == 'masks'
+        kind, other = ('masks', 'bbox') if masks else ('upright boxes', 'segm')
         raise ConfigError(
-            'the ensemble reads upright boxes, and the model gave none for an '
-            "image: use attacks on its losses, such as 'apgd'."
+            f'the ensemble reads {kind}, and the model gave none for an image: set '
+            f"judged_by='{other}' in the test loop (--judged-by {other}), or use "
+            "attacks on its losses, such as 'apgd'."
         )
-    return known
+    return readable
 
 
 @dataclass
 class EnsemblePass:
-    """Keeps the boxes that every member left, and chooses among them."""
+    """Keeps the boxes and masks that every member left, and chooses among them."""
 
     name: str  # of the ensemble in the evaluation
     members: Mapping[str, Attack]  # its attacks by name
-    analysis: BoxAnalysis  # reads boxes and holds the ground truth
+    # Read detections and hold the ground truth; the first one chooses.
+    analyses: Mapping[str, BoxAnalysis]
     benign: BenignPass  # what was found on the clean images
 
     def __post_init__(self) -> None:
-        self._clean = check_readable(self.benign.boxes)
-        self._found: dict[str, list[Detections]] = {key: [] for key in self.members}
+        self.judged_by, self.analysis = next(iter(self.analyses.items()))
+        self._clean = check_readable(self.benign.found, self.judged_by)
+        # By member, in the order of the images.
+        self._found: dict[str, list[ReadDetections]] = {k: [] for k in self.members}
         # Of mAP and its fall, once the choice is made; on the main process.
         self.intervals: dict[str, Any] = {}
 
@@ -88,7 +101,7 @@ class EnsemblePass:
         """
         # Those before it left something, or it would not have run.
         (newest,) = list(outcomes.values())[-1:]
-        return self.analysis.score_of(self._read(newest)) <= 0
+        return self._score(self._read(newest)) <= 0
 
     def add(self, outcomes: dict[str, Outcome]) -> str:
         """Takes in what the members made of an image.
@@ -97,7 +110,7 @@ class EnsemblePass:
             The member whose example leaves least of the image's score.
         """
         found = {key: self._read(outcome) for key, outcome in outcomes.items()}
-        worst = min(found, key=lambda key: self.analysis.score_of(found[key]))
+        worst = min(found, key=lambda key: self._score(found[key]))
         for key, kept in self._found.items():
             # A member that had not to run has the example that broke the image.
             kept.append(found.get(key, found[worst]))
@@ -120,8 +133,8 @@ class EnsemblePass:
             A function that names the member to choose for an image's id, or BENIGN.
         """
         tables = {BENIGN: self.analysis.match(list(self._clean.values()))}
-        for key, found in self._found.items():
-            tables[key] = self.analysis.match(found)
+        for key in self._found:
+            tables[key] = self.analysis.match(self._of(key, self.judged_by))
         # All of them or none: other processes than the main one have no table.
         whole = {key: table for key, table in tables.items() if table is not None}
         choice = list(self._search(result, whole, costs).items()) if whole else None
@@ -131,7 +144,16 @@ class EnsemblePass:
                 'the ensemble needs images with ids of their own: is an image twice in '
                 'the dataset?'
             )
+        for name, analysis in self.analyses.items():
+            if name != self.judged_by:
+                for key in self._found:
+                    analysis.keep(f'{self.name}/{key}', self._of(key, name))
         return dict(choice).__getitem__
+
+    def _of(self, key: str, name: str) -> list[Detections]:
+        """Returns what a member left, as an analysis could read it."""
+        read = [each[name] for each in self._found[key]]
+        return [each for each in read if each is not None]
 
     def _search(
         self,
@@ -206,9 +228,16 @@ class EnsemblePass:
     def _interval(self, table: MatchTable) -> Interval:
         return map_interval(table, seed=self.analysis.seed)
 
-    def _read(self, outcome: Outcome) -> Detections:
-        key, found = image_id(outcome.outputs[0]), outcome.outputs[0]
-        return check_readable({key: self.analysis.read(found)})[key]
+    def _read(self, outcome: Outcome) -> ReadDetections:
+        (output,) = outcome.outputs
+        found = read_by(self.analyses, output)
+        check_readable({image_id(output): found}, self.judged_by)
+        return found
+
+    def _score(self, found: ReadDetections) -> float:
+        known = found[self.judged_by]
+        assert known is not None
+        return self.analysis.score_of(known)
 
 
 def _that_ran(member: str, costs: dict[str, Any]) -> str:

@@ -38,11 +38,13 @@ class AttackResult:
     backwards: int = 0
     seconds: float = 0.0  # of attacks and predictions, added up over images
     boxes: dict[str, Any] | None = None  # mAP with its interval, counts of errors
+    masks: dict[str, Any] | None = None  # the same of masks
+    judged_by: str = 'boxes'  # or 'masks', by which passes are compared
     images: int = 0  # images that were attacked
     queries: int = 0  # forward passes of attacks that ask for the output only
     # The same attacked images rounded to 8 bits, stored as pictures and scored through
-    # the unchanged pipeline: metrics, boxes (or None) and radius, the largest
-    # perturbation after rounding.
+    # the unchanged pipeline: metrics, boxes (or None), masks (if analysed) and radius,
+    # the largest perturbation after rounding.
     quantized: dict[str, Any] | None = None
     # Of an ensemble only, in their order: name, settings, images (on how many it ran),
     # chosen (on how many it is the worst), mAP (after this member), and its costs.
@@ -75,12 +77,18 @@ class AttackResult:
         given = {key: value for key, value in entry.items() if key in known}
         return cls(settings=settings, **{**given, **cost})
 
+    @property
+    def judged(self) -> dict[str, Any] | None:
+        """Returns the analysis by which the pass is compared."""
+        return self.masks if self.judged_by == 'masks' else self.boxes
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
-        extra = ('boxes', 'quantized', 'members', 'watched', 'patches', 'load')
+        extra = ('boxes', 'masks', 'quantized', 'members', 'watched', 'patches', 'load')
         costs = {key: round(getattr(self, key), 2) for key in _COUNTS}
         return {
             'name': self.name,
+            **({'judged_by': self.judged_by} if self.masks else {}),
             **self.settings,
             **({'base': self.base} if self.base else {}),
             'metrics': self.metrics,
@@ -140,22 +148,31 @@ class Headline:
 
     Args:
         metrics: of the benign pass, which decide what the figure is.
-        boxes: analysis of the boxes of the benign pass.
+        boxes: analysis of the benign pass, of boxes or of masks.
+        judged_by: which of the two.
     """
 
     def __init__(
-        self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None
+        self,
+        metrics: Mapping[str, Any],
+        boxes: Mapping[str, Any] | None,
+        judged_by: str = 'boxes',
     ) -> None:
         self._key = _main_metric(metrics) or next(iter(metrics), '')
+        if judged_by == 'masks':
+            of_masks = [key for key in metrics if _end(key) == 'segm_mAP']
+            self._key = of_masks[0] if of_masks else self._key
         self.name = titles([self._key])[0]
-        if boxes:
+        if boxes and judged_by == 'masks':
+            self.name = 'mask mAP'
+        elif boxes:
             others = [key for key in metrics if _end(key) == 'mAP']
             self.name = 'COCO mAP' if others else 'mAP'
         self.benign = self.read(metrics, boxes)
 
     def of(self, attack: AttackResult) -> Figure | None:
         """Returns the figure of an attack, or None if it has none."""
-        return self.read(attack.metrics, attack.boxes)
+        return self.read(attack.metrics, attack.judged)
 
     def read(
         self, metrics: Mapping[str, Any], boxes: Mapping[str, Any] | None

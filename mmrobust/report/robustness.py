@@ -63,9 +63,12 @@ class RobustnessReport:
     benign: dict[str, Any] = field(default_factory=dict)  # metrics without attack
     attacks: list[AttackResult] = field(default_factory=list)
     benign_boxes: dict[str, Any] | None = None  # as AttackResult.boxes, without attack
+    benign_masks: dict[str, Any] | None = None  # the same of masks
     benign_load: dict[str, Any] | None = None  # as AttackResult.load, without attack
     # The lowest mAP that a choice of passes, image by image, was found to give.
     worst_case: dict[str, Any] | None = None
+    other_worst_case: dict[str, Any] | None = None  # by what does not compare passes
+    judged_by: str = 'boxes'  # or 'masks', by which passes are compared
     # Where perturbations live: 'input' of the network, or 'original' pictures' pixels.
     space: str = 'input'
     # The settings of the adversary in the model's training, if there was one.
@@ -137,10 +140,13 @@ class RobustnessReport:
     def as_dict(self, complete: bool = True) -> dict[str, Any]:
         """Returns the report as the JSON file holds it."""
         content = asdict(self)
-        boxes = content.pop('benign_boxes')
-        found = {'boxes': boxes, 'load': content.pop('benign_load')}
-        found = {key: value for key, value in found.items() if value}
-        content['benign'] = {'metrics': self.benign, **found}
+        content['benign'] = {'metrics': self.benign}
+        for name in ('boxes', 'masks', 'load'):
+            if found := content.pop(f'benign_{name}'):
+                content['benign'][name] = found
+        other = content.pop('other_worst_case')
+        if self.benign_masks and self.benign_boxes:
+            content[f'worst_case_{self._other}'] = other
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
@@ -161,9 +167,11 @@ class RobustnessReport:
 
     def document(self, complete: bool = True) -> Document:
         """Returns the report for people, in tables and sentences."""
-        headline = Headline(self.benign, self.benign_boxes)
-        passes = [(sections.BENIGN_LABEL, self.benign_boxes)]
-        passes += [(attack.name, attack.boxes) for attack in self.attacks]
+        headline = self.headline()
+        boxes = [(sections.BENIGN_LABEL, self.benign_boxes)]
+        boxes += [(attack.name, attack.boxes) for attack in self.attacks]
+        masks = [(sections.BENIGN_LABEL, self.benign_masks)]
+        masks += [(attack.name, attack.masks) for attack in self.attacks]
         warnings = list(self.checks)
         warnings += [f'{a.name}: {text}' for a in self.attacks for text in a.checks]
         summary = [
@@ -176,9 +184,12 @@ class RobustnessReport:
         found = [
             sections.curves_section(headline, self.attacks),
             *sections.members_sections(self.attacks),
-            sections.boxes_section(passes, self.worst_case),
-            sections.sizes_section(passes),
-            sections.classes_section(passes),
+            sections.boxes_section(boxes, self._worst_of('boxes')),
+            sections.sizes_section(boxes),
+            sections.classes_section(boxes),
+            sections.boxes_section(masks, self._worst_of('masks'), 'masks'),
+            sections.sizes_section(masks, 'masks'),
+            sections.classes_section(masks, 'masks'),
             sections.patches_section(self.attacks),
             sections.pictures_section(headline, self.attacks),
             sections.load_section(self.benign_load, self.attacks),
@@ -221,6 +232,29 @@ class RobustnessReport:
         texts = [f'{key}: {value}' for key, value in facts.items()]
         return Section('repeat', 'How to repeat it', [texts])
 
+    def headline(self) -> Headline:
+        """Returns the figure by which the passes are compared."""
+        return Headline(self.benign, self.judged, self.judged_by)
+
+    @property
+    def judged(self) -> dict[str, Any] | None:
+        """Returns the analysis without attack by which passes are compared."""
+        return self.benign_masks if self.judged_by == 'masks' else self.benign_boxes
+
+    def enter_worst_case(self, name: str, found: dict[str, Any] | None) -> None:
+        """Puts in the worst case of ``'boxes'`` or ``'masks'``."""
+        if name == self.judged_by:
+            self.worst_case = found
+        else:
+            self.other_worst_case = found
+
+    def _worst_of(self, name: str) -> dict[str, Any] | None:
+        return self.worst_case if name == self.judged_by else self.other_worst_case
+
+    @property
+    def _other(self) -> str:
+        return 'boxes' if self.judged_by == 'masks' else 'masks'
+
     # What other kinds of reports say in their own way.
 
     def figures(self) -> Table:
@@ -246,8 +280,7 @@ class RobustnessReport:
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
-        headline = Headline(self.benign, self.benign_boxes)
-        return sections.figure_bars(headline, self.attacks, self.worst_case)
+        return sections.figure_bars(self.headline(), self.attacks, self.worst_case)
 
     def more(self) -> list[Section]:
         """Returns sections that only this kind of report has."""

@@ -42,6 +42,7 @@ _COUNTED = (*_OBJECTS, 'hallucinated', 'duplicate')
 # data sets of every kind that was simulated (experiments/intervals).
 _ENOUGH = 50
 _SIZES = ('small', 'medium', 'large')
+_SINGULAR = {'boxes': 'box', 'masks': 'mask'}
 # Of attacks, in the table of classes, which nobody could read with many of them.
 _MOST_COLUMNS = 8
 # More lines in one picture cannot be told apart.
@@ -168,8 +169,16 @@ def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
     return [section for section in found if section]
 
 
-def boxes_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | None:
-    """Tabulates mAP with intervals and counts of errors; states the worst case."""
+def boxes_section(
+    passes: Passes, worst: Mapping[str, Any] | None, kind: str = 'boxes'
+) -> Section | None:
+    """Tabulates mAP with intervals and counts of errors; states the worst case.
+
+    Args:
+        passes: their analyses, of boxes or masks.
+        worst: the worst case among them.
+        kind: ``'boxes'`` or ``'masks'``.
+    """
     analysed = [(name, boxes) for name, boxes in passes if boxes]
     if not analysed:
         return None
@@ -183,8 +192,8 @@ def boxes_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | 
         # Without the false detections, which stand behind the objects.
         shares.append((name, dict(zip(labels[: len(_OBJECTS)], counts, strict=False))))
     text = (
-        'COCO box mAP and its fall, with 95 % intervals over images (jackknife); '
-        f'objects and false detections at scores from {thr:g}.'
+        f'COCO {_SINGULAR[kind]} mAP and its fall, with 95 % intervals over images '
+        f'(jackknife); objects and false detections at scores from {thr:g}.'
     )
     if analysed[0][1]['mAP'].get('resamples', _ENOUGH) < _ENOUGH:
         text += f' With fewer than {_ENOUGH} images these intervals may be too narrow.'
@@ -195,7 +204,7 @@ def boxes_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | 
     if worst:
         parts.append(_worst_sentence(worst))
     drawing = Shares('What became of the objects:', shares)
-    return Section('boxes', 'Boxes', parts, [drawing])
+    return Section(kind, kind.capitalize(), parts, [drawing])
 
 
 def _worst_figure(worst: Mapping[str, Any]) -> Figure | None:
@@ -212,8 +221,8 @@ def _worst_sentence(worst: Mapping[str, Any]) -> str:
     )
 
 
-def sizes_section(passes: Passes) -> Section | None:
-    """Tabulates the mAP of small, medium and large objects."""
+def sizes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
+    """Tabulates the mAP of small, medium and large objects; see boxes_section."""
     text = (
         'mAP of objects of an area below 32 x 32 pixels, up to 96 x 96, and '
         'above, as COCO divides them.'
@@ -224,11 +233,12 @@ def sizes_section(passes: Passes) -> Section | None:
         if boxes and boxes.get('sizes')
     ]
     head = ['attack', *_SIZES]
-    return _table_section('sizes', 'By size of the objects', head, rows, text)
+    key, title = _named('sizes', 'By size of the objects', kind)
+    return _table_section(key, title, head, rows, text)
 
 
-def classes_section(passes: Passes) -> Section | None:
-    """Tabulates the mAP of each class, those that fall most first."""
+def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
+    """Tabulates the mAP of each class, those that fall most first; as above."""
     given = [(name, boxes) for name, boxes in passes if boxes and boxes.get('classes')]
     if not given:
         return None
@@ -252,7 +262,13 @@ def classes_section(passes: Passes) -> Section | None:
         text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
     head = ['class', passes[0][0], 'largest fall', *(name for name, _ in shown)]
     parts: list[Part] = [f'{text}.', Table(head, [row for _, row in rows])]
-    return Section('classes', 'By class', parts, page_only=True)
+    key, title = _named('classes', 'By class', kind)
+    return Section(key, title, parts, page_only=True)
+
+
+def _named(key: str, title: str, kind: str) -> tuple[str, str]:
+    """Returns key and title of a section, which tell of masks if it is about them."""
+    return (key, title) if kind == 'boxes' else (f'{key}-{kind}', f'{title} ({kind})')
 
 
 def patches_section(attacks: Sequence[AttackResult]) -> Section | None:
@@ -300,9 +316,10 @@ def pictures_section(
         if not stored:
             continue
         # Like with like: the evaluator's mAP is not quite the analysis's.
-        both = attack.boxes and stored.get('boxes')
-        before = headline.read(attack.metrics, attack.boxes if both else None)
-        after = headline.read(stored['metrics'], stored['boxes'] if both else None)
+        found = stored.get(attack.judged_by)
+        both = attack.judged and found
+        before = headline.read(attack.metrics, attack.judged if both else None)
+        after = headline.read(stored['metrics'], found if both else None)
         values = [each and each.value for each in (before, after)]
         gap = before.value - after.value if before and after else None
         ends = [number(gap, signed=True), number(stored.get('radius'), 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from mmrobust.analysis import Detections, GroundTruth
@@ -77,3 +78,53 @@ def one(boxes_, labels, scores=None, img_id=1, ignore=None):
         SIDE,
         SIDE,
     )
+
+
+def with_masks(rng, truths, attacks):
+    """Objects as polygons and detections as pixels, whose masks are no boxes.
+
+    Crowds are run lengths, as in COCO's files.
+
+    Returns:
+        mmdet's data infos of the images, and pixels (N, H, W) of each attack and image.
+    """
+    infos, pixels = [], [[] for _ in attacks]
+    for index, real in enumerate(truths):
+        instances = []
+        for box, label, crowd in zip(
+            real.bboxes, real.labels, real.ignore, strict=True
+        ):
+            corners = _corners(rng, box)
+            mask = [corners.ravel().tolist()]
+            if crowd:
+                flat = _drawn(corners).T.ravel()
+                ends = np.flatnonzero(np.diff(flat, prepend=0, append=1 - flat[-1]))
+                mask = dict(size=[SIDE, SIDE], counts=np.diff(ends, prepend=0).tolist())
+            instances.append(
+                dict(
+                    bbox=box.tolist(),
+                    bbox_label=int(label),
+                    ignore_flag=int(crowd),
+                    mask=mask,
+                )
+            )
+        infos.append(
+            dict(img_id=real.img_id, height=SIDE, width=SIDE, instances=instances)
+        )
+        for mine, found in zip(pixels, attacks, strict=True):
+            drawn = [_drawn(_corners(rng, box)) for box in found[index].bboxes]
+            mine.append(np.array(drawn, bool).reshape(-1, SIDE, SIDE))
+    return infos, pixels
+
+
+def _corners(rng, box):
+    """An octagon in a box, of which some corners are moved to its middle."""
+    angle = np.arange(8) * np.pi / 4
+    radius = np.where(rng.random(8) < 0.15, 0.5, 1.0)
+    unit = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
+    return (box[:2] + box[2:]) / 2 + unit * (box[2:] - box[:2]) / 2
+
+
+def _drawn(corners):
+    canvas = np.zeros((SIDE, SIDE), np.uint8)
+    return cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], 1)
