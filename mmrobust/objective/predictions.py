@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -77,8 +78,8 @@ class PredictionOracle(LossOracle):
         model, data_batch, samples, objective, per_image: see :class:`LossOracle`.
 
     Raises:
-        ConfigError: if the model gives boxes with masks only, or (when asked) if it
-            does not detect upright ones.
+        ConfigError: if the model predicts masks alone, or (when asked) if it does not
+            detect upright boxes.
     """
 
     def __init__(
@@ -140,21 +141,49 @@ def unsuppressed(model: nn.Module, **changes: Any) -> Iterator[Change]:
         **changes: other settings of the same ``test_cfg``.
 
     Raises:
-        ConfigError: if the model gives boxes with masks only.
+        ConfigError: if the model predicts masks alone.
     """
     for module in suppressing(model):
         changed = deepcopy(module.test_cfg)
         changed.update(nms=None, **changes)
         yield module, 'test_cfg', changed
     for name, module in model.named_modules():
-        if module._modules.get('mask_head') is None:
+        masks: Any = module._modules.get('mask_head')
+        if masks is None:
             continue
-        if 'roi_head' not in name.split('.'):
+        if 'roi_head' in name.split('.'):
+            yield module, 'mask_head', None
+        elif hasattr(module, '_bbox_mask_post_process'):  # RTMDet-Ins
+            yield module, '_bbox_mask_post_process', partial(_boxes_alone, module)
+        elif module._modules.get('bbox_head') is not None:  # CondInst, YOLACT
+            yield masks, 'predict', _passed_by
+        else:
             raise ConfigError(
-                f'{type(model).__name__} predicts masks together with its boxes, and '
-                'those of all boxes are too many'
+                f'{type(model).__name__} predicts masks alone, and no boxes that could '
+                'be read before suppression'
             )
-        yield module, 'mask_head', None
+
+
+def _boxes_alone(
+    head: Any, results: InstanceData, mask_feat: Tensor, **settings: Any
+) -> InstanceData:
+    """Stands in for a head's last step, which makes a mask of every box."""
+    found: InstanceData = head._bbox_post_process(results, **settings)
+    return found
+
+
+def _passed_by(
+    features: Any,
+    samples: Sequence[Any],
+    rescale: bool,
+    results_list: Sequence[InstanceData],
+) -> Sequence[InstanceData]:
+    """Stands in for a mask head that gets boxes in the frame of the input."""
+    for results, sample in zip(results_list, samples, strict=True):
+        if rescale:
+            scale = results.bboxes.new_tensor(sample.scale_factor).repeat(2)
+            results.bboxes = results.bboxes / scale
+    return results_list
 
 
 def suppressing(model: nn.Module, proposals: bool = False) -> list[Any]:

@@ -276,6 +276,11 @@ class RobustnessReport:
                 f'padding from the pipeline ({padding["share"]:.0%} of their pixels), '
                 'which no attack changes.'
             )
+        if self.benign_masks:
+            kind = 'masks' if self.judged_by == 'masks' else 'boxes'
+            about.append(
+                f'Passes are compared, and ensembles choose, by the mAP of {kind}.'
+            )
         return about + sections.files(self.attacks)
 
     def bars(self) -> list[Bar]:

@@ -1,6 +1,8 @@
 """The objective ranking: by hand, by a second implementation, on real detectors."""
 
 import math
+from contextlib import ExitStack
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -10,19 +12,23 @@ import torch
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import InstanceData
 
 from mmrobust.attacks import PGD
-from mmrobust.batch import float_images
+from benchmarks.families import config_root, tiny_model
+from benchmarks.synthetic import tiny_batch
+from mmrobust.batch import float_images, split_batch
 from mmrobust.errors import ConfigError
 from mmrobust.frame import attack_samples
 from mmrobust.geometry import Affine
 from mmrobust.objective import LossOracle, Objective, loss_mode, make_oracle
 from mmrobust.objective.detections import in_input_frame, without_truth
-from mmrobust.objective.predictions import PredictionOracle, ranking
+from mmrobust.objective.predictions import PredictionOracle, unsuppressed, ranking
 from mmrobust.objective.scores import outranked, ranking_of_assigned
+from mmrobust.utils.models import replaced
 
 BOX, HALF, NEAR, FAR = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 8], [50, 50, 60, 60]
 
@@ -297,10 +303,50 @@ def test_gradients_made_of_detach_stay_what_they_are(coco):
     assert grad.abs().sum() > 0
 
 
-def test_masks_of_all_boxes_are_refused(coco):
-    """CondInst and SOLO: the ensemble then reads class scores, see preparation.py."""
+@pytest.mark.parametrize(
+    ('config', 'changed'),
+    [
+        ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 'predict'),
+        ('rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py', '_bbox_mask_post_process'),
+        ('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', None),
+    ],
+)
+def test_boxes_are_read_without_the_masks_of_all_of_them(config, changed):
+    config = Config.fromfile(config_root() / config)
+    config.model.test_cfg.score_thr = 0.0  # nothing has been learnt
+    torch.manual_seed(0)
+    model = tiny.filled(MODELS.build(tiny_model(config)))
+    model = revert_sync_batchnorm(model).eval()
+    batch = tiny_batch(config, config.model)
+    (batch, _) = split_batch(batch)
+    batch['data_samples'][0].set_metainfo(dict(scale_factor=(0.5, 0.8)))
+    # What stands in for masks leaves the boxes that are deployed as they are.
+    swaps = [each for each in unsuppressed(model) if each[1] != 'test_cfg']
+    assert [each[1] for each in swaps] == ([changed] if changed else [])
+    with torch.no_grad():
+        (stock,) = model.test_step(deepcopy(batch))
+        with ExitStack() as stack:
+            for swap in swaps:
+                stack.enter_context(replaced(*swap))
+            (bare,) = model.test_step(deepcopy(batch))
+    assert len(stock.pred_instances) > 5
+    assert 'masks' in stock.pred_instances
+    assert ('masks' in bare.pred_instances) == (changed is None)
+    for key in ('bboxes', 'scores', 'labels'):
+        mine, theirs = (each.pred_instances[key] for each in (bare, stock))
+        assert torch.equal(mine, theirs)
+    samples = attack_samples(batch['data_samples'], 'cpu', 'input')
+    with loss_mode(model):
+        oracle = make_oracle(model, batch, samples, Objective('ranking'))
+        _, (grad,) = oracle.value_and_grad(float_images(batch, 'cpu'))
+    assert grad.abs().sum() > 0
+
+
+def test_masks_alone_are_refused(coco):
+    """SOLO: the ensemble then reads class scores, see preparation.py."""
     model = stored.detector('fcos')
     model.add_module('mask_head', torch.nn.Identity())
+    del model.bbox_head
     batch, samples = _batch(coco)
-    with pytest.raises(ConfigError, match='predicts masks together'):
+    with pytest.raises(ConfigError, match='predicts masks alone'):
         make_oracle(model, batch, samples, Objective('ranking'))
