@@ -1,6 +1,6 @@
 """Writes a report as a page: one file that needs nothing else.
 
-No script, no font, no picture is fetched: what is drawn is in the file, so that it can
+No script, no font, no picture is fetched: what is shown is in the file, so that it can
 be mailed, kept beside the checkpoint and printed.
 """
 
@@ -29,12 +29,17 @@ _MAX_BYTES = 600_000
 _VOID = ('img', 'meta')
 
 
-def page(document: Document, gallery: Sequence[tuple[str, Path]] = ()) -> str:
+def page(
+    document: Document,
+    gallery: Sequence[tuple[str, Path]] = (),
+    sortable: bool = False,
+) -> str:
     """Returns the whole page.
 
     Args:
         document: what it shows.
         gallery: pictures with their titles; those that cannot be read are named.
+        sortable: let tables be sorted by a click on a column, by a script of its own.
     """
     by_key = {section.key: section for section in document.sections}
     checks, repeat = by_key.pop('checks'), by_key.pop('repeat')
@@ -53,6 +58,9 @@ def page(document: Document, gallery: Sequence[tuple[str, Path]] = ()) -> str:
     if document.config_text:
         config = tag('pre', tag('code', document.config_text))
         bodies.append(tag('details', tag('summary', 'Full config'), config))
+    if sortable:
+        script = Path(__file__).with_name('sort.js').read_text(encoding='utf-8')
+        bodies.append(tag('script', _Raw(script)))
     style = Path(__file__).with_name('style.css').read_text(encoding='utf-8')
     head = tag(
         'head',
