@@ -15,6 +15,7 @@ from typing import Any
 import mmcv
 import numpy as np
 
+from .corruptions import CorruptPicture
 from .errors import ConfigError
 from .utils.seeding import undrawn
 
@@ -118,6 +119,12 @@ class Probe:
         known, twin = self._copies.get(id(pipeline), (None, None))
         if known is None or list(map(id, known)) != list(map(id, transforms)):
             twin = deepcopy(pipeline)
+            # Where pixels go is asked, and not what a corruption makes of them.
+            if hasattr(twin, 'transforms'):
+                steps = twin.transforms
+                twin.transforms = [
+                    each for each in steps if not isinstance(each, CorruptPicture)
+                ]
             self._copies[id(pipeline)] = transforms, twin
         return twin
 

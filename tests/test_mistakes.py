@@ -138,6 +138,15 @@ SET LOADER.pipeline.9.x=1 -> cannot set 'test_dataloader.dataset.pipeline.9.x'
 SET x -> --cfg-options 'x' cannot be read: give KEY=VALUE
 SET a=1 b -> --cfg-options 'a=1 b' cannot be read: give KEY=VALUE
 SET a=[1,(2] -> --cfg-options 'a=[1,(2]' cannot be read: give KEY=VALUE
+--attack fogg -> attack 'fogg' is unknown (did you mean 'fog'?): choose from noise,
+--attack pgd --severity 2 -> --severity needs corruptions, as in --attack corr
+--attack fog --severity 2 2 -> --severity 2 2 names one value twice
+--corruption fog -> --corruption needs attacks that start from
+--attack fog pgd --corruption snow -> --corruption needs attacks that start from
+PGD --corruption snows -> corruption 'snows' is unknown (did you mean 'snow'?)
+--attack fog --severity 6 -> severity=6 is unknown: choose from 1 (weak) to 5
+--attack fog --eps 4 -> --eps is no setting of fog
+--attack autoattack --corruption fog -> autoattack cannot be combined with corruptions
 --seed x -> --seed: invalid int value: 'x'; --help lists all options
 --launcher pytorch -> needs RANK in the environment: start the tool by torchrun
 """

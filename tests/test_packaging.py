@@ -91,7 +91,8 @@ def test_metadata(unpacked):
     assert metadata['Requires-Python'] == '>=3.10'
     assert metadata['License-Expression'] == 'Apache-2.0'
     extras = set(metadata.get_all('Provides-Extra') or [])
-    assert extras == {'openmmlab', 'onedl', 'demo', 'autoattack', 'test', 'dev'}
+    stacks, tools = {'openmmlab', 'onedl'}, {'demo', 'test', 'dev'}
+    assert extras == stacks | tools | {'autoattack', 'corruptions'}
     lines = metadata.get_all('Requires-Dist') or []
     # A plain install asks for nothing, and the stacks do not mix.
     assert all(re.search('extra *==', line) for line in lines)

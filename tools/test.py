@@ -16,9 +16,17 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmrobust import cli
-from mmrobust.attacks import ATTACK_NAMES, OPTIONS, attack_preset, takes
+from mmrobust.attacks import (
+    ATTACK_NAMES,
+    CORRUPTION_SETS,
+    OPTIONS,
+    attack_preset,
+    corrupted,
+    takes,
+)
 from mmrobust.autoattack.members import SETTINGS, VERSIONS, Ensemble, read_balls
 from mmrobust.autoattack.package import load_package
+from mmrobust.corruptions import NAMES, SEVERITIES
 from mmrobust.weights import check_checkpoint, read_checkpoint
 from mmrobust.errors import ConfigError, doing
 from mmrobust.utils.configs import innermost, naming_bad_json
@@ -26,7 +34,7 @@ from mmrobust.utils.models import bare_model
 from mmrobust.utils.runner import build_runner
 from mmrobust.distributed import start_processes
 from mmrobust.registry import ATTACKS
-from mmrobust.utils.validation import to_pixels
+from mmrobust.utils.validation import did_you_mean, to_pixels
 
 
 class Flag(NamedTuple):
@@ -129,7 +137,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=cli.attack_list(
-            autoattack='the four attacks of AutoAttack, on classifiers'
+            autoattack='the four attacks of AutoAttack, on classifiers',
+            corruptions=f'the 15 common corruptions of the pictures on disk; a part of '
+            f'them, {", ".join(list(CORRUPTION_SETS)[1:])}; or one: {", ".join(NAMES)}',
         ),
     )
     parser.add_argument(
@@ -169,6 +179,19 @@ def parse_args() -> argparse.Namespace:
         metavar="'NAME>=VALUE'",
         help='end with status 3 if a figure of the report is not as required, like '
         "'ensemble>=0.25', 'benign>=0.4' or 'pgd:coco/bbox_mAP_50>=0.5'",
+    )
+    group.add_argument(
+        '--corruption',
+        nargs='+',
+        metavar='NAME',
+        help='attack corrupted pictures: any that --attack knows',
+    )
+    group.add_argument(
+        '--severity',
+        nargs='+',
+        type=int,
+        metavar='N',
+        help='of corruptions, 1 (weak) to 5 (default: all five)',
     )
     speed = parser.add_argument_group(
         'speed', 'Of attacks that follow a gradient; not of autoattack.'
@@ -264,6 +287,7 @@ def _set_attacks(cfg: Config, args: argparse.Namespace) -> None:
     speed = cli.speed_of(args)
     names = args.attack or []
     is_auto = 'autoattack' in names
+    _check_corruptions(args)
     for key in flags:
         if FLAGS[key].attacks is None and not is_auto:
             raise ConfigError(f'{_flag(key)} needs --attack autoattack.')
@@ -314,24 +338,67 @@ def _attack_loop(
     cfg: Config, args: argparse.Namespace, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The loop of the ordinary attacks, each with one norm and all radii and steps."""
+    corruptions = [name for name in args.attack if _is_corruption(name)]
+    names = [name for name in args.attack if name not in corruptions]
     for key in given:
-        if not any(takes(name, key) for name in args.attack):
-            names = ' or '.join(args.attack)
-            raise ConfigError(f'{_flag(key)} is no setting of {names}.')
+        if not any(takes(name, key) for name in names):
+            raise ConfigError(
+                f'{_flag(key)} is no setting of {" or ".join(args.attack)}.'
+            )
     norms = given.pop('norm', ['linf'])
     if len(norms) > 1:
         raise ConfigError(f'--norm {" ".join(norms)}: only autoattack takes several.')
     attacks, curves = {}, {}
-    for name in args.attack:
+    for name in names:
         for label, values in _curve(name, given).items():
             attacks[label] = attack_preset(
                 name, **{**given, 'norm': norms[0], **values}
             )
             if label != name:
                 curves[label] = name
+    if chosen := args.corruption or corruptions:
+        severities = args.severity or SEVERITIES
+        on_top = attacks if args.corruption else {}
+        attacks = {} if args.corruption else attacks
+        for label, below, config in corrupted(chosen, severities, on_top):
+            attacks[label] = config
+            if below in curves:
+                curves[label] = label.replace(below, curves[below], 1)
+        curves = {label: base for label, base in curves.items() if label in attacks}
     for attack in attacks.values():
         ATTACKS.build(attack)  # refuses impossible settings before any work
     return {'type': 'mmrobust.AttackTestLoop', 'attacks': attacks, 'curves': curves}
+
+
+def _is_corruption(name: str) -> bool:
+    return name in CORRUPTION_SETS or name in NAMES
+
+
+def _check_corruptions(args: argparse.Namespace) -> None:
+    """Refuses names that are unknown, and what belongs to corruptions without any."""
+    names, below = args.attack or [], args.corruption or []
+    for name in names:
+        if not (name in ATTACK_NAMES or name == 'autoattack' or _is_corruption(name)):
+            known = [*ATTACK_NAMES, *CORRUPTION_SETS, *NAMES]
+            raise ConfigError(
+                f'attack {name!r} is unknown{did_you_mean(name, known)}: choose from '
+                f'{", ".join(ATTACK_NAMES)}, or of corruptions '
+                f'{", ".join((*CORRUPTION_SETS, *NAMES))}.'
+            )
+    corruptions = [name for name in names if _is_corruption(name)]
+    if below and (corruptions or not names):
+        raise ConfigError(
+            '--corruption needs attacks that start from the corrupted pictures: name '
+            'some by --attack, and corruptions alone by --attack only.'
+        )
+    if args.severity is not None and not corruptions and not below:
+        raise ConfigError('--severity needs corruptions, as in --attack corruptions.')
+    if len(set(args.severity or ())) < len(args.severity or ()):
+        raise ConfigError(
+            f'--severity {" ".join(map(str, args.severity))} names one value twice.'
+        )
+    if (below or corruptions) and 'autoattack' in names:
+        raise ConfigError('autoattack cannot be combined with corruptions.')
 
 
 def _curve(name: str, given: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ Pure functions of detections and ground truth; no model and no loop is involved.
 from __future__ import annotations
 
 from .average_precision import CocoSummary, FastAP, coco_ap, mean_ap
+from .calibration import calibration, class_matches, deployed_thresholds
 from .detections import IOU_TYPES, Detections, GroundTruth
 from .error_types import SCORE_THR, ErrorCounts, count_errors
 from .image_score import broken, image_score, image_scores, worst_per_image
@@ -13,6 +14,8 @@ from .intervals import (
     Interval,
     difference_interval,
     map_interval,
+    map_values,
+    mean_intervals,
     worst_case_intervals,
 )
 from .masks import Masks
@@ -36,15 +39,20 @@ __all__ = [
     'PatchFigures',
     'WorstCase',
     'broken',
+    'calibration',
+    'class_matches',
     'coco_ap',
     'combine',
     'count_errors',
+    'deployed_thresholds',
     'difference_interval',
     'image_score',
     'image_scores',
     'map_interval',
+    'map_values',
     'match_detections',
     'mean_ap',
+    'mean_intervals',
     'patch_figures',
     'read_tables',
     'restrict',

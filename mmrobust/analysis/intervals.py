@@ -84,6 +84,63 @@ def map_interval(
     return jackknife.around(fast.mean(), values, confidence)
 
 
+def map_values(table: MatchTable, seed: int = 0, groups: int = GROUPS) -> np.ndarray:
+    """Returns mAP over all of recall, on all images and without each group, (1 + G,).
+
+    For :func:`mean_intervals`, so that no table has to be kept.
+
+    Args:
+        table: the matches of the dataset.
+        seed: see :func:`map_interval`.
+        groups: the same.
+    """
+    fast = FastAP(table)
+    jackknife = Jackknife(table.num_images, groups, seed)
+    return jackknife.values(lambda counts: fast.mean(counts, levels=False))
+
+
+def mean_intervals(
+    benign: MatchTable,
+    groups_of_passes: Sequence[Sequence[tuple[float, np.ndarray]]],
+    confidence: float = 0.95,
+    seed: int = 0,
+    groups: int = GROUPS,
+) -> tuple[Interval, Interval]:
+    """Returns intervals of a mean of passes, and of its share of the benign mAP.
+
+    The passes have the same images, so that the hard images of one are those of the
+    others, and the interval of their mean is hardly narrower than that of one.
+
+    Args:
+        benign: matches without attack.
+        groups_of_passes: mAP of each pass and its :func:`map_values`, of the images of
+            ``benign``; the mean is that of the means of the groups.
+        confidence: see :func:`map_interval`.
+        seed: the same, as for the values.
+        groups: the same.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+    jackknife = Jackknife(benign.num_images, groups, seed)
+    means = [
+        (
+            float(np.mean([estimate for estimate, _ in passes])),
+            np.mean([values for _, values in passes], axis=0),
+        )
+        for passes in groups_of_passes
+    ]
+    mean = float(np.mean([estimate for estimate, _ in means]))
+    values = np.mean([each for _, each in means], axis=0)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        share = np.float64(mean) / mean_ap(benign)
+        shares = values / map_values(benign, seed, groups)
+    return (
+        jackknife.around(mean, values, confidence),
+        jackknife.around(float(share), shares, confidence),
+    )
+
+
 def difference_interval(
     benign: MatchTable,
     attacked: MatchTable,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .apgd import APGD, LARGER_RADII
 from .base import Attack, Option, Oracle, Preset, regions_of
+from .corrupted import SETS as CORRUPTION_SETS
+from .corrupted import Corruption, corrupted, corruption_names
 from .ensemble import Ensemble
 from .noise import RandomNoise
 from .patch import Patch
@@ -24,10 +26,12 @@ from .universal_patch import UniversalPatch, pasted
 __all__ = [
     'APGD',
     'ATTACK_NAMES',
+    'CORRUPTION_SETS',
     'LARGER_RADII',
     'OPTIONS',
     'PGD',
     'Attack',
+    'Corruption',
     'Ensemble',
     'Option',
     'Oracle',
@@ -40,6 +44,8 @@ __all__ = [
     'UniversalPatch',
     'attack_preset',
     'attack_table',
+    'corrupted',
+    'corruption_names',
     'help_text',
     'pasted',
     'regions_of',

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ..corruptions import Corruption
 from ..objective import Objective
 from ..patches import Place
 from ..threat import NORMS, ThreatModel
@@ -118,6 +119,7 @@ class Attack(ABC):
             which has no detections, gets its loss).
         members: attacks by name that run in its place, of which the worst counts; None
             for an attack that runs itself.
+        corruption: what is done to the pictures on disk before it; None for nothing.
         settings: names of the attributes that the report has of it.
         presets: its names on the command line.
         options: its options on the command line.
@@ -133,6 +135,7 @@ class Attack(ABC):
     transferable: ClassVar[bool] = False
     reads: Literal['loss', 'detections'] = 'loss'
     members: dict[str, Attack] | None = None
+    corruption: Corruption | None = None
     settings: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[Mapping[str, Preset]] = {}
     options: ClassVar[Mapping[str, Option]] = {'norm': NORM, 'eps': EPS}

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 from ..report import AttackResult, Figure, agreed_settings, figure_of
 
@@ -59,6 +60,8 @@ class _Pass:
         self.objective: str | None = settings.get('objective')
         self.patch = settings.get('patch')  # what else its images may differ in
         self.ball = (settings.get('norm'), self.eps, str(self.patch))
+        self.corruption = settings.get('corruption'), settings.get('severity')
+        self.corrupted = self.corruption[0] is not None
         self.searches = result.asks != 'nothing'
         # Of what was fitted elsewhere, its file, which a control of it names, too.
         self.file, self.control_of = settings.get('file'), settings.get('control_of')
@@ -106,6 +109,8 @@ def comparison_verdicts(
     one of them as soon as they correlate by 0.5 or more (its variance is
     ``2 s**2 (1 - r)``).
 
+    Attacks on corrupted pictures are compared among those on the same pictures.
+
     Args:
         benign: the figure without attack (see :func:`mmrobust.report.figure_of`); None
             if it is unknown.
@@ -115,21 +120,32 @@ def comparison_verdicts(
     Returns:
         Sentences by the name of the attack; names without any are left out.
     """
-    found = []
+    groups: dict[Any, list[_Pass]] = {}
     for result in attacks:
         figure = figure_of(result.metrics, result.judged)
         # Latency is not meant to lower AP.
         if figure is not None and result.settings.get('objective') != 'latency':
-            found.append(_Pass(result, figure))
-    passes = _Passes(None if benign is None else benign.share, found)
+            each = _Pass(result, figure)
+            groups.setdefault(each.corruption, []).append(each)
     sentences: dict[str, list[str]] = {}
-    for check in _CHECKS:
-        told: set[str] = set()  # a pass that is weaker than several others: once
-        for name, sentence in check(passes):
-            if name not in told:
-                sentences.setdefault(name, []).append(sentence)
-            told.add(name)
+    for found in groups.values():
+        passes = _on_the_same_pictures(benign, found)
+        for check in _CHECKS:
+            told: set[str] = set()  # a pass that is weaker than several others: once
+            for name, sentence in check(passes):
+                if name not in told:
+                    sentences.setdefault(name, []).append(sentence)
+                told.add(name)
     return sentences
+
+
+def _on_the_same_pictures(benign: Figure | None, found: Sequence[_Pass]) -> _Passes:
+    """Of corrupted pictures the pass without an attack is the benign one."""
+    if not found[0].corrupted:
+        return _Passes(None if benign is None else benign.share, found)
+    plain = [each.value for each in found if each.ball[0] is None]
+    attacked = [each for each in found if each.ball[0] is not None]
+    return _Passes(plain[0] if plain else None, attacked)
 
 
 def _above_benign(passes: _Passes) -> _Found:
@@ -140,7 +156,7 @@ def _above_benign(passes: _Passes) -> _Found:
         gain = each.value - benign
         # The interval of the difference on the same draws, if there is one.
         drop = Figure.resampled((each.result.judged or {}).get('drop'))
-        if drop is None or drop.high is None:
+        if drop is None or drop.high is None or each.corrupted:
             sure = gain > each.margin
         else:
             sure = drop.high < 0

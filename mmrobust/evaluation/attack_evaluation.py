@@ -25,7 +25,13 @@ from ..checks import (
 from ..distributed import same_buffers
 from ..errors import ConfigError
 from ..objective import is_classifier
-from ..report import RobustnessReport, device_name, figure_of, package_versions
+from ..report import (
+    RobustnessReport,
+    device_name,
+    figure_of,
+    package_versions,
+    summaries,
+)
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model, state_digest
 from ..utils.store import Store
@@ -35,6 +41,7 @@ from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome
 from .benign_pass import BenignPass, Scores, enter_benign
 from .box_analysis import BENIGN, BoxAnalysis, measured_types
+from .corrupted_images import CorruptedImages
 from .ensemble import EnsemblePass, check_readable
 from .images import (
     EvaluatedImages,
@@ -197,6 +204,8 @@ class AttackEvaluation(BaseLoop):
             if self.space == 'original' or self.quantize:
                 self.pixels = PicturePipeline(dataset)
         self.images = EvaluatedImages(self.dataloader, whole_batches=classifier)
+        self._corrupted = CorruptedImages(self.dataloader, classifier, self.seed)
+        self._corrupted.check(self.attacks.values())
         if not classifier:
             check_ground_truth(self.images, self.gt_frame, self.evaluator.metrics)
         if self.save_adv and self.images.equal_ids:
@@ -254,6 +263,11 @@ class AttackEvaluation(BaseLoop):
             report.attacks.append(result)
             metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
         self._compare(report)
+        judging = self.analyses.get(report.judged_by)
+        means = (judging.mean_intervals,) if judging else ()
+        report.corruptions = summaries(
+            report.headline(), report.benign, report.attacks, *means
+        )
         if self.analyses:
             # The search may take minutes, and nothing is to be lost meanwhile.
             self._save(report, complete=False)
@@ -424,15 +438,20 @@ class AttackEvaluation(BaseLoop):
         members = attack.members or {name: attack}
         settings = [[key, _settings(member)] for key, member in members.items()]
         depends = [settings, self._configs.get(name), self.save_adv]
+        images, attacker, gallery = self.images, self.attacker, self.gallery
+        if attack.corruption:
+            images, attacker = self._corrupted.put_into(attacker, attack.corruption)
+            if name not in self._corrupted.drawn(self.attacks):
+                gallery = None
         return AttackPass(
             name,
             attack,
-            images=self.images,
-            attacker=self.attacker,
+            images=images,
+            attacker=attacker,
             records=self.records.part(name, depends),
             scores=self.scores,
             ensemble=ensemble,
-            gallery=self.gallery,
+            gallery=gallery,
             save_adv=self.save_adv,
             base=self.curves.get(name),
             judged_by=next(iter(self.analyses), 'boxes'),

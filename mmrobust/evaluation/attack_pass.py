@@ -67,7 +67,9 @@ class AttackPass:
             for key, member in self.members.items()
         }
         if self.gallery:
-            self.gallery.start(self.name, self.records.folder)
+            # Corruptions are many, and one picture shows what each is like.
+            alone = self.attack.corruption and self.attack.asks == 'nothing'
+            self.gallery.start(self.name, self.records.folder, 1 if alone else None)
 
     def run(self, progress: Progress) -> AttackResult:
         """Attacks what is not on record, and scores everything."""
@@ -100,7 +102,9 @@ class AttackPass:
         if self.ensemble:
             choice = self.ensemble.choose(self.result, costs, self.records)
             self._read_again('outputs', choice)
-        self.result.metrics, told = self._score(self.name)
+        # A worst case is over attacks on the pictures as they are.
+        keep = self.attack.corruption is None
+        self.result.metrics, told = self._score(self.name, keep)
         self.result.boxes, self.result.masks = told.get('boxes'), told.get('masks')
         self.result.patches = self._patches(costs)
         if self.ensemble and self.result.judged:
@@ -182,8 +186,7 @@ class AttackPass:
         """Draws freshly attacked images for the report."""
         if self.gallery is None or outcome.inputs is None:
             return
-        inputs, samples = part['inputs'], part['data_samples']
-        rows = (keys, inputs, outcome.inputs, outcome.outputs, samples)
+        rows = (keys, outcome.inputs, outcome.outputs, part['data_samples'])
         for row in zip(*rows, strict=True):
             self.gallery.draw(self.name, *row)
 

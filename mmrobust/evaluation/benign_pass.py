@@ -128,8 +128,9 @@ class BenignPass:
             shares = map(padding_share, part['data_samples'])
             self._padding.update(zip(keys, shares, strict=True))
             if self.gallery:
-                for key, output in zip(keys, outcome.outputs, strict=True):
-                    self.gallery.remember(key, output)
+                images = zip(keys, outcome.outputs, part['inputs'], strict=True)
+                for image in images:
+                    self.gallery.remember(*image)
         found = self.scores.add(outputs, data_batch)
         if self.scores.analyses:
             ids = [output.get('img_id') for output in outputs]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from mmengine.dist import collect_results, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
@@ -19,12 +20,17 @@ from ..analysis import (
     Detections,
     GroundTruth,
     MatchTable,
+    calibration,
+    class_matches,
     coco_ap,
     count_errors,
+    deployed_thresholds,
     difference_interval,
     image_score,
     map_interval,
+    map_values,
     match_detections,
+    mean_intervals,
     patch_figures,
     worst_case_intervals,
     worst_case_map,
@@ -89,6 +95,9 @@ class BoxAnalysis:
         # Boxes of the last pass and of the benign one, where they could be matched.
         self._matched: list[Detections] | None = None
         self._benign: list[Detections] | None = None
+        self._thresholds: list[float] = []
+        # Of the others: mAP, and how it moves with the images.
+        self._moves: dict[str, tuple[float, np.ndarray]] = {}
         self.problems: list[str] = []
 
     @classmethod
@@ -221,10 +230,14 @@ class BoxAnalysis:
         errors = count_errors(
             self.truths, self._matched, self.num_classes, iou_type=self.iou_type
         )
+        interval = map_interval(table, seed=self.seed)
+        if not keep:
+            self._moves[name] = interval.estimate, map_values(table, seed=self.seed)
         result = {
-            'mAP': asdict(map_interval(table, seed=self.seed)),
+            'mAP': asdict(interval),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
             **self._by_size_and_class(self._matched),
+            **self._calibration(name),
         }
         if name != BENIGN and BENIGN in self.tables:
             benign = self.tables[BENIGN]
@@ -273,6 +286,41 @@ class BoxAnalysis:
         """Writes the tables, by which figures of several reports are compared."""
         if self.tables:  # of the main process
             write_tables(path, self.tables)
+
+    def _calibration(self, name: str) -> dict[str, Any]:
+        """Returns LRP and LaECE, by the thresholds of the benign pass."""
+        found = self._matched or []
+        matches = class_matches(
+            self.truths, found, self.num_classes, iou_type=self.iou_type
+        )
+        if name == BENIGN:
+            self._thresholds = deployed_thresholds(matches)
+        if not self._thresholds:
+            return {}
+        result: dict[str, Any] = {'calibration': calibration(matches, self._thresholds)}
+        if name == BENIGN:
+            known = [None if math.isinf(each) else each for each in self._thresholds]
+            result['thresholds'] = dict(zip(self.classes, known, strict=True))
+        return result
+
+    def mean_intervals(
+        self, names: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns intervals of a mean of passes that are not kept.
+
+        Args:
+            names: of the passes, in groups.
+
+        Returns:
+            That of the mean of the groups' means, and of its share of the benign mAP;
+            None unless all of them have been analysed.
+        """
+        known = {name for group in names for name in group} <= set(self._moves)
+        if not known or BENIGN not in self.tables:
+            return None
+        moves = [[self._moves[name] for name in group] for group in names]
+        mean, share = mean_intervals(self.tables[BENIGN], moves, seed=self.seed)
+        return asdict(mean), asdict(share)
 
     def worst_case(self) -> dict[str, Any] | None:
         """Returns the combination of passes, the benign one among them, of lowest mAP.

@@ -12,6 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from ..corruptions import CorruptPicture
 from ..errors import ConfigError
 from .original_pixels import Geometry, Resizer
 
@@ -45,6 +46,8 @@ class PicturePipeline:
         self.dataset = dataset
         self.transforms = list(dataset.pipeline.transforms)
         self._loader, self._resize, self._pad = _read(self.transforms)
+        # A part of loading: what is attacked, and exchanged, is the corrupted picture.
+        self._corruptions = [t for t in self.transforms if _corrupts(t)]
         self._indices: dict[Any, int] = {}
         self._seen = 0
         self._geometries: dict[tuple[int, int], Geometry] = {}
@@ -106,6 +109,8 @@ class PicturePipeline:
         original = self._original(img_id if sample is None else sample)
         path = results.get('img_path')
         for transform in self.transforms:
+            if _corrupts(transform):
+                continue
             if transform is not self._loader:
                 results = transform(results)
             elif isinstance(picture, np.ndarray):
@@ -167,6 +172,8 @@ class PicturePipeline:
         results = self._loader(self.dataset.get_data_info(self.index(img_id)))
         if results is None:
             raise ConfigError(f'the image with img_id {img_id!r} cannot be read.')
+        for corruption in self._corruptions:
+            results = corruption(results)
         return np.asarray(results['img'])
 
     def _checked(self, picture: np.ndarray) -> np.ndarray:
@@ -221,9 +228,11 @@ def _read(transforms: Sequence[Any]) -> tuple[Any, Any, Any]:
             if pad is not None:
                 _refuse('there are two Pad')
             pad = transform
-        elif name == 'PackDetInputs' or ('Annotations' in name and name[:4] == 'Load'):
-            continue
-        else:
+        elif not (
+            name == 'PackDetInputs'
+            or ('Annotations' in name and name[:4] == 'Load')
+            or _corrupts(transform)
+        ):
             _refuse(f'{name} is none of LoadImageFromFile, {", ".join(_RESIZING)}, Pad')
         if loader is None and name in (*_RESIZING, 'Pad'):
             _refuse(f'{name} comes before LoadImageFromFile')
@@ -234,6 +243,10 @@ def _read(transforms: Sequence[Any]) -> tuple[Any, Any, Any]:
     if 'img_id' not in transforms[-1].meta_keys:
         _refuse('PackDetInputs packs no img_id, by which pictures are found')
     return loader, resize, pad
+
+
+def _corrupts(transform: Any) -> bool:
+    return isinstance(transform, CorruptPicture)
 
 
 def _check_loader(transform: Any, before: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks import PGD, Attack, Patch, RandomNoise
+from ..attacks import PGD, Attack, Corruption, Patch, RandomNoise
 from ..batch import check_batch, check_range, float_images, with_images
 from ..checks import examine, path_difference, trial_verdicts
 from ..errors import ConfigError, doing, short
@@ -142,9 +142,11 @@ def check_ground_truth(
 
 
 def single_attacks(attacks: Iterable[Attack]) -> list[Attack]:
-    """Returns the attacks, with the members of an ensemble in its place."""
+    """Returns the attacks: members of an ensemble, and what corruptions are below."""
     found: list[Attack] = []
     for attack in attacks:
+        if isinstance(attack, Corruption):
+            attack = attack.inner or attack
         found += attack.members.values() if attack.members else [attack]
     return found
 

@@ -44,11 +44,12 @@ class _Drawing:
         self.count = count
         self.score_thr = score_thr
         self.clean: dict[Any, BaseDataElement] = {}
+        self._inputs: dict[Any, Tensor] = {}
 
-    def remember(self, key: Any, output: BaseDataElement) -> None:
-        """Takes the benign prediction of an image, if it is among the first ones."""
+    def remember(self, key: Any, output: BaseDataElement, image: Tensor) -> None:
+        """Takes an image and its benign prediction, if it is among the first ones."""
         if len(self.clean) < self.count:
-            self.clean[key] = output.cpu()
+            self.clean[key], self._inputs[key] = output.cpu(), image
 
     def draw(
         self,
@@ -56,7 +57,6 @@ class _Drawing:
         gt_frame: str,
         attack: str,
         key: Any,
-        clean: Tensor,
         attacked: Tensor,
         output: BaseDataElement,
         sample: BaseDataElement,
@@ -68,8 +68,7 @@ class _Drawing:
             gt_frame: of the ground truth, see :func:`mmrobust.frame.attack_samples`.
             attack: its name.
             key: id of the image, or what stands for it.
-            clean: the network's input (C, H, W), 0-255.
-            attacked: the same under attack.
+            attacked: the network's input (C, H, W), 0-255, under attack.
             output: the prediction on it.
             sample: the data loader's, with the ground truth.
 
@@ -81,7 +80,8 @@ class _Drawing:
             return None
         try:
             (truth,) = attack_samples([sample], 'cpu', gt_frame)
-            images, outputs = (clean, attacked), (self.clean[key], output)
+            images = self._inputs[key], attacked
+            outputs = self.clean[key], output
             return attack_picture(
                 visualizer, *images, *outputs, truth, self.score_thr, attack
             )
@@ -103,19 +103,22 @@ class Gallery:
     def __init__(self, visualizer: Visualizer, count: int, gt_frame: str) -> None:
         self._temporary = tempfile.TemporaryDirectory()
         self._folders: dict[str, Path] = {}
+        self._most: dict[str, int | None] = {}
         self._drawing = _Drawing(count if is_main_process() else 0, score_thr=0.3)
         self.remember = self._drawing.remember
         self.visualizer = visualizer
         self.gt_frame = gt_frame
 
-    def start(self, attack: str, folder: Path | None) -> None:
+    def start(self, attack: str, folder: Path | None, most: int | None = None) -> None:
         """Begins an attack.
 
         Args:
             attack: its name.
             folder: of its records, beside which its pictures are kept; None for a
                 temporary folder.
+            most: fewer images than of other attacks.
         """
+        self._most[attack] = most
         above = Path(self._temporary.name) / quote(attack, safe='')
         self._folders[attack] = (above if folder is None else folder) / 'pictures'
         self._folders[attack].mkdir(parents=True, exist_ok=True)
@@ -128,6 +131,8 @@ class Gallery:
             key: id of the image, or what stands for it.
             *image: see :meth:`_Drawing.draw`.
         """
+        if key not in self._keys(attack):
+            return
         picture = self._drawing.draw(
             self.visualizer, self.gt_frame, attack, key, *image
         )
@@ -137,7 +142,7 @@ class Gallery:
 
     def lacks(self, attack: str, key: Any) -> bool:
         """Returns whether the image is to be drawn under an attack, and is not yet."""
-        return key in self._drawing.clean and not self._path(attack, key).is_file()
+        return key in self._keys(attack) and not self._path(attack, key).is_file()
 
     def pictures(self) -> list[tuple[str, Path]]:
         """Returns titles and files of what was drawn, image by image."""
@@ -147,6 +152,9 @@ class Gallery:
             for attack in self._folders
         ]
         return [(title, path) for title, path in paths if path.is_file()]
+
+    def _keys(self, attack: str) -> list[Any]:
+        return list(self._drawing.clean)[: self._most[attack]]
 
     def _path(self, attack: str, key: Any) -> Path:
         name = quote(str(key), safe='')[-100:]
@@ -189,8 +197,9 @@ class AttackVisualizationHook(Hook):
         outputs: Sequence[BaseDataElement] | None = None,
     ) -> None:
         """Remembers the benign detections of the images that will be drawn."""
-        for output in outputs or ():
-            self._drawing.remember(image_id(output), output)
+        images = (data_batch or {}).get('inputs', ())
+        for output, image in zip(outputs or (), images, strict=False):
+            self._drawing.remember(image_id(output), output, image)
 
     after_val_iter = after_test_iter
 
@@ -218,14 +227,13 @@ class AttackVisualizationHook(Hook):
         gt_frame: str,
     ) -> None:
         """Draws the images of one attacked batch."""
-        inputs, samples = data_batch['inputs'], data_batch['data_samples']
-        for clean, attacked, output, sample in zip(
-            inputs, adversarial, outputs, samples, strict=True
+        for attacked, output, sample in zip(
+            adversarial, outputs, data_batch['data_samples'], strict=True
         ):
             key = image_id(output)
             picture = self._drawing.draw(
                 *(runner.visualizer, gt_frame, attack, key),
-                *(clean, attacked, output, sample),
+                *(attacked, output, sample),
             )
             if picture is None:
                 continue

@@ -1,5 +1,6 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
+from .corruptions import summaries
 from .document import (
     Bar,
     Document,
@@ -36,4 +37,5 @@ __all__ = [
     'number',
     'package_versions',
     'page',
+    'summaries',
 ]

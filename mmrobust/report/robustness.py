@@ -27,7 +27,7 @@ from mmengine.runner import Runner
 
 from ..utils.files import file_sha256, finite, write_atomically
 from ..utils.models import device_of
-from . import sections
+from . import corruptions, sections
 from .document import Bar, Document, Part, Section, Table
 from .html import page
 from .markdown import markdown, part_markdown
@@ -44,6 +44,7 @@ _PACKAGES = (
     *(('mmrobust',), ('mmdet', 'onedl-mmdetection'), ('mmengine', 'onedl-mmengine')),
     *(('mmcv', 'mmcv-lite', 'onedl-mmcv'), ('mmpretrain', 'onedl-mmpretrain')),
     *(('torch',), ('torchvision',), ('numpy',), ('timm',), ('pyautoattack',)),
+    ('imagecorruptions-imaug',),
 )
 
 
@@ -69,6 +70,8 @@ class RobustnessReport:
     worst_case: dict[str, Any] | None = None
     other_worst_case: dict[str, Any] | None = None  # by what does not compare passes
     judged_by: str = 'boxes'  # or 'masks', by which passes are compared
+    # Means over corruptions, see :func:`.corruptions.summaries`.
+    corruptions: list[dict[str, Any]] = field(default_factory=list)
     # Where perturbations live: 'input' of the network, or 'original' pictures' pixels.
     space: str = 'input'
     # The settings of the adversary in the model's training, if there was one.
@@ -177,17 +180,23 @@ class RobustnessReport:
         summary = [
             text
             for text in [
-                verdict(headline, self.attacks, self.worst_case, len(warnings))
+                verdict(
+                    *(headline, self.attacks, self.worst_case),
+                    *(len(warnings), self.corruptions),
+                )
             ]
             if text
         ]
         found = [
             sections.curves_section(headline, self.attacks),
             *sections.members_sections(self.attacks),
+            *corruptions.corruption_sections(headline, self.corruptions, self.attacks),
             sections.boxes_section(boxes, self._worst_of('boxes')),
+            sections.calibration_section(boxes),
             sections.sizes_section(boxes),
             sections.classes_section(boxes),
             sections.boxes_section(masks, self._worst_of('masks'), 'masks'),
+            sections.calibration_section(masks, 'masks'),
             sections.sizes_section(masks, 'masks'),
             sections.classes_section(masks, 'masks'),
             sections.patches_section(self.attacks),
@@ -285,7 +294,10 @@ class RobustnessReport:
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
-        return sections.figure_bars(self.headline(), self.attacks, self.worst_case)
+        more = corruptions.mean_figures(self.corruptions)
+        return sections.figure_bars(
+            self.headline(), self.attacks, self.worst_case, more
+        )
 
     def more(self) -> list[Section]:
         """Returns sections that only this kind of report has."""

@@ -41,6 +41,7 @@ _COUNTED = (*_OBJECTS, 'hallucinated', 'duplicate')
 # The fewest images of which 95 % intervals held the true mAP in at least 92 % of the
 # data sets of every kind that was simulated (experiments/intervals).
 _ENOUGH = 50
+_ERRORS = ('oLRP', 'oLRP_loc', 'oLRP_fp', 'oLRP_fn', 'LRP', 'LaECE')
 _SIZES = ('small', 'medium', 'large')
 _SINGULAR = {'boxes': 'box', 'masks': 'mask'}
 # Of attacks, in the table of classes, which nobody could read with many of them.
@@ -55,14 +56,19 @@ def figures_table(benign: Mapping[str, Any], attacks: Sequence[AttackResult]) ->
     rows = [[BENIGN_LABEL, '', '', '', '', *(number(benign.get(k)) for k in shown)]]
     for attack in attacks:
         settings = attack.settings
-        steps = str(settings.get('num_steps', ''))
+        steps = _cell(settings.get('num_steps'))
         if settings.get('restarts', 1) > 1:
             steps += f' x {settings["restarts"]}'
         if settings.get('eot', 1) > 1:
             steps += f', eot {settings["eot"]}'
-        ball = [str(settings.get('norm')), f'{settings.get("eps", 0):g}']
+        eps = settings.get('eps')
+        ball = [_cell(settings.get('norm')), '' if eps is None else f'{eps:g}']
         metrics = [number(attack.metrics.get(key)) for key in shown]
         objective = str(settings.get('objective') or 'none')
+        if corruption := settings.get('corruption'):
+            objective += f', on {corruption} {settings["severity"]}'
+            if attack.settings.get('norm') is None:
+                objective = f'{corruption} {settings["severity"]}'
         rows.append([attack.name, *ball, steps, objective, *metrics])
     head = ['attack', 'norm', 'eps', 'steps', 'objective']
     return Table([*head, *titles(shown)], rows, texts=5)
@@ -87,12 +93,18 @@ def figure_bars(
     headline: Headline,
     attacks: Sequence[AttackResult],
     worst_case: Mapping[str, Any] | None,
+    more: Sequence[tuple[str, Figure | None]] = (),
 ) -> list[Bar]:
-    """Returns the benign figure, one of each attack, and the worst case."""
+    """Returns the benign figure, one of each attack, and the worst case.
+
+    Those of corruptions are among ``more``, as their mean.
+    """
     worst = worst_case and _worst_figure(worst_case)
+    shown = [attack for attack in attacks if not attack.settings.get('corruption')]
     found = [
         (BENIGN_LABEL, headline.benign, 'benign'),
-        *((attack.name, headline.of(attack), 'attack') for attack in attacks),
+        *((attack.name, headline.of(attack), 'attack') for attack in shown),
+        *((label, figure, 'attack') for label, figure in more),
         ('worst case', worst, 'worst'),
     ]
     return [Bar(label, each, kind) for label, each, kind in found if each]
@@ -107,21 +119,24 @@ def curves_section(
         return None
     text = f'{headline.name} of the attacks that differ in one number only.'
     drawings = [
-        _lines(headline, group[start : start + MOST_LINES])
+        _lines(headline, group[start : start + MOST_LINES], attacks)
         for group in groups
         for start in range(0, len(group), MOST_LINES)
     ]
-    tables = [_curves_table(headline, group) for group in groups]
+    tables = [_curves_table(headline, group, attacks) for group in groups]
     return Section('curves', 'Curves', [text, *tables], drawings)
 
 
-def _curves_table(headline: Headline, curves: Sequence[Curve]) -> Table:
+def _curves_table(
+    headline: Headline, curves: Sequence[Curve], attacks: Sequence[AttackResult]
+) -> Table:
     """Tabulates curves; without an attack there is no eps and no step."""
     columns = [
         {x: _text(headline.of(attack)) for x, attack in curve.points}
         for curve in curves
     ]
-    rows = [['0 (benign)'] + [_text(headline.benign)] * len(curves)]
+    starts = [_start(headline, curve, attacks) for curve in curves]
+    rows = [['0 (benign)', *map(_text, starts)]]
     for value in sorted({x for column in columns for x in column}):
         rows.append([f'{value:g}', *(column.get(value, '') for column in columns)])
     first = curves[0]
@@ -129,13 +144,30 @@ def _curves_table(headline: Headline, curves: Sequence[Curve]) -> Table:
     return Table([axis, *(curve.label for curve in curves)], rows)
 
 
-def _lines(headline: Headline, curves: Sequence[Curve]) -> Lines:
+def _start(
+    headline: Headline, curve: Curve, attacks: Sequence[AttackResult]
+) -> Figure | None:
+    """Returns the figure without attack: on corrupted pictures that of these."""
+    same = ('corruption', 'severity')
+    on = [curve.points[0][1].settings.get(key) for key in same]
+    if on[0] is None:
+        return headline.benign
+    for each in attacks:
+        settings = each.settings
+        if settings.get('norm') is None and [settings.get(k) for k in same] == on:
+            return headline.of(each)
+    return None
+
+
+def _lines(
+    headline: Headline, curves: Sequence[Curve], attacks: Sequence[AttackResult]
+) -> Lines:
     axis, along_eps = curves[0].axis, curves[0].axis == 'eps'
     lines = []
     for curve in curves:
         found = [(x, headline.of(attack)) for x, attack in curve.points]
         if along_eps:
-            found.insert(0, (0.0, headline.benign))
+            found.insert(0, (0.0, _start(headline, curve, attacks)))
         lines.append((curve.label, [(x, each) for x, each in found if each]))
     return Lines(
         f'{headline.name} against {axis}: {"; ".join(c.label for c in curves)}',
@@ -234,6 +266,26 @@ def sizes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     ]
     head = ['attack', *_SIZES]
     key, title = _named('sizes', 'By size of the objects', kind)
+    return _table_section(key, title, head, rows, text)
+
+
+def calibration_section(passes: Passes, kind: str = 'boxes') -> Section | None:
+    """Tabulates LRP and LaECE; as above."""
+    rows = [
+        [name, *(number(boxes['calibration'].get(key)) for key in _ERRORS)]
+        for name, boxes in passes
+        if boxes and boxes.get('calibration')
+    ]
+    text = (
+        'Errors from 0 to 1, means over classes: the optimal LRP (at the best score '
+        'threshold of each class and pass) with its parts, wrong places, false and '
+        'missed ones (arXiv 2011.10772, IoU from 0.5); LRP and LaECE as 2307.00934 '
+        'has them (IoU from 0.1), of the detections above one threshold per class, '
+        'the LRP-optimal one on the clean pictures. LaECE tells how far scores are '
+        'from the IoU to be expected.'
+    )
+    head = ['attack', 'oLRP', 'place', 'false', 'missed', 'LRP', 'LaECE']
+    key, title = _named('calibration', 'Calibration', kind)
     return _table_section(key, title, head, rows, text)
 
 
@@ -408,6 +460,10 @@ def _table_section(
     if not rows:
         return None
     return Section(key, title, [*([text] if text else []), Table(head, rows)])
+
+
+def _cell(value: Any) -> str:
+    return '' if value is None else str(value)
 
 
 def _text(figure: Figure | None) -> str:

@@ -14,34 +14,43 @@ def verdict(
     attacks: Sequence[AttackResult],
     worst_case: Mapping[str, Any] | None,
     doubts: int,
+    corruptions: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Returns what is left under the strongest pass, beside what noise leaves.
+    """Returns what is left under the strongest attack, beside what noise leaves.
 
     Args:
         headline: the figure by which passes are compared.
         attacks: those that were made.
         worst_case: the lowest combination of passes, if it was searched.
         doubts: how many sentences the checks have found.
+        corruptions: see :func:`.corruptions.summaries`; of the pictures alone, their
+            mean is told beside.
 
     Returns:
         Nothing where there is no figure to speak of.
     """
     benign = headline.benign
-    searched = [each for each in attacks if not each.baseline]
+    clean = [each for each in attacks if not each.settings.get('corruption')]
+    searched = [each for each in clean if not each.baseline]
     found = [(headline.of(each), each) for each in searched]
     known = [(figure, each) for figure, each in found if figure]
-    if not benign or not known:
+    means = [Figure(each['mPC']) for each in corruptions if not each['attack']]
+    if not benign or not (known or means):
         return ''
-    figure, strongest = min(known, key=lambda pair: pair[0].value)
-    name = f'**{strongest.name}** ({_ball(strongest)})'
-    if worst_case and is_lower(worst_case['mAP'], figure):
-        figure = Figure(worst_case['mAP'])
-        name = 'the worst of all passes on each image'
-    text = (
-        f'Of {headline.name} {_text(benign)}, **{_text(figure)}** is left under {name}'
-        f'{_share(figure, benign)}'
-    )
-    text += _noise(headline, attacks, strongest) + '.'
+    text = f'Of {headline.name} {_text(benign)}, '
+    if known:
+        figure, strongest = min(known, key=lambda pair: pair[0].value)
+        name = f'**{strongest.name}** ({_ball(strongest)})'
+        if worst_case and is_lower(worst_case['mAP'], figure):
+            figure = Figure(worst_case['mAP'])
+            name = 'the worst of all passes on each image'
+        text += f'**{_text(figure)}** is left under {name}{_share(figure, benign)}'
+        text += _noise(headline, clean, strongest)
+        text += ', and ' if means else ''
+    for mean in means:
+        text += f'**{_text(mean)}** on corrupted pictures on average (mPC)'
+        text += _share(mean, benign)
+    text += '.'
     if doubts:
         many = 'a check says' if doubts == 1 else f'{doubts} checks say'
         text += f' But {many} below why these figures may not hold.'

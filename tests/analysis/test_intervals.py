@@ -19,8 +19,10 @@ from mmrobust.analysis import (
     combine,
     difference_interval,
     map_interval,
+    map_values,
     match_detections,
     mean_ap,
+    mean_intervals,
     restrict,
     worst_case_intervals,
     worst_case_map,
@@ -70,6 +72,21 @@ def test_where_all_images_are_alike_there_is_no_spread():
     assert (same.estimate, same.low, same.high) == (0.0, 0.0, 0.0)
     lost = difference_interval(table_of([True] * 5), table_of([False] * 5))
     assert (lost.estimate, lost.low, lost.high) == (1.0, 1.0, 1.0)
+
+
+def test_of_a_mean_of_passes():
+    """Of one pass twice it is that pass's own, and of the benign one all of it."""
+    truths, (first, second) = dataset(2, 12, 2, num_attacks=2)
+    benign, attacked = (match_detections(truths, each, 2) for each in (first, second))
+    moves = [(mean_ap(each), map_values(each)) for each in (benign, attacked)]
+    mean, share = mean_intervals(benign, [[moves[1]] * 2, [moves[1]]])
+    assert mean == map_interval(attacked)
+    assert share.estimate == pytest.approx(moves[1][0] / moves[0][0])
+    # The mean of the means of groups, not of all passes.
+    mean, _ = mean_intervals(benign, [[moves[1]] * 2, [moves[0]]])
+    assert mean.estimate == pytest.approx((moves[0][0] + moves[1][0]) / 2)
+    _, whole = mean_intervals(benign, [[moves[0]]])
+    assert (whole.estimate, whole.low, whole.high) == (1.0, 1.0, 1.0)
 
 
 def test_of_hits_it_is_students_interval_of_their_share():

@@ -78,6 +78,28 @@ def test_the_tables_of_two_healthy_detectors_are_silent():
         assert comparison_verdicts(Figure(benign), passes) == {}
 
 
+def _on_fog(ap, severity=3, **settings):
+    if not settings:
+        settings = {'norm': None, 'eps': None, 'num_steps': None, 'objective': None}
+    settings = {**settings, 'corruption': 'fog', 'severity': severity}
+    return AttackResult(
+        f'fog{severity}', settings, boxes=_boxes(ap, 0.01), asks='nothing'
+    )
+
+
+def test_corrupted_pictures_are_compared_with_each_other():
+    fog = {'corruption': 'fog', 'severity': 3}
+    # Neither fog nor an attack on it is compared with what is on clean pictures.
+    passes = [_noise(0.6), _pgd(0.4), _on_fog(0.65), _on_fog(0.3, 4)]
+    assert comparison_verdicts(Figure(0.61), passes) == {}
+    weak = _pgd(0.64, name='weak', margin=0.01, drop=(0.1, 0.3), **fog)
+    assert comparison_verdicts(Figure(0.61), [*passes, weak]) == {}
+    helps = _pgd(0.7, name='helps', margin=0.01, drop=(0.1, 0.3), **fog)
+    (found,) = comparison_verdicts(Figure(0.9), [*passes, helps]).items()
+    assert found[0] == 'helps'
+    assert 'above the benign 0.650' in found[1][0]
+
+
 @pytest.mark.parametrize(
     ('passes', 'name', 'expected'),
     [
