@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _ZERO, LARGEST = 128, 127
 _KEY = 'mmrobust'
 # Of a file's hash, that tells images apart.
 _DIGITS = 16
+# Sizes of images that a canvas remembers.
+_MOST = 16
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Canvas:
         behind = image[window]
         target = tuple(behind.shape[-2:])
         if target not in self._resizings:
+            if len(self._resizings) == _MOST:  # each has large matrices
+                self._resizings.clear()
             self._resizings[target] = Resizing(self.size, target)
         moved = image.clone()
         moved[window] = behind + self._resizings[target](values.to(behind))
@@ -203,7 +207,7 @@ def read_picture(path: str | os.PathLike, kind: str) -> Stored:
             image.load()
             form, mode, text = image.format, image.mode, dict(image.info)
             pixels = np.array(image)
-        settings = json.loads(text.get(_KEY, '{}'))
+        settings = dict(json.loads(text.get(_KEY, '{}')))
     except Exception as error:  # each of Pillow's readers has its own
         raise ConfigError(f'{path!r} cannot be read as a PNG file.') from error
     if form != 'PNG' or mode != 'RGB':
@@ -219,11 +223,10 @@ def read_picture(path: str | os.PathLike, kind: str) -> Stored:
     return Stored(path, values, settings, file_sha256(path) or '')
 
 
-def image_hashes(dataset: Any, indices: Sequence[int] | None = None) -> list[str]:
+def image_hashes(dataset: Any) -> list[str]:
     """Hashes the files of a dataset's images; those that are no files are left out."""
-    chosen: Iterable[int] = range(len(dataset)) if indices is None else indices
     if not hasattr(dataset, 'get_data_info'):
         return []
-    infos = (dataset.get_data_info(index) for index in chosen)
+    infos = (dataset.get_data_info(index) for index in range(len(dataset)))
     hashes = (file_sha256(info.get('img_path')) for info in infos)
     return [each[:_DIGITS] for each in hashes if each]
