@@ -30,6 +30,7 @@ from ..utils.files import replacing
 _TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
 _MIN_SIDE, _MAX_SIDE = 320, 2400  # of an enlarged image
 _TITLE_HEIGHT = 28
+_LETTER = 8, 16  # width and height of a letter of a label, pixels
 
 
 class _Drawing:
@@ -356,17 +357,47 @@ def _draw(
             f'{classes[label] if classes else int(label)} {score:.2f}'
             for label, score in zip(found.labels, found.scores, strict=True)
         ]
+        shown = readable(boxes[:, :2].tolist(), labels, found.scores.tolist())
         visualizer.draw_texts(
-            labels,
-            boxes[:, :2],
+            [labels[place] for place in shown],
+            boxes[shown, :2],
             font_sizes=11,
             colors='white',
             bboxes=[
                 {'facecolor': 'black', 'alpha': 0.6, 'pad': 0.5, 'edgecolor': 'none'}
             ]
-            * len(labels),
+            * len(shown),
         )
     return visualizer.get_image()
+
+
+def readable(
+    corners: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float]
+) -> list[int]:
+    """Returns the places of labels that hide none of a higher score.
+
+    Args:
+        corners: where each begins, (x, y) of its left upper corner, pixels.
+        labels: their texts.
+        scores: the highest one is always shown.
+    """
+    shown: list[int] = []
+    edges = [
+        (x, y, x + _LETTER[0] * len(text), y + _LETTER[1])
+        for (x, y), text in zip(corners, labels, strict=True)
+    ]
+    for place in sorted(range(len(labels)), key=lambda place: -scores[place]):
+        left, top, right, bottom = edges[place]
+        hides = any(
+            left < edges[other][2]
+            and edges[other][0] < right
+            and top < edges[other][3]
+            and edges[other][1] < bottom
+            for other in shown
+        )
+        if not hides:
+            shown.append(place)
+    return shown
 
 
 def _titled(image: np.ndarray, title: str) -> np.ndarray:

@@ -12,7 +12,11 @@ from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.hooks import Hook
 from mmengine.structures import InstanceData
-from mmrobust.evaluation.visualization import AttackVisualizationHook, attack_picture
+from mmrobust.evaluation.visualization import (
+    AttackVisualizationHook,
+    attack_picture,
+    readable,
+)
 from mmrobust.frame import TO_INPUT
 from mmrobust.geometry import Affine
 
@@ -278,3 +282,12 @@ def test_figures_of_a_test_go_to_the_backends(evaluate, tmp_path):
     assert found['coco/bbox_mAP'] == figures
     attacked = attack_of(report, 'noise')['metrics']['coco/bbox_mAP']
     assert found['noise/coco/bbox_mAP'] == attacked
+
+
+def test_labels_hide_none_of_a_higher_score():
+    """A letter is 8 x 16 pixels."""
+    corners = [(0, 0), (15, 10), (16, 0), (0, 16), (100, 0)]
+    labels, scores = ['ab'] * 5, [0.5, 0.9, 0.4, 0.3, 0.1]
+    assert sorted(readable(corners, labels, scores)) == [1, 4]
+    assert sorted(readable(corners, labels, [0.5, 0.2, 0.4, 0.3, 0.1])) == [0, 2, 3, 4]
+    assert readable([], [], []) == []
