@@ -147,6 +147,10 @@ PGD --corruption snows -> corruption 'snows' is unknown (did you mean 'snow'?)
 --attack fog --severity 6 -> severity=6 is unknown: choose from 1 (weak) to 5
 --attack fog --eps 4 -> --eps is no setting of fog
 --attack autoattack --corruption fog -> autoattack cannot be combined with corruptions
+--shift a=b,c -> --shift needs --attack
+PGD --shift night -> shift 'night' cannot be read: give NAME=ANN_FILE,PREFIX
+PGD --shift pgd=x.json,x -> shift 'pgd' has the name of another pass
+PGD --shift a=gone.json,x -> gone.json does not exist: check the path
 --seed x -> --seed: invalid int value: 'x'; --help lists all options
 --launcher pytorch -> needs RANK in the environment: start the tool by torchrun
 """

@@ -98,6 +98,12 @@ FLAGS = {
         'and the same up to rounding (default 1)',
         {'type': int, 'metavar': 'N'},
     ),
+    'shift': Flag(
+        *('shifts', None),
+        'test other datasets of the same classes, too, without attack: annotations in '
+        "the format of the config's test dataset, and the folder of the pictures",
+        {'nargs': '+', 'metavar': 'NAME=ANN_FILE,PREFIX'},
+    ),
     'members': Flag(
         *(None, 'attacks'),
         f'the custom version: any of {", ".join(SETTINGS)}, possibly with settings, '

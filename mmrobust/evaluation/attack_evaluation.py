@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ from .preparation import (
     try_out,
     weigh_classes,
 )
+from .shift import ShiftedData, read_shifts
 from .visualization import Gallery
 
 
@@ -108,6 +109,8 @@ class AttackEvaluation(BaseLoop):
             Losses stay those of single images; what is found is the same up to
             rounding, which depends on the other images. 1 for bit by bit the same
             whatever the batches.
+        shifts: other datasets of the same classes, on which the benign pass is made as
+            well: name to ``'ANN_FILE,PREFIX'``, see :mod:`.shift`.
 
     Raises:
         ConfigError: for settings or data that cannot give a valid attack.
@@ -138,6 +141,7 @@ class AttackEvaluation(BaseLoop):
         speed: Mapping[str, Any] | None = None,
         attack_batch_size: int = 1,
         judged_by: str = 'auto',
+        shifts: Mapping[str, str] | Sequence[str] = (),
     ) -> None:
         attack_batch_size = positive_int(attack_batch_size, 'attack_batch_size')
         loader = choose_images(dataloader, num_images, seed)
@@ -159,6 +163,9 @@ class AttackEvaluation(BaseLoop):
         self.gt_frame, self.judged_by = gt_frame, judged_by
         self.pixels: PicturePipeline | None = None
         self._adversary: dict[str, Any] = {}  # that the model was trained with
+        self._num_images = num_images
+        self._given_shifts = read_shifts(shifts or (), self.attacks)
+        self._shifts: list[ShiftedData] = []
         if num_images is not None:
             restrict_metrics(self.evaluator, self.dataloader.dataset)
         if gt_frame not in ('auto', 'original', 'input'):
@@ -192,6 +199,8 @@ class AttackEvaluation(BaseLoop):
         classifier = is_classifier(model)
         if classifier:
             given = self.attacks.values()
+            if self._given_shifts:
+                raise ConfigError('shifts are for detectors: leave them out.')
             refuse_for_classifiers(
                 given, self.space, self.quantize, self.attack_batch_size
             )
@@ -201,6 +210,10 @@ class AttackEvaluation(BaseLoop):
             self._adversary = self._trained_against(checkpoint)
             metrics = self.evaluator.metrics
             self._notes += check_classes(model, dataset, metrics, known)
+            self._shifts = [
+                ShiftedData(shift, self.runner, self._num_images, self.seed, known)
+                for shift in self._given_shifts
+            ]
             if self.space == 'original' or self.quantize:
                 self.pixels = PicturePipeline(dataset)
         self.images = EvaluatedImages(self.dataloader, whole_batches=classifier)
@@ -255,6 +268,12 @@ class AttackEvaluation(BaseLoop):
     def _run(self) -> tuple[dict[str, float], RobustnessReport]:
         report = self._prepare()
         metrics = self._run_benign(report)
+        for shift in self._shifts:
+            found = shift.run(self.attacker, self.records, self.analyses)
+            report.shifts.append(found)
+            report.checks += [f'{found["name"]}: {text}' for text in shift.notes]
+            name = found['name']
+            metrics.update({f'{name}/{k}': v for k, v in found['metrics'].items()})
         names, logger = list(self.attacks), self.runner.logger
         progress = Progress(names, len(self.dataloader), logger)
         for name, attack in self.attacks.items():

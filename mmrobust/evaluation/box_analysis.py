@@ -74,6 +74,8 @@ class BoxAnalysis:
     Attributes:
         rounds: of the greedy search; the first ones do nearly all of its work.
         tables: matches of the passes that could be analysed, by name.
+        thresholds: on the scores of each class, by the benign pass: see
+            :func:`mmrobust.analysis.deployed_thresholds`.
         problems: sentences for the report's checks.
 
     Raises:
@@ -95,7 +97,7 @@ class BoxAnalysis:
         # Boxes of the last pass and of the benign one, where they could be matched.
         self._matched: list[Detections] | None = None
         self._benign: list[Detections] | None = None
-        self._thresholds: list[float] = []
+        self.thresholds: list[float] = []
         # Of the others: mAP, and how it moves with the images.
         self._moves: dict[str, tuple[float, np.ndarray]] = {}
         self.problems: list[str] = []
@@ -294,12 +296,12 @@ class BoxAnalysis:
             self.truths, found, self.num_classes, iou_type=self.iou_type
         )
         if name == BENIGN:
-            self._thresholds = deployed_thresholds(matches)
-        if not self._thresholds:
+            self.thresholds = deployed_thresholds(matches)
+        if not self.thresholds:
             return {}
-        result: dict[str, Any] = {'calibration': calibration(matches, self._thresholds)}
+        result: dict[str, Any] = {'calibration': calibration(matches, self.thresholds)}
         if name == BENIGN:
-            known = [None if math.isinf(each) else each for each in self._thresholds]
+            known = [None if math.isinf(each) else each for each in self.thresholds]
             result['thresholds'] = dict(zip(self.classes, known, strict=True))
         return result
 

@@ -72,6 +72,8 @@ class RobustnessReport:
     judged_by: str = 'boxes'  # or 'masks', by which passes are compared
     # Means over corruptions, see :func:`.corruptions.summaries`.
     corruptions: list[dict[str, Any]] = field(default_factory=list)
+    # The benign pass on other datasets, see mmrobust.evaluation.shift.
+    shifts: list[dict[str, Any]] = field(default_factory=list)
     # Where perturbations live: 'input' of the network, or 'original' pictures' pixels.
     space: str = 'input'
     # The settings of the adversary in the model's training, if there was one.
@@ -191,6 +193,7 @@ class RobustnessReport:
             sections.curves_section(headline, self.attacks),
             *sections.members_sections(self.attacks),
             *corruptions.corruption_sections(headline, self.corruptions, self.attacks),
+            sections.shift_section(headline, self.shifts, self.judged_by),
             sections.boxes_section(boxes, self._worst_of('boxes')),
             sections.calibration_section(boxes),
             sections.sizes_section(boxes),
@@ -294,10 +297,10 @@ class RobustnessReport:
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
+        headline = self.headline()
         more = corruptions.mean_figures(self.corruptions)
-        return sections.figure_bars(
-            self.headline(), self.attacks, self.worst_case, more
-        )
+        more += sections.shift_figures(headline, self.shifts, self.judged_by)
+        return sections.figure_bars(headline, self.attacks, self.worst_case, more)
 
     def more(self) -> list[Section]:
         """Returns sections that only this kind of report has."""

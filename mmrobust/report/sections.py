@@ -269,6 +269,43 @@ def sizes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     return _table_section(key, title, head, rows, text)
 
 
+def shift_section(
+    headline: Headline, shifts: Sequence[Mapping[str, Any]], judged_by: str
+) -> Section | None:
+    """Tabulates what is left without attack on other datasets."""
+    rows = []
+    figures = shift_figures(headline, shifts, judged_by)
+    for shift, (_, figure) in zip(shifts, figures, strict=True):
+        boxes = shift.get(judged_by) or {}
+        calibrated = boxes.get('calibration') or {}
+        before, share = headline.benign, MISSING
+        if figure and before and before.value > 0:
+            share = f'{figure.value / before.value:.1%}'
+        errors = [number(calibrated.get(key)) for key in ('oLRP', 'LRP', 'LaECE')]
+        cells = [str(shift['images']), _text(figure), share, *errors]
+        rows.append([shift['name'], *cells])
+    text = (
+        f'{headline.name} without attack on other datasets of the same classes, and '
+        'its share of that on the evaluated one; LRP and LaECE at the score thresholds '
+        'of the latter.'
+    )
+    head = ['dataset', 'images', headline.name, 'share', 'oLRP', 'LRP', 'LaECE']
+    return _table_section('shift', 'Natural shift', head, rows, text)
+
+
+def shift_figures(
+    headline: Headline, shifts: Sequence[Mapping[str, Any]], judged_by: str
+) -> list[tuple[str, Figure | None]]:
+    """Returns labels and figures of other datasets."""
+    return [
+        (
+            f'{each["name"]} (shift)',
+            headline.read(each['metrics'], each.get(judged_by)),
+        )
+        for each in shifts
+    ]
+
+
 def calibration_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     """Tabulates LRP and LaECE; as above."""
     rows = [
