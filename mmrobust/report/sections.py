@@ -181,15 +181,16 @@ def _lines(
 
 def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
     """Tabulates the members of each ensemble."""
-    text = (
-        'In their order: on how many images each ran, on how many its example is '
-        'the one that counts, and the lowest mAP found so far (by a short search: '
-        'the last one may find less).'
-    )
     head = ['member', 'steps', 'images', 'chosen on', 'mAP after it']
     head += ['forwards', 'backwards', 'seconds']
     found = []
     for attack in attacks:
+        name = 'mask mAP' if attack.judged_by == 'masks' else 'mAP'
+        text = (
+            'In their order: on how many images each ran, on how many its example is '
+            f'the one that counts, and the lowest {name} found so far (by a short '
+            'search: the last one may find less).'
+        )
         rows = []
         for each in attack.members or ():
             steps = (each.get('settings') or {}).get('num_steps', '')
