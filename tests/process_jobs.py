@@ -241,6 +241,23 @@ ADVERSARY_KINDS: dict[str, dict[str, Any]] = dict(
     pgd=dict(type='mmrobust.PGDAdversary', eps=4, num_steps=2, random_start=False),
     mtd=dict(type='mmrobust.MTDAdversary', eps=4, random_start=False),
     cwat=dict(type='mmrobust.CWATAdversary', eps=4, random_start=False),
+    # No draws: both boxes wear a patch at their centre.
+    pbcat=dict(
+        type='mmrobust.PBCATAdversary',
+        eps=4,
+        replays=2,
+        patch_share=1,
+        patch_jitter=0,
+        patch_size=0.5,
+        awp_gamma=0.005,
+    ),
+    mixed=dict(
+        type='mmrobust.PGDAdversary',
+        eps=4,
+        num_steps=1,
+        random_start=False,
+        objective=dict(name='mixed', of=['reg', 'cls+reg']),
+    ),
 )
 # FCOS shares its normalisers among processes. DETR and Faster R-CNN do so with some
 # only, so that mmdet's own training differs where processes have different numbers of

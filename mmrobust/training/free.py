@@ -79,10 +79,15 @@ class FreeAdversary(Adversary):
         self._step_share = step.step_size / self.eps if self.eps else 0.0
         self._deltas: list[Tensor] = []
 
+    @property
+    def perturbs(self) -> bool:
+        """Returns whether the settings let any image change."""
+        return self.eps > 0
+
     def prepare(self, dataset: Any) -> None:
         """See :meth:`Adversary.prepare`."""
         super().prepare(dataset)
-        if self.carry == 'epoch' and self.eps > 0 and self.updates_per_epoch == 1:
+        if self.carry == 'epoch' and self.perturbs and self.updates_per_epoch == 1:
             raise ConfigError(
                 'there is one update per pass over the data, and each pass starts '
                 'from a zero perturbation, so no update would be adversarial: set '

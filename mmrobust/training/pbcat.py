@@ -108,6 +108,11 @@ class PBCATAdversary(FreeAdversary):
         self._masks: list[Tensor] = []  # which pixels show them, bool (1, H, W)
         self._threats: list[ThreatModel] = []  # of the patches of this update
 
+    @property
+    def perturbs(self) -> bool:
+        """See :attr:`FreeAdversary.perturbs`."""
+        return super().perturbs or min(self.patch_share, self.patch_eps) > 0
+
     def _forget(self) -> None:
         super()._forget()
         self._patches = []
