@@ -168,12 +168,20 @@ def laece(found: ClassMatches) -> float | None:
 def deployed_thresholds(matches: Sequence[Sequence[ClassMatches]]) -> list[float]:
     """Returns the LRP-optimal threshold of each class, at tau 0.1.
 
+    Of the thresholds that keep the same detections it is the middle one: the least
+    score that is kept would lose its detection to any change of it.
+
     Args:
         matches: of :func:`class_matches`, on clean pictures. A class that is not found
             at all, or has no object, gets an infinite one.
     """
     found = [optimal_lrp(each, DEPLOYED_TAU) for each in matches[1]]
-    return [np.inf if each is None else each.threshold for each in found]
+    least = [np.inf if each is None else each.threshold for each in found]
+    pairs = zip(least, matches[1], strict=True)
+    return [
+        (kept + each.scores[each.scores < kept].max(initial=0)) / 2
+        for kept, each in pairs
+    ]
 
 
 def calibration(
