@@ -24,6 +24,7 @@ from ..objective import (
     weights_for_evaluation,
 )
 from ..registry import ATTACKS
+from ..utils.models import frozen
 from ..utils.seeding import attack_generator, derive_seed, seeded
 from ..utils.store import StorePart
 from .attacker import Attacker
@@ -267,8 +268,10 @@ def _settle_predictions(
     Raises:
         ConfigError: if it cannot do without.
     """
-    # A model that fails to predict at all is not to be attacked otherwise.
-    attacker.predict(part)
+    # A model that fails to predict at all is not to be attacked otherwise; SOLO fails
+    # if its head is in training mode, as it is when losses are asked for.
+    with frozen(attacker.model):
+        attacker.predict(part)
     needed = attack.objective.reads == 'count'
     if needed:
         threshold_of(attacker.model)

@@ -30,6 +30,7 @@ class Masked(FCOS):
 
     def predict(self, *args, **kwargs):
         """See :meth:`FCOS.predict`."""
+        assert not self.bbox_head.training  # SOLO fails otherwise
         outputs = super().predict(*args, **kwargs)
         for output in outputs:
             found = output.pred_instances
@@ -54,7 +55,7 @@ ATTACKS = dict(
         eps=6,
         members=dict(
             a=dict(type='mmrobust.PGD', num_steps=1),
-            b=dict(type='mmrobust.RandomNoise'),
+            b=dict(type='mmrobust.PGD', num_steps=1, objective='ranking'),
         ),
     ),
     a=PGD,
