@@ -22,6 +22,7 @@ from ..evaluation import (
     EvaluatedImages,
     PicturePipeline,
     check_objectives,
+    check_patches,
     form_groups,
     weigh_classes,
 )
@@ -103,6 +104,7 @@ def attack(
         )
         evaluated = EvaluatedImages(loader, whole_batches=False)
         given = {'attack': built}
+        check_patches(given, attacker, evaluated)
         notes = [
             *weigh_classes(given, attacker, None, loader.dataset),
             *check_objectives(given, attacker, evaluated),

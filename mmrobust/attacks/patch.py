@@ -70,7 +70,9 @@ class Patch(Attack):
             search nothing.
         norm, eps: of the changes to the patch's pixels; every value is within 255.
         num_steps: steps, or queries of ``'square'``; by default 50, and 1000 queries.
-        objective: see :class:`Attack`; by default ``'total'``, and what ``Square`` has.
+        objective: see :class:`Attack`; by default ``'ranking'``, which lowers AP most, as
+            docs/patches.md shows, and what ``Square`` has. A classifier needs
+            ``'total'``.
         restarts: runs per image.
         transform: strengths of drawn transformations by name, see
             :class:`mmrobust.patches.Transformations`, or ``'printed'``.
@@ -98,6 +100,10 @@ class Patch(Attack):
             'needs no gradients',
             choices=tuple(_SEARCHES),
         ),
+        'patch_objective': Option(
+            'objective',
+            'what the search climbs, like ranking (default), total, vanish, cls',
+        ),
         'patch_eps': Option(
             'eps', 'radius of the changes inside a patch (default 255: any values)'
         ),
@@ -113,8 +119,8 @@ class Patch(Attack):
     }
     presets = {
         'patch': Preset(
-            'all losses, by the pixels of a patch on each object (or elsewhere), which '
-            'may have any values',
+            'the same as `ranking`, by the pixels of a patch on each object (or '
+            'elsewhere), which may have any values',
             'after DPatch, [1806.02299](https://arxiv.org/abs/1806.02299), and '
             'AdvPatch, [1904.08653](https://arxiv.org/abs/1904.08653), image by image',
         )
@@ -384,7 +390,7 @@ def _search(
         if search == 'square':
             given['num_queries'] = given.pop('num_steps', 1000)
         else:
-            given.setdefault('num_steps', 50)
+            given = {'num_steps': 50, 'objective': 'ranking', **given}
         return _SEARCHES[search](norm=norm, eps=eps, **given)
     config = {**search, **given, 'norm': norm, 'eps': eps}
     if given['restarts'] == 1:

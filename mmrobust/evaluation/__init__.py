@@ -9,7 +9,12 @@ from .images import EvaluatedImages, Progress, choose_images, restrict_metrics
 from .loops import AttackTestLoop, AttackValLoop
 from .original_pixels import as_picture
 from .picture_pipeline import PicturePipeline
-from .preparation import check_objectives, form_groups, weigh_classes
+from .preparation import (
+    check_objectives,
+    check_patches,
+    form_groups,
+    weigh_classes,
+)
 from .visualization import AttackVisualizationHook, attack_picture
 
 __all__ = [
@@ -25,6 +30,7 @@ __all__ = [
     'as_picture',
     'attack_picture',
     'check_objectives',
+    'check_patches',
     'choose_images',
     'dumps_renamed',
     'form_groups',

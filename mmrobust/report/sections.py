@@ -366,7 +366,7 @@ def patches_section(attacks: Sequence[AttackResult]) -> Section | None:
     groups: dict[str, list[AttackResult]] = {}
     for attack in attacks:
         if attack.patches:
-            places = {**attack.settings['patch'], 'transform': None}
+            places = {**attack.settings.get('patch', {}), 'transform': None}
             groups.setdefault(str(places), []).append(attack)
     if not groups:
         return None
@@ -379,20 +379,22 @@ def patches_section(attacks: Sequence[AttackResult]) -> Section | None:
     ]
     for group in groups.values():
         first = group[0].patches or {}
-        edges = [f'{edge:g}' for edge in first['edges']]
+        edges, counts = [f'{edge:g}' for edge in first['edges']], first['objects']
         bins = [f'up to {edge}' for edge in edges] + [f'beyond {edges[-1]}']
-        rows = [
-            ['objects', str(sum(first['objects'])), *map(str, first['objects']), '']
-        ]
+        there = [place for place, count in enumerate(counts) if count]
+        head = ['pass', 'all', *(bins[place] for place in there), 'false, on a patch']
+        shown = [sum(counts), *(counts[place] for place in there)]
+        rows = [['objects', *map(str, shown), '']]
         passes = [(BENIGN_LABEL, first['benign'])]
         passes += [(a.name, a.patches['attack']) for a in group if a.patches]
         for name, found in passes:
-            figures = map(number, (found['mAP'], *found['by_distance']))
+            near = [found['by_distance'][place] for place in there]
+            figures = map(number, (found['mAP'], *near))
             rows.append([name, *figures, str(found['on_patch'])])
-        patch = group[0].settings['patch']
-        size, place, count = patch['size'], patch['place'], first['images']
-        parts.append(f'Size {size}, place {place}, on {count} images:')
-        parts.append(Table(['pass', 'all', *bins, 'false, on a patch'], rows))
+        patch = group[0].settings.get('patch', {})
+        told = [f'{key} {patch[key]}' for key in ('size', 'place') if key in patch]
+        parts.append(', '.join([f'Patches on {first["images"]} images', *told]) + ':')
+        parts.append(Table(head, rows))
     return Section('patches', 'Patches', parts)
 
 

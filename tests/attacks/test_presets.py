@@ -141,7 +141,8 @@ def test_help_says_the_defaults_that_differ():
     assert set(OPTIONS) == {
         *('norm', 'eps', 'step_size', 'num_steps', 'restarts', 'version'),
         *('target', 'target_class', 'eot', 'patch_size', 'patch_place'),
-        *('patch_search', 'patch_eps', 'patch_transform', 'perturbation', 'patch'),
+        *('patch_search', 'patch_objective', 'patch_eps', 'patch_transform'),
+        *('perturbation', 'patch'),
     }
     assert help_text('num_steps') == (
         'steps of a run (default: 1000 for square; 10 for cls, reg, cwa, mim, dim, '
