@@ -70,9 +70,8 @@ class Patch(Attack):
             search nothing.
         norm, eps: of the changes to the patch's pixels; every value is within 255.
         num_steps: steps, or queries of ``'square'``; by default 50, and 1000 queries.
-        objective: see :class:`Attack`; by default ``'ranking'``, which lowers AP most, as
-            docs/patches.md shows, and what ``Square`` has. A classifier needs
-            ``'total'``.
+        objective: see :class:`Attack`; by default ``'ranking'``, which lowers AP most
+            (docs/patches.md), and what ``Square`` has. A classifier needs ``'total'``.
         restarts: runs per image.
         transform: strengths of drawn transformations by name, see
             :class:`mmrobust.patches.Transformations`, or ``'printed'``.
