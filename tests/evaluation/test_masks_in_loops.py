@@ -62,7 +62,7 @@ ATTACKS = dict(
 )
 
 
-QUICK = dict(check_images=0, gallery=0, num_images=3)
+QUICK = dict(check_images=0, gallery=0, num_images=2)
 
 
 def evaluator(coco, *kinds):
