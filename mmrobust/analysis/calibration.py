@@ -173,10 +173,10 @@ def deployed_thresholds(matches: Sequence[Sequence[ClassMatches]]) -> list[float
 
     Args:
         matches: of :func:`class_matches`, on clean pictures. A class that is not found
-            at all, or has no object, gets an infinite one.
+            at all gets an infinite one, and one without an object NaN.
     """
     found = [optimal_lrp(each, DEPLOYED_TAU) for each in matches[1]]
-    least = [np.inf if each is None else each.threshold for each in found]
+    least = [np.nan if each is None else each.threshold for each in found]
     pairs = zip(least, matches[1], strict=True)
     return [
         (kept + each.scores[each.scores < kept].max(initial=0)) / 2
@@ -195,10 +195,12 @@ def calibration(
 
     Args:
         matches: of :func:`class_matches`.
-        thresholds: of each class, see :func:`deployed_thresholds`.
+        thresholds: of each class, see :func:`deployed_thresholds`. Classes without one,
+            which the clean pictures do not show, are left out of LRP and LaECE.
     """
     optimal, deployed = matches
-    pairs = list(zip(deployed, thresholds, strict=True))
+    both = zip(deployed, thresholds, strict=True)
+    pairs = [(each, kept) for each, kept in both if not np.isnan(kept)]
     found: dict[str, float | None] = {}
     errors = {
         'oLRP': [optimal_lrp(each, OPTIMAL_TAU) for each in optimal],

@@ -301,7 +301,7 @@ class BoxAnalysis:
             return {}
         result: dict[str, Any] = {'calibration': calibration(matches, self.thresholds)}
         if name == BENIGN:
-            known = [None if math.isinf(each) else each for each in self.thresholds]
+            known = [each if math.isfinite(each) else None for each in self.thresholds]
             result['thresholds'] = dict(zip(self.classes, known, strict=True))
         return result
 

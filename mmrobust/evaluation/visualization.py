@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor
@@ -214,7 +214,10 @@ class AttackVisualizationHook(Hook):
         """
         numbers = {k: float(v) for k, v in (metrics or {}).items() if is_number(v)}
         if numbers:
-            runner.visualizer.add_scalars(numbers, step=runner.iter)
+            # Asking for the iteration would build the training, data and all.
+            trained = isinstance(runner._train_loop, BaseLoop)
+            step = runner.iter if trained else 0
+            runner.visualizer.add_scalars(numbers, step=step)
 
     @master_only
     def after_attack_iter(

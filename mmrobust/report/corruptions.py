@@ -122,8 +122,10 @@ def _section(
         known = [each.value for each in figures if each]
         mean = number(sum(known) / len(known)) if known else MISSING
         cells = [each.text() if each else MISSING for each in figures]
-        rows.append([name, GROUP_OF[name], *cells, mean])
+        means = [mean] if len(severities) > 1 else []
+        rows.append([name, GROUP_OF[name], *cells, *means])
     heads = [f'severity {severity}' for severity in severities]
+    heads += ['mean'] if len(severities) > 1 else []
     groups = [
         [
             group,
@@ -136,7 +138,7 @@ def _section(
     ]
     parts: list[Part] = [
         _sentence(found),
-        Table(['corruption', 'group', *heads, 'mean'], rows, texts=2),
+        Table(['corruption', 'group', *heads], rows, texts=2),
         Table(['group', 'mean', 'share of P', 'worst', 'its figure'], groups),
     ]
     key = 'corruptions' + (f'-{title}' if title else '')

@@ -54,7 +54,7 @@ def test_by_hand():
     # false and one missed, of four.
     first, all_of_them = (0.2 / 0.9 + 2) / 3, ((0.2 + 0.7) / 0.9 + 1 + 1) / 4
     assert first < all_of_them
-    assert thresholds == [0.7, math.inf]  # between 0.9 and 0.5
+    assert thresholds == pytest.approx([0.7, math.nan], nan_ok=True)  # of 0.9 and 0.5
     result = calibration(matches, thresholds)
     assert result['LRP'] == pytest.approx(first)
     assert result['LRP_loc'] == pytest.approx(0.2)
@@ -88,6 +88,12 @@ def test_without_detections_and_without_objects():
     assert result['LRP_loc'] is None
     other = class_matches([truth(1, [], [])], [found(1, [[0, 0, 9, 9]], [0.5], [1])], 2)
     assert calibration(other, [0.0, 0.0]) == dict.fromkeys(result)
+    # Clean pictures that do not show a class say nothing of its threshold.
+    both = truth(1, [[0, 0, 10, 10], [20, 20, 30, 30]], [0, 1])
+    seen = found(1, both.bboxes, [0.8, 0.8], [0, 1])
+    matches = class_matches([both], [seen], 2)
+    assert calibration(matches, [0.5, math.nan])['LRP'] == 0
+    assert calibration(matches, [0.5, math.inf])['LRP'] == 0.5
 
 
 # ------------------------------------------------------------- a second implementation

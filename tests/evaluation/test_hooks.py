@@ -273,6 +273,8 @@ def test_figures_of_a_test_go_to_the_backends(evaluate, tmp_path):
         overrides=dict(
             visualizer=dict(type='DetLocalVisualizer', vis_backends=backends),
             custom_hooks=[dict(type='mmrobust.AttackVisualizationHook', num_images=0)],
+            # That a test does without the training data is no matter of hooks.
+            train_dataloader=tiny.loader(tmp_path / 'gone', test=False),
         ),
     )
     (path,) = tmp_path.rglob('scalars.json')
