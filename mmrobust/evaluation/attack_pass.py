@@ -227,7 +227,8 @@ class AttackPass:
             # CocoMetric gives no numbers at all when nothing is detected any more.
             metrics.update(dict.fromkeys(missing, 0.0))
             text = 'no detection is left; missing metrics count as 0'
-            if text not in self.result.checks:
+            # Under a corruption, which is no attack, there is nothing to doubt in it.
+            if text not in self.result.checks and not self.attack.corruption:
                 self.result.checks.append(text)
         return metrics, told
 
