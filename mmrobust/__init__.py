@@ -8,10 +8,15 @@ compiled operators, lets torchvision's kernels stand in for them.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import compat
 from .version import __version__
+
+if TYPE_CHECKING:  # for type checkers, and for the pages of the API
+    from .api import attack, evaluate, load
+    from .models import Defended, ForeignDetector
+    from .recipe import robustify
 
 compat.install()
 
@@ -26,7 +31,15 @@ _PLACES = {
     'robustify': 'recipe',
 }
 
-__all__ = ['__version__', *_PLACES]
+__all__ = [
+    'Defended',
+    'ForeignDetector',
+    '__version__',
+    'attack',
+    'evaluate',
+    'load',
+    'robustify',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report_page
 import tiny
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
@@ -81,7 +82,9 @@ class Evaluation:
         model = fcos(defect) if model is None else model
         self.runner = self.build_runner(model, **{**settings, **(overrides or {})})
         self.runner.test()
-        return dict(json.loads(Path(loop['report']).read_text()))
+        report = dict(json.loads(Path(loop['report']).read_text()))
+        report_page.check(report)
+        return report
 
 
 def images_of(folder: Path) -> dict[str, np.ndarray]:

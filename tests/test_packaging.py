@@ -91,7 +91,7 @@ def test_metadata(unpacked):
     assert metadata['Requires-Python'] == '>=3.10'
     assert metadata['License-Expression'] == 'Apache-2.0'
     extras = set(metadata.get_all('Provides-Extra') or [])
-    stacks, tools = {'openmmlab', 'onedl'}, {'demo', 'test', 'dev'}
+    stacks, tools = {'openmmlab', 'onedl'}, {'demo', 'test', 'dev', 'docs'}
     assert extras == stacks | tools | {'autoattack', 'corruptions'}
     lines = metadata.get_all('Requires-Dist') or []
     # A plain install asks for nothing, and the stacks do not mix.
@@ -314,7 +314,7 @@ def test_where_the_environment_is(machine, monkeypatch, tmp_path):
     pip = machine.commands[-1]
     assert pip[0] == str(machine.root / '.venv-onedl/bin/python')
     assert pip[-6:-2] == [
-        *('-c', 'constraints/onedl.txt', '-e', '.[onedl,demo,test,dev]')
+        *('-c', 'constraints/onedl.txt', '-e', '.[onedl,demo,test,dev,docs]')
     ]
     assert pip[-2:] == ['--extra-index-url', 'https://x.org/cpu']
     monkeypatch.setenv('MMROBUST_VENV', str(tmp_path / 'variable'))

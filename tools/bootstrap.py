@@ -3,6 +3,7 @@
     python tools/bootstrap.py demo     train two detectors, attack both, compare
     python tools/bootstrap.py test     run the tests
     python tools/bootstrap.py lint     ruff, layers of imports, mypy
+    python tools/bootstrap.py docs     build the site of docs/ into site/
     python tools/bootstrap.py audit    look for known vulnerabilities of the packages
     python tools/bootstrap.py setup    only set up
 
@@ -27,8 +28,8 @@ GIGABYTES = 10  # that an installation needs, with CUDA's packages
 OLDEST, NEWEST = (3, 10), (3, 12)
 # stack: default environment, and what is installed from this checkout
 STACKS = {
-    'openmmlab': ('.venv', 'openmmlab,demo,test,dev'),
-    'onedl': ('.venv-onedl', 'onedl,demo,test,dev'),
+    'openmmlab': ('.venv', 'openmmlab,demo,test,dev,docs'),
+    'onedl': ('.venv-onedl', 'onedl,demo,test,dev,docs'),
 }
 # lint-imports, which has no module that Python could run
 IMPORTS = 'from importlinter.cli import lint_imports_command as run; run()'
@@ -36,6 +37,7 @@ IMPORTS = 'from importlinter.cli import lint_imports_command as run; run()'
 PROCESSES = ['-n', str(min(8, os.cpu_count() or 1)), '--dist', 'worksteal']
 JOBS: dict[str, list[list[str]]] = {
     'demo': [['tools/demo.py']],
+    'docs': [['tools/build_docs.py']],
     'test': [['-m', 'pytest', *PROCESSES]],
     'lint': [
         ['-m', 'ruff', 'check', '.'],
