@@ -1,4 +1,4 @@
-"""Compares the keys of reports with docs/report.md, which names and explains them all."""
+"""Compares the keys of reports with docs/report.md, which explains them all."""
 
 import re
 from functools import cache
@@ -40,4 +40,6 @@ def undescribed(value, section='report', path=''):
 def check(report):
     """Fails with what has to be explained on the page."""
     missing = undescribed(report)
-    assert not missing, f'explain in docs/report.md: {", ".join(dict.fromkeys(missing))}'
+    assert not missing, (
+        f'explain in docs/report.md: {", ".join(dict.fromkeys(missing))}'
+    )

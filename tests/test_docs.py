@@ -1,4 +1,4 @@
-"""The pages of the site, without building it: links, navigation, and what is explained."""
+"""The pages of the site, without building it: links, navigation, the reference."""
 
 import inspect
 import re
@@ -49,7 +49,7 @@ def described():
 
 
 def test_the_reference_has_every_public_name():
-    """Of the top level and of ``mmrobust.api``, whose functions are those of the top."""
+    """Of the top level and of ``mmrobust.api``, where some of them are from."""
     names = {f'mmrobust.{name}' for name in mmrobust.__all__ if name[0] != '_'}
     own = set(api.__all__) - set(mmrobust.__all__)
     names |= {f'mmrobust.api.{name}' for name in own}
@@ -63,7 +63,9 @@ def test_what_the_reference_names_is_there_and_explained(name):
     assert inspect.getdoc(found)
     if inspect.isclass(found):
         kinds = (property, classmethod, type(anchors))
-        own = [k for k, v in vars(found).items() if k[0] != '_' and isinstance(v, kinds)]
+        own = [
+            k for k, v in vars(found).items() if k[0] != '_' and isinstance(v, kinds)
+        ]
         assert [k for k in own if not inspect.getdoc(getattr(found, k))] == []
 
 

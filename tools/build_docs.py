@@ -25,6 +25,7 @@ _FENCED = re.compile(r'(^```.*?^```)', re.M | re.S)
 # A link to another file: its path, and the anchor in it.
 _LINK = re.compile(r'\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)')
 _ROLE = re.compile(r':(?:class|func|meth|attr|data|mod|exc):`[~.]*([^`]+)`')
+_EXAMPLE = re.compile(r'^( *)>>> .*(?:\n\1\S.*)*', re.M)
 _TOOL = re.compile(r'^## tools/(\w+\.py)$', re.M)
 
 
@@ -69,12 +70,14 @@ def put_pages(target: Path) -> None:
 
 
 def put_sources(target: Path) -> None:
-    """Copies the package, with Sphinx's roles in docstrings as plain code."""
+    """Copies the package, with roles and examples in docstrings as Markdown's code."""
     shutil.rmtree(target, ignore_errors=True)
     for path in sorted((ROOT / 'mmrobust').rglob('*.py')):
         copy = target / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(_ROLE.sub(r'`\1`', path.read_text(encoding='utf-8')), 'utf-8')
+        text = _ROLE.sub(r'`\1`', path.read_text(encoding='utf-8'))
+        text = _EXAMPLE.sub(r'\1```python\n\g<0>\n\1```', text)
+        copy.write_text(text, encoding='utf-8')
 
 
 def add_help(page: Path) -> None:
