@@ -72,7 +72,7 @@ def main() -> int:
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     register_all_modules()
-    put_stand_ins()
+    finish('stand-ins for what pages download', put_stand_ins)
     for page in args.pages:
         print(f'\n## {page}', flush=True)
         text = (ROOT / 'docs' / 'tutorials' / f'{page}.md').read_text(encoding='utf-8')
@@ -119,7 +119,10 @@ def run_line(line: str) -> None:
 
 
 def finish(title: str, job: object) -> None:
-    """Runs a job in a process of its own; its failure ends the program."""
+    """Runs a job in a process of its own; its failure ends the program.
+
+    Nothing that has threads may run in this one before: they are not in the other.
+    """
     started = time.monotonic()
     print(f'\n$ {title} ...', flush=True)
     child = os.fork()
