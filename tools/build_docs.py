@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -138,6 +139,9 @@ def main() -> int:
     """Builds; returns the exit status of the builder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.parse_args()
+    if find_spec('zensical') is None:
+        print('error: the extra docs is missing; it needs Python 3.11.', file=sys.stderr)
+        return 2
     put_pages(PAGES)
     put_sources(SOURCES)
     add_help(PAGES / 'reference' / 'command-line.md')

@@ -32,9 +32,10 @@ PAGES = ('own-data', 'published-checkpoint', 'fine-tuning', 'patch')
 
 # What is put in the place of what stands on the pages.
 SMALL = (
-    (r'--num-images \d+', '--num-images 4'),
+    (r'--num-images \d+', '--num-images 2'),
+    (r'(tools/test.py \S+ \S+)', r'\1 --check-images 0'),
     (r'--passes \d+', '--passes 1'),
-    (r"make_digits\('data/mine'\)", "make_digits('data/mine', num_train=4, num_val=4)"),
+    (r"make_digits\('data/mine'\)", "make_digits('data/mine', num_train=2, num_val=2)"),
     (r'iter_1200', 'iter_8'),
     (r'curl -Lo \S+ \S+', 'true'),
 )
