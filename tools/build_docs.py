@@ -140,7 +140,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.parse_args()
     if find_spec('zensical') is None:
-        print('error: the extra docs is missing; it needs Python 3.11.', file=sys.stderr)
+        print(
+            'error: the extra docs is missing; it needs Python 3.11.', file=sys.stderr
+        )
         return 2
     put_pages(PAGES)
     put_sources(SOURCES)
