@@ -40,7 +40,6 @@ class LossOracle:
         forwards: images that went through the network forwards.
         backwards: images that went through the network backwards.
         regions: which pixels of each image are attackable, see :mod:`mmrobust.region`.
-        boxes: of the objects of each clean image, see :func:`.object_boxes`.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class LossOracle:
         # Of the clean images; an attack may move the others along with the pixels.
         self._clean = list(samples)
         self.regions = [region_of(sample) for sample in samples]
-        self.boxes = [object_boxes(sample) for sample in samples]
         self.objective = objective
         self.per_image = per_image
         self.forwards = 0
@@ -68,6 +66,11 @@ class LossOracle:
         self._targets: dict[tuple[int, ...], Tensor | None] = {}
         self._truth: dict[tuple[int, ...], tuple[list[Any], list[Any]]] = {}
         self._inputs: dict[tuple[int, ...], Inputs] = {}
+
+    @property
+    def boxes(self) -> list[Tensor | None]:
+        """Of the objects of each clean image, see :func:`.object_boxes`."""
+        return [object_boxes(sample) for sample in self._clean]
 
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """Returns the objective (N,) of images (C, H, W), without gradients."""

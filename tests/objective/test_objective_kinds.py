@@ -375,11 +375,15 @@ def test_one_class_cannot_be_mislabelled():
         Objective('mislabel').targets(model)
 
 
-@pytest.mark.parametrize('adversary', [FreeAdversary, PGDAdversary])
-def test_training_refuses_objectives_for_evaluation(adversary):
-    with pytest.raises(ConfigError, match="'vanish' is an attack for evaluation"):
-        adversary(objective='vanish')
-    adversary(objective='rpn')
+def test_training_refuses_objectives_that_it_cannot_follow():
+    """FreeAT has one backward pass for weights and perturbation; 'cwa' has a name."""
+    with pytest.raises(ConfigError, match="'vanish' needs losses of its own"):
+        FreeAdversary(objective='vanish')
+    PGDAdversary(objective='vanish')
+    for adversary in (FreeAdversary, PGDAdversary):
+        with pytest.raises(ConfigError, match="'cwa' is an attack for evaluation"):
+            adversary(objective='cwa')
+        adversary(objective='rpn')
 
 
 def test_classifiers_refuse_objectives_of_detectors(monkeypatch):
