@@ -38,6 +38,8 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr('mmengine.runner.runner.collect_env', cache(collect_env))
     patch.setattr('mmdet.evaluation.functional.mean_ap.Pool', ThreadPool)
     patch.setattr('os.fsync', lambda handle: None)
+    # Until workers that nobody waits for any more are ended.
+    patch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.2)
     patch.setattr(Visualizer, '_initialize_fig', _figure(Visualizer._initialize_fig))
     patch.setattr('mmengine.config.utils.load', cache(load))
     for module in ('config.config', 'utils.package_utils'):
