@@ -70,12 +70,13 @@ class AttackResult:
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> AttackResult:
-        """Reads the attack's entry in the JSON file, but for its flags."""
+        """Reads the attack's entry in the JSON file, which has no flags of baselines."""
         known = {each.name for each in fields(cls)} - {'settings'}
         settings = {k: v for k, v in entry.items() if k not in known | {'cost'}}
         cost = {k: v for k, v in entry.get('cost', {}).items() if k in known}
         given = {key: value for key, value in entry.items() if key in known}
-        return cls(settings=settings, **{**given, **cost})
+        asks = 'values' if settings.get('gradient_free') else 'gradients'
+        return cls(settings=settings, asks=asks, **{**given, **cost})
 
     @property
     def judged(self) -> dict[str, Any] | None:

@@ -188,3 +188,15 @@ def test_a_point_without_a_figure_is_left_out():
     assert drawn(page) == []
     ((_, *rows),) = PageReader(page).tables['curves']
     assert rows[1] == ['2', '-']
+
+
+def test_an_entry_is_read_as_it_was_written():
+    """Queries stay queries, so that curves keep their axis."""
+    square = AttackResult(
+        *('square', dict(norm='linf', eps=8.0, num_steps=100, gradient_free=True)),
+        *(dict(mAP=0.25), ['a doubt'], 100, 0, 2.5),
+        images=4,
+        queries=400,
+        asks='values',
+    )
+    assert AttackResult.read(square.as_dict()) == square
