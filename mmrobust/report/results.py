@@ -70,7 +70,7 @@ class AttackResult:
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> AttackResult:
-        """Reads the attack's entry in the JSON file, which has no flags of baselines."""
+        """Reads the entry in the JSON file, which has no flags of baselines."""
         known = {each.name for each in fields(cls)} - {'settings'}
         settings = {k: v for k, v in entry.items() if k not in known | {'cost'}}
         cost = {k: v for k, v in entry.get('cost', {}).items() if k in known}
