@@ -98,6 +98,57 @@ def test_a_black_box(coco, tmp_path):
         mmrobust.attack(model, picture, attack='pgd', targets=target)
 
 
+def test_a_network_in_onnx_has_the_modules_figures(evaluate, coco, tmp_path):
+    """As docs/python.md tells: onnxruntime's maps, decoded by the head."""
+    pytest.importorskip('onnx')
+    runtime = pytest.importorskip('onnxruntime')
+    net = Wrapped()
+    head = net.net.bbox_head
+
+    class Maps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net.net
+
+        def forward(self, images):
+            found = head(self.net.extract_feat(images))
+            return [level for kind in found for level in kind]
+
+    path = tmp_path / 'fcos.onnx'
+    torch.onnx.export(
+        Maps().eval(),
+        (torch.rand(1, 3, 64, 96),),
+        str(path),
+        input_names=['x'],
+        dynamic_axes={'x': {2: 'height', 3: 'width'}},
+        dynamo=False,  # which needs fewer packages
+    )
+    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+
+    def detect(images):
+        image, (sample,) = net.ready(images)
+        maps = [torch.from_numpy(m) for m in session.run(None, {'x': image.numpy()})]
+        levels = len(maps) // 3
+        kinds = (maps[i : i + levels] for i in range(0, len(maps), levels))
+        (found,) = head.predict_by_feat(
+            *kinds, batch_img_metas=[sample.metainfo], rescale=False
+        )
+        return [dict(boxes=found.bboxes, labels=found.labels, scores=found.scores)]
+
+    attacks = {name: ATTACKS[name] for name in ('noise', 'square')}
+    settings = dict(check_images=0, gallery=0)
+    expected = evaluate(attacks, num_images=3, **settings)
+    model = ForeignDetector(detect)
+    model.cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
+    report = mmrobust.evaluate(
+        model, attacks=attacks, num_images=3, work_dir=tmp_path / 'x', settings=settings
+    )
+    assert expected['benign']['metrics'] != attack_of(expected, 'square')['metrics']
+    assert report.benign == expected['benign']['metrics']
+    for name in attacks:
+        assert report.attacks[name]['metrics'] == attack_of(expected, name)['metrics']
+
+
 def test_what_cannot_predict():
     with pytest.raises(ConfigError, match='a int cannot predict'):
         ForeignDetector(3)
