@@ -89,7 +89,8 @@ FLAGS = {
     'judged_by': Flag(
         *('judged_by', None),
         'compare passes, and let ensembles choose, by the mAP of boxes (bbox) or of '
-        'masks (segm); by default masks where the evaluator measures nothing else',
+        'masks (segm); by default masks where the evaluator measures nothing else, and '
+        "passes are compared by the evaluator's own figure",
         {'choices': ['auto', 'bbox', 'segm']},
     ),
     'attack_batch_size': Flag(

@@ -22,6 +22,7 @@ from .masks import Masks
 from .matching import MatchTable, combine, match_detections, restrict
 from .patches import EDGES, PatchFigures, patch_figures
 from .stored_tables import read_tables, write_tables
+from .voc import match_as_voc
 from .worst_case import WorstCase, worst_case_map
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     'image_scores',
     'map_interval',
     'map_values',
+    'match_as_voc',
     'match_detections',
     'mean_ap',
     'mean_intervals',

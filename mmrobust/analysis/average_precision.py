@@ -29,7 +29,10 @@ from pycocotools.cocoeval import COCOeval
 from .detections import Detections, GroundTruth, box_areas, masks_of, pair, xywh
 from .matching import COCO_IOUS, MatchTable
 
-_RECALLS: np.ndarray = np.linspace(0.0, 1.0, 101)
+# Levels of recall by their number, computed as pycocotools and mmdet do.
+_LEVELS = {101: np.linspace(0.0, 1.0, 101), 11: np.arange(0, 1 + 1e-3, 0.1)}
+
+_UNIT = 101
 
 # mmdet's CocoMetric: mAP counts the best 100 detections of a class in an image,
 # everything else the best 1000.
@@ -44,8 +47,8 @@ class FastAP:
     Args:
         table: the matches of the dataset.
 
-    The values are those of pycocotools with area 'all' and 100 detections per image
-    and class, also between detections of equal score.
+    The values of COCO's tables are those of pycocotools with area 'all' and 100
+    detections per image and class, also between detections of equal score.
     """
 
     def __init__(self, table: MatchTable) -> None:
@@ -59,7 +62,7 @@ class FastAP:
 
         Args:
             counts: (I,) how often each image is there, once by default.
-            levels: take the mean over COCO's 101 levels of recall; otherwise over all
+            levels: take the mean over the table's levels of recall; otherwise over all
                 of it, which is nearly the same and does not move in steps of a level.
 
         Returns:
@@ -79,11 +82,8 @@ class FastAP:
             hits = np.cumsum(events.hit * weights, axis=1)
             misses = np.cumsum(events.error * weights, axis=1)
             misses += errors[events.errors_before]
-            if levels:
-                gains = recall_gains(hits, int(objects[label]))
-            else:
-                gains = np.diff(hits, axis=1, prepend=0) * len(_RECALLS)
-                gains = gains / objects[label]
+            points = table.points if levels else 0
+            gains = recall_gains(hits, int(objects[label]), points)
             result[label] = area(hits, misses, gains)
         return result
 
@@ -105,13 +105,13 @@ def area(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> float:
     Args:
         hits: (T, n) hits up to and with each event, in the order of the scores.
         misses: (T, n) errors up to and with each event.
-        gains: (T, n) recall levels that each event adds.
+        gains: (T, n) what each event adds, see :func:`recall_gains`.
     """
     # The tiny number is pycocotools' guard against 0 / 0.
     precision = hits / (hits + misses + np.spacing(1))
     from_right = precision[:, ::-1]
     np.maximum.accumulate(from_right, axis=1, out=from_right)
-    return float(np.einsum('tn,tn', precision, gains)) / (len(_RECALLS) * len(hits))
+    return float(np.einsum('tn,tn', precision, gains)) / (_UNIT * len(hits))
 
 
 def area_slope(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -133,21 +133,29 @@ def area_slope(hits: np.ndarray, misses: np.ndarray, gains: np.ndarray) -> np.nd
     levels[:, 1:] -= levels[:, :-1].copy()
     slope = -(levels * precision / total).sum(axis=0)
     suffix = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
-    return suffix / (len(_RECALLS) * len(hits))
+    return suffix / (_UNIT * len(hits))
 
 
-def recall_gains(hits: np.ndarray, num_objects: int) -> np.ndarray:
-    """(T, n) number of COCO's recall levels first reached at each event."""
-    levels = recall_levels(num_objects)[hits]
+def recall_gains(hits: np.ndarray, num_objects: int, points: int) -> np.ndarray:
+    """(T, n) recall that each event adds, in units of a hundred-and-first.
+
+    Args:
+        hits: (T, n) hits up to and with each event.
+        num_objects: of the class.
+        points: see :class:`.MatchTable`.
+    """
+    if not points:
+        return np.diff(hits, axis=1, prepend=0) * _UNIT / num_objects
+    levels = recall_levels(num_objects, points)[hits]
     levels[:, 1:] -= levels[:, :-1].copy()
-    return levels
+    return levels if points == _UNIT else levels * (_UNIT / points)
 
 
 @lru_cache(maxsize=4096)
-def recall_levels(num_objects: int) -> np.ndarray:
+def recall_levels(num_objects: int, points: int = 101) -> np.ndarray:
     """(num_objects + 1,) number of recall levels that so many hits reach."""
     recall = np.arange(num_objects + 1) / num_objects
-    levels = np.searchsorted(_RECALLS, recall, side='right')
+    levels = np.searchsorted(_LEVELS[points], recall, side='right')
     levels[0] = 0  # without a hit there is no precision at recall 0 either
     return levels
 

@@ -44,6 +44,9 @@ class MatchTable:
     ignored: np.ndarray
     gt_image: np.ndarray  # (G,) image of each object that counts
     gt_label: np.ndarray  # (G,) class of each object that counts
+    # Over how many levels of recall precision is averaged: COCO's 101, the 11 of VOC
+    # 2007, or 0, over all of it, as VOC has it since 2010.
+    points: int = 101
 
     @property
     def num_images(self) -> int:
@@ -218,6 +221,7 @@ def check_same_images(tables: Sequence[MatchTable]) -> None:
             table.img_ids != first.img_ids
             or table.num_classes != first.num_classes
             or len(table.hit) != len(first.hit)
+            or table.points != first.points
             or not np.array_equal(table.gt_image, first.gt_image)
             or not np.array_equal(table.gt_label, first.gt_label)
         ):

@@ -36,6 +36,7 @@ def write_tables(path: Path, tables: Mapping[str, MatchTable]) -> None:
         'img_ids': first.img_ids,
         'num_classes': first.num_classes,
         'thresholds': len(first.hit),
+        'points': first.points,
     }
     content = io.BytesIO()
     np.savez_compressed(content, about=np.array(json.dumps(about)), **arrays)
@@ -71,6 +72,7 @@ def _table(arrays: Any, place: int, about: Mapping[str, Any]) -> MatchTable:
     return MatchTable(
         img_ids=tuple(about['img_ids']),
         num_classes=about['num_classes'],
+        points=about.get('points', 101),  # earlier files are COCO's
         **found,
         **{key: value.reshape(thresholds, count) == 1 for key, value in flags.items()},
         **{key: arrays[key] for key in _OF_OBJECTS},

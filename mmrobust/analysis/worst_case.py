@@ -197,6 +197,7 @@ class RankedDetections:
     ignored: np.ndarray  # (T, D) bool
     num_keys: int  # A * I
     num_images: int  # I
+    points: int  # see MatchTable
 
 
 def rank_detections(tables: Sequence[MatchTable]) -> RankedDetections:
@@ -218,6 +219,7 @@ def rank_detections(tables: Sequence[MatchTable]) -> RankedDetections:
         ignored=joined('ignored'),
         num_keys=len(tables) * num_images,
         num_images=num_images,
+        points=tables[0].points,
     )
 
 
@@ -247,7 +249,7 @@ class ClassPool:
         assignment: np.ndarray,
     ) -> None:
         self._objects = num_objects
-        self._images = ranked.num_images
+        self._images, self._points = ranked.num_images, ranked.points
         place = np.flatnonzero(ranked.label == label)
         key, rank = ranked.key[place], ranked.rank[place]
         hit, ignored = ranked.hit[:, place], ranked.ignored[:, place]
@@ -287,7 +289,7 @@ class ClassPool:
         errors += errors_in.searchsorted(ranks) - errors_out.searchsorted(ranks)
         hits = np.cumsum(self._hit[:, events], axis=1)
         misses = np.cumsum(self._error[:, events], axis=1) + errors
-        return area(hits, misses, recall_gains(hits, self._objects))
+        return area(hits, misses, recall_gains(hits, self._objects, self._points))
 
     def least_change(self, image: int, now: int, attack: int) -> float:
         """Returns a number that the change of the average precision is not below.
@@ -319,7 +321,7 @@ class ClassPool:
         self._hits = np.cumsum(self._hit[:, events], axis=1)
         self._misses = np.cumsum(self._error[:, events], axis=1)
         self._misses += self._now_errors.searchsorted(self._ranks)
-        self._gains = recall_gains(self._hits, self._objects)
+        self._gains = recall_gains(self._hits, self._objects, self._points)
         self.ap = area(self._hits, self._misses, self._gains)
         self._slope = area_slope(self._hits, self._misses, self._gains)
 

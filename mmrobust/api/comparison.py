@@ -124,7 +124,10 @@ class Comparison:
         cases = [each.content.get('worst_case') or {} for each in reports]
         if not all(cases) or any(names != passes[0] for names in passes):
             return []
-        figures = [Figure.resampled(case.get('interval')) for case in cases]
+        figures = [
+            Figure.resampled(case.get('interval')) or Figure.of(case.get('mAP'))
+            for case in cases
+        ]
         benign = [figure_of(*each.figures_of(BENIGN)) for each in reports]
         return [self._made(WORST, figures, benign, [None] * len(reports))]
 
@@ -152,7 +155,7 @@ class Comparison:
             return None
         columns = list(self.reports)
         tables = [self._tables.get(columns[at], {}).get(name) for at in (0, place)]
-        if tables[0] is None or tables[1] is None:
+        if tables[0] is None or tables[1] is None or own.low is None:
             return Figure(own.value - first.value)
         # Both lose the same images.
         found = difference_interval(tables[1], tables[0])
@@ -163,7 +166,7 @@ class Comparison:
     def document(self) -> Document:
         """Returns the comparison for people."""
         columns = list(self.reports)
-        figure = _figure_name(next(iter(self.reports.values())))
+        figure = next(iter(self.reports.values())).figure
         parts: list[Part] = [self._table(), *self._sentences()]
         sections = [
             Section('differences', 'Differences', [self._differences()]),
@@ -298,7 +301,7 @@ class Comparison:
         found: dict[tuple[str, str, str], list[tuple[str, Any]]] = {}
         for column, report in self.reports.items():
             for curve in find_curves(report.results()):
-                places = [(x, figure_of(p.metrics, p.boxes)) for x, p in curve.points]
+                places = [(x, figure_of(p.metrics, p.judged)) for x, p in curve.points]
                 known = [(x, each) for x, each in places if each]
                 key = curve.label, curve.axis, curve.norm
                 found.setdefault(key, []).append((column, known))
@@ -316,6 +319,7 @@ def _check_data(reports: Mapping[str, Report]) -> None:
             {c: r.content.get('dataset', {}).get(key) for c, r in reports.items()},
         )
     _agree('judged_by', {c: r.judged_by for c, r in reports.items()})
+    _agree('figure', {c: r.figure for c, r in reports.items()})
     _agree('space', {c: r.content.get('space', 'input') for c, r in reports.items()})
 
 
@@ -351,12 +355,6 @@ def _agree(what: str, values: Mapping[str, Any]) -> None:
                 f'{column} and {other} cannot be compared: {what} is {first} in the '
                 f'one and {value} in the other.'
             )
-
-
-def _figure_name(report: Report) -> str:
-    kind = report.judged_by
-    found = report.content['benign'].get(kind)
-    return f'COCO mAP of {kind}' if found else next(iter(report.benign), 'figure')
 
 
 def _values(figure: Figure | None) -> tuple[float | None, ...]:

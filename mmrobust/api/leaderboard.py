@@ -81,7 +81,7 @@ def leaderboard(folder: Path, title: str = 'Leaderboard') -> str:
         facts={'reports': str(len(reports))},
         figure='mAP',
         bars=(),
-        parts=['A click on a column sorts by it.'],
+        parts=['A click or Enter on the title of a column sorts by it.'],
         sections=sections,
         warnings=notes,
         config_text='',
@@ -99,15 +99,16 @@ def _group(report: Report, result: AttackResult) -> tuple[str, ...]:
     data = report.content.get('dataset', {})
     about = [data.get(key) for key in _DATA]
     images = f'{data.get("num_images")} images of {data.get("ann_file") or about[0]}'
-    rest = [about, report.content.get('space', 'input'), told]
+    rest = [about, report.content.get('space', 'input'), report.figure, told]
     return ball, images, json.dumps(rest, sort_keys=True, default=str)
 
 
 def _parts(
     group: tuple[str, ...], rows: dict[str, tuple[Report, AttackResult]]
 ) -> list[Part]:
-    settings = json.loads(group[2])[-1]
-    text = ', '.join(f'{k} {v}' for k, v in settings.items() if v not in (None, False))
+    *_, figure, settings = json.loads(group[2])
+    told = [f'{k} {v}' for k, v in settings.items() if v not in (None, False)]
+    text = f'{figure}. {", ".join(told)}'
     table = sorted((_row(name, *row) for name, row in rows.items()), key=_strongest)
     return [text, Table((*_HEAD, 'verified'), [cells for _, cells in table])]
 
@@ -118,7 +119,7 @@ def _strongest(row: tuple[float, Sequence[str]]) -> float:
 
 def _row(name: str, report: Report, result: AttackResult) -> tuple[float, list[str]]:
     benign = figure_of(*report.figures_of(BENIGN))
-    left = figure_of(result.metrics, result.boxes)
+    left = figure_of(result.metrics, result.judged)
     value = left.value if left else float('-inf')
     share = left.value / benign.value if left and benign and benign.value else None
     doubts = len(report.content['checks']) + len(result.checks)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..report import AttackResult, markdown_table
+from ..report import AttackResult, Headline, markdown_table
 from .attacked import data_frame
 
 # Names of what is no attack.
@@ -60,8 +60,17 @@ class Report:
 
     @property
     def judged_by(self) -> str:
-        """What passes are compared by: the analysis of ``'boxes'`` or ``'masks'``."""
+        """What passes are compared by: ``'boxes'``, ``'masks'`` or ``'evaluator'``."""
         return str(self.content.get('judged_by', 'boxes'))
+
+    @property
+    def figure(self) -> str:
+        """What the figure is by which passes are compared, in words."""
+        metrics, found = self.figures_of(BENIGN)
+        if found and self.judged_by != 'evaluator':
+            return f'COCO mAP of {self.judged_by}'
+        name = Headline(metrics, found, self.judged_by).name or 'figure'
+        return f'{name}: {found["means"]}' if found else name
 
     def results(self) -> list[AttackResult]:
         """Returns the entry of each attack, settings apart from results."""
@@ -71,7 +80,8 @@ class Report:
         """Returns a row for each pass, the benign one first.
 
         Columns are the attack, its settings, all metrics under their own names, and
-        ``mAP``, ``mAP_low`` and ``mAP_high``: COCO's box mAP with its 95 % interval.
+        ``mAP``, ``mAP_low`` and ``mAP_high``: the mAP by which passes are compared,
+        COCO's of boxes mostly (see :attr:`figure`), with its 95 % interval.
         """
         passes = {BENIGN: {}, **self.attacks}
         return [

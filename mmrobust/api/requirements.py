@@ -24,7 +24,8 @@ class Requirement:
         relation: ``'>='`` or ``'<='``.
         bound: what the figure is compared with, in its own unit.
         metric: of the evaluator, like ``'coco/bbox_mAP_50'``; None for the figure that
-            the report compares passes by: the mAP of boxes, or of masks.
+            the report compares passes by: the mAP of boxes, or of masks, or the
+            evaluator's own.
     """
 
     name: str
@@ -84,8 +85,10 @@ class Requirement:
 
     def _value(self, report: Report) -> float | None:
         if self.name == WORST:
-            found = (report.content.get('worst_case') or {}).get('mAP')
-            return None if found is None else float(found)
+            # An evaluator's own figure may have none, and that of boxes stands for it.
+            keys = ('worst_case', 'worst_case_boxes')
+            known = [each for key in keys if (each := report.content.get(key))]
+            return float(known[0]['mAP']) if known else None
         metrics, boxes = report.figures_of(self.name)
         if self.metric is None:
             figure = figure_of(metrics, boxes)

@@ -29,6 +29,7 @@ from ..report import (
     RobustnessReport,
     device_name,
     figure_of,
+    has_own_figure,
     package_versions,
     summaries,
 )
@@ -40,7 +41,7 @@ from ..weights import classes_of, read_checkpoint
 from .attack_pass import AttackPass
 from .attacker import Attacker, Outcome
 from .benign_pass import BenignPass, Scores, enter_benign
-from .box_analysis import BENIGN, BoxAnalysis, measured_types
+from .box_analysis import BoxAnalysis, measured_types
 from .corrupted_images import CorruptedImages
 from .ensemble import EnsemblePass, check_readable
 from .images import (
@@ -52,6 +53,7 @@ from .images import (
     restrict_metrics,
 )
 from .load import is_wanted
+from .pass_tables import BENIGN, PassTables
 from .picture_pipeline import PicturePipeline
 from .preparation import (
     build_attacks,
@@ -66,6 +68,7 @@ from .preparation import (
 )
 from .shift import ShiftedData, read_shifts
 from .visualization import Gallery
+from .voc_figures import VOCFigures
 
 
 class AttackEvaluation(BaseLoop):
@@ -101,9 +104,10 @@ class AttackEvaluation(BaseLoop):
         speed: options of :class:`.Acceleration`, for attacks alone, for
             instance ``dict(autocast='bfloat16')``.
         judged_by: by what passes are compared and what ensembles lower: ``'bbox'``,
-            the mAP of boxes, ``'segm'``, that of masks, or ``'auto'``: masks if the
-            evaluator's metrics are ``'segm'`` alone, boxes otherwise. The report has
-            both where the evaluator measures both.
+            COCO's mAP of boxes, ``'segm'``, that of masks, or ``'auto'``: masks if the
+            evaluator's metrics are ``'segm'`` alone, boxes otherwise; and passes are
+            compared by the evaluator's own figure where that is another one, like
+            VOC's mAP. The report has both where the evaluator measures both.
         attack_batch_size: how many images of a detector share the network's passes in
             an attack, where their inputs are of one shape and the model allows it.
             Losses stay those of single images; what is found is the same up to
@@ -269,7 +273,7 @@ class AttackEvaluation(BaseLoop):
         report = self._prepare()
         metrics = self._run_benign(report)
         for shift in self._shifts:
-            found = shift.run(self.attacker, self.records, self.analyses)
+            found = shift.run(self.attacker, self.records, self.scores)
             report.shifts.append(found)
             report.checks += [f'{found["name"]}: {text}' for text in shift.notes]
             name = found['name']
@@ -282,7 +286,7 @@ class AttackEvaluation(BaseLoop):
             report.attacks.append(result)
             metrics.update({f'{name}/{key}': v for key, v in result.metrics.items()})
         self._compare(report)
-        judging = self.analyses.get(report.judged_by)
+        judging = self._judging(report)
         means = (judging.mean_intervals,) if judging else ()
         report.corruptions = summaries(
             report.headline(), report.benign, report.attacks, *means
@@ -296,12 +300,20 @@ class AttackEvaluation(BaseLoop):
             if len(self.attacks) > 1 or name != report.judged_by:
                 report.enter_worst_case(name, analysis.worst_case())
             report.checks += analysis.problems
+        if self.scores.voc:
+            report.enter_worst_case('evaluator', self.scores.voc.worst_case())
         if self.analyses and self.report:
-            judging = self.analyses[report.judged_by]
+            judging = judging or next(iter(self.analyses.values()))
             judging.write(Path(self.report).with_suffix('.npz'))
         self._save(report, complete=True)
         self.records.remove()
         return metrics, report
+
+    def _judging(self, report: RobustnessReport) -> PassTables | None:
+        """Returns the matches by which passes are compared, if there are any."""
+        if report.judged_by == 'evaluator':
+            return self.scores.voc
+        return self.analyses.get(report.judged_by)
 
     def _save(self, report: RobustnessReport, complete: bool) -> None:
         if self.report:
@@ -345,7 +357,10 @@ class AttackEvaluation(BaseLoop):
         report.environment['attack_batch_size'] = self.attacker.group_size
         self.analyses = self._start_analyses()
         report.judged_by = next(iter(self.analyses), 'boxes')
-        self.scores = Scores(self.evaluator, self.analyses, len(dataset))
+        voc = None
+        if self.analyses and self.judged_by == 'auto':
+            voc = VOCFigures.maybe(self.evaluator, dataset, self.seed)
+        self.scores = Scores(self.evaluator, self.analyses, len(dataset), voc)
         self.records = self._open_records()
         self.gallery = None
         if self.attacks and self.gallery_images:
@@ -435,7 +450,11 @@ class AttackEvaluation(BaseLoop):
                 judged_by = next(iter(self.analyses))
                 check_readable(self.benign.found, judged_by)  # not hours later
             self.benign.finish(report)
-        return enter_benign(report, self.scores)
+        metrics = enter_benign(report, self.scores)
+        if self.analyses and self.judged_by == 'auto' and has_own_figure(metrics):
+            report.judged_by = 'evaluator'
+        self._compared_by = report.judged_by
+        return metrics
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:
@@ -473,7 +492,7 @@ class AttackEvaluation(BaseLoop):
             gallery=gallery,
             save_adv=self.save_adv,
             base=self.curves.get(name),
-            judged_by=next(iter(self.analyses), 'boxes'),
+            judged_by=self._compared_by,
             show=self._call_hooks,
         )
 

@@ -18,10 +18,10 @@ from ..utils.store import StorePart
 from .adversarial_images import AdversarialImages
 from .attacker import Attacker, Outcome
 from .benign_pass import Scores
-from .box_analysis import BENIGN
 from .ensemble import EnsemblePass
 from .images import EvaluatedImages, NamedPart, Progress, ids_of, names_of
 from .load import load_of, summary
+from .pass_tables import BENIGN
 from .visualization import Gallery
 
 _COSTS = ('forwards', 'backwards', 'queries', 'seconds')
@@ -49,7 +49,7 @@ class AttackPass:
     gallery: Gallery | None = None
     save_adv: str | None = None  # folder for the adversarial images
     base: str | None = None  # what the points of a curve have in common
-    judged_by: str = 'boxes'  # the analysis by which passes are compared
+    judged_by: str = 'boxes'  # see AttackResult
     # Called after each batch with the name, the batch's index, itself and its outcomes.
     show: Callable[[str, int, dict, list[Outcome]], None] = lambda *_: None
 
@@ -106,10 +106,11 @@ class AttackPass:
         keep = self.attack.corruption is None
         self.result.metrics, told = self._score(self.name, keep)
         self.result.boxes, self.result.masks = told.get('boxes'), told.get('masks')
+        self.result.evaluator = told.get('evaluator')
         self.result.patches = self._patches(costs)
-        if self.ensemble and self.result.judged:
+        if self.ensemble and (chosen := told.get(self.ensemble.judged_by)):
             # Those that know of the choice.
-            self.result.judged.update(self.ensemble.intervals)
+            chosen.update(self.ensemble.intervals)
         if self.attacker.quantize:
             self._read_again('quantized', choice)
             metrics, told = self._score(f'{self.name}.quantized', keep=False)

@@ -19,10 +19,12 @@ from ..report import RobustnessReport
 from ..utils.store import StorePart
 from .adversarial_images import dumps_renamed
 from .attacker import Attacker, Outcome
-from .box_analysis import BENIGN, BoxAnalysis, ReadDetections, read_by
+from .box_analysis import BoxAnalysis, ReadDetections, read_by
 from .images import EvaluatedImages, left_clean, padding_of
 from .load import load_of, summary
+from .pass_tables import BENIGN
 from .visualization import Gallery
+from .voc_figures import VOCFigures
 
 
 class Scores:
@@ -32,12 +34,17 @@ class Scores:
         evaluator: of the loop.
         analyses: by name, ``'boxes'`` or ``'masks'``; there may be none.
         size: images of the dataset.
+        voc: the figures of the evaluator's VOCMetric, if it has one.
     """
 
     def __init__(
-        self, evaluator: Evaluator, analyses: Mapping[str, BoxAnalysis], size: int
+        self,
+        evaluator: Evaluator,
+        analyses: Mapping[str, BoxAnalysis],
+        size: int,
+        voc: VOCFigures | None = None,
     ) -> None:
-        self.evaluator = evaluator
+        self.evaluator, self.voc = evaluator, voc
         self.analyses = analyses
         self.size = size
         self.expected: list[str] | None = None  # metrics of the first computed pass
@@ -67,14 +74,18 @@ class Scores:
 
         Returns:
             Its metrics, and by name of the analyses what :meth:`.BoxAnalysis.finish`
-            says.
+            says; under ``'evaluator'`` what :meth:`.VOCFigures.finish` does.
         """
+        if self.voc:
+            self.voc.read(self.size)
         files = nullcontext() if name == BENIGN else dumps_renamed(self.evaluator, name)
         with files, doing(f'computing the metrics of {name}'):
             metrics = dict(self.evaluator.evaluate(self.size))
         if self.expected is None:
             self.expected = list(metrics)
-        told = {}
+        told: dict[str, Any] = {}
+        if self.voc:
+            told['evaluator'] = self.voc.finish(name, metrics, keep)
         for key, analysis in self.analyses.items():
             read = [each[key] for each in self._found]
             known = [each for each in read if each is not None]
@@ -150,6 +161,7 @@ def enter_benign(report: RobustnessReport, scores: Scores) -> dict[str, Any]:
     metrics, told = scores.compute(BENIGN)
     report.benign = dict(metrics)
     report.benign_boxes, report.benign_masks = told.get('boxes'), told.get('masks')
+    report.benign_evaluator = told.get('evaluator')
     found = [
         *figures_disagree(metrics, report.benign_boxes),
         *figures_disagree(metrics, report.benign_masks, 'segm'),

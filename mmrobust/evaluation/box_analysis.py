@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,23 +23,17 @@ from ..analysis import (
     coco_ap,
     count_errors,
     deployed_thresholds,
-    difference_interval,
     image_score,
-    map_interval,
-    map_values,
     match_detections,
-    mean_intervals,
     patch_figures,
-    worst_case_intervals,
-    worst_case_map,
-    write_tables,
 )
 from ..errors import ConfigError
 from ..objective import has_boxes
+from .pass_tables import BENIGN, PassTables
 
-BENIGN = 'benign'
 SIZES = ('small', 'medium', 'large')
-
+# Square pixels; what lies on a border belongs to both, as in pycocotools.
+AREAS = ((0, 32**2), (32**2, 96**2), (96**2, math.inf))
 
 # What each analysis reads of a prediction, by its name; None where it cannot.
 ReadDetections: TypeAlias = dict[str, Detections | None]
@@ -60,7 +52,7 @@ def measured_types(metrics: Sequence[Any]) -> list[str]:
     return [*boxes, *(['segm'] if 'segm' in kinds else [])]
 
 
-class BoxAnalysis:
+class BoxAnalysis(PassTables):
     """Keeps the boxes of every pass, and analyses them on the main process.
 
     It only adds to a report: detections that it cannot read (rotated boxes, say) end
@@ -72,8 +64,6 @@ class BoxAnalysis:
         iou_type: ``'bbox'`` for boxes, ``'segm'`` for masks in their place.
 
     Attributes:
-        rounds: of the greedy search; the first ones do nearly all of its work.
-        tables: matches of the passes that could be analysed, by name.
         thresholds: on the scores of each class, by the benign pass: see
             :func:`mmrobust.analysis.deployed_thresholds`.
         problems: sentences for the report's checks.
@@ -83,23 +73,18 @@ class BoxAnalysis:
             mask.
     """
 
-    rounds = 3
-
     def __init__(self, dataset: Any, seed: int = 0, iou_type: str = 'bbox') -> None:
+        super().__init__(seed)
         self.iou_type = iou_type
         self.name = 'masks' if iou_type == 'segm' else 'boxes'
         self.truths = ground_truth(dataset, iou_type)
         self._truth_of = {truth.img_id: truth for truth in self.truths}
         self.classes = tuple(dataset.metainfo['classes'])
         self.num_classes = len(self.classes)
-        self.seed = seed
-        self.tables: dict[str, MatchTable] = {}
         # Boxes of the last pass and of the benign one, where they could be matched.
         self._matched: list[Detections] | None = None
         self._benign: list[Detections] | None = None
         self.thresholds: list[float] = []
-        # Of the others: mAP, and how it moves with the images.
-        self._moves: dict[str, tuple[float, np.ndarray]] = {}
         self.problems: list[str] = []
 
     @classmethod
@@ -206,8 +191,9 @@ class BoxAnalysis:
 
         Returns:
             mAP with its interval, what the attack took from the benign mAP,
-            counts of errors, mAP at IoU 0.5, by object size and by class; None on other
-            processes than the main one, and for models without boxes.
+            counts of errors, mAP at IoU 0.5, by object size and by class, of the benign
+            pass how many objects each of them has; None on other processes than the
+            main one, and for models without boxes.
         """
         try:
             return self._finish(name, found, keep)
@@ -227,25 +213,16 @@ class BoxAnalysis:
             return None
         if name == BENIGN:
             self._benign = self._matched
-        if keep:
-            self.tables[name] = table
         errors = count_errors(
             self.truths, self._matched, self.num_classes, iou_type=self.iou_type
         )
-        interval = map_interval(table, seed=self.seed)
-        if not keep:
-            self._moves[name] = interval.estimate, map_values(table, seed=self.seed)
-        result = {
-            'mAP': asdict(interval),
+        return {
+            **self.enter(name, table, keep),
             'errors': {'score_thr': SCORE_THR, **asdict(errors)},
+            **({'objects': self._objects()} if name == BENIGN else {}),
             **self._by_size_and_class(self._matched),
             **self._calibration(name),
         }
-        if name != BENIGN and BENIGN in self.tables:
-            benign = self.tables[BENIGN]
-            drop = difference_interval(benign, table, seed=self.seed)
-            result['drop'] = asdict(drop)
-        return result
 
     def patches(self, patches: Mapping[Any, Any]) -> dict[str, Any] | None:
         """Compares the pass that ended last with the benign one, at the same patches.
@@ -273,6 +250,21 @@ class BoxAnalysis:
             }
         return result
 
+    def _objects(self) -> dict[str, Any]:
+        """Counts the objects but for crowds, by COCO's sizes and by classes."""
+        areas = np.concatenate([each.areas[~each.ignore] for each in self.truths])
+        labels = np.concatenate([each.labels[~each.ignore] for each in self.truths])
+        counts = np.bincount(labels, minlength=self.num_classes).tolist()
+        ends = zip(SIZES, AREAS, strict=True)
+        return {
+            'all': len(labels),
+            'sizes': {
+                size: int(((areas >= low) & (areas <= high)).sum())
+                for size, (low, high) in ends
+            },
+            'classes': dict(zip(self.classes, counts, strict=True)),
+        }
+
     def _by_size_and_class(self, found: Sequence[Detections]) -> dict[str, Any]:
         summary = coco_ap(self.truths, found, self.num_classes, self.iou_type)
         metrics, classes = summary.metrics, summary.per_class.tolist()
@@ -283,11 +275,6 @@ class BoxAnalysis:
             'sizes': _known(sizes),
             'classes': _known(by_class),
         }
-
-    def write(self, path: Path) -> None:
-        """Writes the tables, by which figures of several reports are compared."""
-        if self.tables:  # of the main process
-            write_tables(path, self.tables)
 
     def _calibration(self, name: str) -> dict[str, Any]:
         """Returns LRP and LaECE, by the thresholds of the benign pass."""
@@ -304,46 +291,6 @@ class BoxAnalysis:
             known = [each if math.isfinite(each) else None for each in self.thresholds]
             result['thresholds'] = dict(zip(self.classes, known, strict=True))
         return result
-
-    def mean_intervals(
-        self, names: Sequence[Sequence[str]]
-    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns intervals of a mean of passes that are not kept.
-
-        Args:
-            names: of the passes, in groups.
-
-        Returns:
-            That of the mean of the groups' means, and of its share of the benign mAP;
-            None unless all of them have been analysed.
-        """
-        known = {name for group in names for name in group} <= set(self._moves)
-        if not known or BENIGN not in self.tables:
-            return None
-        moves = [[self._moves[name] for name in group] for group in names]
-        mean, share = mean_intervals(self.tables[BENIGN], moves, seed=self.seed)
-        return asdict(mean), asdict(share)
-
-    def worst_case(self) -> dict[str, Any] | None:
-        """Returns the combination of passes, the benign one among them, of lowest mAP.
-
-        Never above the mAP of any attack, nor above the benign one.
-        """
-        names = list(self.tables)
-        if len(names) < 3:  # the benign pass and one attack
-            return None
-        tables = list(self.tables.values())
-        worst = worst_case_map(tables, seed=self.seed, max_rounds=self.rounds)
-        interval, _ = worst_case_intervals(tables, worst.assignment, seed=self.seed)
-        chosen = Counter(names[index] for index in worst.assignment)
-        return {
-            'mAP': worst.mean_ap,
-            'interval': asdict(interval),
-            'per_image_mAP': worst.per_image,
-            'images': {name: chosen[name] for name in names},
-            'rounds': worst.rounds,
-            'converged': worst.converged,
-        }
 
 
 def _known(values: dict[str, float]) -> dict[str, float | None]:

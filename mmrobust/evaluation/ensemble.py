@@ -27,7 +27,8 @@ from ..report import AttackResult, figure_of
 from ..utils.store import StorePart
 from .attacker import Outcome
 from .benign_pass import BenignPass
-from .box_analysis import BENIGN, BoxAnalysis, ReadDetections, read_by
+from .box_analysis import BoxAnalysis, ReadDetections, read_by
+from .pass_tables import BENIGN
 
 
 class WorstOf:

@@ -28,8 +28,9 @@ from ..utils.models import frozen
 from ..utils.seeding import attack_generator, derive_seed, seeded
 from ..utils.store import StorePart
 from .attacker import Attacker
-from .box_analysis import BENIGN, BoxAnalysis
+from .box_analysis import BoxAnalysis
 from .images import EvaluatedImages, ids_of
+from .pass_tables import BENIGN
 
 # Pixel units, of noise on an image on which losses and predictions are compared.
 NEAR = 8

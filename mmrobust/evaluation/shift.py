@@ -18,8 +18,10 @@ from ..utils.models import bare_model
 from ..utils.store import Store
 from .attacker import Attacker
 from .benign_pass import BenignPass, Scores
-from .box_analysis import BENIGN, BoxAnalysis
+from .box_analysis import BoxAnalysis
 from .images import EvaluatedImages, annotations_digest, choose_images, restrict_metrics
+from .pass_tables import BENIGN
+from .voc_figures import VOCFigures
 
 # Where datasets of mmdet look for pictures: COCO's, and VOC's.
 _PICTURES = ('img', 'sub_data_root')
@@ -118,15 +120,15 @@ class ShiftedData:
         ]
 
     def run(
-        self, attacker: Attacker, records: Store, others: Mapping[str, BoxAnalysis]
+        self, attacker: Attacker, records: Store, evaluated: Scores
     ) -> dict[str, Any]:
         """Predicts on all images.
 
         Args:
             attacker: of the model.
             records: of the evaluation.
-            others: analyses of the evaluated dataset; the thresholds of its benign pass
-                are those of this one.
+            evaluated: scores of the evaluated dataset; the thresholds of its benign
+                pass are those of this one.
 
         Returns:
             The entry in the report: ``name``, ``ann_file``, ``images``, ``metrics``,
@@ -134,13 +136,16 @@ class ShiftedData:
         """
         analyses = {
             name: own
-            for name, other in others.items()
+            for name, other in evaluated.analyses.items()
             if (own := BoxAnalysis.maybe(self.dataset, self.seed, other.iou_type))
         }
         for name, own in analyses.items():
-            own.thresholds = others[name].thresholds
+            own.thresholds = evaluated.analyses[name].thresholds
         images = EvaluatedImages(self.dataloader, whole_batches=False)
-        scores = Scores(self.evaluator, analyses, len(self.dataset))
+        voc = None
+        if analyses and evaluated.voc:
+            voc = VOCFigures.maybe(self.evaluator, self.dataset, self.seed)
+        scores = Scores(self.evaluator, analyses, len(self.dataset), voc)
         settings = [self.shift.ann_file, annotations_digest(self.dataset)]
         part = records.part(f'shift {self.shift.name}', settings)
         run = BenignPass(images, attacker, part, scores, None)

@@ -14,7 +14,14 @@ from .document import (
 )
 from .html import page
 from .markdown import markdown, markdown_table
-from .results import AttackResult, agreed_settings, figure_of, find_curves
+from .results import (
+    AttackResult,
+    Headline,
+    agreed_settings,
+    figure_of,
+    find_curves,
+    has_own_figure,
+)
 from .robustness import RobustnessReport, device_name, package_versions
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     'Bar',
     'Document',
     'Figure',
+    'Headline',
     'Lines',
     'Part',
     'RobustnessReport',
@@ -31,6 +39,7 @@ __all__ = [
     'device_name',
     'figure_of',
     'find_curves',
+    'has_own_figure',
     'is_number',
     'markdown',
     'markdown_table',

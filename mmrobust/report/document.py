@@ -120,6 +120,7 @@ class Document:
     warnings: Sequence[str]  # the sentences of the section 'checks'
     config_text: str
     complete: bool  # all attacks have been run
+    summary: str = ''  # what the figures come to, in a sentence or two
 
 
 def is_number(value: Any) -> bool:

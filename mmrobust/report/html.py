@@ -51,7 +51,9 @@ def page(
         note = tag('p', tag('strong', NOT_COMPLETE))
         bodies.append(tag('div', note, class_='note warning'))
     kind = 'note warning' if document.warnings else 'note'
-    bodies += [_tiles(document), _section(checks, class_=kind), _figures(document)]
+    bodies.append(_tiles(document))
+    bodies += [_part(document.summary)] if document.summary else []
+    bodies += [_section(checks, class_=kind), _figures(document)]
     bodies += map(_section, by_key.values())
     bodies += [_gallery(gallery)] if gallery else []
     bodies.append(_section(repeat))
@@ -102,7 +104,7 @@ def _part(part: Part) -> _Raw:
 
 
 def _table(table: Table) -> _Raw:
-    """Returns a table that scrolls by itself where the screen is narrow."""
+    """Returns a table that scrolls, by keys too, where the screen is narrow."""
 
     def cell(name: str, index: int, text: str) -> _Raw:
         if index >= table.texts:
@@ -116,7 +118,7 @@ def _table(table: Table) -> _Raw:
 
     head = tag('thead', row('th', table.head))
     body = tag('tbody', *(row('td', texts) for texts in table.rows))
-    return tag('div', tag('table', head, body), class_='wide')
+    return tag('div', tag('table', head, body), class_='wide', tabindex='0')
 
 
 def _section(section: Section, **attributes: str) -> _Raw:
@@ -233,16 +235,19 @@ def _gallery(gallery: Sequence[tuple[str, Path]]) -> _Raw:
     figures = []
     for title, path in gallery:
         content = tag('p', f'The picture {Path(path).name} cannot be read.')
-        if source := _embedded(path):
-            content = tag('img', alt=title, src=source, loading='lazy')
+        if found := _embedded(path):
+            # The size keeps the place of a picture that is not loaded yet.
+            content = tag('img', alt=title, loading='lazy', **found)
         figures.append(tag('figure', tag('figcaption', title), content))
     text = tag('p', 'Clean, attacked, and the difference, amplified.')
     pictures = tag('div', *figures, class_='gallery')
     return tag('section', tag('h2', 'Gallery'), text, pictures, id='gallery')
 
 
-def _embedded(path: str | Path) -> str | None:
-    """Returns a picture as the address of itself, or None if it cannot be read.
+def _embedded(path: str | Path) -> dict[str, str] | None:
+    """Returns a picture as the address of itself, with its size.
+
+    None if it cannot be read.
 
     Large files are scaled down and stored with loss.
     """
@@ -259,4 +264,8 @@ def _embedded(path: str | Path) -> str | None:
         stream = io.BytesIO()
         picture.convert('RGB').save(stream, 'JPEG', quality=88)
         content = stream.getvalue()
-    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
+    return {
+        'src': f'data:image/{kind};base64,{base64.b64encode(content).decode()}',
+        'width': str(picture.width),
+        'height': str(picture.height),
+    }

@@ -41,6 +41,7 @@ def markdown(document: Document) -> str:
     blocks = [f'# {document.title}']
     if not document.complete:
         blocks.append(f'**{NOT_COMPLETE}**')
+    blocks += [document.summary] if document.summary else []
     blocks += map(part_markdown, document.parts)
     for section in document.sections:
         if not section.page_only:

@@ -39,7 +39,10 @@ class AttackResult:
     seconds: float = 0.0  # of attacks and predictions, added up over images
     boxes: dict[str, Any] | None = None  # mAP with its interval, counts of errors
     masks: dict[str, Any] | None = None  # the same of masks
-    judged_by: str = 'boxes'  # or 'masks', by which passes are compared
+    # Of the evaluator's own figure, if it has an interval: its name, what it means, and
+    # mAP and drop as in boxes.
+    evaluator: dict[str, Any] | None = None
+    judged_by: str = 'boxes'  # or 'masks' or 'evaluator', by which passes are compared
     images: int = 0  # images that were attacked
     queries: int = 0  # forward passes of attacks that ask for the output only
     # The same attacked images rounded to 8 bits, stored as pictures and scored through
@@ -80,16 +83,21 @@ class AttackResult:
 
     @property
     def judged(self) -> dict[str, Any] | None:
-        """Returns the analysis by which the pass is compared."""
-        return self.masks if self.judged_by == 'masks' else self.boxes
+        """Returns the analysis by which the pass is compared, if there is one."""
+        found: dict[str, Any] | None = getattr(self, self.judged_by)
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
-        extra = ('boxes', 'masks', 'quantized', 'members', 'watched', 'patches', 'load')
+        extra = (
+            *('boxes', 'masks', 'evaluator', 'quantized'),
+            *('members', 'watched', 'patches', 'load'),
+        )
         costs = {key: round(getattr(self, key), 2) for key in _COUNTS}
+        told = self.masks or self.judged_by == 'evaluator'
         return {
             'name': self.name,
-            **({'judged_by': self.judged_by} if self.masks else {}),
+            **({'judged_by': self.judged_by} if told else {}),
             **self.settings,
             **({'base': self.base} if self.base else {}),
             'metrics': self.metrics,
@@ -144,13 +152,20 @@ def figure_of(
     return found and replace(found, percent=_end(key) in _PERCENT)
 
 
+def has_own_figure(metrics: Mapping[str, Any]) -> bool:
+    """Returns whether an evaluator's first figure is another one than COCO's mAP."""
+    main = _end(_main_metric(metrics))
+    return bool(main) and not main.startswith(('bbox_', 'segm_'))
+
+
 class Headline:
     """The figure by which the passes of one report are compared.
 
     Args:
         metrics: of the benign pass, which decide what the figure is.
-        boxes: analysis of the benign pass, of boxes or of masks.
-        judged_by: which of the two.
+        boxes: analysis of the benign pass by which passes are compared, if there is
+            one.
+        judged_by: see :class:`AttackResult`.
     """
 
     def __init__(
@@ -166,7 +181,7 @@ class Headline:
         self.name = titles([self._key])[0]
         if boxes and judged_by == 'masks':
             self.name = 'mask mAP'
-        elif boxes:
+        elif boxes and judged_by == 'boxes':
             others = [key for key in metrics if _end(key) == 'mAP']
             self.name = 'COCO mAP' if others else 'mAP'
         self.benign = self.read(metrics, boxes)

@@ -65,11 +65,13 @@ class RobustnessReport:
     attacks: list[AttackResult] = field(default_factory=list)
     benign_boxes: dict[str, Any] | None = None  # as AttackResult.boxes, without attack
     benign_masks: dict[str, Any] | None = None  # the same of masks
+    benign_evaluator: dict[str, Any] | None = None  # as AttackResult.evaluator
     benign_load: dict[str, Any] | None = None  # as AttackResult.load, without attack
     # The lowest mAP that a choice of passes, image by image, was found to give.
     worst_case: dict[str, Any] | None = None
-    other_worst_case: dict[str, Any] | None = None  # by what does not compare passes
-    judged_by: str = 'boxes'  # or 'masks', by which passes are compared
+    # The same by what does not compare passes: 'boxes' or 'masks'.
+    other_worst_cases: dict[str, Any] = field(default_factory=dict)
+    judged_by: str = 'boxes'  # see AttackResult
     # Means over corruptions, see :func:`.corruptions.summaries`.
     corruptions: list[dict[str, Any]] = field(default_factory=list)
     # The benign pass on other datasets, see mmrobust.evaluation.shift.
@@ -146,12 +148,11 @@ class RobustnessReport:
         """Returns the report as the JSON file holds it."""
         content = asdict(self)
         content['benign'] = {'metrics': self.benign}
-        for name in ('boxes', 'masks', 'load'):
+        for name in ('boxes', 'masks', 'evaluator', 'load'):
             if found := content.pop(f'benign_{name}'):
                 content['benign'][name] = found
-        other = content.pop('other_worst_case')
-        if self.benign_masks and self.benign_boxes:
-            content[f'worst_case_{self._other}'] = other
+        for name, found in content.pop('other_worst_cases').items():
+            content[f'worst_case_{name}'] = found
         content['attacks'] = [attack.as_dict() for attack in self.attacks]
         config_text = content.pop('config_text')
         return {**content, 'complete': complete, 'config_text': config_text}
@@ -179,16 +180,10 @@ class RobustnessReport:
         masks += [(attack.name, attack.masks) for attack in self.attacks]
         warnings = list(self.checks)
         warnings += [f'{a.name}: {text}' for a in self.attacks for text in a.checks]
-        summary = [
-            text
-            for text in [
-                verdict(
-                    *(headline, self.attacks, self.worst_case),
-                    *(len(warnings), self.corruptions),
-                )
-            ]
-            if text
-        ]
+        summary = verdict(
+            *(headline, self.attacks, self.worst_case),
+            *(len(warnings), self.corruptions),
+        )
         found = [
             sections.curves_section(headline, self.attacks),
             *sections.members_sections(self.attacks),
@@ -223,11 +218,12 @@ class RobustnessReport:
             },
             figure=headline.name,
             bars=self.bars(),
-            parts=[*summary, self.figures(), *self.about()],
+            parts=[self.figures(), *self.about()],
             sections=[section for section in found if section],
             warnings=warnings,
             config_text=self.config_text,
             complete=complete,
+            summary=summary,
         )
 
     def _how_to_repeat(self) -> Section:
@@ -251,21 +247,20 @@ class RobustnessReport:
     @property
     def judged(self) -> dict[str, Any] | None:
         """Returns the analysis without attack by which passes are compared."""
-        return self.benign_masks if self.judged_by == 'masks' else self.benign_boxes
+        found: dict[str, Any] | None = getattr(self, f'benign_{self.judged_by}')
+        return found
 
     def enter_worst_case(self, name: str, found: dict[str, Any] | None) -> None:
-        """Puts in the worst case of ``'boxes'`` or ``'masks'``."""
+        """Puts in the worst case of an analysis, of ``'boxes'`` say."""
         if name == self.judged_by:
             self.worst_case = found
         else:
-            self.other_worst_case = found
+            self.other_worst_cases[name] = found
 
     def _worst_of(self, name: str) -> dict[str, Any] | None:
-        return self.worst_case if name == self.judged_by else self.other_worst_case
-
-    @property
-    def _other(self) -> str:
-        return 'boxes' if self.judged_by == 'masks' else 'masks'
+        if name == self.judged_by:
+            return self.worst_case
+        return self.other_worst_cases.get(name)
 
     # What other kinds of reports say in their own way.
 
@@ -276,7 +271,10 @@ class RobustnessReport:
     def about(self) -> list[Part]:
         """Returns what there is to say about the table of figures."""
         space = _SPACES.get(self.space, self.space)
-        about: list[Part] = [f'eps in pixel units of 0-255, {space}.']
+        about: list[Part] = [
+            *self._means(),
+            f'eps in pixel units of 0-255, {space}.',
+        ]
         if self.adversary:
             settings = {k: v for k, v in self.adversary.items() if v is not None}
             kind = settings.pop('type', 'an adversary')
@@ -288,12 +286,27 @@ class RobustnessReport:
                 f'padding from the pipeline ({padding["share"]:.0%} of their pixels), '
                 'which no attack changes.'
             )
+        if self.judged_by == 'evaluator' and self.worst_case:
+            worst = sections.worst_sentence(self.worst_case, self.headline().name)
+            about.append(worst)
         if self.benign_masks:
             kind = 'masks' if self.judged_by == 'masks' else 'boxes'
             about.append(
                 f'Passes are compared, and ensembles choose, by the mAP of {kind}.'
             )
         return about + sections.files(self.attacks)
+
+    def _means(self) -> list[Part]:
+        """Says which mAP is meant where."""
+        coco = "COCO's AP at IoU 0.5 to 0.95, mean over classes"
+        if not (self.benign_boxes or self.benign_masks):
+            return []
+        name = self.headline().name
+        if self.judged_by != 'evaluator':
+            return [f'{name} is {coco}.']
+        known = self.benign_evaluator or {}
+        means = known.get('means', "the evaluator's own figure, which has no interval")
+        return [f'{name} is {means}. COCO mAP, in the sections below, is {coco}.']
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""

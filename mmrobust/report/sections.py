@@ -185,7 +185,7 @@ def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
     head += ['forwards', 'backwards', 'seconds']
     found = []
     for attack in attacks:
-        name = 'mask mAP' if attack.judged_by == 'masks' else 'mAP'
+        name = 'COCO mask mAP' if attack.judged_by == 'masks' else 'COCO mAP'
         text = (
             'In their order: on how many images each ran, on how many its example is '
             f'the one that counts, and the lowest {name} found so far (by a short '
@@ -235,7 +235,7 @@ def boxes_section(
         Table(['attack', 'mAP', 'fall', *labels], rows),
     ]
     if worst:
-        parts.append(_worst_sentence(worst))
+        parts.append(worst_sentence(worst, 'COCO mAP'))
     drawing = Shares('What became of the objects:', shares)
     return Section(kind, kind.capitalize(), parts, [drawing])
 
@@ -244,11 +244,12 @@ def _worst_figure(worst: Mapping[str, Any]) -> Figure | None:
     return Figure.resampled(worst.get('interval')) or Figure.of(worst['mAP'])
 
 
-def _worst_sentence(worst: Mapping[str, Any]) -> str:
+def worst_sentence(worst: Mapping[str, Any], name: str) -> str:
+    """Says what the worst case is, and of which passes it is made."""
     counts = worst['images'].items()
     chosen = ', '.join(f'{name} {count}' for name, count in counts if count)
     return (
-        'Worst case, the lowest mAP found by choosing a pass for every image: '
+        f'Worst case, the lowest {name} found by choosing a pass for every image: '
         f'**{_text(_worst_figure(worst))}** ({chosen} images). It falls with every '
         'pass that takes part: compare models under the same attacks.'
     )
@@ -257,17 +258,28 @@ def _worst_sentence(worst: Mapping[str, Any]) -> str:
 def sizes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     """Tabulates the mAP of small, medium and large objects; see boxes_section."""
     text = (
-        'mAP of objects of an area below 32 x 32 pixels, up to 96 x 96, and '
+        'COCO mAP of objects of an area below 32 x 32 pixels, up to 96 x 96, and '
         'above, as COCO divides them.'
     )
-    rows = [
+    counts = _objects(passes).get('sizes')
+    rows = [['objects', *(str(counts[size]) for size in _SIZES)]] if counts else []
+    rows += [
         [name, *(number(boxes['sizes'].get(size)) for size in _SIZES)]
         for name, boxes in passes
         if boxes and boxes.get('sizes')
     ]
+    if len(rows) == bool(counts):
+        return None
     head = ['attack', *_SIZES]
     key, title = _named('sizes', 'By size of the objects', kind)
     return _table_section(key, title, head, rows, text)
+
+
+def _objects(passes: Passes) -> dict[str, Any]:
+    """Returns how many objects there are, as far as the report knows."""
+    boxes = passes[0][1] or {}
+    found: dict[str, Any] = boxes.get('objects') or {}
+    return found
 
 
 def shift_section(
@@ -277,7 +289,8 @@ def shift_section(
     rows = []
     figures = shift_figures(headline, shifts, judged_by)
     for shift, (_, figure) in zip(shifts, figures, strict=True):
-        boxes = shift.get(judged_by) or {}
+        kind = 'masks' if judged_by == 'masks' else 'boxes'
+        boxes = shift.get(kind) or {}
         calibrated = boxes.get('calibration') or {}
         before, share = headline.benign, MISSING
         if figure and before and before.value > 0:
@@ -338,6 +351,7 @@ def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
         benign, attacks = given[0][1]['classes'], given[1:]
     lowest = sorted(attacks, key=lambda each: each[1]['mAP']['estimate'])
     shown = [each for each in attacks if each in lowest[:_MOST_COLUMNS]]
+    counts = _objects(passes).get('classes')
     rows = []
     for name in given[0][1]['classes']:
         values = [boxes['classes'].get(name) for _, boxes in attacks]
@@ -345,12 +359,14 @@ def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
         before = benign.get(name)
         fall = before - min(known) if known and before is not None else -math.inf
         figures = [boxes['classes'].get(name) for _, boxes in shown]
-        rows.append((fall, [name, *map(number, [before, fall, *figures])]))
+        count = [str(counts[name])] if counts else []
+        rows.append((fall, [name, *count, *map(number, [before, fall, *figures])]))
     rows.sort(key=lambda row: -row[0])  # stable: ties stay in the dataset's order
-    text = 'mAP of each class, those that fall most under any attack first'
+    text = 'COCO mAP of each class, those that fall most under any attack first'
     if len(shown) < len(attacks):
         text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
-    head = ['class', passes[0][0], 'largest fall', *(name for name, _ in shown)]
+    head = ['class', *(['objects'] if counts else []), passes[0][0], 'largest fall']
+    head += [name for name, _ in shown]
     parts: list[Part] = [f'{text}.', Table(head, [row for _, row in rows])]
     key, title = _named('classes', 'By class', kind)
     return Section(key, title, parts, page_only=True)
@@ -371,11 +387,11 @@ def patches_section(attacks: Sequence[AttackResult]) -> Section | None:
     if not groups:
         return None
     parts: list[Part] = [
-        'mAP of objects by their distance from the nearest patch, as a multiple of the '
-        "object's own side (the root of its box's area); an object up to the first "
-        'distance is patched. False detections on a patch (half of their area lies on '
-        'it, and no object overlaps them by an IoU of 0.5) are counted apart, from '
-        f'scores of {SCORE_THR:g}, and in no mAP here.'
+        'COCO mAP of objects by their distance from the nearest patch, as a multiple '
+        "of the object's own side (the root of its box's area); an object up to the "
+        'first distance is patched. False detections on a patch (half of their area '
+        'lies on it, and no object overlaps them by an IoU of 0.5) are counted apart, '
+        f'from scores of {SCORE_THR:g}, and in no mAP here.'
     ]
     for group in groups.values():
         first = group[0].patches or {}

@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_the_page_is_well_formed_and_needs_nothing_else(written):
         assert address[1:] in page.ids or address.startswith('data:image/'), address
     assert page.names.count('img') == 1
     assert page.names.count('svg') == 1
+    # What the figures come to is at the top, and a picture keeps its place.
+    assert 0 < page.text.index('is left under') < page.text.index('Checks')
+    assert re.search(
+        r'<img [^>]*loading="lazy"[^>]* width="\d+" height="\d+"', written[2]
+    )
     for style in page.styles:
         assert '@import' not in style
         assert 'url(' not in style.replace('url(#', '')

@@ -1,0 +1,115 @@
+"""Keeps the matches of all passes, for their intervals and their worst case."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..analysis import (
+    MatchTable,
+    difference_interval,
+    map_interval,
+    map_values,
+    mean_intervals,
+    worst_case_intervals,
+    worst_case_map,
+    write_tables,
+)
+
+BENIGN = 'benign'
+
+
+class PassTables:
+    """Keeps match tables on the main process.
+
+    Args:
+        seed: of intervals and of the search for the worst case.
+
+    Attributes:
+        rounds: of the greedy search; the first ones do nearly all of its work.
+        tables: matches of the passes that could be analysed, by name.
+    """
+
+    rounds = 3
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.tables: dict[str, MatchTable] = {}
+        # Of passes that are not kept: mAP, and how it moves with the images.
+        self._moves: dict[str, tuple[float, np.ndarray]] = {}
+
+    def enter(
+        self, name: str, table: MatchTable, keep: bool = True
+    ) -> dict[str, dict[str, Any]]:
+        """Takes in a pass.
+
+        Args:
+            name: of the pass.
+            table: its matches.
+            keep: whether it takes part in the worst case.
+
+        Returns:
+            Intervals: ``mAP`` and, if the benign pass is there, what was taken from it,
+            ``drop``.
+        """
+        if keep:
+            self.tables[name] = table
+        interval = map_interval(table, seed=self.seed)
+        if not keep:
+            self._moves[name] = interval.estimate, map_values(table, seed=self.seed)
+        result = {'mAP': asdict(interval)}
+        if name != BENIGN and BENIGN in self.tables:
+            benign = self.tables[BENIGN]
+            drop = difference_interval(benign, table, seed=self.seed)
+            result['drop'] = asdict(drop)
+        return result
+
+    def write(self, path: Path) -> None:
+        """Writes the tables, by which figures of several reports are compared."""
+        if self.tables:  # of the main process
+            write_tables(path, self.tables)
+
+    def mean_intervals(
+        self, names: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns intervals of a mean of passes that are not kept.
+
+        Args:
+            names: of the passes, in groups.
+
+        Returns:
+            That of the mean of the groups' means, and of its share of the benign mAP;
+            None unless all of them have been analysed.
+        """
+        known = {name for group in names for name in group} <= set(self._moves)
+        if not known or BENIGN not in self.tables:
+            return None
+        moves = [[self._moves[name] for name in group] for group in names]
+        mean, share = mean_intervals(self.tables[BENIGN], moves, seed=self.seed)
+        return asdict(mean), asdict(share)
+
+    def worst_case(self) -> dict[str, Any] | None:
+        """Returns the combination of passes, the benign one among them, of lowest mAP.
+
+        Never above the mAP of any attack, nor above the benign one.
+        """
+        names = list(self.tables)
+        if len(names) < 3:  # the benign pass and one attack
+            return None
+        tables = list(self.tables.values())
+        worst = worst_case_map(tables, seed=self.seed, max_rounds=self.rounds)
+        interval, _ = worst_case_intervals(tables, worst.assignment, seed=self.seed)
+        chosen = Counter(names[index] for index in worst.assignment)
+        return {
+            'mAP': worst.mean_ap,
+            'interval': asdict(interval),
+            'per_image_mAP': worst.per_image,
+            'images': {name: chosen[name] for name in names},
+            'rounds': worst.rounds,
+            'converged': worst.converged,
+        }
