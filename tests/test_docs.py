@@ -1,6 +1,7 @@
 """The pages of the site, without building it: links, navigation, the reference."""
 
 import inspect
+import json
 import re
 import runpy
 from importlib import import_module
@@ -74,3 +75,18 @@ def test_the_reference_has_every_tool():
     reading = {p.name for p in tools if 'cli.run(main)' in p.read_text()}
     page = (ROOT / 'docs' / 'reference' / 'command-line.md').read_text()
     assert reading == set(re.findall(r'^## tools/(\S+)', page, re.M))
+
+
+def test_the_notebook_is_small_and_its_code_whole():
+    """What it does is run by experiments/tutorials."""
+    path = ROOT / 'docs' / 'tutorials' / 'from-python.ipynb'
+    text = path.read_text(encoding='utf-8')
+    assert len(text) < 300_000
+    cells = json.loads(text)['cells']
+    code = [''.join(each['source']) for each in cells if each['cell_type'] == 'code']
+    compile('\n'.join(code), path.name, 'exec')
+    assert all(each['execution_count'] for each in cells if 'outputs' in each)
+    for cell in cells:
+        if cell['cell_type'] == 'markdown':
+            links = SITE['_LINK'].findall(''.join(cell['source']))
+            assert all((path.parent / link).is_file() for link, _ in links)

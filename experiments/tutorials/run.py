@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
@@ -26,13 +27,17 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.hub import get_config
 from mmrobust.datasets import make_digits
+from notebook import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ('own-data', 'published-checkpoint', 'fine-tuning', 'patch')
+# Its detectors are those of fine-tuning.
+NOTEBOOK = 'from-python'
 
 # What is put in the place of what stands on the pages.
 SMALL = (
     (r'--num-images \d+', '--num-images 2'),
+    (r'num_images=\d+', 'num_images=2'),
     (r'(tools/test.py \S+ \S+)', r'\1 --check-images 0'),
     (r'--passes \d+', '--passes 1'),
     (r"make_digits\('data/mine'\)", "make_digits('data/mine', num_train=2, num_val=2)"),
@@ -64,7 +69,8 @@ def main() -> int:
     """Runs all blocks of the pages, in a folder where tools and configs are at hand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--folder', default='work_dirs/tutorials')
-    parser.add_argument('--pages', nargs='+', choices=PAGES, default=list(PAGES))
+    pages = [*PAGES, NOTEBOOK]
+    parser.add_argument('--pages', nargs='+', choices=pages, default=pages)
     args = parser.parse_args()
     folder = Path(args.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,12 +82,15 @@ def main() -> int:
     finish('stand-ins for what pages download', put_stand_ins)
     for page in args.pages:
         print(f'\n## {page}', flush=True)
+        if page == NOTEBOOK:
+            path = ROOT / 'docs' / 'tutorials' / f'{page}.ipynb'
+            finish(path.name, partial(run, path, smaller))
+            continue
         text = (ROOT / 'docs' / 'tutorials' / f'{page}.md').read_text(encoding='utf-8')
         for language, code in re.findall(
             r'^```(bash|python)\n(.*?)^```', text, re.M | re.S
         ):
-            for old, new in SMALL:
-                code = re.sub(old, new, code)
+            code = smaller(code)
             if language == 'python':
                 run_python(code)
                 continue
@@ -89,6 +98,13 @@ def main() -> int:
                 run_line(line)
     print('\nAll commands have run.')
     return 0
+
+
+def smaller(code: str) -> str:
+    """Returns a block of code with less to do."""
+    for old, new in SMALL:
+        code = re.sub(old, new, code)
+    return code
 
 
 def run_python(code: str) -> None:
