@@ -16,7 +16,7 @@ from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..evaluation import as_picture, attack_picture
+from ..evaluation import PNG, as_picture, attack_picture
 from ..report import markdown_table
 
 _COLUMNS = (
@@ -241,6 +241,6 @@ def _text(value: Any) -> str:
 
 
 def _image(picture: np.ndarray) -> str:
-    _, data = cv2.imencode('.png', picture[..., ::-1])
+    _, data = cv2.imencode('.png', picture[..., ::-1], PNG)
     text = base64.b64encode(data.tobytes()).decode()
     return f'<p><img style="max-width: 100%" src="data:image/png;base64,{text}"></p>'

@@ -166,7 +166,8 @@ class Comparison:
     def document(self) -> Document:
         """Returns the comparison for people."""
         columns = list(self.reports)
-        figure = next(iter(self.reports.values())).figure
+        first = next(iter(self.reports.values()))
+        figure = first.figure_name
         parts: list[Part] = [self._table(), *self._sentences()]
         sections = [
             Section('differences', 'Differences', [self._differences()]),
@@ -178,13 +179,13 @@ class Comparison:
         curves = self._curves(figure)
         if curves:
             sections.insert(0, Section('curves', 'Curves', [], curves, page_only=True))
-        data = next(iter(self.reports.values())).content['dataset']
+        data = first.content['dataset']
         return Document(
             title=' and '.join(columns) if len(columns) == 2 else 'Comparison',
             facts={
                 'dataset': str(data.get('ann_file') or data.get('type')),
                 'images': str(data.get('num_images')),
-                'figure': figure,
+                'figure': first.figure,
             },
             figure=figure,
             bars=(),

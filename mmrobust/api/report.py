@@ -64,13 +64,18 @@ class Report:
         return str(self.content.get('judged_by', 'boxes'))
 
     @property
-    def figure(self) -> str:
-        """What the figure is by which passes are compared, in words."""
+    def figure_name(self) -> str:
+        """The name of the figure by which passes are compared."""
         metrics, found = self.figures_of(BENIGN)
         if found and self.judged_by != 'evaluator':
             return f'COCO mAP of {self.judged_by}'
-        name = Headline(metrics, found, self.judged_by).name or 'figure'
-        return f'{name}: {found["means"]}' if found else name
+        return Headline(metrics, found, self.judged_by).name or 'figure'
+
+    @property
+    def figure(self) -> str:
+        """Name and meaning of the figure by which passes are compared."""
+        means = (self.figures_of(BENIGN)[1] or {}).get('means')
+        return f'{self.figure_name}: {means}' if means else self.figure_name
 
     def results(self) -> list[AttackResult]:
         """Returns the entry of each attack, settings apart from results."""

@@ -15,9 +15,10 @@ from .preparation import (
     form_groups,
     weigh_classes,
 )
-from .visualization import AttackVisualizationHook, attack_picture
+from .visualization import PNG, AttackVisualizationHook, attack_picture
 
 __all__ = [
+    'PNG',
     'AdversarialImages',
     'AttackTestLoop',
     'AttackValLoop',

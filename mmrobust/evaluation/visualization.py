@@ -31,6 +31,9 @@ _TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
 _MIN_SIDE, _MAX_SIDE = 320, 2400  # of an enlarged image
 _TITLE_HEIGHT = 28
 _LETTER = 8, 16  # width and height of a letter of a label, pixels
+# By itself OpenCV encodes runs alone, and pictures of enlarged pixels get three times
+# as large.
+PNG = (cv2.IMWRITE_PNG_COMPRESSION, 6)
 
 
 class _Drawing:
@@ -139,7 +142,7 @@ class Gallery:
         )
         if picture is not None:
             with replacing(self._path(attack, key)) as temporary:
-                mmcv.imwrite(picture[..., ::-1], str(temporary))
+                mmcv.imwrite(picture[..., ::-1], str(temporary), PNG)
 
     def lacks(self, attack: str, key: Any) -> bool:
         """Returns whether the image is to be drawn under an attack, and is not yet."""
@@ -360,10 +363,15 @@ def _draw(
             f'{classes[label] if classes else int(label)} {score:.2f}'
             for label, score in zip(found.labels, found.scores, strict=True)
         ]
-        shown = readable(boxes[:, :2].tolist(), labels, found.scores.tolist())
+        # Above the boxes, whose objects are to be seen, and inside the picture.
+        ends = [(_LETTER[0] * len(text), _LETTER[1]) for text in labels]
+        room = (limits[:2] - boxes.new_tensor(ends)).clamp(min=0)
+        above = boxes[:, :2] - boxes.new_tensor([0, _LETTER[1]])
+        corners = above.clamp(min=0).minimum(room)
+        shown = readable(corners.tolist(), labels, found.scores.tolist())
         visualizer.draw_texts(
             [labels[place] for place in shown],
-            boxes[shown, :2],
+            corners[shown],
             font_sizes=11,
             colors='white',
             bboxes=[

@@ -56,7 +56,13 @@ def test_passes_are_compared_by_vocs_map(evaluate, coco, tmp_path):
     assert f'Of {VOC} {value:.3f}, ' in (tmp_path / 'r.md').read_text()
     # And COCO's again, where it is asked for.
     again = evaluate(
-        dict(pgd=PGD), None, None, overrides(coco), judged_by='bbox', **SETTINGS
+        dict(pgd=PGD),
+        None,
+        None,
+        overrides(coco),
+        judged_by='bbox',
+        num_images=1,
+        **SETTINGS,
     )
     assert again['judged_by'] == 'boxes'
     assert 'evaluator' not in again['benign']

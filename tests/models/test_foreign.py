@@ -137,11 +137,11 @@ def test_a_network_in_onnx_has_the_modules_figures(evaluate, coco, tmp_path):
 
     attacks = {name: ATTACKS[name] for name in ('noise', 'square')}
     settings = dict(check_images=0, gallery=0)
-    expected = evaluate(attacks, num_images=3, **settings)
+    expected = evaluate(attacks, num_images=2, **settings)
     model = ForeignDetector(detect)
     model.cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
     report = mmrobust.evaluate(
-        model, attacks=attacks, num_images=3, work_dir=tmp_path / 'x', settings=settings
+        model, attacks=attacks, num_images=2, work_dir=tmp_path / 'x', settings=settings
     )
     assert expected['benign']['metrics'] != attack_of(expected, 'square')['metrics']
     assert report.benign == expected['benign']['metrics']
