@@ -30,6 +30,7 @@ from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.report import markdown_table, package_versions
 from mmrobust.utils.files import write_atomically
+from mmrobust.utils.validation import did_you_mean
 
 from benchmarks.examine import (
     COLUMNS,
@@ -40,7 +41,12 @@ from benchmarks.examine import (
     examine_config,
     in_a_few_words,
 )
-from benchmarks.families import OUT_OF_SCOPE, families, representative
+from benchmarks.families import (
+    OUT_OF_SCOPE,
+    PROJECTS_OUT_OF_SCOPE,
+    families,
+    representative,
+)
 
 
 def run_alone(
@@ -119,14 +125,20 @@ synthetic images; no checkpoint is loaded.
 
 - *trains*: two updates of FreeAT move weights and perturbation and leave the batch as
   it was.
-- *total*, *cls*, *reg*: PGD on that objective. The gradient is finite and not zero,
-  the total loss is that of training (dropout off, BatchNorm on its running statistics),
-  and weights, buffers and flags are the same afterwards. n/a: the model has no loss of
-  that name.
+- *total*, *cls*, *reg*, *vanish*, *mislabel*, *ranking*: PGD on that objective. The
+  gradient is finite and not zero, the total loss is that of training (dropout off,
+  BatchNorm on its running statistics), and weights, buffers and flags are the same
+  afterwards. n/a: the model has no loss of that name, or its class scores cannot be
+  read. empty: with random weights it predicts no box at all, which leaves nothing to
+  rank; CornerNet and CentripetalNet drop every pair of corners whose classes differ or
+  whose embeddings are far apart, and that is any pair of a fresh network.
 - *predicts*: it predicts on the attacked images.
 
 "yes" says that it runs and is right, not how robust a model gets. boxinst needs the
-package scikit-image, timm_example needs timm."""
+package scikit-image, timm_example needs timm, and glip, grounding_dino and
+mm_grounding_dino need transformers (4.49), with a BERT of two layers written on the
+spot. Rows `projects/` need a checkout of mmdet (`--checkout`), whose package leaves its
+projects out. An empty cell was not measured: its row is from before that column."""
 
 
 def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str:
@@ -137,12 +149,19 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
         skipped: families that were not tried, with the reason.
         command: how to repeat it.
     """
+    # Rows that were kept from an earlier table lack what was not measured then.
+    rows = {k: {**dict.fromkeys(COLUMNS, ''), **row} for k, row in rows.items()}
 
     def count(name: str) -> int:
         return sum(row[name] == YES for row in rows.values())
 
     good = sum(NO not in (row[name] for name in COLUMNS) for row in rows.values())
-    attacked = ', '.join(f'{count(name)} attacked on {name}' for name in OBJECTIVES)
+    counts = []
+    for name in OBJECTIVES:
+        measured = sum(row[name] != '' for row in rows.values())
+        of = '' if measured == len(rows) else f' (of {measured} measured)'
+        counts.append(f'{count(name)} attacked on {name}{of}')
+    attacked = ', '.join(counts)
     lines = [
         [family, row['config'], *(row[name] for name in COLUMNS)]
         + [f'{row["seconds"]:.1f}', _joined(row['reasons'])]
@@ -184,7 +203,7 @@ def _joined(reasons: list[str]) -> str:
 def _optional_versions() -> dict[str, str]:
     """Returns versions of what single families need."""
     found = {}
-    for name in ('scikit-image', 'timm'):
+    for name in ('scikit-image', 'timm', 'transformers'):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -196,10 +215,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--family',
         nargs='+',
-        choices=families(),
         metavar='NAME',
         help='only these folders of configs',
     )
+    parser.add_argument('--checkout', help='of mmdet, for the rows of its projects/')
     parser.add_argument('--out', default='docs/coverage.md', help='the table')
     parser.add_argument(
         '--timeout', type=float, default=300, help='seconds per family (default 300)'
@@ -211,7 +230,15 @@ def parse_args() -> argparse.Namespace:
         help='keep the results in the JSON file beside the table, run the others',
     )
     parser.add_argument('--logs', help='folder for the output of every family')
-    return parser.parse_args()
+    args = parser.parse_args()
+    known = families(args.checkout)
+    for name in args.family or ():
+        if name not in known:
+            near = did_you_mean(name, known)
+            parser.error(
+                f'--family {name} is unknown{near}: choose a folder of configs'
+            )
+    return args
 
 
 def main() -> None:
@@ -219,8 +246,10 @@ def main() -> None:
     args = parse_args()
     table = Path(args.out)
     store = table.with_suffix('.json')
-    wanted = args.family or families()
+    wanted = args.family or families(args.checkout)
     skipped = {k: v for k, v in OUT_OF_SCOPE.items() if k in wanted}
+    if args.checkout and not args.family:
+        skipped |= PROJECTS_OUT_OF_SCOPE
     rows: dict[str, Row] = {}
     if args.resume and store.exists():
         rows = json.loads(store.read_text(encoding='utf-8'))
@@ -234,8 +263,9 @@ def main() -> None:
     command = shlex.join(['python', '-m', 'benchmarks.coverage', *repeated])
 
     def run(family: str) -> tuple[str, Row]:
-        config = representative(family)
-        log = Path(args.logs, f'{family}.log') if args.logs else None
+        config = representative(family, args.checkout)
+        name = family.replace('/', '-')
+        log = Path(args.logs, f'{name}.log') if args.logs else None
         row = run_alone(examine_config, config, args.timeout, log)
         return family, {'config': config.name, **row}
 
@@ -244,7 +274,7 @@ def main() -> None:
         mapped = pool.map(run, todo) if args.jobs > 1 else map(run, todo)
         for family, row in mapped:
             rows[family] = row
-            print(family, *(row[name] for name in COLUMNS), *row['reasons'])
+            print(family, *(row.get(name, '') for name in COLUMNS), *row['reasons'])
             sys.stdout.flush()
             write_atomically(store, json.dumps(rows, indent=1, sort_keys=True) + '\n')
             write_atomically(table, markdown(rows, skipped, command))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from mmrobust.attacks import PGD
 from mmrobust.batch import float_images, split_batch, with_images
 from mmrobust.errors import ConfigError
 from mmrobust.frame import attack_samples
-from mmrobust.objective import LossOracle, Objective, loss_mode
+from mmrobust.objective import LossOracle, Objective, loss_mode, make_oracle
 from mmrobust.training import FreeAdversary
 from mmrobust.utils.seeding import attack_generator, seeded
 from torch import Tensor, nn
@@ -27,9 +28,21 @@ from torch import Tensor, nn
 from benchmarks.families import tiny_model
 from benchmarks.synthetic import tiny_batch
 
-OBJECTIVES = ('total', 'cls', 'reg')
+OBJECTIVES = ('total', 'cls', 'reg', 'vanish', 'mislabel', 'ranking')
 COLUMNS = ('trains', *OBJECTIVES, 'predicts')
-YES, NO, NOT_APPLICABLE = 'yes', 'no', 'n/a'
+YES, NO, NOT_APPLICABLE, EMPTY = 'yes', 'no', 'n/a', 'empty'
+# What models say that lack what an objective reads.
+_LACKS = (
+    'no loss named',
+    'has no such head',
+    'need heads for the same classes',
+    'does not find the classes',
+    'cannot follow',
+    'cannot be read off',
+    'has one only',
+    'masks alone',
+    'no `pred_instances`',
+)
 EPS = 4
 SEED = 7
 # The box branch of a fresh head can be dead (all ReLUs off), and then is built anew.
@@ -50,16 +63,20 @@ def require(holds: Any, message: str) -> None:
         raise CheckError(message)
 
 
-def examine(model: Any, batch: dict[str, Any]) -> Row:
+def examine(
+    model: Any, batch: dict[str, Any], objectives: Sequence[str] = OBJECTIVES
+) -> Row:
     """Trains and attacks a model.
 
     Args:
         model: a detector.
         batch: as its data loader yields it, see :func:`.synthetic.tiny_batch`.
+        objectives: what is attacked.
 
     Returns:
-        ``trains``, one entry per objective, and ``predicts``, each ``'yes'``, ``'no'``
-        or ``'n/a'`` (the model has no such loss), and ``reasons``.
+        ``trains``, one entry per objective, and ``predicts``, each ``'yes'``, ``'no'``,
+        ``'n/a'`` (the model has no such loss) or ``'empty'`` (there is no prediction
+        that could be ranked), and ``reasons``.
     """
     row: Row = {'reasons': []}
     attacked: list[list[Tensor]] = []
@@ -75,7 +92,7 @@ def examine(model: Any, batch: dict[str, Any]) -> Row:
     settle(model, batch)
     attempt('trains', partial(check_training, model, batch))
     model.zero_grad(set_to_none=True)
-    for objective in OBJECTIVES:
+    for objective in objectives:
         attempt(objective, partial(check_attack, model, batch, objective, attacked))
     attempt('predicts', partial(check_prediction, model, batch, attacked))
     return row
@@ -151,17 +168,23 @@ def check_attack(
     before, facts = _state(model), _facts(batch)
     with loss_mode(model), seeded(SEED, torch.device('cpu')):
         samples = samples_of(batch)
-        together = LossOracle(model, batch, samples, target, per_image=False)
         try:
+            together = make_oracle(model, batch, samples, target, per_image=False)
             value = check_gradient(together, images)
         except ConfigError as error:
-            if objective != 'total' and 'no loss named' in str(error):
+            if objective != 'total' and any(text in str(error) for text in _LACKS):
                 return NOT_APPLICABLE
             raise
-        oracle = LossOracle(model, batch, samples, target)
+        except CheckError as error:
+            nothing = objective == 'ranking' and str(error) == ZERO
+            if nothing and not _predicted(together, images):
+                return EMPTY
+            raise
+        oracle = make_oracle(model, batch, samples, target)
         # Both ways of PGD: the best iterate as in evaluation, the last as in training.
         best = objective == 'total'
-        attack = PGD(eps=EPS, num_steps=2, objective=objective, keep_best=best)
+        steps = 2 if objective in ('total', 'cls', 'reg') else 1
+        attack = PGD(eps=EPS, num_steps=steps, objective=objective, keep_best=best)
         adversarial = attack.perturb(oracle, images, attack_generator(SEED))
     trace = _changed(before, _state(model))
     require(not trace, f'the attack changes {trace}')
@@ -181,6 +204,14 @@ def check_attack(
         )
     attacked.append(adversarial)
     return YES
+
+
+def _predicted(oracle: Any, images: Sequence[Tensor]) -> int:
+    """Returns how many boxes of images an oracle of predictions ranks."""
+    with oracle._predicting(), torch.no_grad():
+        data = oracle._data(list(range(len(images))), images)
+        found = oracle.model._run_forward(data, mode='predict')
+    return sum(len(each.pred_instances) for each in found)
 
 
 def check_prediction(
@@ -240,17 +271,18 @@ def training_loss(model: Any, batch: dict[str, Any]) -> float:
 
 @contextmanager
 def _deterministic_training(model: Any) -> Iterator[None]:
-    attributes = ('p', 'dropout', 'drop_prob', 'drop_rate', 'attn_drop_rate')
+    attributes = ['p', 'dropout', 'dropout_prob', 'drop_prob', 'drop_rate']
+    attributes.append('attn_drop_rate')
     changed: list[tuple[Any, str, Any]] = []
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-        if 'Drop' in type(module).__name__ or isinstance(module, nn.MultiheadAttention):
-            for name in attributes:
-                if isinstance(getattr(module, name, None), float):
-                    changed.append((module, name, getattr(module, name)))
-                    setattr(module, name, 0.0)
+        drops = 'Drop' in type(module).__name__
+        for name in attributes if drops else attributes[1:]:
+            if isinstance(getattr(module, name, None), float):
+                changed.append((module, name, getattr(module, name)))
+                setattr(module, name, 0.0)
     preprocessor: Any = model.data_preprocessor
     augments = getattr(preprocessor, 'batch_augments', None)
     preprocessor.batch_augments = None
@@ -302,10 +334,12 @@ def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> str:
     return ''
 
 
-def examine_config(path: Path) -> Row:
+def examine_config(path: Path, objectives: Sequence[str] = OBJECTIVES) -> Row:
     """Builds the shrunk model of an mmdet config and examines it."""
     from mmdet.registry import MODELS
 
+    if 'projects' in path.parts:  # which it imports as of the checkout's folder
+        sys.path.insert(0, str(Path(*path.parts[: path.parts.index('projects')])))
     cfg = Config.fromfile(path)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # Some models ask how far their training is.
@@ -318,7 +352,7 @@ def examine_config(path: Path) -> Row:
         model.init_weights()
         # As the Runner does without a distributed run.
         model = revert_sync_batchnorm(model)
-        row = examine(model, tiny_batch(cfg, tiny))
+        row = examine(model, tiny_batch(cfg, tiny), objectives)
         if not row['reasons'] or any(ZERO not in text for text in row['reasons']):
             break
     return row

@@ -14,6 +14,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from benchmarks.language import tiny_bert
+
 # The config that stands for a family, where it is not the one of the shortest name.
 REPRESENTATIVES = {
     'cascade_rcnn': 'cascade-mask-rcnn_r50_fpn_1x_coco.py',
@@ -31,13 +33,16 @@ REPRESENTATIVES = {
     'fcos': 'fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
     'foveabox': 'fovea_r50_fpn_gn-head-align_4xb4-2x_coco.py',
     'gcnet': 'mask-rcnn_r50-syncbn-gcb-r4-c3-c5_fpn_1x_coco.py',
+    'glip': 'glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py',
     'grid_rcnn': 'grid-rcnn_r50_fpn_gn-head_2x_coco.py',
+    'grounding_dino': 'grounding_dino_swin-t_finetune_16xb2_1x_coco.py',
     'guided_anchoring': 'ga-faster-rcnn_r50_fpn_1x_coco.py',
     'hrnet': 'mask-rcnn_hrnetv2p-w18-1x_coco.py',
     'lad': 'lad_r50-paa-r101_fpn_2xb8_coco_1x.py',
     'legacy_1.x': 'mask-rcnn_r50_fpn_1x_coco_v1.py',
     'libra_rcnn': 'libra-faster-rcnn_r50_fpn_1x_coco.py',
     'mask2former': 'mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
+    'mm_grounding_dino': 'grounding_dino_swin-t_pretrain_obj365.py',
     'nas_fpn': 'retinanet_r50_nasfpn_crop640-50e_coco.py',
     'objects365': 'faster-rcnn_r50_fpn_16xb4-1x_objects365v2.py',
     'openimages': 'faster-rcnn_r50_fpn_32xb2-1x_openimages.py',
@@ -59,18 +64,47 @@ REPRESENTATIVES = {
     'yolox': 'yolox_tiny_8xb8-300e_coco.py',
 }
 
+# Configs that stand beside the family's own, by what the table calls them.
+BESIDES = {
+    'dino (Swin-L)': 'dino/dino-5scale_swin-l_8xb2-12e_coco.py',
+    'rtmdet (boxes)': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+}
+
+# Of mmdet's projects, which a checkout has and no package, those with a detector.
+PROJECTS = {
+    'AlignDETR': 'configs/align_detr-4scale_r50_8xb2-12e_coco.py',
+    'CO-DETR': 'configs/codino/co_dino_5scale_r50_8xb2_1x_coco.py',
+    'ConvNeXt-V2': 'configs/mask-rcnn_convnext-v2-b_fpn_lsj-3x-fcmae_coco.py',
+    'DiffusionDet': 'configs/diffusiondet_r50_fpn_500-proposals_1-step_'
+    'crop-ms-480-800-450k_coco.py',
+    'EfficientDet': 'configs/efficientdet_effb0_bifpn_8xb16-crop512-300e_coco.py',
+    'HDINO': 'h-dino-4scale_r50_8xb2-12e_coco.py',
+    'SparseInst': 'configs/sparseinst_r50_iam_8xb8-ms-270k_coco.py',
+    'ViTDet': 'configs/vitdet_mask-rcnn_vit-b-mae_lsj-100e.py',
+    'example_project': 'configs/faster-rcnn_dummy-resnet_fpn_1x_coco.py',
+    'iSAID': 'configs/mask_rcnn_r50_fpn_1x_isaid.py',
+}
+_PROJECT = 'projects/'
+PROJECTS_OUT_OF_SCOPE = {
+    'projects/Detic': 'predicts only: its loss is not written',
+    'projects/Detic_new': "needs CLIP's embeddings of class names, a file of its own",
+    'projects/LabelStudio': 'a labelling tool, no model',
+    'projects/RF100-Benchmark': 'other data for the families faster_rcnn, tood, dino',
+    'projects/VISION-Datasets': 'descriptions of data, no model',
+    'projects/XDecoder': 'predicts only: its loss is not written',
+    'projects/example_largemodel': 'the family dino (Swin-L) under FSDP and DeepSpeed',
+    'projects/gradio_demo': 'a demonstration page, no model',
+}
+
 # Folders without a model that trains on images and boxes alone.
 _TRACKER = 'tracker of videos; the detector inside is of the family '
 OUT_OF_SCOPE = {
     'bytetrack': _TRACKER + 'yolox',
     'common': 'schedules only, no model',
     'deepsort': _TRACKER + 'faster_rcnn',
-    'glip': 'needs a pretrained language model (BERT)',
-    'grounding_dino': 'needs a pretrained language model (BERT)',
     'mask2former_vis': 'segments videos, not images',
     'masktrack_rcnn': 'segments videos, not images',
     'misc': 'only wrappers of detectron2, a package of its own',
-    'mm_grounding_dino': 'needs a pretrained language model (BERT)',
     'ocsort': _TRACKER + 'yolox',
     'qdtrack': _TRACKER + 'faster_rcnn',
     'reid': 'recognises persons again, detects nothing',
@@ -86,6 +120,7 @@ _LIMITS = {
     'num_convs': 2,
     'num_proposals': 10,
     'num_queries': 20,
+    'num_query_one2one': 10,
     'stacked_convs': 2,
 }
 
@@ -97,17 +132,29 @@ def config_root() -> Path:
     return Path(mmdet.__file__).parent / '.mim/configs'
 
 
-def families() -> list[str]:
-    """Names all folders of configs."""
-    return sorted(
+def families(checkout: str | os.PathLike | None = None) -> list[str]:
+    """Names all folders of configs, with those of a checkout's projects if given."""
+    folders = [
         folder.name
         for folder in config_root().iterdir()
         if folder.is_dir() and folder.name != '_base_' and any(folder.glob('*.py'))
-    )
+    ]
+    projects = [_PROJECT + name for name in PROJECTS] if checkout else []
+    return sorted([*folders, *BESIDES]) + projects
 
 
-def representative(family: str) -> Path:
-    """Returns the config that stands for a family."""
+def representative(family: str, checkout: str | os.PathLike | None = None) -> Path:
+    """Returns the config that stands for a family.
+
+    Args:
+        family: see :func:`families`.
+        checkout: of mmdet, where it is one of the projects.
+    """
+    if family in BESIDES:
+        return config_root() / BESIDES[family]
+    if family.startswith(_PROJECT):
+        name = family.removeprefix(_PROJECT)
+        return Path(checkout or '', family, PROJECTS[name])
     folder = config_root() / family
     names = sorted(
         (path.name for path in folder.glob('*.py')), key=lambda n: (len(n), n)
@@ -160,11 +207,21 @@ def _shrink(part: dict[str, Any]) -> None:
         # mmdet cannot paste masks outside of the image on a CPU, where a fresh
         # QueryInst puts some of its boxes.
         part['clip_border'] = True
+    if 'all_layers_num_gt_repeat' in part:  # of AlignDETR, one per layer and encoder
+        part['all_layers_num_gt_repeat'] = part['all_layers_num_gt_repeat'][-3:]
+    if 'num_cp' in part:  # layers whose activations are checkpointed, by fairscale
+        part['num_cp'] = 0
+    if kind == 'BertModel':
+        part['name'] = tiny_bert()
+    if 'lang_model_name' in part:
+        part['lang_model_name'] = tiny_bert()
     if kind == 'HourglassNet':
         part['stage_blocks'] = [1] * 6
         part['stage_channels'] = [256] * 6
     if isinstance(part.get('num_grids'), list):  # of SOLO, one per level
         part['num_grids'] = [min(count, 16) for count in part['num_grids']]
+    if kind == 'ViT':  # of ViTDet
+        part['depth'] = 2
     if kind == 'SwinTransformer':
         part['depths'] = [2] * len(part['depths'])
     if part.get('num_classes', 0) > 200:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 
 from benchmarks.families import dicts
+from benchmarks.language import CLASSES
 
 # (height, width) of the two images: unequal, so that the batch is padded.
 SIZES = ((64, 96), (96, 64))
@@ -57,7 +58,8 @@ def synthetic_batch(
     Returns:
         A batch as the data loader yields it: ``inputs``, uint8 images (3, H, W), and
         ``data_samples`` with horizontal boxes and, where the pipeline loads them,
-        bitmap or polygon masks, a semantic map and proposals.
+        bitmap or polygon masks, a semantic map and proposals; for a model that reads
+        them also the names of its classes.
     """
     kinds = _pipeline(config)
     load = kinds.get('LoadPanopticAnnotations', kinds.get('LoadAnnotations', {}))
@@ -74,6 +76,8 @@ def synthetic_batch(
         if panoptic or load.get('with_seg'):
             step = round(1 / rescale)
             sample.gt_sem_seg = PixelData(sem_seg=draw.semantic()[:, ::step, ::step])
+        if 'language_model' in model:
+            sample.set_metainfo({'text': CLASSES, 'custom_entities': True})
         if 'LoadProposals' in kinds:
             sample.proposals = draw.proposals()
         inputs.append(draw.image)

@@ -28,7 +28,8 @@ class Pictures(BaseDetDataset):
     Args:
         images: paths of pictures, or uint8 arrays (H, W, 3), BGR as mmcv reads them.
         pipeline: the test pipeline, from the file on.
-        metainfo: of the model's dataset.
+        metainfo: of the model's dataset, whose classes are the text of every picture
+            for models that read them.
         classes: how many there are, None if that is not known.
 
     Raises:
@@ -49,6 +50,9 @@ class Pictures(BaseDetDataset):
             for at, image in enumerate(images)
         ]
         self._infos = [self._info(at, image) for at, image in enumerate(images)]
+        if metainfo.get('classes'):
+            for info in self._infos:
+                info.update(text=tuple(metainfo['classes']), custom_entities=True)
         super().__init__(
             metainfo=dict(metainfo), pipeline=with_annotations(pipeline), test_mode=True
         )

@@ -187,7 +187,10 @@ class Objective:
         return selected
 
     def targets(
-        self, model: nn.Module, scores: Callable[[], Tensor] | None = None
+        self,
+        model: nn.Module,
+        scores: Callable[[], Tensor] | None = None,
+        samples: Sequence[Any] = (),
     ) -> Tensor | None:
         """Returns the class that each class is to become.
 
@@ -195,6 +198,7 @@ class Objective:
             model: the bare detector.
             scores: gives the class scores (num_classes, num_classes) of the clean
                 image, see :func:`ground_truth.likely_classes`.
+            samples: the images, by whose text some detectors know their classes.
 
         Returns:
             Classes (num_classes,), or None where no label changes.
@@ -204,7 +208,7 @@ class Objective:
         """
         if self.target is None:
             return None
-        count = classes_of(model)
+        count = classes_of(model, samples)
         if self.target == 'given':
             return torch.full((count,), self._target_index(count))
         if count < 2:

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .texts import TokenScores, count_of_text, reads_text
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:
@@ -79,12 +80,18 @@ def _object_classes(dataset: Any) -> Any:
     return dataset.metainfo.get('thing_classes', dataset.metainfo['classes'])
 
 
-def classes_of(model: nn.Module) -> int:
+def classes_of(model: nn.Module, samples: Sequence[Any] = ()) -> int:
     """Returns the number of classes of a detector's labels.
 
+    Args:
+        model: the bare detector.
+        samples: of images; their text decides, where the detector reads that.
+
     Raises:
-        ConfigError: if its heads do not agree on one.
+        ConfigError: if its heads, or the images' texts, do not agree on one.
     """
+    if samples and reads_text(model):
+        return count_of_text(model, samples)
     counts = {head.num_classes for head in classifying_heads(model)}
     for owner in (model, getattr(model, 'roi_head', None)):
         head: Any = getattr(owner, 'bbox_head', None)
@@ -117,8 +124,9 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
     The loss modules are asked for their elementwise losses, which are then weighted
     and reduced as the head had asked. A loss matrix (N, num_classes), as focal loss
     gives, is weighted column by column; a vector (N,), as cross entropy gives, by the
-    class of its target, background having weight 1. Heads with another number of
-    classes (an RPN's objectness) are left alone. A bounded loss is weighted before it
+    class of its target, background having weight 1, and one by tokens of a text by the
+    class of each token. Heads with another number of classes (an RPN's objectness) are
+    left alone. A bounded loss is weighted before it
     is bounded, as in the code of arXiv 2305.17438.
 
     Args:
@@ -129,7 +137,10 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
         ConfigError: if the model has no head whose classification loss is a module
             that can be weighted.
     """
-    heads = [h for h in classifying_heads(model) if h.num_classes == len(weights)]
+    tokens = TokenScores(model) if reads_text(model) else None
+    heads = classifying_heads(model)
+    if tokens is None:
+        heads = [head for head in heads if head.num_classes == len(weights)]
     if not heads:
         raise ConfigError(
             'class weights need a head with a `loss_cls` module for '
@@ -137,9 +148,11 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
             'reg.'
         )
     with ExitStack() as stack:
+        if tokens is not None:
+            stack.enter_context(tokens.followed())
         losses = {id(loss): loss for loss in map(_inner_loss, heads)}
         for loss in losses.values():
-            weighting = _Weighting(weights)
+            weighting = _Weighting(weights, tokens)
             for handle in (
                 loss.register_forward_pre_hook(weighting.before, with_kwargs=True),
                 loss.register_forward_hook(weighting.after, with_kwargs=True),
@@ -159,8 +172,9 @@ def _inner_loss(head: Any) -> nn.Module:
 class _Weighting:
     """Turns one call of a loss module into its class-weighted version."""
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor, tokens: TokenScores | None = None) -> None:
         self.weights = weights
+        self.tokens = tokens  # of a detector that reads text
         self.avg_factor: Any = None
         self.reduction: str | None = None
 
@@ -182,7 +196,9 @@ class _Weighting:
         self, module: nn.Module, args: tuple, kwargs: dict, loss: Tensor
     ) -> Tensor:
         weights = self.weights.to(loss)
-        if loss.dim() == 2 and loss.shape[1] == len(weights):
+        if self.tokens is not None:
+            loss = loss * self.tokens.token_weights(weights, loss.numel())
+        elif loss.dim() == 2 and loss.shape[1] == len(weights):
             loss = loss * weights
         elif loss.dim() == 1:
             named: Any = kwargs.get('target', kwargs.get('label'))

@@ -10,7 +10,7 @@ import dis
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import pairwise
 from types import CodeType
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..compat.checkpointing import checkpoints_give_input_gradients
 from ..utils.models import frozen
+from .texts import prompted_as_deployed
 
 # Parts of the names that code uses which draws noise, or normalises by statistics of a
 # batch: torch's functions, and how implementations call their settings.
@@ -109,10 +110,13 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
         model: the bare detector, not a distributed wrapper.
     """
     state = LossState(model)
+    # In training the text of a batch is that of its own loss.
+    prompts = nullcontext() if model.training else prompted_as_deployed(model)
     modules = [] if is_classifier(model) else list(model.modules())
     asked = [m for m in modules if m.training or not model.training]
     try:
-        with frozen(model), checkpoints_give_input_gradients(), _late_in_training():
+        late = _late_in_training()
+        with frozen(model), checkpoints_give_input_gradients(), late, prompts:
             for module in asked:
                 kind: Any = type(module)
                 module.training = not stays_in_eval(kind)

@@ -144,7 +144,9 @@ class LossOracle:
         key = tuple(part)
         if key not in self._targets:
             scores = partial(self._clean_scores, part, images[0].device)
-            self._targets[key] = self._objective(part).targets(self.model, scores)
+            clean = [self._clean[i] for i in part]
+            found = self._objective(part).targets(self.model, scores, clean)
+            self._targets[key] = found
         own = [self.samples[i] for i in part]
         known, truth = self._truth.get(key, ([], []))
         if not known or any(a is not b for a, b in zip(own, known, strict=True)):
@@ -172,7 +174,7 @@ class LossOracle:
             own = [self._clean[i] for i in part]
             losses = self._losses(inputs([clean[i] for i in part], own), len(part))
         parts = self.objective.parts(losses)
-        count = classes_of(self.model)
+        count = classes_of(self.model, own)
         # A head without a positive prediction gives a plain zero.
         tables = [p.reshape(-1, count, count).sum(0) for p in parts if p.dim() > 1]
         return sum(tables, torch.zeros(count, count, device=device))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -54,7 +55,7 @@ def ranking(
     Returns:
         A scalar, with a gradient with respect to scores and boxes.
     """
-    logits = predicted.scores.float().clamp(1e-30, _MOST).logit()
+    logits = _logits(predicted.scores.float())
     iou = overlaps(predicted, truth, 'iou')
     true = iou >= OVERLAP
     false = ~true.any(1)
@@ -63,6 +64,16 @@ def ranking(
     own = (logits[:, None] + BOX_WEIGHT * iou).masked_fill(~true, -torch.inf)
     least = logits.new_full((1, len(truth)), _LEAST).logit()
     return outranked(torch.cat([own, least]).logsumexp(0), logits[false])
+
+
+def _logits(scores: Tensor) -> Tensor:
+    """Logits of scores, which go on as a line where float32 hardly resolves them.
+
+    A score that is clipped would have no gradient: that of an object could never be
+    lowered. One that is rounded to 1 has none in any case.
+    """
+    beyond = (scores - _MOST).clamp(min=0) / (_MOST * (1 - _MOST))
+    return scores.clamp(1e-30, _MOST).logit() + beyond
 
 
 class PredictionOracle(LossOracle):
@@ -95,7 +106,9 @@ class PredictionOracle(LossOracle):
 
     def _changed(self) -> Iterator[Change]:
         """Yields what is put in place while the model predicts."""
-        yield from unsuppressed(self.model, score_thr=0.0, max_per_img=_LOOKED_AT)
+        # YOLOv3 has a threshold of the objectness beside the one of scores.
+        limits = {'score_thr': 0.0, 'conf_thr': -1, 'max_per_img': _LOOKED_AT}
+        yield from unsuppressed(self.model, **limits)
         yield from attached()
 
     def _loss(self, part: list[int], images: Sequence[Tensor]) -> Tensor:
@@ -221,9 +234,21 @@ def attached() -> Iterator[Change]:
     """Yields what keeps in the graph what mmdet's heads detach before they decode it.
 
     That one function alone: elsewhere ``detach()`` may be what a gradient is made of,
-    as in ``x + (step(x) - x).detach()``.
+    as in ``x + (step(x) - x).detach()``. And what copies features, as detectors do that
+    read their classes from text chunk by chunk.
     """
-    return everywhere('select_single_mlvl', _selected)
+    yield from everywhere('select_single_mlvl', _selected)
+    for name in ('glip', 'grounding_dino'):
+        module = sys.modules.get(f'mmdet.models.detectors.{name}')
+        if module is not None:
+            yield module, 'copy', SimpleNamespace(deepcopy=_in_graph)
+
+
+def _in_graph(value: Any) -> Any:
+    """Stands in for a deep copy, which is refused for tensors with a graph."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return type(value)(_in_graph(each) for each in value)
 
 
 def _selected(

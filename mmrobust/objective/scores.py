@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..utils.models import replaced
 from .class_weights import classifying_heads
+from .texts import TokenScores, reads_text
 
 # Of the logits (M, num_classes [+ 1]) of the predictions that are assigned to objects,
 # their classes (M,), and num_classes: values (M, ...), to be summed over M.
@@ -137,11 +138,16 @@ def measured(
             'this objective reads the scores that heads give their `loss_cls`, and '
             f'{type(model).__name__} has no such head: {advice}.'
         )
-    readers = {id(h.loss_cls): _Reader(h.num_classes, measure, whole) for h in heads}
+    tokens = TokenScores(model) if reads_text(model) else None
+    readers = {
+        id(h.loss_cls): _Reader(h.num_classes, measure, whole, tokens) for h in heads
+    }
     with ExitStack() as stack:
         for loss in {id(head.loss_cls): head.loss_cls for head in heads}.values():
             handle = loss.register_forward_hook(readers[id(loss)], with_kwargs=True)
             stack.callback(handle.remove)
+        if tokens is not None:
+            stack.enter_context(tokens.followed())
         stack.enter_context(_ssd_loss(model, partial(_measured_sum, measure, whole)))
         yield
     calls = [reader.calls for reader in readers.values()]
@@ -155,10 +161,17 @@ def measured(
 class _Reader:
     """Forward hook of a classification loss, which returns the measure instead."""
 
-    def __init__(self, num_classes: int, measure: Measure, whole: bool) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        measure: Measure,
+        whole: bool,
+        tokens: TokenScores | None = None,
+    ) -> None:
         self.num_classes = num_classes
         self.measure = measure
         self.whole = whole
+        self.tokens = tokens  # of a detector that reads text
         self.calls = (0, 0)  # measured, and left alone
 
     def __call__(
@@ -175,10 +188,13 @@ class _Reader:
             # Also Seesaw loss, which returns several.
             self.calls = read, left + 1
             return None
-        scores, labels, weights = _arguments(module, args, kwargs, self.num_classes)
-        chosen = _counted(labels, weights, self.num_classes, self.whole)
-        values = self.measure(scores[chosen], labels[chosen], self.num_classes)
         self.calls = read + 1, left
+        if self.tokens is not None:
+            images = self.tokens.by_class(*_given(args, kwargs))
+            parts = [self._of_image(*image)[0].sum(0) for image in images]
+            return torch.stack(parts).sum(0)
+        scores, labels, weights = _arguments(module, args, kwargs, self.num_classes)
+        values, chosen = self._of_image(scores, labels, weights)
         if not vector:
             return values.sum(0)
         # A loss that is not reduced, as YOLACT's: a value for each prediction.
@@ -189,6 +205,22 @@ class _Reader:
             )
         return values.new_zeros(len(scores)).index_put((chosen[: len(values)],), values)
 
+    def _of_image(
+        self, scores: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the measure, and which predictions it is of."""
+        count = self.num_classes if self.tokens is None else scores.shape[1]
+        chosen = _counted(labels, weights, count, self.whole)
+        return self.measure(scores[chosen], labels[chosen], count), chosen
+
+
+def _given(args: tuple, kwargs: dict) -> tuple[Tensor, Any, Tensor | None]:
+    """Returns scores, targets and weights of a call, by whatever names they have."""
+    given = dict(zip(('pred', 'target', 'weight'), args, strict=False))
+    given |= {key.replace('cls_score', 'pred'): v for key, v in kwargs.items()}
+    target = given.get('target', given.get('label'))
+    return given['pred'], target, given.get('weight', given.get('label_weight'))
+
 
 def _arguments(
     module: Any, args: tuple, kwargs: dict, num_classes: int
@@ -198,12 +230,8 @@ def _arguments(
     Targets of mmdet's losses are labels with ``num_classes`` for background, a pair of
     labels and qualities, or a row per prediction that is 0 except for its class.
     """
-    given = dict(zip(('pred', 'target', 'weight'), args, strict=False))
-    given |= {key.replace('cls_score', 'pred'): v for key, v in kwargs.items()}
-    scores = given['pred']
-    target = given.get('target', given.get('label'))
+    scores, target, weights = _given(args, kwargs)
     target = target[0] if isinstance(target, (tuple, list)) else target
-    weights = given.get('weight', given.get('label_weight'))
     columns = scores.shape[-1]
     if columns not in (num_classes, num_classes + 1) or target is None:
         raise ConfigError(

@@ -228,10 +228,11 @@ class Adversary(ABC):
                 'class_weighting counts the objects of a detector: leave it out for a '
                 'classifier.'
             )
-        num_classes = classes_of(model)
+        samples = with_samples(data_batch)['data_samples']
+        num_classes = classes_of(model, samples)
         if self.class_weighting == 'batch':
             counts = torch.zeros(num_classes)
-            for sample in with_samples(data_batch)['data_samples']:
+            for sample in samples:
                 labels = sample.gt_instances.labels.cpu()
                 counts += torch.bincount(labels, minlength=num_classes)
             all_reduce(counts)  # the batch is that of all processes

@@ -98,6 +98,14 @@ def test_no_score_is_too_sure_or_too_unlikely_for_a_finite_gradient():
     assert predicted.scores.grad.isfinite().all()
 
 
+def test_scores_that_are_nearly_one_keep_a_gradient():
+    logits = torch.tensor([14.5, 15.0], requires_grad=True)
+    predicted = tiny.instances([BOX, FAR], [0, 0], [1.0, 1.0])
+    predicted.scores = logits.sigmoid()
+    ranking(predicted, tiny.instances([BOX], [0])).backward()
+    assert logits.grad[0] < 0 < logits.grad[1]
+
+
 def test_gradients_are_the_slope_of_scores_and_boxes():
     truth = tiny.instances([BOX, FAR], [0, 1])
 
