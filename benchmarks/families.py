@@ -120,6 +120,7 @@ _LIMITS = {
     'num_convs': 2,
     'num_proposals': 10,
     'num_queries': 20,
+    'num_query': 20,
     'num_query_one2one': 10,
     'stacked_convs': 2,
 }
@@ -209,8 +210,9 @@ def _shrink(part: dict[str, Any]) -> None:
         part['clip_border'] = True
     if 'all_layers_num_gt_repeat' in part:  # of AlignDETR, one per layer and encoder
         part['all_layers_num_gt_repeat'] = part['all_layers_num_gt_repeat'][-3:]
-    if 'num_cp' in part:  # layers whose activations are checkpointed, by fairscale
-        part['num_cp'] = 0
+    for key in ('num_cp', 'with_cp'):  # so many layers are checkpointed, by fairscale
+        if type(part.get(key)) is int:
+            part[key] = 0
     if kind == 'BertModel':
         part['name'] = tiny_bert()
     if 'lang_model_name' in part:

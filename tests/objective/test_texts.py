@@ -9,13 +9,16 @@ from mmdet.models.dense_heads.atss_vlfusion_head import convert_grounding_to_cls
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
+from mmrobust import robustify
 from mmrobust.batch import float_images
 from mmrobust.errors import ConfigError
 from mmrobust.objective import LossOracle, Objective, loss_mode, make_oracle
 from mmrobust.objective.texts import class_logits, class_tokens
+from mmrobust.registry import ADVERSARIES
 
 NAMES = ('person', 'traffic light', 'dog', 'cup')
 
@@ -223,6 +226,40 @@ def test_class_weights_count_the_tokens_of_a_class(model):
     assert gains[3] == pytest.approx(gains[1] + gains[2], rel=1e-4)
     with pytest.raises(ConfigError, match='text of an image has 4'):
         asked(model, 'cwa', truth, weights=torch.ones(3))
+
+
+def test_the_recipe_slows_down_the_backbone_that_sees(detector):
+    """The language model learns as the config says, and not at all if it says so."""
+    cfg = robustify(
+        'mmdet::grounding_dino/grounding_dino_swin-t_finetune_16xb2_1x_coco.py'
+    )
+    rules = cfg.optim_wrapper.paramwise_cfg
+    assert rules.custom_keys.backbone.lr_mult == 0.1  # of both
+    model = deepcopy(detector).train()
+    names = {id(weight): name for name, weight in model.named_parameters()}
+
+    def rates():
+        wrapper = build_optim_wrapper(model, deepcopy(cfg.optim_wrapper))
+        groups = wrapper.optimizer.param_groups
+        found = {names[id(g['params'][0])].split('.')[0]: g['lr'] for g in groups}
+        return wrapper, found
+
+    _, found = rates()
+    whole = found['bbox_head']
+    assert found['language_model'] == pytest.approx(0.1 * whole)
+    assert found['backbone'] == pytest.approx(0.01 * whole)
+    rules.custom_keys.language_model = dict(lr_mult=0.0)
+    wrapper, found = rates()
+    assert found['language_model'] == 0
+    assert found['backbone'] == pytest.approx(0.01 * whole)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    adversary = ADVERSARIES.build(cfg.train_cfg.adversary)
+    adversary.train_step(model, wrapper, batch(sample([1]), sample([2, 3])), 0)
+    assert all(delta.abs().sum() > 0 for delta in adversary.state_dict(0)['deltas'])
+    after = dict(model.named_parameters())
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert all(name in same for name in before if name.startswith('language_model'))
+    assert 'backbone.layer4.0.conv1.weight' not in same
 
 
 def test_a_batch_of_unequal_texts_has_no_labels_to_change(model):
