@@ -342,7 +342,8 @@ def examine_config(path: Path, objectives: Sequence[str] = OBJECTIVES) -> Row:
         sys.path.insert(0, str(Path(*path.parts[: path.parts.index('projects')])))
         if not torch.cuda.is_available():
             # CO-DETR's loss asks for it by name.
-            Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign]
+            kind: Any = Tensor
+            kind.cuda = lambda tensor: tensor
     cfg = Config.fromfile(path)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # Some models ask how far their training is.
