@@ -33,7 +33,12 @@ def parse_args() -> argparse.Namespace:
         '--normalization',
         choices=list(NAMED),
         help='of the images, for files that do not tell it: imagenet; unit for images '
-        'in [0, 1]; half for images in [-1, 1]',
+        "in [0, 1]; half for images in [-1, 1]; clip for CLIP's",
+    )
+    parser.add_argument(
+        '--activation',
+        choices=['quick_gelu', 'gelu'],
+        help='of a CLIP tower whose file does not tell it',
     )
     parser.add_argument(
         '--config', help='check that the data preprocessor of this config fits'
@@ -53,7 +58,8 @@ def main() -> None:
     if os.path.abspath(args.source) == os.path.abspath(args.out):
         raise ConfigError('OUT must be another file than SOURCE.')
     converted = convert(
-        args.source, args.arch, args.full, args.trust, args.normalization
+        *(args.source, args.arch, args.full, args.trust),
+        *(args.normalization, args.activation),
     )
     _check_classes(converted, args)
     if args.config:

@@ -11,6 +11,7 @@ from .dn_detr import DNDETR, DNDETRHead
 from .dn_queries import DnQueryGenerator
 from .foreign import ForeignDetector
 from .ssd_head import SSDHead
+from .swin import SwinTransformer
 
 __all__ = [
     'DNDETR',
@@ -24,6 +25,7 @@ __all__ = [
     'MedianFilter',
     'RandomResizing',
     'SSDHead',
+    'SwinTransformer',
 ]
 
 if find_spec('mmpretrain') is not None:  # a detector alone does not need it

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError, doing, short
 from ..utils.validation import did_you_mean
-from ..weights import BACKBONES, Normalization, read_weights
+from ..weights import BACKBONES, Architecture, Normalization, read_weights
 
 _STRIDES = (4, 8, 16, 32)
 _NO_WEIGHTS = 'none'
@@ -23,7 +23,8 @@ def swap_backbone(cfg: Config, name: str, weights: str | None) -> None:
     """Replaces the backbone by another one of the same strides.
 
     The neck's input channels and the normalisation of the images follow; that the
-    parts fit is checked on an image.
+    parts fit is checked on an image. A backbone of one map gets ViTDet's feature
+    pyramid in the place of an FPN.
 
     Args:
         cfg: the config; ``model`` is changed.
@@ -62,14 +63,20 @@ def swap_backbone(cfg: Config, name: str, weights: str | None) -> None:
             f'{strides}, and {name} has {list(_STRIDES)}: keep the backbone.'
         )
     levels = [_STRIDES.index(stride) for stride in strides]
-    channels = [known.channels[level] for level in levels]
-    model.backbone = ConfigDict(deepcopy(known.detection), out_indices=levels)
+    model.backbone = ConfigDict(deepcopy(known.detection))
+    if len(known.channels) == 1:
+        pyramid = _pyramid(first, known, levels[0])
+        model.neck = [pyramid, *neck[1:]] if isinstance(neck, list) else pyramid
+    else:
+        model.backbone.out_indices = levels
+        channels = [known.channels[level] for level in levels]
+        single = isinstance(first['in_channels'], int)
+        first['in_channels'] = channels[-1] if single else channels
     _set_init(model.backbone, weights, known.fresh)
-    single = isinstance(first['in_channels'], int)
-    first['in_channels'] = channels[-1] if single else channels
     _set_normalization(model, weights, known.normalization)
-    if first.get('start_level', 0) > 0:
-        # Norms of levels that the neck leaves out get no gradient.
+    if first.get('start_level', 0) > 0 or len(known.channels) == 1:
+        # Norms of levels that the neck leaves out get no gradient, nor does a class
+        # token behind the map.
         cfg.find_unused_parameters = True
     try:
         _run(model, 'extract_feat')
@@ -78,6 +85,28 @@ def swap_backbone(cfg: Config, name: str, weights: str | None) -> None:
             f'the backbone {name} does not fit into {model["type"]} '
             f'({short(str(error))}): keep its backbone.'
         ) from error
+
+
+def _pyramid(neck: ConfigDict, known: Architecture, first: int) -> ConfigDict:
+    """Returns ViTDet's pyramid with the levels of an FPN whose first input is given.
+
+    Raises:
+        ConfigError: for another neck.
+    """
+    if neck.type not in ('FPN', 'mmdet.FPN') or neck.get('end_level', -1) != -1:
+        raise ConfigError(
+            f'the backbone {known.name} has one map, of which only an FPN can become '
+            f'several levels, and the neck is {neck.type}: choose another backbone.'
+        )
+    return ConfigDict(
+        type='mmrobust.SimpleFeaturePyramid',
+        in_channels=[known.channels[0]],
+        out_channels=neck.out_channels,
+        num_outs=neck.num_outs,
+        start_level=first + neck.get('start_level', 0),
+        add_extra_convs='on_output' if neck.get('add_extra_convs') else False,
+        relu_before_extra_convs=neck.get('relu_before_extra_convs', False),
+    )
 
 
 def set_weights(cfg: Config, weights: str) -> None:
@@ -93,7 +122,10 @@ def set_weights(cfg: Config, weights: str) -> None:
             "images normalised as torchvision's: add the backbone 'resnet50' (or "
             "'resnet18'), which sets style and normalisation."
         )
-    fresh = BACKBONES['convnext-tiny'].fresh if 'ConvNeXt' in backbone.type else ()
+    if backbone.type in ('SwinTransformer', 'mmdet.SwinTransformer'):
+        backbone.type = 'mmrobust.SwinTransformer'  # mmdet's ignores its init_cfg
+    levels = 'ConvNeXt' in backbone.type or 'Swin' in backbone.type
+    fresh = BACKBONES['convnext-tiny'].fresh if levels else ()
     _set_init(backbone, weights, fresh)
     _set_normalization(cfg.model, weights)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architectures import BACKBONES, Architecture, recognise
+from .architectures import BACKBONES, recognise
 from .checkpoints import (
     check_checkpoint,
     check_initial_weights,
@@ -11,7 +11,9 @@ from .checkpoints import (
     read_checkpoint,
 )
 from .convert import Converted, convert
+from .families import Architecture
 from .normalization import (
+    CLIP,
     HALF,
     IMAGENET,
     UNIT,
@@ -28,6 +30,7 @@ from .sources import SOURCES, Source, Weights, converted_normalization, read_wei
 
 __all__ = [
     'BACKBONES',
+    'CLIP',
     'HALF',
     'IMAGENET',
     'SOURCES',

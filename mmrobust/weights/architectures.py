@@ -1,18 +1,18 @@
 """The table of architectures: which configs build the network that weights belong to.
 
-Each family of networks is a function that writes the configs of one of its sizes, for a
-classifier of mmpretrain and for a detector of mmdet. :func:`recognise` finds family and
-size from the shapes of weights; ``BACKBONES`` are the sizes that ``--backbone`` of
-tools/train.py offers. A recognised config is built without memory and compared name by
-name, so that a variant that no config can build (grouped convolutions, a deep stem, a
-second normalisation) is refused instead of loaded wrongly.
+:func:`recognise` finds family and size from the shapes of weights; ``BACKBONES`` are
+the networks that ``--backbone`` of tools/train.py offers. A recognised config is built
+without memory and compared name by name, so that a variant that no config can build (a
+deep stem, squeeze-and-excitation, a second normalisation) is refused instead of loaded
+wrongly.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import torch
@@ -22,7 +22,20 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from .checkpoints import misfits
-from .normalization import IMAGENET, UNIT, Normalization
+from .families import (
+    CONVNEXTS,
+    QUICK_GELU,
+    Architecture,
+    convnext,
+    isotropic,
+    new_head,
+    resnet,
+    resnext,
+    swin,
+    vit,
+    xcit,
+)
+from .normalization import CLIP, UNIT
 
 _RESNETS: dict[tuple[str, tuple[int, ...]], int] = {
     ('basic', (2, 2, 2, 2)): 18,
@@ -30,23 +43,6 @@ _RESNETS: dict[tuple[str, tuple[int, ...]], int] = {
     ('bottleneck', (3, 4, 6, 3)): 50,
     ('bottleneck', (3, 4, 23, 3)): 101,
     ('bottleneck', (3, 8, 36, 3)): 152,
-}
-_CONVNEXTS: dict[str, tuple[tuple[int, ...], int]] = {
-    'tiny': ((3, 3, 9, 3), 96),
-    'small': ((3, 3, 27, 3), 96),
-    'base': ((3, 3, 27, 3), 128),
-    'large': ((3, 3, 27, 3), 192),
-    'xlarge': ((3, 3, 27, 3), 256),
-}
-# Width and depth: name, and mmpretrain's name for a ViT of it (its 'small' is another
-# network).
-_VITS = {
-    (192, 12): ('tiny', 'deit-tiny'),
-    (384, 12): ('small', 'deit-small'),
-    (512, 12): ('medium', None),
-    (768, 12): ('base', 'base'),
-    (1024, 24): ('large', 'large'),
-    (1280, 32): ('huge', 'huge'),
 }
 _HEADS = {
     'head.fc.weight': 'LinearClsHead',
@@ -56,196 +52,23 @@ _HEADS = {
 _LEVEL_NORM = r'backbone\.norm\d\.'
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A network by the configs that build it.
-
-    Attributes:
-        name: as ``resnet50`` or ``convnext-tiny-convstem``.
-        backbone: config for a classifier of mmpretrain.
-        detection: config for a detector of mmdet, with feature levels of strides 4, 8,
-            16 and 32 (one, of stride 16, for those without levels).
-        channels: of the feature levels.
-        neck: config of a classifier's neck.
-        head: config of a classifier's head; None if the weights have none.
-        fresh: weights of ``detection`` that a classifier does not have.
-        weights: where robust weights are published, as far as a file can be named.
-        normalization: of images for published robust weights; a local file's own goes
-            first.
-    """
-
-    name: str
-    backbone: dict[str, Any]
-    detection: dict[str, Any]
-    channels: tuple[int, ...]
-    neck: dict[str, Any] | None = None
-    head: dict[str, Any] | None = None
-    fresh: tuple[str, ...] = ()
-    weights: str | None = None
-    normalization: Normalization = IMAGENET
-
-    def classifier(self) -> dict[str, Any]:
-        """Returns the config of the whole classifier, of ten classes without a head."""
-        head = self.head or _head(self.channels[-1], 10)
-        config = {'type': 'ImageClassifier', 'backbone': self.backbone, 'head': head}
-        return {**config, 'neck': self.neck} if self.neck else config
-
-
-def _head(width: int, classes: int, kind: str = 'LinearClsHead') -> dict[str, Any]:
-    return {'type': kind, 'num_classes': classes, 'in_channels': width}
-
-
-# --------------------------------------------------------------------------- families
-
-
-def resnet(
-    depth: int, stem: int = 64, base: int = 64, expansion: int | None = None
-) -> Architecture:
-    """Describes a ResNet by the channels of its stem, first level and blocks."""
-    usual_expansion = 4 if depth >= 50 else 1
-    usual = expansion in (None, usual_expansion)
-    expansion = expansion or usual_expansion
-    name, settings = f'resnet{depth}', {'depth': depth}
-    if not usual or stem != 64 or base != 64:
-        settings.update(stem_channels=stem, base_channels=base)
-    if not usual:
-        settings['expansion'] = expansion
-        if base * expansion == 4 * stem:
-            name = f'wide-resnet{depth}-{base // stem}'
-    detection = {
-        # mmdet's own has no other expansion than 4.
-        'type': 'ResNet' if usual else 'mmpretrain.ResNet',
-        **settings,
-        'num_stages': 4,
-        'out_indices': [0, 1, 2, 3],
-        'frozen_stages': 1,
-        'norm_cfg': {'type': 'BN', 'requires_grad': True},
-        'norm_eval': True,
-        'style': 'pytorch',
-    }
-    return Architecture(
-        name,
-        {'type': 'ResNet', **settings},
-        detection,
-        tuple(base * expansion * 2**level for level in range(4)),
-        {'type': 'GlobalAveragePooling'},
-    )
-
-
-def convnext(
-    arch: str | dict[str, list[int]], convstem: bool = False, layer_scale: bool = True
-) -> Architecture:
-    """Describes a ConvNeXt of four levels, by name or by depths and channels."""
-    if isinstance(arch, str):
-        size, width = arch, _CONVNEXTS[arch][1]
-        channels = [width * 2**level for level in range(4)]
-    else:
-        size, channels = '-'.join(map(str, arch['depths'])), arch['channels']
-    stem = '-convstem' * convstem
-    scale = {} if layer_scale else {'layer_scale_init_value': 0.0}
-    kind = 'mmrobust.ConvNeXtConvStem' if convstem else 'ConvNeXt'
-    detection = {
-        'type': kind if convstem else f'mmpretrain.{kind}',
-        'arch': arch,
-        'out_indices': [0, 1, 2, 3],
-        'drop_path_rate': 0.0,
-        'layer_scale_init_value': 1.0,
-        **scale,
-        'gap_before_final_norm': False,
-        'frozen_stages': 1,
-    }
-    return Architecture(
-        f'convnext-{size}{stem}',
-        {'type': kind, 'arch': arch, **scale},
-        detection,
-        tuple(channels),
-        fresh=(r'norm[0-3]\.',),
-        # Weights of arXiv 2303.01870 with a ConvStem take images in [0, 1].
-        normalization=UNIT if convstem else IMAGENET,
-    )
-
-
-def isotropic(convstem: bool = False, layer_scale: bool = True) -> Architecture:
-    """Describes the isotropic ConvNeXt of 18 blocks and 384 channels."""
-    config = {'type': 'mmrobust.ConvNeXtIsotropic', 'convstem': convstem}
-    if not layer_scale:
-        config['layer_scale_init_value'] = 0.0
-    return Architecture(
-        'convnext-isotropic-small' + '-convstem' * convstem,
-        config,
-        {**config, 'gap_before_final_norm': False},
-        (384,),
-    )
-
-
-def vit(
-    width: int,
-    depth: int,
-    hidden: int,
-    side: int,
-    patch: int = 16,
-    convstem: bool = False,
-    class_token: bool = True,
-    layer_scale: bool = False,
-) -> Architecture:
-    """Describes a ViT, or a DeiT III where no position is the class token's.
-
-    Sizes are those of the tokens (width), of the feed-forward parts inside (hidden) and
-    of the grid of patches (side), which has no patches but cells behind a ConvStem.
-    """
-    size, arch = _VITS.get((width, depth), (None, None))
-    if hidden != 4 * width:
-        size = arch = None
-    if size is None and (hidden != 4 * width or width > 1024):
-        # mmpretrain's 'small' has 96 channels per head, giants 88 and more.
-        raise ConfigError(
-            f'the weights are a ViT of {depth} layers, {width} channels and '
-            f'{hidden} in between, of which the number of heads is not known.'
-        )
-    settings: dict[str, Any] = {'img_size': side * patch}
-    if patch != 16:
-        settings['patch_size'] = patch
-    if class_token:
-        family, kind = 'vit', 'VisionTransformer'
-        if layer_scale:
-            settings['layer_scale_init_value'] = 1e-5
-        if convstem:
-            kind = 'mmrobust.ViTConvStem'
-            arch = size if size in ('small', 'base') else None
-    else:
-        family, kind = 'deit3', 'mmrobust.DeiT3'
-        if not layer_scale:
-            settings['use_layer_scale'] = False
-        arch = size if size != 'tiny' else None
-        if convstem:
-            kind = 'mmrobust.DeiT3ConvStem'
-            arch = size if size == 'medium' else None
-    custom = {
-        'embed_dims': width,
-        'num_layers': depth,
-        # No weight tells it; up to 1024 channels the known ones have 64 for each.
-        'num_heads': max(width // 64, 1),
-        'feedforward_channels': hidden,
-    }
-    backbone = {'type': kind, 'arch': arch or custom, **settings}
-    detection = {
-        **backbone,
-        'type': kind if '.' in kind else f'mmpretrain.{kind}',
-        'out_type': 'featmap',
-    }
-    return Architecture(
-        f'{family}-{size or f"{depth}x{width}"}' + '-convstem' * convstem,
-        backbone,
-        detection,
-        (width,),
-    )
-
-
 _HUB = 'https://huggingface.co/suixin1424/oddefense/resolve/main/'
 _MADRY = 'https://huggingface.co/madrylab/robust-imagenet-models/resolve/main/'
 _ARES = 'https://ml.cs.tsinghua.edu.cn/~xiaoyang/aresbench/ckpt-imagenet/'
 
-# Backbones with feature levels of which robust weights exist, by name.
+_XCIT = 'https://github.com/RobustBench/robustbench/releases/download/v1.1/'
+_ADVXL = 'https://huggingface.co/UCSC-VLAA/'
+_FARE = 'https://nc.mlcloud.uni-tuebingen.de/index.php/s/'
+
+
+def _swin(size: int, depth: int, window: int = 7, last: int = 7) -> Architecture:
+    heads = [size // 32 * 2**level for level in range(4)]
+    return swin(size, (2, 2, depth, 2), heads, (window, window, window, last))
+
+
+_SMALL, _BASE = (384, 12, 1536), (768, 12, 3072)
+
+# Backbones of which robust weights exist, by name.
 BACKBONES = {
     each.name: replace(each, weights=weights)
     for each, weights in (
@@ -253,11 +76,43 @@ BACKBONES = {
         (resnet(50), _HUB + 'resnet50_linf_eps4_pure.pth'),
         (resnet(50, 64, 128, 2), _MADRY + 'wide_resnet50_2_linf_eps4.0.ckpt'),
         (resnet(50, 64, 256, 1), _MADRY + 'wide_resnet50_4_l2_eps3.ckpt'),
+        (resnext(50, 32, 4), None),
         (convnext('tiny'), _HUB + 'convnext_tiny_mmcls-linf-eps-4-advan.pth'),
         (convnext('small'), _ARES + 'ARES_ConvNext_Small_AT.pth'),
         (convnext('base'), _ARES + 'ARES_ConvNext_Base_AT.pth'),
         (convnext('large'), _ARES + 'ARES_ConvNext_Large_AT.pth'),
         *((convnext(size, True), None) for size in ('tiny', 'small', 'base', 'large')),
+        (_swin(96, 18), _ARES + 'ARES_Swin_small_patch4_window7_224_AT.pth'),
+        (_swin(128, 18), _ARES + 'ARES_Swin_base_patch4_window7_224_AT.pth'),
+        (_swin(192, 18), _ARES + 'ARES_Swin_large_patch4_window7_224_AT.pth'),
+        (replace(_swin(192, 18, 14), normalization=UNIT), None),  # MIMIR's
+        # One map each, of stride 16.
+        (vit(*_SMALL, 14), _ARES + 'ARES_ViT_small_patch16_224_AT.pth'),
+        (vit(*_BASE, 14), _ARES + 'ARES_ViT_base_patch16_224_AT.pth'),
+        (vit(*_SMALL, 14, convstem=True), None),
+        (replace(vit(*_BASE, 14, convstem=True), normalization=UNIT), None),
+        (
+            vit(1280, 32, 5120, 24, 14, pooled=True),
+            _ADVXL + 'AdvXL-ViT-H14/resolve/main/advxl_vit_h14.pth',
+        ),
+        (
+            vit(1408, 40, 6144, 24, 14, pooled=True),
+            _ADVXL + 'AdvXL-ViT-g14/resolve/main/advxl_vit_g14.pth',
+        ),
+        (
+            replace(
+                vit(1024, 24, 4096, 16, 14, clip=True).activated(QUICK_GELU),
+                normalization=CLIP,
+            ),
+            _FARE + 'jnQ2qmp9tst8kyQ/download/fare_eps_4.pt',
+        ),
+        *(
+            (
+                replace(xcit(width, 12, heads), normalization=UNIT),
+                f'{_XCIT}debenedetti2022light-xcit-{size}-imagenet-linf.pth.tar',
+            )
+            for size, width, heads in (('s', 384, 8), ('m', 512, 8), ('l', 768, 16))
+        ),
     )
 }
 
@@ -279,7 +134,7 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture:
         for name, kind in _HEADS.items():
             if name in state:
                 classes, width = state[name].shape
-                found = replace(found, head=_head(width, classes, kind))
+                found = replace(found, head=new_head(width, classes, kind))
     except ConfigError:
         raise
     except (IndexError, ValueError) as error:  # more or fewer axes than expected
@@ -355,6 +210,10 @@ def _guess(state: Mapping[str, Tensor]) -> Architecture:
         return _guess_resnet(state)
     if 'backbone.stages.0.0.depthwise_conv.weight' in state:
         return _guess_convnext(state)
+    if 'backbone.stages.0.blocks.0.norm1.weight' in state:
+        return _guess_swin(state)
+    if 'backbone.xca_layers.0.attn.temperature' in state:
+        return _guess_xcit(state)
     count, width = _require(state, 'backbone.pos_embed')[1:]
     convstem = 'backbone.patch_embed.projection.0.weight' in state
     hidden = _require(state, 'backbone.layers.0.ffn.layers.0.0.weight')[0]
@@ -369,6 +228,8 @@ def _guess(state: Mapping[str, Tensor]) -> Architecture:
         convstem,
         class_token,
         'backbone.layers.0.attn.gamma1.weight' in state,
+        'backbone.ln2.weight' in state,
+        'backbone.pre_norm.weight' in state,
     )
 
 
@@ -386,6 +247,9 @@ def _guess_resnet(state: Mapping[str, Tensor]) -> Architecture:
             f'the weights are a ResNet of {kind} blocks with {list(layers)} blocks, '
             f'which has no config: {sorted(_RESNETS.values())} are known.'
         )
+    inner, width = _require(state, 'backbone.layer1.0.conv2.weight')[:2]
+    if last is not None and inner != width:
+        return resnext(depth, inner // width, width)
     return resnet(depth, stem, base, 1 if last is None else last.shape[0] // base)
 
 
@@ -396,6 +260,7 @@ def _guess_convnext(state: Mapping[str, Tensor]) -> Architecture:
     channels = [_require(state, first.format(i))[0] for i in levels]
     convstem = 'backbone.downsample_layers.0.3.weight' in state
     scale = 'backbone.stages.0.0.gamma' in state
+    response_norm = 'backbone.stages.0.0.grn.gamma' in state
     if len(depths) == 1:
         if (depths, channels) != ([18], [384]):
             raise ConfigError(
@@ -403,7 +268,28 @@ def _guess_convnext(state: Mapping[str, Tensor]) -> Architecture:
                 f'{channels[0]} channels; only that of 18 and 384 is known.'
             )
         return isotropic(convstem, scale)
-    for size, key in _CONVNEXTS.items():
+    arch: str | dict[str, list[int]] = {'depths': depths, 'channels': channels}
+    for size, key in CONVNEXTS.items():
         if key == (tuple(depths), channels[0]):
-            return convnext(size, convstem, scale)
-    return convnext({'depths': depths, 'channels': channels}, convstem, scale)
+            arch = size
+    return convnext(arch, convstem, scale, response_norm)
+
+
+def _guess_swin(state: Mapping[str, Tensor]) -> Architecture:
+    levels = range(_count(state, r'backbone\.stages\.(\d+)\.'))
+    depths = [_count(state, rf'backbone\.stages\.{i}\.blocks\.(\d+)\.') for i in levels]
+    table = 'backbone.stages.{}.blocks.0.attn.w_msa.relative_position_bias_table'
+    shapes = [_require(state, table.format(level)) for level in levels]
+    width = _require(state, 'backbone.patch_embed.projection.weight')[0]
+    windows = [(isqrt(count) + 1) // 2 for count, _ in shapes]
+    return swin(width, depths, [heads for _, heads in shapes], windows)
+
+
+def _guess_xcit(state: Mapping[str, Tensor]) -> Architecture:
+    return xcit(
+        _require(state, 'backbone.cls_token')[-1],
+        _count(state, r'backbone\.xca_layers\.(\d+)\.'),
+        state['backbone.xca_layers.0.attn.temperature'].shape[0],
+        _count(state, r'backbone\.ca_layers\.(\d+)\.'),
+        2 ** _count(state, r'backbone\.patch_embed\.proj\.(\d+)\.'),
+    )

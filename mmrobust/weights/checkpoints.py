@@ -17,8 +17,9 @@ from ..compat import checkpoints
 from ..compat.checkpoints import NO_TRUST, TRUST, is_on, reads_safely, switched
 from ..errors import ConfigError
 
-# BatchNorm's counters: no weights, and absent from files of old torch versions.
-_OPTIONAL = ('num_batches_tracked',)
+# No weights, and absent from many files: BatchNorm's counters, and the places in a
+# Swin's tables that follow from its windows.
+_OPTIONAL = ('num_batches_tracked', 'relative_position_index')
 
 
 def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:

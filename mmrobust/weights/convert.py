@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..utils.files import replacing
-from .architectures import Architecture, recognise
-from .layouts import rename
-from .sources import META, Weights, read_weights
+from .architectures import recognise
+from .families import QUICK_GELU, Architecture
+from .renaming import rename
+from .sources import META, Weights, activation_of, read_weights
 
 
 @dataclass
@@ -70,6 +71,10 @@ class Converted:
         hint = '# In a config with _base_, add _delete_=True to backbone.\n'
         if len(found.channels) == 1:
             stride = found.detection.get('patch_size', 16)
+            if stride != found.backbone.get('patch_size', 16):
+                hint += (
+                    '# Its patches of 14 x 14 pixels are enlarged when it is loaded.\n'
+                )
             hint += f'# Its one feature level, of stride {stride}, needs a neck: '
             hint += (
                 "dict(type='mmrobust.SimpleFeaturePyramid', in_channels="
@@ -91,6 +96,7 @@ def convert(
     full: bool = False,
     trust: bool = False,
     normalization: Any = None,
+    activation: str | None = None,
 ) -> Converted:
     """Reads a file of any known source and finds the config that builds its network.
 
@@ -100,11 +106,13 @@ def convert(
         full: refuse a file without a classifier's head.
         trust: run what code the file holds.
         normalization: see :func:`~.normalization.as_normalization`.
+        activation: ``'quick_gelu'`` or ``'gelu'``, of a CLIP tower whose file does not
+            tell it.
 
     Raises:
         ConfigError: if the file cannot be read, is of no known source or
             architecture, of another one than ``arch``, or does not tell the
-            normalisation while none is given.
+            normalisation or activation while none is given.
     """
     weights = read_weights(path, trust, normalization)
     state = rename(weights)
@@ -122,9 +130,19 @@ def convert(
     if weights.normalization is None:
         raise ConfigError(
             f'{path!r} ({weights.source}) does not tell how its images are normalised, '
-            'and nothing else does: give --normalization imagenet, unit or half, as '
-            'its publisher says.'
+            'and nothing else does: give --normalization imagenet, unit, half or clip, '
+            'as its publisher says.'
         )
+    if 'pre_norm' in found.backbone:
+        activation = activation or activation_of(weights)
+        if activation is None:
+            raise ConfigError(
+                f'{path!r} is a tower of CLIP, whose weights do not show its '
+                "activation: give --activation quick_gelu (OpenAI's, and what is "
+                "trained on from it) or gelu (LAION's)."
+            )
+        if activation == 'quick_gelu':
+            found = found.activated(QUICK_GELU)
     return Converted(weights, found, {k: v.contiguous() for k, v in state.items()})
 
 

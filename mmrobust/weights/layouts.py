@@ -1,25 +1,21 @@
-"""Renames weights of other code bases to mmpretrain's names, by tables of rules.
+"""The names that other code bases give to weights, as rules that lead to mmpretrain's.
 
 The new names are those of mmpretrain's classifiers: ``backbone.*`` and ``head.*``.
-mmdet's ResNet has mmpretrain's (and torchvision's) names. Values are never reshaped but
-where the same numbers have another shape: a linear layer stored as a 1 x 1 convolution,
-a layer scale with trailing axes of 1.
+mmdet's ResNet and Swin have mmpretrain's (and torchvision's) names. Values are never
+changed but where the same numbers have another shape (a linear layer stored as a 1 x 1
+convolution, a layer scale with trailing axes of 1) or another order (what a Swin
+merges).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import ConfigError
-from .sources import SOURCES, Weights
-
 Rule = tuple[str, str]
-# Heads that no classifier here has are not missed.
-_HEADS = ('head', 'fc.', 'classifier.', 'aux')
 
 
 @dataclass(frozen=True)
@@ -32,15 +28,19 @@ class Layout:
         rules: (regular expression of the start of a name, its replacement among the
             backbone's names or ``head.*``); the first that matches counts, and a name
             that none matches stays out.
+        values: (regular expression of an old name, function of its values), for weights
+            whose numbers have another order or shape there.
     """
 
     name: str
     marker: str
     rules: tuple[Rule, ...]
+    values: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
 
 
 _STEM = r'downsample_layers.0.'
 _FC = (r'head\.fc\.', 'head.fc.')
+_XCIT_STEM = 'patch_embed.proj.'
 
 # Inside a block: timm, Facebook.
 _CONVNEXT_BLOCK: tuple[tuple[str, str], ...] = (
@@ -49,6 +49,8 @@ _CONVNEXT_BLOCK: tuple[tuple[str, str], ...] = (
     (r'norm\.', 'norm.'),
     (r'(?:mlp\.fc|pwconv)1\.', 'pointwise_conv1.'),
     (r'(?:mlp\.fc|pwconv)2\.', 'pointwise_conv2.'),
+    (r'(?:mlp\.grn\.weight|grn\.gamma)$', 'grn.gamma'),
+    (r'(?:mlp\.grn\.bias|grn\.beta)$', 'grn.beta'),
     (r'gamma$', 'gamma'),
 )
 _TIMM_VIT_BLOCK = (
@@ -68,6 +70,26 @@ _TORCHVISION_VIT_BLOCK = (
     (r'mlp\.(?:0|linear_1)\.', 'ffn.layers.0.0.'),
     (r'mlp\.(?:3|linear_2)\.', 'ffn.layers.1.'),
 )
+_CLIP_BLOCK = (
+    (r'ln_(\d)\.', r'ln\1.'),
+    (r'attn\.in_proj_', 'attn.qkv.'),
+    (r'attn\.out_proj\.', 'attn.proj.'),
+    (r'mlp\.c_fc\.', 'ffn.layers.0.0.'),
+    (r'mlp\.c_proj\.', 'ffn.layers.1.'),
+)
+_SWIN_BLOCK = (
+    (r'norm(\d)\.', r'norm\1.'),
+    (r'attn\.', 'attn.w_msa.'),
+    (r'mlp\.fc1\.', 'ffn.layers.0.0.'),
+    (r'mlp\.fc2\.', 'ffn.layers.1.'),
+)
+_XCIT_BLOCK = (
+    (r'(gamma\d$|norm\d\.|attn\.)', r'\1'),
+    (r'local_mp\.conv(\d)\.', r'local_mp.conv\1.conv.'),
+    (r'local_mp\.bn\.', 'local_mp.conv1.bn.'),
+    (r'mlp\.fc1\.', 'ffn.layers.0.0.'),
+    (r'mlp\.fc2\.', 'ffn.layers.1.'),
+)
 _TORCHVISION_CONVNEXT_BLOCK = (
     (r'block\.0\.', 'depthwise_conv.'),
     (r'block\.2\.', 'norm.'),
@@ -86,6 +108,38 @@ def _blocks(start: str, to: str, inside: tuple[tuple[str, str], ...]) -> tuple:
 
     return tuple((start + old, to + shifted(new)) for old, new in inside)
 
+
+def _swin_rules(shift: int) -> tuple[Rule, ...]:
+    """Rules for Swins, which merge patches in front of a level (shift 1) or behind."""
+    merging = (
+        (rf'layers\.{level + shift}\.downsample\.', f'stages.{level}.downsample.')
+        for level in (0, 1, 2)
+    )
+    return (
+        (r'patch_embed\.proj\.', 'patch_embed.projection.'),
+        (r'patch_embed\.norm\.', 'patch_embed.norm.'),
+        *_blocks(
+            r'layers\.(\d)\.blocks\.(\d+)\.', r'stages.\1.blocks.\2.', _SWIN_BLOCK
+        ),
+        *merging,
+        (r'norm\.', 'norm3.'),
+        _FC,
+        (r'head\.', 'head.fc.'),
+    )
+
+
+def _merged(value: Tensor) -> Tensor:
+    """Orders the inputs of a merging as mmpretrain gathers them.
+
+    Four neighbours of C channels are joined. Here they come one after the other, those
+    of a column together; there the four values of a channel do, those of a row
+    together.
+    """
+    neighbours = value.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+    return neighbours.transpose(-1, -2).flatten(-2)
+
+
+_MERGING = ((r'layers\.\d\.downsample\.', _merged),)
 
 LAYOUTS = [
     Layout(
@@ -158,6 +212,70 @@ LAYOUTS = [
         ((r'(downsample_layers|stages|norm\d)\.', r'\1.'), _FC),
     ),
     Layout(
+        'Swin of Microsoft, or of timm before 0.9',
+        r'layers\.0\.downsample\.reduction\.weight',
+        _swin_rules(0),
+        _MERGING,
+    ),
+    Layout(
+        'Swin of timm since 0.9',
+        r'layers\.0\.blocks\.0\.attn\.relative_position_bias_table',
+        _swin_rules(1),
+        _MERGING,
+    ),
+    Layout(
+        'Swin of mmpretrain or mmdet',
+        r'stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight',
+        ((r'(patch_embed|stages|norm\d)\.', r'\1.'), _FC),
+    ),
+    Layout(
+        'XCiT of timm',
+        r'cls_attn_blocks\.0\.attn\.q\.weight',
+        (
+            *(
+                rule
+                for index in (0, 1, 2, 3)
+                for rule in (
+                    (
+                        rf'patch_embed\.proj\.{2 * index}\.0\.',
+                        f'{_XCIT_STEM}{index}.conv.',
+                    ),
+                    (
+                        rf'patch_embed\.proj\.{2 * index}\.1\.',
+                        f'{_XCIT_STEM}{index}.bn.',
+                    ),
+                )
+            ),
+            (r'pos_embed(er)?\.token_projection\.', 'pos_embed.token_projection.conv.'),
+            (r'cls_token$', 'cls_token'),
+            *_blocks(r'blocks\.(\d+)\.', r'xca_layers.\1.', _XCIT_BLOCK),
+            *_blocks(r'cls_attn_blocks\.(\d+)\.', r'ca_layers.\1.', _XCIT_BLOCK),
+            (r'norm\.', 'norm.'),
+            (r'head\.', 'head.fc.'),
+        ),
+    ),
+    Layout(
+        'XCiT of mmpretrain',
+        r'xca_layers\.0\.attn\.temperature',
+        ((r'(cls_token|patch_embed|pos_embed|xca_layers|ca_layers|norm)', r'\1'), _FC),
+    ),
+    Layout(
+        'tower of CLIP as open_clip has it',
+        r'transformer\.resblocks\.0\.attn\.in_proj_weight',
+        (
+            (r'conv1\.', 'patch_embed.projection.'),
+            (r'class_embedding$', 'cls_token'),
+            (r'positional_embedding$', 'pos_embed'),
+            (r'ln_pre\.', 'pre_norm.'),
+            (r'ln_post\.', 'ln1.'),
+            *_blocks(r'transformer\.resblocks\.(\d+)\.', r'layers.\1.', _CLIP_BLOCK),
+        ),
+        (
+            (r'class_embedding$', lambda value: value.view(1, 1, -1)),
+            (r'positional_embedding$', lambda value: value[None]),
+        ),
+    ),
+    Layout(
         'ViT or DeiT of timm',
         r'blocks\.0\.attn\.qkv\.weight',
         (
@@ -165,7 +283,9 @@ LAYOUTS = [
             (r'patch_embed\.proj\.', 'patch_embed.projection.'),
             (r'(cls_token|pos_embed)$', r'\1'),
             *_blocks(r'blocks\.(\d+)\.', r'layers.\1.', _TIMM_VIT_BLOCK),
+            (r'norm_pre\.', 'pre_norm.'),
             (r'norm\.', 'ln1.'),
+            (r'fc_norm\.', 'ln2.'),
             (r'head\.', 'head.layers.head.'),
         ),
     ),
@@ -189,102 +309,9 @@ LAYOUTS = [
         'ViT or DeiT of mmpretrain',
         r'layers\.0\.attn\.qkv\.weight',
         (
-            (r'(patch_embed|layers|ln1)\.', r'\1.'),
+            (r'(patch_embed|layers|pre_norm|ln\d)\.', r'\1.'),
             (r'(cls_token|pos_embed)$', r'\1'),
             (r'head\.', 'head.'),
         ),
     ),
 ]
-
-
-def find_layout(tensors: Mapping[str, Tensor]) -> Layout | None:
-    """Returns the layout that a network's names follow, or None."""
-    for layout in LAYOUTS:
-        if any(re.match(layout.marker, name) for name in tensors):
-            return layout
-    return None
-
-
-def to_mm(
-    layout: Layout, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Renames weights to mmpretrain's names.
-
-    Returns:
-        The renamed weights, and the names that no rule knows or that would become
-        another weight's.
-    """
-    rules = [(re.compile(pattern), to) for pattern, to in layout.rules]
-    renamed, unknown = {}, []
-    for name, value in tensors.items():
-        for pattern, to in rules:
-            if not pattern.match(name):
-                continue
-            new = pattern.sub(to, name, count=1)
-            new = new if new.startswith('head.') else f'backbone.{new}'
-            if new not in renamed:
-                renamed[new] = _same_numbers(new, value)
-                break
-        else:
-            unknown.append(name)
-    return renamed, unknown
-
-
-def _same_numbers(name: str, value: Tensor) -> Tensor:
-    if re.search(r'pointwise_conv\d\.weight$', name) and value.shape[2:] == (1, 1):
-        return value.flatten(1)
-    if name.endswith('.gamma') and value.shape[1:] == (1, 1):
-        return value.flatten()
-    return value
-
-
-def rename(weights: Weights, wanted: Set[str] | None = None) -> dict[str, Tensor]:
-    """Returns the weights of a file under mmpretrain's names.
-
-    The layout is added to ``weights.source``, and what is not used of a head to
-    ``weights.left_out``.
-
-    Args:
-        weights: the file.
-        wanted: names that a module has. If the file's own names fit it better than
-            renamed ones they stay, so that any module's own weights can be loaded.
-
-    Raises:
-        ConfigError: if the names are of no known layout and not the module's, or the
-            network has parts that mmpretrain's of the same kind does not have.
-    """
-    state = {
-        name if name.startswith('head.') else f'backbone.{name}': value
-        for name, value in weights.tensors.items()
-    }
-    layout = find_layout(weights.tensors)
-    if layout is not None:
-        renamed, unknown = to_mm(layout, weights.tensors)
-        if wanted is None or len(wanted & set(renamed)) >= len(wanted & set(state)):
-            state = _without_unknown(weights, layout, renamed, unknown)
-            weights.source += f', {layout.name}' * (not weights.meta)
-    if layout is None if wanted is None else not wanted & set(state):
-        seen = ', '.join(list(weights.tensors)[:3])
-        sources = '; '.join(source.name for source in SOURCES if source.tensors)
-        raise ConfigError(
-            f'{weights.path!r} has names of no known source (it has, for instance, '
-            f'{seen}); known are {sources}; and plain weights as '
-            f'{"; ".join(layout.name for layout in LAYOUTS)}.'
-        )
-    return state
-
-
-def _without_unknown(
-    weights: Weights, layout: Layout, renamed: dict[str, Tensor], unknown: list[str]
-) -> dict[str, Tensor]:
-    """Returns the renamed weights without a head of which only a part is known."""
-    wrong = [name for name in unknown if not name.startswith(_HEADS)]
-    if wrong:
-        raise ConfigError(
-            f'{weights.path!r} ({weights.source}) looks like a {layout.name}, but has '
-            f'{len(wrong)} weights that it does not have (for instance {wrong[0]!r}): '
-            'it is a variant of which no config is known.'
-        )
-    heads = [name for name in renamed if name.startswith('head.') and unknown]
-    weights.left_out.update([*unknown, *heads])
-    return {name: value for name, value in renamed.items() if name not in heads}

@@ -85,7 +85,11 @@ def _from_unit(mean: Sequence[float], std: Sequence[float], origin: str) -> Any:
 IMAGENET = _from_unit((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'by name')
 UNIT = _from_unit((0, 0, 0), (1, 1, 1), 'by name')
 HALF = _from_unit((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 'by name')
-NAMED = {'imagenet': IMAGENET, 'unit': UNIT, 'half': HALF}
+# Those of OpenAI's towers and of LAION's.
+CLIP = _from_unit(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), 'by name'
+)
+NAMED = {'imagenet': IMAGENET, 'unit': UNIT, 'half': HALF, 'clip': CLIP}
 
 
 def as_normalization(value: Any) -> Normalization:
@@ -93,8 +97,8 @@ def as_normalization(value: Any) -> Normalization:
 
     Args:
         value: ``'imagenet'``, ``'unit'`` (images in [0, 1]), ``'half'`` (images in
-            [-1, 1], as of many ViTs of timm), or a dict with ``mean`` and ``std`` in
-            pixel units of 0-255 and ``rgb`` (default True).
+            [-1, 1], as of many ViTs of timm), ``'clip'``, or a dict with ``mean`` and
+            ``std`` in pixel units of 0-255 and ``rgb`` (default True).
 
     Raises:
         ConfigError: for anything else.
@@ -245,11 +249,12 @@ def check_normalization(model: Any, loaded_rgb: bool = False) -> None:
 
     Raises:
         ConfigError: if the normalisation that weights came with differs from the
-            data preprocessor's.
+            data preprocessor's, or a module has left them out.
     """
     while isinstance(getattr(model, 'module', None), nn.Module):
         model = model.module
     for name, module in model.named_modules():
+        _refuse_unheard(name, module)
         needed = getattr(module, _NOTE, None)
         if needed is None:
             continue
@@ -268,3 +273,20 @@ def check_normalization(model: Any, loaded_rgb: bool = False) -> None:
                 f'({needed.origin}), but the data_preprocessor has {own}: set '
                 f'model.data_preprocessor to the former.'
             )
+
+
+def _refuse_unheard(name: str, module: Any) -> None:
+    """Refuses a module that has not run the initialisation by published weights.
+
+    Once it has run, its ``init_cfg`` is another one. Some of mmdet's backbones read the
+    file by themselves instead, and stay partly random.
+    """
+    init = getattr(module, 'init_cfg', None)
+    kind = init.get('type') if isinstance(init, dict) else None
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    if kind.rpartition('.')[2] in ('PretrainedBackbone', 'PretrainedClassifier'):
+        raise ConfigError(
+            f'{name or "the model"} initialises itself in a way of its own, which has '
+            f'not loaded the weights of its init_cfg: for a Swin of mmdet take '
+            "type='mmrobust.SwinTransformer'."
+        )

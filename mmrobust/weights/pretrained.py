@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from math import isqrt
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -17,9 +16,10 @@ from ..registry import HOOKS, WEIGHT_INITIALIZERS
 from ..utils.models import bare_model
 from .architectures import recognise
 from .checkpoints import misfits
-from .layouts import find_layout, rename, to_mm
 from .normalization import note
+from .renaming import find_layout, rename, to_mm
 from .sources import Weights, converted_normalization, read_weights
+from .tables import fit_tables
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -27,10 +27,10 @@ class PretrainedBackbone:
     r"""An ``init_cfg`` that loads published weights and leaves no backbone half random.
 
     The file's source is recognised by its names: MadryLab's, revisiting-at's,
-    RobustBench's, ARES's, the detectors and backbones of arXiv 2305.17438, timm's,
-    torchvision's, and OpenMMLab's own. mmengine's ``Pretrained`` loads what fits and
-    warns about the rest, so a wrong key prefix silently gives a random backbone, and
-    the detector on it is not robust.
+    RobustBench's, ARES's, AdvXL's, CLIP's, the detectors and backbones of arXiv
+    2305.17438, timm's, torchvision's, and OpenMMLab's own. mmengine's ``Pretrained``
+    loads what fits and warns about the rest, so a wrong key prefix silently gives a
+    random backbone, and the detector on it is not robust.
 
     The normalisation that the file asks for is kept with the backbone, where
     :func:`~.normalization.check_normalization` compares it with the data
@@ -41,8 +41,9 @@ class PretrainedBackbone:
         fresh: regular expressions of weights that may be absent from the file because
             they do not exist in a classifier, such as ``r'norm[0-2]\.'`` of a ConvNeXt
             with four outputs.
-        normalization: ``'imagenet'``, ``'unit'``, ``'half'`` or a dict with ``mean``
-            and ``std`` in pixel units of 0-255, for files that do not tell theirs.
+        normalization: ``'imagenet'``, ``'unit'``, ``'half'``, ``'clip'`` or a dict with
+            ``mean`` and ``std`` in pixel units of 0-255, for files that do not tell
+            theirs.
         trust: run what code the file holds (some sources pickle it).
 
     Raises:
@@ -78,7 +79,7 @@ class PretrainedBackbone:
             else:
                 weights.left_out[name.split('.')[0]] += 1
         found = {name: given[name] for name in own if name in given}
-        resized = _resizable(module, own, found)
+        resized = fit_tables(module, own, found)
         wrong = [name for name in misfits(own, found) if name not in resized]
         missing = [n for n in wrong if not any(p.match(n) for p in self.fresh)]
         if missing:
@@ -129,7 +130,8 @@ class PretrainedBackbone:
             steps = name.split('.')
             part = '.'.join(steps[: 2 if steps[0] == 'backbone' else 1])
             # A part that the model leaves out as a whole (a level, a norm) is none.
-            if part in parts and steps[-1] != 'num_batches_tracked':
+            empty = isinstance(parts.get(part), nn.ModuleList) and not len(parts[part])
+            if part in parts and not empty and steps[-1] != 'num_batches_tracked':
                 wrong.append(name)
         if wrong:
             raise ConfigError(
@@ -190,23 +192,6 @@ def _name_of(weights: Weights) -> str:
             pass
     example = next(iter(weights.tensors), 'no tensor')
     return f'from {weights.source} and has, for instance, {example!r}'
-
-
-def _resizable(
-    module: nn.Module, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> list[str]:
-    """Lists the position embeddings that mmpretrain fits to the image size."""
-    owner: Any = getattr(module, 'backbone', module)
-    name = 'pos_embed' if owner is module else 'backbone.pos_embed'
-    if name not in found or not hasattr(owner, '_prepare_pos_embed'):
-        return []
-    theirs, ours = found[name].shape, own[name].shape
-    if theirs == ours or len(theirs) != 3 or theirs[::2] != ours[::2]:
-        return []
-    rows, columns = owner.patch_embed.init_out_size
-    # The class token has a place in some; mmpretrain takes the rest for a square.
-    patches = theirs[1] - (ours[1] - rows * columns)
-    return [name] if patches > 0 and isqrt(patches) ** 2 == patches else []
 
 
 @HOOKS.register_module()

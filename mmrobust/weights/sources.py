@@ -5,7 +5,8 @@ normalisers, detectors, moving averages) is taken off here. The names that the n
 own weights have are the business of :mod:`.layouts`, its shapes that of
 :mod:`.architectures`. Facts about the files are from the loaders of
 github.com/MadryLab/robustness, github.com/nmndeep/revisiting-at, RobustBench 1.1.1,
-github.com/thu-ml/ares and the checkpoints' documentation.
+github.com/thu-ml/ares, github.com/UCSC-VLAA/AdvXL, github.com/xiaoyunxxy/MIMIR,
+github.com/chs20/RobustVLM, and the checkpoints' documentation.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .checkpoints import read_checkpoint
 from .normalization import (
+    CLIP,
     IMAGENET,
     UNIT,
     Normalization,
@@ -36,7 +38,10 @@ META = 'mmrobust_weights'
 # Moving averages of weights, which are what is published, come first. mmengine's
 # `ema_state_dict` is none of them: its `state_dict` is the average already.
 _AVERAGES = ('state_dict_ema', 'model_ema', 'model_state_dict_ema', 'ema')
-_CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'net', 'ema_state_dict')
+_CONTAINERS = (
+    *('state_dict', 'model', 'model_state_dict', 'net', 'ema_state_dict'),
+    'vision_encoder_state_dict',
+)
 # Where one of these has its weights if it holds more, such as a counter of updates.
 _DEEPER = ('module', 'state_dict', 'model')
 
@@ -143,6 +148,18 @@ SOURCES = [
         normalization=_of_convstem,
     ),
     Source('a model of OpenMMLab', (r'backbone\.',), prefixes=('backbone.',)),
+    Source(
+        'CLIP',
+        (r'(visual\.)?class_embedding$', r'(visual\.)?transformer\.resblocks\.0\.'),
+        prefixes=('visual.', ''),
+        normalization=CLIP,
+    ),
+    Source(
+        'CLIP on a network of timm',
+        (r'(visual\.)?trunk\.',),
+        prefixes=('visual.trunk.', 'trunk.'),
+        normalization=CLIP,
+    ),
     # Files that say nothing about their source but by their name.
     Source(
         'oddefense (arXiv 2305.17438)',
@@ -151,15 +168,18 @@ SOURCES = [
         normalization=IMAGENET,
     ),
     Source('ARES', files=r'ARES_.*_(AT|RB\d?)\.pth$', normalization=IMAGENET),
+    Source('AdvXL', files=r'advxl_vit_[hg]14', normalization=IMAGENET),
     Source(
         'RobustBench',
-        files=r'Singh2023Revisiting_(ConvNeXt|ViT-B)',
+        files=r'Singh2023Revisiting_(ConvNeXt|ViT-B)|Chen2024Data_WRN|Xu2024MIMIR|'
+        r'debenedetti2022light-xcit-[sml]-imagenet',
         normalization=UNIT,
     ),
     Source(
         'RobustBench',
         files=r'Singh2023Revisiting_ViT-S|Salman2020Do|Engstrom2019|Wong2020Fast|'
-        r'Liu2023Comprehensive_(ConvNeXt|Swin)',
+        r'Liu2023Comprehensive_(ConvNeXt|Swin)|Mo2022When_(Swin|ViT)|'
+        r'RodriguezMunoz2024Characterizing_Swin',
         normalization=IMAGENET,
     ),
 ]
@@ -167,6 +187,12 @@ _PLAIN = Source('plain weights', prefixes=('model.', ''))
 
 # Activations leave no trace in weights.
 _GELU = r'ARES_(ResNet152|Wide_ResNet50_2)_AT'
+
+# Buffers that follow from sizes, and need not be those of another image.
+_DERIVED = ('relative_position_index', 'attn_mask')
+
+# A CLIP tower's activation leaves no trace either.
+_ACTIVATIONS = ((r'(fare|tecoa)_eps_\d', 'quick_gelu'), (r'laion', 'gelu'))
 
 # SHA-256 of published files, where they are known.
 PUBLISHED = {
@@ -229,6 +255,12 @@ def read_weights(path: str, trust: bool = False, normalization: Any = None) -> W
     checkpoint = read_checkpoint(path, trust)
     name, tensors = _tensors_of(path, checkpoint)
     source = next((s for s in SOURCES if s.holds(tensors)), _PLAIN)
+    if any(name.endswith('flag_update_statistics') for name in tensors):
+        raise ConfigError(
+            f'{path!r} has the operators of MeanSparse (arXiv 2406.05927) between its '
+            "layers, for which mmdet's and mmpretrain's networks have no place, and "
+            'without which it is another network: use the one that it was made from.'
+        )
     weights = _unwrap(path, source, tensors)
     if name in _AVERAGES:
         weights.source += f', moving average ({name})'
@@ -257,6 +289,19 @@ def read_weights(path: str, trust: bool = False, normalization: Any = None) -> W
             known = given.because('given in the config')
     weights.normalization = known
     return weights
+
+
+def activation_of(weights: Weights) -> str | None:
+    """Returns the activation of a CLIP tower by its file, if anything there tells it.
+
+    Returns:
+        ``'quick_gelu'``, ``'gelu'`` or None.
+    """
+    layers = (weights.meta.get('backbone') or {}).get('layer_cfgs')
+    if weights.meta:
+        return 'quick_gelu' if layers else 'gelu'
+    found = (a for text, a in _ACTIVATIONS if re.search(text, weights.path.lower()))
+    return next(found, None)
 
 
 def converted_normalization(checkpoint: Mapping) -> Normalization | None:
@@ -309,7 +354,7 @@ def _unwrap(path: str, source: Source, tensors: dict[str, Tensor]) -> Weights:
     mean, std = first('mean', 'mu'), first('std', 'sigma')
     weights = Weights(path, source.name, {})
     for name, value in tensors.items():
-        if name in (mean, std):
+        if name in (mean, std) or name.endswith(_DERIVED):
             continue
         if name.startswith(prefix):
             weights.tensors[name.removeprefix(prefix)] = value

@@ -8,7 +8,7 @@ import tiny
 from config_files import parameter_groups, parse, without_memory
 from mmdet import registry
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
@@ -16,6 +16,7 @@ from mmrobust import robustify
 from mmrobust.recipe import BACKBONES, summary
 from mmrobust.errors import ConfigError
 from mmrobust.registry import ADVERSARIES, ATTACKS
+from mmrobust.weights.families import vit
 
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 FCOS = (
@@ -285,6 +286,32 @@ def test_a_swapped_backbone_fits(base, backbone, out_indices, channels):
     assert cfg.model.data_preprocessor.bgr_to_rgb is True
     if 'convstem' in backbone:
         assert std == [255.0, 255.0, 255.0]
+
+
+def test_a_backbone_of_one_map_gets_vitdets_pyramid(coco, tmp_path, monkeypatch):
+    """From an FPN whose first level is of stride 8."""
+    plain = dict(BACKBONES, plain=vit(64, 1, 256, 2))
+    monkeypatch.setattr('mmrobust.recipe.backbones.BACKBONES', plain)
+    cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
+    made = robustify(cfg, backbone='plain', backbone_weights='mine.pth')
+    assert made.model.neck == dict(
+        type='mmrobust.SimpleFeaturePyramid',
+        **dict(in_channels=[64], out_channels=16, num_outs=4, start_level=1),
+        **dict(add_extra_convs='on_output', relu_before_extra_convs=False),
+    )
+    assert made.find_unused_parameters
+    cfg.model.neck.type = 'PAFPN'
+    with pytest.raises(ConfigError, match=r'one map, of which only an FPN.*is PAFPN'):
+        robustify(cfg, backbone='plain', backbone_weights='mine.pth')
+
+
+def test_a_swin_that_loads_weights_of_any_source(coco, tmp_path):
+    cfg = Config(tiny.runner_config(coco, tmp_path, tiny.fcos()))
+    cfg.model.backbone = ConfigDict(type='SwinTransformer')
+    made = robustify(cfg, backbone_weights='mine.pth').model.backbone
+    assert made.type == 'mmrobust.SwinTransformer'
+    assert made.init_cfg.checkpoint == 'mine.pth'
+    assert made.init_cfg.fresh == [r'norm[0-3]\.']
 
 
 def test_weights_alone():

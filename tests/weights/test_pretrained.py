@@ -268,14 +268,14 @@ def test_a_huge_vits_heads_are_wider(tmp_path):
     with torch.device('meta'), DefaultScope.overwrite_default_scope('mmpretrain'):
         built = CLASSIFICATION.build(converted.architecture.backbone)
     assert built.layers[0].attn.num_heads == 16  # 80 channels each, not 64
-    assert 'stride 14' in converted.snippets('x')['mmdet']
-    assert 'only for stride 16' in converted.snippets('x')['mmdet']
+    assert 'stride 16' in converted.snippets('x')['mmdet']
+    assert 'enlarged when it is loaded' in converted.snippets('x')['mmdet']
 
 
 @pytest.mark.parametrize(
     ('name', 'settings'),
     [
-        ('vit_giant_patch14_224', {}),  # 88 channels per head
+        ('vit_gigantic_patch14_224', {}),  # 104 channels per head
         ('vit_small_patch16_224', {'mlp_ratio': 3}),  # as mmpretrain's 'small', 96
     ],
 )

@@ -24,7 +24,7 @@ from mmrobust.weights import UNIT as UNIT_RANGE
 from mmrobust.weights.architectures import recognise
 from mmrobust.weights.normalization import from_config_text
 from mmrobust.weights.convert import convert
-from mmrobust.weights.layouts import find_layout, to_mm
+from mmrobust.weights.renaming import find_layout, to_mm
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 IMAGENET = (published.MEAN, published.STD)
