@@ -14,9 +14,8 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-import torch
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.config import DictAction as MMEngineDictAction
@@ -24,8 +23,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from . import registry as our_registry
+from .compat import after_import
 from .compat.checkpoints import refuse_code
 from .errors import ConfigError, short
+from .names import names
 from .utils.configs import check_sections, merge_options, read_config
 from .utils.validation import did_you_mean
 
@@ -33,6 +34,11 @@ _MIN_FREE_BYTES = 64 * 2**20
 
 # Shows where an error comes from that would be a sentence otherwise.
 TRACEBACK = 'MMROBUST_TRACEBACK'
+
+#: What ``--help`` calls the program, by default the script.
+PROGRAM: str | None = None
+
+_TYPES = {'int': int, 'str': str}
 
 _LAUNCHED = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
@@ -50,7 +56,7 @@ def run(main: Callable[[], None]) -> None:
     is printed before it, a line for each note. Tracebacks also go to the log file, and
     those of mistakes to stderr with ``MMROBUST_TRACEBACK=1`` in the environment.
     """
-    refuse_code()
+    after_import('torch', refuse_code)
     try:
         main()
     except Exception as error:
@@ -116,14 +122,23 @@ def as_sentence(error: BaseException) -> str | None:
         )
     if 'imdecode' in text and 'buf.empty()' in text:
         return 'an image file is empty: look for files of 0 bytes among the images.'
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or _is_torchs(error, 'OutOfMemoryError'))
     ):
         return (
             f'the memory is not enough ({short(text)}): take smaller images, '
             'batches or models.'
         )
     return None
+
+
+def _is_torchs(error: BaseException, name: str) -> bool:
+    """Whether an error is of a class of torch's, which this module does not import."""
+    return any(
+        kind.__name__ == name and kind.__module__.startswith('torch')
+        for kind in type(error).__mro__
+    )
 
 
 def _failed_import(scope: str) -> str:
@@ -154,6 +169,9 @@ def registered(name: str) -> list[str]:
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, with mistakes in one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{'prog': PROGRAM, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Raises what :func:`run` prints."""
@@ -190,6 +208,11 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def tool(name: str) -> str:
+    """How the tool of a name is called, as this one was."""
+    return f'mmrobust {name}' if PROGRAM else f'python tools/{name}.py'
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that mmdet's train and test tools have in common."""
     add_cfg_options(parser)
@@ -205,6 +228,27 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Flag(NamedTuple):
+    """A flag that sets a setting of the test loop.
+
+    Attributes:
+        attacks: what AttackTestLoop calls the setting, None if it has none.
+        autoattack: what AutoAttackTestLoop calls it.
+        help: text for ``--help``.
+        argument: further arguments of ``add_argument``.
+    """
+
+    attacks: str | None
+    autoattack: str | None
+    help: str
+    argument: dict[str, Any] = {}
+
+
+def suggest(action: argparse.Action, values: Iterable[str]) -> None:
+    """Says what shells may complete where argparse does not restrict the values."""
+    action.suggested = list(values)  # type: ignore[attr-defined]
+
+
 def add_attack_options(
     parser: Any, curves: bool = True, more: Mapping[str, str] | None = None
 ) -> None:
@@ -216,38 +260,29 @@ def add_attack_options(
         more: by option, what is to be added to its help; it takes several values if
             that begins with ``'; several'``.
     """
-    from .attacks import OPTIONS, help_text
-
-    for name, option in OPTIONS.items():
-        text, added = help_text(name), (more or {}).get(name, '')
-        curve = curves and option.curve
+    for name, option in names()['options'].items():
+        added = (more or {}).get(name, '')
+        curve = curves and option['curve']
         # Choices are not argparse's to check: the attacks say more.
-        choices = f'{{{",".join(option.choices)}}}' if option.choices else None
-        parser.add_argument(
+        choices = option['choices']
+        listed = f'{{{",".join(choices)}}}' if choices else None
+        action = parser.add_argument(
             '--' + name.replace('_', '-'),
-            help=text + '; several give a curve' * curve + added,
-            type=option.type,
-            metavar=option.metavar or choices,
+            help=option['help'] + '; several give a curve' * curve + added,
+            type=_TYPES[option['type']],
+            metavar=option['metavar'] or listed,
             nargs='+' if curve or added.startswith('; several') else None,
         )
+        suggest(action, choices)
 
 
 def attack_list(**more: str) -> str:
     """Returns a line for each named attack, for the end of ``--help``."""
-    from .attacks import ATTACK_NAMES
-    from .registry import ATTACKS
-
-    presets = {
-        name: f'{kind.search}: {preset.maximises}'.replace('`', '')
-        for kind in ATTACKS.module_dict.values()
-        for name, preset in getattr(kind, 'presets', {}).items()
-    }
-    texts = {**{name: presets[name] for name in ATTACK_NAMES}, **more}
     lines = [
         textwrap.fill(
             text, 79, initial_indent=f'  {name:11} ', subsequent_indent=' ' * 14
         )
-        for name, text in texts.items()
+        for name, text in {**names()['attacks'], **more}.items()
     ]
     return '\n'.join(['attacks, their search and what it makes large:', *lines])
 

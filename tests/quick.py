@@ -44,7 +44,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr('mmengine.config.utils.load', cache(load))
     for module in ('config.config', 'utils.package_utils'):
         patch.setattr(f'mmengine.{module}.is_installed', cache(is_installed))
-    patch.setattr('mmrobust.report.robustness.version', cache(version))
+    patch.setattr('mmrobust.compat.stack.version', cache(version))
     patch.setattr(AttackTestLoop, 'default_check_images', 0)
     patch.setattr(AttackTestLoop, 'default_gallery', 0)
 

@@ -63,7 +63,7 @@ def test_usage(capsys, arguments, status):
     assert main(arguments) == status
     out, err = capsys.readouterr()
     if arguments == ['gone.py']:
-        assert err == "mmrobust: there is no script 'gone.py'.\n"
+        assert err.startswith("error: there is no command or script 'gone.py'; ")
     else:
-        assert (err or out).startswith('usage: python -m mmrobust SCRIPT')
+        assert (err or out).startswith('usage: mmrobust COMMAND')
     assert bool(out) == (status == 0)

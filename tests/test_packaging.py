@@ -20,7 +20,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ('mmrobust', 'configs', 'tools', 'constraints')
-SKIPPED = shutil.ignore_patterns('__pycache__', '*.pyc', '.mim', '.ruff_cache')
+# What the tests of an sdist read beside them.
+TESTED = ('tests', 'benchmarks', 'docs', 'experiments')
+KINDS = ('.py', '.md', '.pth', '.jsonl')
+SKIPPED = shutil.ignore_patterns(
+    '__pycache__', '*.pyc', '.mim', '.ruff_cache', 'work_dirs'
+)
 # Older ones do not read pyproject's licence, and a build of theirs needs the network.
 CAN_BUILD = int(setuptools.__version__.split('.')[0]) >= 77
 needs_setuptools = pytest.mark.skipif(not CAN_BUILD, reason='needs setuptools 77')
@@ -64,7 +69,7 @@ def checkout(tmp_path_factory):
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy2(path, target)
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, *TESTED):
         shutil.copytree(ROOT / folder, target / folder, ignore=SKIPPED)
     return target
 
@@ -92,7 +97,9 @@ def test_metadata(unpacked):
     assert metadata['License-Expression'] == 'Apache-2.0'
     extras = set(metadata.get_all('Provides-Extra') or [])
     stacks, tools = {'openmmlab', 'onedl'}, {'demo', 'test', 'dev', 'docs'}
-    assert extras == stacks | tools | {'autoattack', 'corruptions'}
+    assert extras == stacks | tools | {'autoattack', 'corruptions', 'completion'}
+    (path,) = unpacked.glob('*.dist-info/entry_points.txt')
+    assert 'mmrobust = mmrobust.__main__:main' in path.read_text()
     lines = metadata.get_all('Requires-Dist') or []
     # A plain install asks for nothing, and the stacks do not mix.
     assert all(re.search('extra *==', line) for line in lines)
@@ -151,6 +158,9 @@ def test_a_wheel_from_the_sdist_is_the_same(checkout, wheel, tmp_path):
         archive.extractall(tmp_path / 'unpacked', filter='data')
     (source,) = (tmp_path / 'unpacked').iterdir()
     assert files_in(source / 'constraints') == {'openmmlab.txt', 'onedl.txt'}
+    for folder in TESTED:
+        tested = {n for n in files_in(checkout / folder) if n.endswith(KINDS)}
+        assert tested <= files_in(source / folder)
     for place, name in ((source, 'second'), (checkout, 'third')):
         assert names_in(build(place, tmp_path / name, 'wheel')) == names_in(wheel)
 

@@ -4,6 +4,7 @@
     python tools/bootstrap.py test     run the tests
     python tools/bootstrap.py lint     ruff, layers of imports, mypy
     python tools/bootstrap.py docs     build the site of docs/ into site/
+    python tools/bootstrap.py package  build wheel and sdist into dist/, and check them
     python tools/bootstrap.py audit    look for known vulnerabilities of the packages
     python tools/bootstrap.py setup    only set up
 
@@ -44,6 +45,11 @@ JOBS: dict[str, list[list[str]]] = {
         ['-m', 'ruff', 'format', '--check', '.'],
         ['-c', IMPORTS, '--no-cache'],
         ['-m', 'mypy', 'mmrobust', 'benchmarks', 'tools'],
+    ],
+    # With the environment's own setuptools, which the constraints name.
+    'package': [
+        ['-m', 'build', '--no-isolation'],
+        ['-m', 'twine', 'check', '--strict', 'dist/*'],
     ],
     # Strict: a package that the service does not know must not count as a good one.
     'audit': [

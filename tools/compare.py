@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmrobust import cli
-from mmrobust.api import Comparison, load
 from mmrobust.errors import ConfigError
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'reports',
@@ -26,12 +23,14 @@ def parse_args() -> argparse.Namespace:
         default='work_dirs/comparison',
         help='folder for comparison.md, .html, .csv and .tex (default %(default)s)',
     )
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Compares, prints the tables and writes all forms."""
-    args = parse_args()
+    args = make_parser().parse_args()
+    from mmrobust.api import Comparison, load  # bring torch
+
     reports = {}
     for text in args.reports:
         name, equals, path = text.partition('=')

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-import mmpretrain.models  # noqa: F401  (registers the classifiers)
 from mmrobust import cli
 from mmrobust.utils.files import file_sha256
-from mmrobust.weights import Converted, convert
-from mmrobust.weights.normalization import NAMED, of_config
-from mmrobust.weights.sources import PUBLISHED
+
+if TYPE_CHECKING:
+    from mmrobust.weights import Converted
+from mmrobust.names import names
 from mmrobust.errors import ConfigError
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument('source', help='file or URL of any known source, see docs')
     parser.add_argument('out', help='the checkpoint to write')
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--normalization',
-        choices=list(NAMED),
+        choices=names()['normalizations'],
         help='of the images, for files that do not tell it: imagenet; unit for images '
         "in [0, 1]; half for images in [-1, 1]; clip for CLIP's",
     )
@@ -49,14 +49,18 @@ def parse_args() -> argparse.Namespace:
         help='run the code that is pickled in the file: only for files whose origin '
         'you trust',
     )
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Converts and prints."""
-    args = parse_args()
+    args = make_parser().parse_args()
     if os.path.abspath(args.source) == os.path.abspath(args.out):
         raise ConfigError('OUT must be another file than SOURCE.')
+    # With torch behind it, for which --help and mistakes need not wait.
+    import mmpretrain.models  # noqa: F401  (registers the classifiers)
+    from mmrobust.weights import convert
+
     converted = convert(
         *(args.source, args.arch, args.full, args.trust),
         *(args.normalization, args.activation),
@@ -82,6 +86,8 @@ def _check_classes(converted: Converted, args: argparse.Namespace) -> None:
 
 
 def _check_config(converted: Converted, path: str) -> None:
+    from mmrobust.weights.normalization import of_config
+
     cfg = cli.read_config(path)
     own = of_config(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor'))
     needed = converted.weights.normalization
@@ -93,6 +99,8 @@ def _check_config(converted: Converted, path: str) -> None:
 
 
 def _report(converted: Converted, args: argparse.Namespace) -> None:
+    from mmrobust.weights.sources import PUBLISHED
+
     weights, found = converted.weights, converted.architecture
     if os.path.isfile(args.source):
         digest = file_sha256(args.source)

@@ -7,19 +7,15 @@ noise and under PGD. Needs no download and no GPU.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import time
 from pathlib import Path
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import cv2
 import numpy as np
 from mmengine.config import Config
-from mmengine.runner import Runner
 from mmrobust import cli
-from mmrobust.report import markdown_table
 from mmrobust.utils.validation import positive_int
 from mmrobust.utils.files import write_atomically
 
@@ -28,8 +24,8 @@ METRIC = 'coco/bbox_mAP'
 GRID_IMAGES = 3  # the first ones of the set, not chosen
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument(
         '--work-dir',
@@ -37,12 +33,12 @@ def parse_args() -> argparse.Namespace:
         help='folder of the results; a run that was interrupted goes on from there',
     )
     cli.add_cfg_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Trains and measures both detectors, then shows the comparison."""
-    args = parse_args()
+    args = make_parser().parse_args()
     work_dir = Path(args.work_dir)
     cli.check_work_dir(str(work_dir))
     started = time.monotonic()
@@ -75,6 +71,8 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
     Returns:
         The robustness report.
     """
+    from mmengine.runner import Runner  # brings torch
+
     folder = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
     cfg = Config.fromfile(folder / f'{row}_fcos.py')
     cli.merge_options(cfg, options or {})
@@ -92,6 +90,8 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
 
 def comparison(reports: dict[str, dict]) -> str:
     """The two reports as one Markdown table, a row for each detector."""
+    from mmrobust.report import markdown_table  # brings torch
+
     first = next(iter(reports.values()))
     columns = ['training', 'benign'] + [attack['name'] for attack in first['attacks']]
     rows = []

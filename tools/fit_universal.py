@@ -5,26 +5,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
-from mmrobust.attacks import Patch
 from mmrobust.errors import ConfigError
-from mmrobust.fitting import Perturbation, Plan, Texture, Variable, fit_universal
-from mmrobust.objective import Objective
-from mmrobust.studies.attack_matrix import Detector
-from mmrobust.universal import LARGEST, PATCH, PERTURBATION
+from mmrobust.names import names
 from mmrobust.utils.validation import number, positive_int, to_pixels
-from mmrobust.weights import read_checkpoint
 
+if TYPE_CHECKING:
+    from mmrobust.fitting import Variable
+
+# The attacks that use what is fitted.
+PERTURBATION, PATCH = 'universal', 'universal-patch'
 _OF_PATCHES = ('patch_size', 'patch_place', 'patch_transform')
 # Pixels of a patch that is fitted; it is resized to every place.
 _SIDE = 64
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help='config of a detector, with a train_dataloader')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
@@ -47,9 +46,11 @@ def parse_args() -> argparse.Namespace:
         '--eps', help='of universal: radius in linf, pixel units of 0-255 (default 8)'
     )
     for name in _OF_PATCHES:
-        option = Patch.options[name]
+        option = names()['options'][name]
         parser.add_argument(
-            '--' + name.replace('_', '-'), metavar=option.metavar, help=option.help
+            '--' + name.replace('_', '-'),
+            metavar=option['metavar'],
+            help=option['help'],
         )
     parser.add_argument(
         '--smooth',
@@ -87,12 +88,19 @@ def parse_args() -> argparse.Namespace:
         help='folder of the result; the same command goes on there',
     )
     cli.add_cfg_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Fits."""
-    args = parse_args()
+    args = make_parser().parse_args()
+    # With torch and mmdet behind it, for which --help need not wait.
+    from mmdet.utils import setup_cache_size_limit_of_dynamo
+    from mmrobust.fitting import Plan, fit_universal
+    from mmrobust.objective import Objective
+    from mmrobust.studies.attack_matrix import Detector
+    from mmrobust.weights import read_checkpoint
+
     setup_cache_size_limit_of_dynamo()
     make = _perturbation(args) if args.attack == PERTURBATION else _texture(args)
     Objective(args.objective)  # refuses unknown ones
@@ -121,6 +129,9 @@ def main() -> None:
 
 
 def _perturbation(args: argparse.Namespace) -> Callable[[tuple[int, int]], Variable]:
+    from mmrobust.fitting import Perturbation
+    from mmrobust.universal import LARGEST
+
     for name in (*_OF_PATCHES, 'smooth'):
         if getattr(args, name) is not None:
             raise ConfigError(f'--{name.replace("_", "-")} needs --attack {PATCH}.')
@@ -134,6 +145,9 @@ def _perturbation(args: argparse.Namespace) -> Callable[[tuple[int, int]], Varia
 
 
 def _texture(args: argparse.Namespace) -> Callable[[tuple[int, int]], Variable]:
+    from mmrobust.attacks import Patch
+    from mmrobust.fitting import Texture
+
     if args.eps is not None:
         raise ConfigError(f'--eps is no setting of {PATCH}, whose values are any.')
     smooth = number(args.smooth or 0, '--smooth', 1e6)

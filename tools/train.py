@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
-import textwrap
 from collections.abc import Callable
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmrobust import cli
-from mmrobust.weights import (
-    check_checkpoint,
-    check_initial_weights,
-    check_resumable,
-    read_checkpoint,
-)
-from mmrobust.recipe import BACKBONES, METHODS, PRESETS, robustify, summary
+from mmrobust.commands import conversion
 from mmrobust.errors import ConfigError, doing
+from mmrobust.names import listed, names
 from mmrobust.utils.configs import naming_bad_json
-from mmrobust.utils.models import bare_model
-from mmrobust.utils.runner import build_runner
-from mmrobust.distributed import start_processes
 
-_ROBUST_ONLY = (
-    'eps',
-    'norm',
-    'replays',
-    'num_steps',
-    'schedule',
-    'preset',
-    'backbone',
-    'backbone_weights',
-)
 _OF_TRAINING = ('amp', 'auto_scale_lr', 'resume')
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line: mmdet's own flags."""
+def make_parser() -> cli.Parser:
+    """Returns the parser, with mmdet's own flags."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument('config', help="config file, or a name like 'mmdet::fcos/...'")
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
@@ -69,34 +46,16 @@ def parse_args() -> argparse.Namespace:
         'Make a standard config robust first. Sizes are in pixel units of 0-255: 4, or '
         '4/255.',
     )
-    group.add_argument(
-        '--robust', metavar='METHOD', help=f'one of: {", ".join(METHODS)}'
+    methods = names()['methods']
+    robust = group.add_argument(
+        '--robust', metavar='METHOD', help=f'one of: {listed("methods")}'
     )
-    group.add_argument('--eps', help='radius of the perturbation (default 4)')
-    group.add_argument('--norm', help='linf (default), l2 or l1')
-    group.add_argument(
-        '--replays', type=int, help='updates per batch (free: default 4; pbcat: 8)'
-    )
-    group.add_argument(
-        '--num-steps',
-        type=int,
-        help='steps of the attack in training (pgd, mixed: default 3; mtd, cwat: 1)',
-    )
-    group.add_argument(
-        '--schedule',
-        type=float,
-        help="updates relative to the config's own (default 2 for free, 4 for pbcat, "
-        'else 1)',
-    )
-    group.add_argument('--preset', help=f'one of: {", ".join(PRESETS)}')
-    group.add_argument('--backbone', help=f'swap in one of: {", ".join(BACKBONES)}')
-    group.add_argument(
-        '--backbone-weights', help="file or URL of the backbone's weights, or none"
-    )
+    cli.suggest(robust, methods)
+    conversion.add_options(group)
     group.add_argument(
         '--dump', metavar='FILE', help='write the resulting config and stop'
     )
-    return parser.parse_args()
+    return parser
 
 
 def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
@@ -108,13 +67,9 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
         ConfigError: for one of the options without ``--robust``, or one that
             ``--dump`` ignores.
     """
-    given = cli.given(args, _ROBUST_ONLY)
-    if args.dump is not None and not args.dump.endswith('.py'):
-        raise ConfigError(f'--dump {args.dump!r} must be a .py file.')
-    if args.dump is not None and os.path.realpath(args.dump) == os.path.realpath(
-        args.config
-    ):
-        raise ConfigError(f'--dump {args.dump!r} is CONFIG itself: give another file.')
+    given = cli.given(args, conversion.SETTINGS)
+    if args.dump is not None:
+        conversion.check_target(args.dump, args.config, '--dump')
     unused = [name for name in _OF_TRAINING if getattr(args, name)]
     if args.dump is not None and unused:
         raise ConfigError(
@@ -124,11 +79,7 @@ def converter(args: argparse.Namespace) -> Callable[[Config], Config] | None:
     if args.robust is not None:
 
         def convert(cfg: Config) -> Config:
-            robust = robustify(cfg, args.robust, **given)
-            text = '\n'.join(['Changed in the config:', *summary(cfg, robust)])
-            args.changes = text
-            if os.environ.get('RANK', '0') == '0':
-                print(text)
+            robust, args.changes = conversion.convert(cfg, args.robust, args)
             return robust
 
         return convert
@@ -154,26 +105,10 @@ def accelerate(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def dump(cfg: Config, path: str, changes: str) -> None:
-    """Writes a config in one piece, with what was changed as a comment.
-
-    Raises:
-        ConfigError: if the file cannot be written.
-    """
-    folder = os.path.dirname(path) or '.'
-    cli.check_work_dir(folder, 'folder of --dump', '--dump')
-    partial = os.path.join(folder, f'.{os.getpid()}.{os.path.basename(path)}')
-    cfg.dump(partial)
-    with open(partial, encoding='utf-8') as file:
-        content = file.read()
-    with open(partial, 'w', encoding='utf-8') as file:
-        file.write(textwrap.indent(changes, '# ') + f'\n{content}')
-    os.replace(partial, path)
-    print(f'Wrote {path}; train with: python tools/train.py {path}')
-
-
 def use_mixed_precision(cfg: Config) -> None:
     """As mmdet's ``--amp``; without a GPU, bfloat16 on the CPU."""
+    from mmengine.device import get_device
+
     if get_device() != 'cpu':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
@@ -185,19 +120,32 @@ def use_mixed_precision(cfg: Config) -> None:
 
 def main() -> None:
     """Reads the command line and trains."""
-    args = parse_args()
-    setup_cache_size_limit_of_dynamo()
+    args = make_parser().parse_args()
     convert = converter(args)
     if args.dump is not None:
         cfg = accelerate(cli.configure(args, convert), args)
-        return dump(cfg, args.dump, args.changes)
+        return conversion.write(cfg, args.dump, args.changes, '--dump')
     cfg = accelerate(cli.load_config(args, convert), args)
+    # With torch and mmdet behind it, for which --help and mistakes need not wait.
+    from mmdet.utils import setup_cache_size_limit_of_dynamo
+    from mmrobust.distributed import start_processes
+
+    setup_cache_size_limit_of_dynamo()
     start_processes(cfg)
     train(cfg, args)
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:
     """Trains with a config and the rest of the command line."""
+    from mmrobust.utils.models import bare_model
+    from mmrobust.utils.runner import build_runner
+    from mmrobust.weights import (
+        check_checkpoint,
+        check_initial_weights,
+        check_resumable,
+        read_checkpoint,
+    )
+
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
             raise ConfigError(f'config {args.config!r} has no {key} to train with.')

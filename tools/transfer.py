@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
-from mmrobust.studies.backbone_plan import (
-    MODES,
-    Sweep,
-    check_config,
-    parse_checkpoints,
-)
-from mmrobust.studies.backbone_transfer import run_sweep
-from mmrobust.studies.study import each_once
+from mmrobust.names import names
 from mmrobust.utils.validation import number, whole_number
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'config', help='classifier (mmpretrain) or detector (mmdet) of the target task'
@@ -36,11 +26,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--norm', default='linf', help='norm of that eps, for the report (default linf)'
     )
+    modes = names()['transfer_modes']
     parser.add_argument(
         '--modes',
         nargs='+',
-        choices=MODES,
-        default=list(MODES),
+        choices=modes,
+        default=modes,
         help='fixed: the backbone stays as it is; full: it learns, too (default both)',
     )
     parser.add_argument(
@@ -63,15 +54,21 @@ def parse_args() -> argparse.Namespace:
         '--work-dir', help='folder for runs and table; the same command resumes there'
     )
     cli.add_common_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Runs the sweep."""
-    args = parse_args()
+    args = make_parser().parse_args()
+    cfg = cli.load_config(args)
+    # With torch and mmdet behind it, for which --help and mistakes need not wait.
+    from mmdet.utils import setup_cache_size_limit_of_dynamo
+    from mmrobust.studies.backbone_plan import Sweep, check_config, parse_checkpoints
+    from mmrobust.studies.backbone_transfer import run_sweep
+    from mmrobust.studies.study import each_once
+
     setup_cache_size_limit_of_dynamo()
     checkpoints = parse_checkpoints(args.checkpoints)
-    cfg = cli.load_config(args)
     check_config(cfg, args.config)
     lrs = [number(lr, '--lr') for lr in args.lr or [cfg.optim_wrapper.optimizer.lr]]
     seeds = [whole_number(seed, '--seeds') for seed in args.seeds]

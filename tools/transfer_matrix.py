@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmrobust import cli
-from mmrobust.attacks import ATTACK_NAMES, OPTIONS, attack_preset, takes
-from mmrobust.utils.validation import positive_int
-from mmrobust.weights import read_checkpoint
 from mmrobust.errors import ConfigError
-from mmrobust.registry import ATTACKS
-from mmrobust.studies.attack_matrix import Detector, Plan, choose, parse_detectors
-from mmrobust.studies.attack_transfer import run_matrix
+from mmrobust.names import attack_names, listed
+from mmrobust.utils.validation import positive_int
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument(
         'detectors',
@@ -50,12 +43,13 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group(
         'attack', 'Sizes are in pixel units of 0-255: 4, or 4/255.'
     )
-    group.add_argument(
+    attack = group.add_argument(
         '--attack',
         default='mim',
         metavar='NAME',
-        help=f'one of: {", ".join(ATTACK_NAMES)} (default mim)',
+        help=f'one of: {listed("attacks")} (default mim)',
     )
+    cli.suggest(attack, attack_names())
     cli.add_attack_options(group, curves=False)
     group.add_argument(
         '--seed', type=int, default=0, help='seed of the attack (default 0)'
@@ -63,12 +57,20 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         '--num-images', type=int, help='evaluate on a fixed choice of so many images'
     )
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Runs the matrix."""
-    args = parse_args()
+    args = make_parser().parse_args()
+    # With torch and mmdet behind it, for which --help need not wait.
+    from mmdet.utils import setup_cache_size_limit_of_dynamo
+    from mmrobust.attacks import OPTIONS, attack_preset, takes
+    from mmrobust.registry import ATTACKS
+    from mmrobust.studies.attack_matrix import Detector, Plan, choose, parse_detectors
+    from mmrobust.studies.attack_transfer import run_matrix
+    from mmrobust.weights import read_checkpoint
+
     setup_cache_size_limit_of_dynamo()
     given = cli.given(args, OPTIONS)
     for key in given:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmrobust import cli
-from mmrobust.api import load, verify
-from mmrobust.api.verification import TOLERANCE
+from mmrobust.names import names
 from mmrobust.utils.validation import number, positive_int
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def make_parser() -> cli.Parser:
+    """Returns the parser."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument('report', help='robustness.json, its .npz beside it')
     parser.add_argument('checkpoint', help='the weights that the report is about')
@@ -30,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tolerance',
         type=float,
-        default=TOLERANCE,
+        default=names()['tolerance'],
         help='mAP by which a figure may be lower than claimed (default %(default)s)',
     )
     parser.add_argument(
@@ -40,12 +37,14 @@ def parse_args() -> argparse.Namespace:
         'the leaderboard shows it',
     )
     cli.add_cfg_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Verifies; ends with status 3 if the claim does not hold."""
-    args = parse_args()
+    args = make_parser().parse_args()
+    from mmrobust.api import load, verify  # bring torch
+
     claim = load(args.report)
     cli.check_work_dir(args.work_dir)
     found = verify(

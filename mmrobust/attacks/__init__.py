@@ -15,6 +15,7 @@ from .presets import (
     OPTIONS,
     attack_preset,
     attack_table,
+    attack_texts,
     help_text,
     takes,
 )
@@ -44,6 +45,7 @@ __all__ = [
     'UniversalPatch',
     'attack_preset',
     'attack_table',
+    'attack_texts',
     'corrupted',
     'corruption_names',
     'help_text',

@@ -148,6 +148,14 @@ def build_preset(name: str, **options: Any) -> Attack:
     return attack
 
 
+def attack_texts() -> dict[str, str]:
+    """Returns what each named attack does, in a line for the end of ``--help``."""
+    return {
+        name: f'{attack.search}: {preset.maximises}'.replace('`', '')
+        for name, (attack, preset) in _PRESETS.items()
+    }
+
+
 def attack_table() -> str:
     """Returns the table of all named attacks in docs/attacks.md, as Markdown."""
     rows = [

@@ -24,6 +24,7 @@ from mmdet.datasets import CocoDataset
 
 from ..errors import ConfigError
 from ..registry import DATASETS
+from ..utils.files import cache_folder
 from .drawing import CLASSES, SPLITS, file_name, load_sources, write_split
 
 # Raise it with every change that changes the data: caches are kept per version.
@@ -42,11 +43,7 @@ def digits_root() -> str:
     It lies in ``$MMROBUST_CACHE``, else ``$XDG_CACHE_HOME/mmrobust``, else
     ``~/.cache/mmrobust``, under a name that carries the generator's version.
     """
-    cache = os.environ.get('MMROBUST_CACHE')
-    if not cache:
-        home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-        cache = os.path.join(home, 'mmrobust')
-    return os.path.join(os.path.expanduser(cache), f'digits-v{VERSION}')
+    return os.path.join(cache_folder(), f'digits-v{VERSION}')
 
 
 def make_digits(

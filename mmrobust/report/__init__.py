@@ -1,5 +1,6 @@
 """The robustness report: JSON, and the same for people as Markdown and as a page."""
 
+from ..compat.stack import package_versions
 from .corruptions import summaries
 from .document import (
     Bar,
@@ -22,7 +23,7 @@ from .results import (
     find_curves,
     has_own_figure,
 )
-from .robustness import RobustnessReport, device_name, package_versions
+from .robustness import RobustnessReport, device_name
 
 __all__ = [
     'AttackResult',

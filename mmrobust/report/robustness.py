@@ -14,9 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..compat.stack import package_versions
 from ..utils.files import file_sha256, finite, write_atomically
 from ..utils.models import device_of
 from . import corruptions, sections
@@ -38,14 +37,6 @@ _SPACES = {
     'input': 'on the network input',
     'original': "on the pixels of the dataset's pictures, before they are resized",
 }
-
-# The stack; some parts come from either of two distributions.
-_PACKAGES = (
-    *(('mmrobust',), ('mmdet', 'onedl-mmdetection'), ('mmengine', 'onedl-mmengine')),
-    *(('mmcv', 'mmcv-lite', 'onedl-mmcv'), ('mmpretrain', 'onedl-mmpretrain')),
-    *(('torch',), ('torchvision',), ('numpy',), ('timm',), ('pyautoattack',)),
-    ('imagecorruptions-imaug',),
-)
 
 
 @dataclass
@@ -332,14 +323,3 @@ def device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return str(device)
-
-
-def package_versions() -> dict[str, str]:
-    """Returns the versions of the stack, whichever distribution brings it."""
-    found = {}
-    for names in _PACKAGES:
-        for name in names:
-            with suppress(PackageNotFoundError):
-                found[name] = version(name)
-                break
-    return found

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
 from mmengine.registry import MODELS
 from mmengine.utils import get_object_from_string
 
@@ -50,7 +49,7 @@ def read_config(path: str) -> Config:
     if not in_package and not os.path.isfile(path):
         raise ConfigError(f'config {path!r} does not exist: check the path.')
     try:
-        cfg = get_config(path) if in_package else Config.fromfile(path)
+        cfg = _of_package(path) if in_package else Config.fromfile(path)
         _resolve(cfg)
     except FileNotFoundError as error:
         raise ConfigError(
@@ -62,6 +61,12 @@ def read_config(path: str) -> Config:
     if 'model' not in cfg:
         raise ConfigError(f'config {path!r} has no model.')
     return cfg
+
+
+def _of_package(path: str) -> Config:
+    from mmengine.hub import get_config  # brings torch
+
+    return get_config(path)
 
 
 def _reason(error: BaseException) -> str:

@@ -23,6 +23,15 @@ def file_sha256(path: str | os.PathLike | None) -> str | None:
     return digest.hexdigest()
 
 
+def cache_folder() -> str:
+    """Returns the folder of what is made once on a machine, which need not exist."""
+    cache = os.environ.get('MMROBUST_CACHE')
+    if not cache:
+        home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+        cache = os.path.join(home, 'mmrobust')
+    return os.path.expanduser(cache)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives the name of a temporary file that takes the place of ``path`` at the end.

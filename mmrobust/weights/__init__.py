@@ -21,6 +21,9 @@ from .normalization import (
     check_normalization,
     note,
 )
+from .normalization import (
+    NAMED as NORMALIZATIONS,
+)
 from .pretrained import (
     ConvertedWeightsHook,
     PretrainedBackbone,
@@ -33,6 +36,7 @@ __all__ = [
     'CLIP',
     'HALF',
     'IMAGENET',
+    'NORMALIZATIONS',
     'SOURCES',
     'UNIT',
     'Architecture',
