@@ -46,9 +46,10 @@ FLAGS = {
     'judged_by': Flag(
         *('judged_by', None),
         'compare passes, and let ensembles choose, by the mAP of boxes (bbox) or of '
-        'masks (segm); by default masks where the evaluator measures nothing else, and '
-        "passes are compared by the evaluator's own figure",
-        {'choices': ['auto', 'bbox', 'segm']},
+        'masks (segm), or by panoptic quality (panoptic); by default the first of them '
+        "that the evaluator measures, and passes are compared by the evaluator's own "
+        'figure',
+        {'choices': ['auto', 'bbox', 'segm', 'panoptic']},
     ),
     'attack_batch_size': Flag(
         *('attack_batch_size', None),

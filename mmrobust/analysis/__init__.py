@@ -20,6 +20,16 @@ from .intervals import (
 )
 from .masks import Masks
 from .matching import MatchTable, combine, match_detections, restrict
+from .panoptic import (
+    PanopticCounts,
+    PanopticTable,
+    Segments,
+    panoptic_quality,
+    pq_difference,
+    pq_interval,
+    worst_case_pq,
+    worst_case_pq_intervals,
+)
 from .patches import EDGES, PatchFigures, patch_figures
 from .stored_tables import read_tables, write_tables
 from .voc import match_as_voc
@@ -37,7 +47,10 @@ __all__ = [
     'Interval',
     'Masks',
     'MatchTable',
+    'PanopticCounts',
+    'PanopticTable',
     'PatchFigures',
+    'Segments',
     'WorstCase',
     'broken',
     'calibration',
@@ -55,11 +68,16 @@ __all__ = [
     'match_detections',
     'mean_ap',
     'mean_intervals',
+    'panoptic_quality',
     'patch_figures',
+    'pq_difference',
+    'pq_interval',
     'read_tables',
     'restrict',
     'worst_case_intervals',
     'worst_case_map',
+    'worst_case_pq',
+    'worst_case_pq_intervals',
     'worst_per_image',
     'write_tables',
 ]

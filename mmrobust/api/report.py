@@ -60,14 +60,14 @@ class Report:
 
     @property
     def judged_by(self) -> str:
-        """What passes are compared by: ``'boxes'``, ``'masks'`` or ``'evaluator'``."""
+        """What compares passes: boxes, masks, panoptic, or the evaluator's figure."""
         return str(self.content.get('judged_by', 'boxes'))
 
     @property
     def figure_name(self) -> str:
         """The name of the figure by which passes are compared."""
         metrics, found = self.figures_of(BENIGN)
-        if found and self.judged_by != 'evaluator':
+        if found and self.judged_by in ('boxes', 'masks'):
             return f'COCO mAP of {self.judged_by}'
         return Headline(metrics, found, self.judged_by).name or 'figure'
 
@@ -179,10 +179,10 @@ def _row(
     boxes: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     row = {'attack': name, **{key: settings.get(key) for key in _SETTINGS}, **metrics}
-    interval = (boxes or {}).get('mAP')
-    if interval:
-        ends = {'mAP': 'estimate', 'mAP_low': 'low', 'mAP_high': 'high'}
-        row |= {key: interval[end] for key, end in ends.items()}
+    for name in ('mAP', 'PQ'):
+        if interval := (boxes or {}).get(name):
+            ends = {name: 'estimate', f'{name}_low': 'low', f'{name}_high': 'high'}
+            row |= {key: interval[end] for key, end in ends.items()}
     return row
 
 

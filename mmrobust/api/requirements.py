@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..report import figure_of
+from ..report import figure_of, worst_figure
 from ..utils.validation import did_you_mean
 from .report import BENIGN, WORST, Report
 
@@ -24,8 +24,8 @@ class Requirement:
         relation: ``'>='`` or ``'<='``.
         bound: what the figure is compared with, in its own unit.
         metric: of the evaluator, like ``'coco/bbox_mAP_50'``; None for the figure that
-            the report compares passes by: the mAP of boxes, or of masks, or the
-            evaluator's own.
+            the report compares passes by: the mAP of boxes or of masks, panoptic
+            quality, or the evaluator's own.
     """
 
     name: str
@@ -88,7 +88,8 @@ class Requirement:
             # An evaluator's own figure may have none, and that of boxes stands for it.
             keys = ('worst_case', 'worst_case_boxes')
             known = [each for key in keys if (each := report.content.get(key))]
-            return float(known[0]['mAP']) if known else None
+            figure = worst_figure(known[0]) if known else None
+            return None if figure is None else figure.value
         metrics, boxes = report.figures_of(self.name)
         if self.metric is None:
             figure = figure_of(metrics, boxes)

@@ -10,7 +10,7 @@ from .dataset import (
     gives_rgb,
     keeps_images,
 )
-from .metrics import check_metrics, figures_disagree
+from .metrics import check_metrics, figures_disagree, scores_image_by_image
 from .paths import path_difference
 from .trial import examine, trial_verdicts
 from .watch import WatchedOracle, pass_verdicts
@@ -28,5 +28,6 @@ __all__ = [
     'keeps_images',
     'pass_verdicts',
     'path_difference',
+    'scores_image_by_image',
     'trial_verdicts',
 ]

@@ -54,7 +54,7 @@ class _Pass:
         self.result, self.name, self.value = result, result.name, figure.share
         self.margin = UNKNOWN_MARGIN
         if figure.low is not None and figure.high is not None:
-            self.margin = (figure.high - figure.low) / 2
+            self.margin = (figure.high - figure.low) / (200 if figure.percent else 2)
         self.eps = float(settings.get('eps') or 0)
         self.steps = int(settings.get('num_steps') or 0)
         self.objective: str | None = settings.get('objective')

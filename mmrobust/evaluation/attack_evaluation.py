@@ -13,7 +13,6 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..analysis import IOU_TYPES
 from ..attacks import Attack, Ensemble
 from ..batch import image_id
 from ..checks import (
@@ -53,6 +52,7 @@ from .images import (
     restrict_metrics,
 )
 from .load import is_wanted
+from .panoptic_analysis import PanopticAnalysis
 from .pass_tables import BENIGN, PassTables
 from .picture_pipeline import PicturePipeline
 from .preparation import (
@@ -69,6 +69,12 @@ from .preparation import (
 from .shift import ShiftedData, read_shifts
 from .visualization import Gallery
 from .voc_figures import VOCFigures
+
+_ANALYSES: dict[str, type[BoxAnalysis]] = {
+    'bbox': BoxAnalysis,
+    'segm': BoxAnalysis,
+    'panoptic': PanopticAnalysis,
+}
 
 
 class AttackEvaluation(BaseLoop):
@@ -104,10 +110,11 @@ class AttackEvaluation(BaseLoop):
         speed: options of :class:`.Acceleration`, for attacks alone, for
             instance ``dict(autocast='bfloat16')``.
         judged_by: by what passes are compared and what ensembles lower: ``'bbox'``,
-            COCO's mAP of boxes, ``'segm'``, that of masks, or ``'auto'``: masks if the
-            evaluator's metrics are ``'segm'`` alone, boxes otherwise; and passes are
-            compared by the evaluator's own figure where that is another one, like
-            VOC's mAP. The report has both where the evaluator measures both.
+            COCO's mAP of boxes, ``'segm'``, that of masks, ``'panoptic'``, the panoptic
+            quality, or ``'auto'``: the first of them that the evaluator measures, and
+            boxes if it does not tell; and passes are compared by the evaluator's own
+            figure where that is another one, like VOC's mAP. The report has all that
+            the evaluator measures.
         attack_batch_size: how many images of a detector share the network's passes in
             an attack, where their inputs are of one shape and the model allows it.
             Losses stay those of single images; what is found is the same up to
@@ -176,10 +183,10 @@ class AttackEvaluation(BaseLoop):
             raise ConfigError(
                 f"gt_frame={gt_frame!r} is unknown: choose 'auto', 'original', 'input'."
             )
-        if judged_by not in ('auto', *IOU_TYPES):
+        if judged_by not in ('auto', *_ANALYSES):
             raise ConfigError(
-                f"judged_by={judged_by!r} is unknown: choose 'auto', 'bbox' for boxes "
-                "or 'segm' for masks."
+                f"judged_by={judged_by!r} is unknown: choose 'auto', 'bbox' for boxes, "
+                "'segm' for masks or 'panoptic' for panoptic quality."
             )
         if space not in ('input', 'original'):
             raise ConfigError(
@@ -384,7 +391,7 @@ class AttackEvaluation(BaseLoop):
         return report
 
     def _start_analyses(self) -> dict[str, BoxAnalysis]:
-        """Reads boxes and masks, for the report and for ensembles.
+        """Reads boxes, masks and segments, for the report and for ensembles.
 
         Returns:
             Analyses by name, first the one by which passes are compared.
@@ -404,10 +411,9 @@ class AttackEvaluation(BaseLoop):
         elif not self.report or not self.attacks or self.attacker.classifier:
             return {}
         needed = ensemble or self.judged_by != 'auto'
-        first = (BoxAnalysis if needed else BoxAnalysis.maybe)(
-            dataset, self.seed, chosen
-        )
-        more = [BoxAnalysis.maybe(dataset, self.seed, each) for each in others]
+        kind = _ANALYSES[chosen]
+        first = (kind if needed else kind.maybe)(dataset, self.seed, chosen)
+        more = [_ANALYSES[each].maybe(dataset, self.seed, each) for each in others]
         return {each.name: each for each in (first, *more) if each}
 
     def _open_records(self) -> Store:
@@ -451,7 +457,8 @@ class AttackEvaluation(BaseLoop):
                 check_readable(self.benign.found, judged_by)  # not hours later
             self.benign.finish(report)
         metrics = enter_benign(report, self.scores)
-        if self.analyses and self.judged_by == 'auto' and has_own_figure(metrics):
+        own = self.judged_by == 'auto' and report.judged_by != 'panoptic'
+        if self.analyses and own and has_own_figure(metrics):
             report.judged_by = 'evaluator'
         self._compared_by = report.judged_by
         return metrics
@@ -476,6 +483,9 @@ class AttackEvaluation(BaseLoop):
         members = attack.members or {name: attack}
         settings = [[key, _settings(member)] for key, member in members.items()]
         depends = [settings, self._configs.get(name), self.save_adv]
+        if attack.members:
+            # Which tells when an image is broken, and later members do not run.
+            depends += list(self.analyses)[:1]
         images, attacker, gallery = self.images, self.attacker, self.gallery
         if attack.corruption:
             images, attacker = self._corrupted.put_into(attacker, attack.corruption)

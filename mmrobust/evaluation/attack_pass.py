@@ -105,8 +105,8 @@ class AttackPass:
         # A worst case is over attacks on the pictures as they are.
         keep = self.attack.corruption is None
         self.result.metrics, told = self._score(self.name, keep)
-        self.result.boxes, self.result.masks = told.get('boxes'), told.get('masks')
-        self.result.evaluator = told.get('evaluator')
+        for key, found in told.items():
+            setattr(self.result, key, found)
         self.result.patches = self._patches(costs)
         if self.ensemble and (chosen := told.get(self.ensemble.judged_by)):
             # Those that know of the choice.

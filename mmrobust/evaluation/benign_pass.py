@@ -32,7 +32,7 @@ class Scores:
 
     Args:
         evaluator: of the loop.
-        analyses: by name, ``'boxes'`` or ``'masks'``; there may be none.
+        analyses: by name, like ``'boxes'``; there may be none.
         size: images of the dataset.
         voc: the figures of the evaluator's VOCMetric, if it has one.
     """
@@ -161,6 +161,7 @@ def enter_benign(report: RobustnessReport, scores: Scores) -> dict[str, Any]:
     metrics, told = scores.compute(BENIGN)
     report.benign = dict(metrics)
     report.benign_boxes, report.benign_masks = told.get('boxes'), told.get('masks')
+    report.benign_panoptic = told.get('panoptic')
     report.benign_evaluator = told.get('evaluator')
     found = [
         *figures_disagree(metrics, report.benign_boxes),

@@ -43,13 +43,20 @@ def measured_types(metrics: Sequence[Any]) -> list[str]:
     """Returns by what an evaluator judges detections, of ``IOU_TYPES``.
 
     Boxes are first, and also what metrics stand for that do not tell: only those of
-    COCO's kind do, which have ``metric=['bbox', 'segm']`` in their configs.
+    COCO's kind do, which have ``metric=['bbox', 'segm']`` in their configs, and the one
+    of panoptic quality.
     """
-    told = [tuple(getattr(each, 'metrics', ())) for each in metrics]
+    told = [_told(each) for each in metrics]
     kinds = {kind for each in told for kind in each}
-    masks_alone = bool(told) and all(each == ('segm',) for each in told)
-    boxes = [] if masks_alone else ['bbox']
-    return [*boxes, *(['segm'] if 'segm' in kinds else [])]
+    others = [kind for kind in ('segm', 'panoptic') if kind in kinds]
+    no_boxes = told and all(each and set(each) <= set(others) for each in told)
+    return [*([] if no_boxes else ['bbox']), *others]
+
+
+def _told(metric: Any) -> tuple[str, ...]:
+    if any(kind.__name__ == 'CocoPanopticMetric' for kind in type(metric).__mro__):
+        return ('panoptic',)
+    return tuple(getattr(metric, 'metrics', ()))
 
 
 class BoxAnalysis(PassTables):
@@ -74,11 +81,14 @@ class BoxAnalysis(PassTables):
     """
 
     def __init__(self, dataset: Any, seed: int = 0, iou_type: str = 'bbox') -> None:
-        super().__init__(seed)
-        self.iou_type = iou_type
+        self._start(dataset, seed, iou_type)
         self.name = 'masks' if iou_type == 'segm' else 'boxes'
         self.truths = ground_truth(dataset, iou_type)
-        self._truth_of = {truth.img_id: truth for truth in self.truths}
+        self._truth_of: dict[Any, Any] = {each.img_id: each for each in self.truths}
+
+    def _start(self, dataset: Any, seed: int, iou_type: str) -> None:
+        super().__init__(seed)
+        self.iou_type = iou_type
         self.classes = tuple(dataset.metainfo['classes'])
         self.num_classes = len(self.classes)
         # Boxes of the last pass and of the benign one, where they could be matched.
@@ -101,8 +111,8 @@ class BoxAnalysis(PassTables):
         try:
             return cls(dataset, seed, iou_type)
         except ConfigError as error:
-            name = 'Masks' if iou_type == 'segm' else 'Boxes'
-            print_log(f'{name} are not analysed: {error}', logger='current')
+            names = {'bbox': 'Boxes', 'segm': 'Masks', 'panoptic': 'Segments'}
+            print_log(f'{names[iou_type]} are not analysed: {error}', logger='current')
             return None
 
     def read(self, output: BaseDataElement) -> Detections | None:

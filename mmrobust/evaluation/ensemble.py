@@ -9,16 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import (
-    Detections,
-    Interval,
-    MatchTable,
-    map_interval,
-    mean_ap,
-    restrict,
-    worst_case_intervals,
-    worst_case_map,
-)
 from ..attacks import Attack
 from ..batch import image_id
 from ..checks import comparison_verdicts
@@ -37,22 +27,29 @@ class WorstOf:
     A search over more tables may end in another optimum, and a higher one.
     """
 
-    def __init__(self, benign: MatchTable) -> None:
-        self.assignment = np.zeros(benign.num_images, dtype=np.int64)
-        self.mean_ap = mean_ap(benign)
+    def __init__(self, benign: Any, analysis: BoxAnalysis) -> None:
+        self.analysis = analysis
+        self.assignment = np.zeros(len(benign.img_ids), dtype=np.int64)
+        self.value = analysis.value(benign)
 
-    def search(
-        self, tables: Sequence[MatchTable], analysis: BoxAnalysis, rounds: int
-    ) -> None:
+    def search(self, tables: Sequence[Any], rounds: int) -> None:
         """Takes a better combination of the tables, if one is found."""
-        found = worst_case_map(tables, seed=analysis.seed, max_rounds=rounds)
-        if not self.mean_ap <= found.mean_ap:
-            self.assignment, self.mean_ap = found.assignment, found.mean_ap
+        assignment, value = self.analysis.lowest(tables, rounds)
+        if not self.value <= value:
+            self.assignment, self.value = assignment, value
+
+
+# What an ensemble reads by each analysis, and judged_by of another one.
+_READ = {
+    'boxes': ('upright boxes', 'segm'),
+    'masks': ('masks', 'bbox'),
+    'panoptic': ('panoptic segmentations', 'bbox'),
+}
 
 
 def check_readable(
     found: Mapping[Any, ReadDetections], judged_by: str
-) -> dict[Any, Detections]:
+) -> dict[Any, Any]:
     """Returns the detections by image id, all of which have to be there.
 
     Args:
@@ -60,13 +57,12 @@ def check_readable(
         judged_by: name of the analysis that the ensemble chooses by.
 
     Raises:
-        ConfigError: if the boxes or masks of an image could not be read.
+        ConfigError: if what is predicted on an image could not be read.
     """
     known = {key: each[judged_by] for key, each in found.items()}
     readable = {key: each for key, each in known.items() if each is not None}
     if len(readable) < len(known):
-        masks = judged_by == 'masks'
-        kind, other = ('masks', 'bbox') if masks else ('upright boxes', 'segm')
+        kind, other = _READ[judged_by]
         raise ConfigError(
             f'the ensemble reads {kind}, and the model gave none for an image: set '
             f"judged_by='{other}' in the test loop (--judged-by {other}), or use "
@@ -77,7 +73,7 @@ def check_readable(
 
 @dataclass
 class EnsemblePass:
-    """Keeps the boxes and masks that every member left, and chooses among them."""
+    """Keeps what every member left, and chooses among them."""
 
     name: str  # of the ensemble in the evaluation
     members: Mapping[str, Attack]  # its attacks by name
@@ -90,7 +86,7 @@ class EnsemblePass:
         self._clean = check_readable(self.benign.found, self.judged_by)
         # By member, in the order of the images.
         self._found: dict[str, list[ReadDetections]] = {k: [] for k in self.members}
-        # Of mAP and its fall, once the choice is made; on the main process.
+        # Of the figure and its fall, once the choice is made; on the main process.
         self.intervals: dict[str, Any] = {}
 
     def is_broken(self, outcomes: dict[str, Outcome]) -> bool:
@@ -123,7 +119,7 @@ class EnsemblePass:
         costs: dict[str, dict[str, Any]],
         records: StorePart,
     ) -> Callable[[Any], str]:
-        """Searches the combination with the lowest mAP, over all processes' images.
+        """Searches the combination that leaves least, over all processes' images.
 
         Args:
             result: gets the members' part of the report.
@@ -151,7 +147,7 @@ class EnsemblePass:
                     analysis.keep(f'{self.name}/{key}', self._of(key, name))
         return dict(choice).__getitem__
 
-    def _of(self, key: str, name: str) -> list[Detections]:
+    def _of(self, key: str, name: str) -> list[Any]:
         """Returns what a member left, as an analysis could read it."""
         read = [each[name] for each in self._found[key]]
         return [each for each in read if each is not None]
@@ -159,31 +155,32 @@ class EnsemblePass:
     def _search(
         self,
         result: AttackResult,
-        tables: dict[str, MatchTable],
+        tables: dict[str, Any],
         costs: dict[str, dict[str, Any]],
     ) -> dict[Any, str]:
         names, matches = list(tables), list(tables.values())
-        best = WorstOf(matches[0])
+        analysis, figure = self.analysis, self.analysis.figure
+        best = WorstOf(matches[0], analysis)
         result.members = []
         for number, (key, member) in enumerate(self.members.items(), 2):
             # One round on the way, so that members can be compared.
-            best.search(matches[:number], self.analysis, rounds=1)
+            best.search(matches[:number], rounds=1)
             ran = [each[key] for each in costs.values() if key in each]
             result.members.append(
                 {
                     'name': key,
                     'settings': member.describe(),
                     'images': len(ran),
-                    'mAP': best.mean_ap,
-                    'own_mAP': mean_ap(tables[key]),
+                    figure: best.value,
+                    f'own_{figure}': analysis.value(tables[key]),
                     'forwards': sum(cost['forwards'] for cost in ran),
                     'backwards': sum(cost['backwards'] for cost in ran),
                     'seconds': round(sum(cost['seconds'] for cost in ran), 2),
                 }
             )
-        best.search(matches, self.analysis, self.analysis.rounds)
-        found = worst_case_intervals(matches, best.assignment, seed=self.analysis.seed)
-        self.intervals = dict(zip(('mAP', 'drop'), map(asdict, found), strict=True))
+        best.search(matches, analysis.rounds)
+        found = analysis.lowest_intervals(matches, best.assignment)
+        self.intervals = dict(zip((figure, 'drop'), map(asdict, found), strict=True))
         chosen = {
             each: _that_ran(names[index], costs[str(each)])
             for each, index in zip(matches[0].img_ids, best.assignment, strict=True)
@@ -193,14 +190,14 @@ class EnsemblePass:
             row['chosen'] = counts[row['name']]
         for key, table in tables.items():
             if key != BENIGN:
-                self.analysis.tables[f'{self.name}/{key}'] = table
+                analysis.tables[f'{self.name}/{key}'] = table
         self._judge(result, tables, costs)
         return chosen
 
     def _judge(
         self,
         result: AttackResult,
-        tables: Mapping[str, MatchTable],
+        tables: Mapping[str, Any],
         costs: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Judges members by each other, where all of them ran.
@@ -213,8 +210,13 @@ class EnsemblePass:
         )
         if not ran.any():
             return
+        analysis = self.analysis
         boxes = {
-            key: {'mAP': asdict(self._interval(restrict(table, ran)))}
+            key: {
+                analysis.figure: asdict(
+                    analysis.interval(analysis.restrict(table, ran))
+                )
+            }
             for key, table in tables.items()
         }
         results = [
@@ -225,9 +227,6 @@ class EnsemblePass:
         where = f'on the {int(ran.sum())} images that every member attacked'
         for key, sentences in found.items():
             result.checks += [f'{key}: {where}, {text}' for text in sentences]
-
-    def _interval(self, table: MatchTable) -> Interval:
-        return map_interval(table, seed=self.analysis.seed)
 
     def _read(self, outcome: Outcome) -> ReadDetections:
         (output,) = outcome.outputs

@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import DataLoader
 
 from ..batch import image_id, split_batch
+from ..checks import scores_image_by_image
 from ..errors import ConfigError, doing
 from ..frame import FramedDataset
 from ..region import MeasuredDataset
@@ -201,6 +202,8 @@ def restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
     for metric in evaluator.metrics:
         if hasattr(metric, 'img_ids'):
             metric.img_ids = ids
+        elif scores_image_by_image(metric):
+            continue
         elif getattr(metric, '_coco_api', None) is not None:
             raise ConfigError(
                 f'num_images is not possible with {type(metric).__name__}, which '

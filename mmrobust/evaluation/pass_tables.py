@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..analysis import (
+    Interval,
     MatchTable,
     difference_interval,
     map_interval,
     map_values,
+    mean_ap,
     mean_intervals,
+    restrict,
     worst_case_intervals,
     worst_case_map,
     write_tables,
@@ -31,15 +34,17 @@ class PassTables:
         seed: of intervals and of the search for the worst case.
 
     Attributes:
+        figure: what passes are compared by, as it is called in results.
         rounds: of the greedy search; the first ones do nearly all of its work.
         tables: matches of the passes that could be analysed, by name.
     """
 
+    figure = 'mAP'
     rounds = 3
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.tables: dict[str, MatchTable] = {}
+        self.tables: dict[str, Any] = {}
         # Of passes that are not kept: mAP, and how it moves with the images.
         self._moves: dict[str, tuple[float, np.ndarray]] = {}
 
@@ -92,6 +97,31 @@ class PassTables:
         moves = [[self._moves[name] for name in group] for group in names]
         mean, share = mean_intervals(self.tables[BENIGN], moves, seed=self.seed)
         return asdict(mean), asdict(share)
+
+    # What an ensemble asks for its choice.
+
+    def value(self, table: Any) -> float:
+        """Returns the figure of a table."""
+        return mean_ap(table)
+
+    def interval(self, table: Any) -> Interval:
+        """Returns it with an interval."""
+        return map_interval(table, seed=self.seed)
+
+    def lowest(self, tables: Sequence[Any], rounds: int) -> tuple[np.ndarray, float]:
+        """Returns the combination of the lowest figure that is found, and that."""
+        found = worst_case_map(tables, seed=self.seed, max_rounds=rounds)
+        return found.assignment, found.mean_ap
+
+    def lowest_intervals(
+        self, tables: Sequence[Any], assignment: np.ndarray
+    ) -> tuple[Interval, Interval]:
+        """Returns intervals of that figure and of its fall from the first table."""
+        return worst_case_intervals(tables, assignment, seed=self.seed)
+
+    def restrict(self, table: Any, images: np.ndarray) -> Any:
+        """Returns the table of some of the images."""
+        return restrict(table, images)
 
     def worst_case(self) -> dict[str, Any] | None:
         """Returns the combination of passes, the benign one among them, of lowest mAP.

@@ -386,7 +386,7 @@ def try_out(
     # Of a curve the largest ball, where an attack has to show that it is one.
     balls = [a.threat for a in whole if a.threat.norm == whole[0].threat.norm]
     threat = max(balls, key=lambda ball: ball.eps)
-    records = records_of('trials', [threat.norm, threat.eps])
+    records = records_of('trials', [threat.norm, threat.eps, analysis.name])
     trials = []
     for index in analysis.with_objects(count):
         ((part, _),) = images.parts(index, images.load(index))

@@ -18,7 +18,6 @@ from ..utils.models import bare_model
 from ..utils.store import Store
 from .attacker import Attacker
 from .benign_pass import BenignPass, Scores
-from .box_analysis import BoxAnalysis
 from .images import EvaluatedImages, annotations_digest, choose_images, restrict_metrics
 from .pass_tables import BENIGN
 from .voc_figures import VOCFigures
@@ -137,7 +136,7 @@ class ShiftedData:
         analyses = {
             name: own
             for name, other in evaluated.analyses.items()
-            if (own := BoxAnalysis.maybe(self.dataset, self.seed, other.iou_type))
+            if (own := type(other).maybe(self.dataset, self.seed, other.iou_type))
         }
         for name, own in analyses.items():
             own.thresholds = evaluated.analyses[name].thresholds

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import cv2
 import mmcv
 import numpy as np
+import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -26,6 +27,7 @@ from ..frame import TO_INPUT, attack_samples
 from ..registry import HOOKS
 from ..report import is_number
 from ..utils.files import replacing
+from .segments import paint_segments, segments_of
 
 _TRUTH, _DETECTION = (0, 200, 0), (230, 40, 40)
 _MIN_SIDE, _MAX_SIDE = 320, 2400  # of an enlarged image
@@ -326,10 +328,13 @@ def _found(output: BaseDataElement, score_thr: float, classes: Any) -> str:
         label = int(output.pred_label)
         score = float(output.pred_score[label])
         return f'{classes[label] if classes else label} ({score:.2f})'
-    if 'pred_instances' not in output:
+    if 'pred_instances' in output:
+        what, count = 'detection', len(_kept(output, score_thr))
+    elif 'pred_panoptic_seg' in output:
+        what, count = 'segment', len(segments_of(output, len(classes or ()))[1])
+    else:
         return 'no boxes predicted'
-    count = len(_kept(output, score_thr))
-    return f'{count} detection' + ('' if count == 1 else 's')
+    return f'{count} {what}' + ('' if count == 1 else 's')
 
 
 def _draw(
@@ -340,7 +345,11 @@ def _draw(
     score_thr: float,
     scale: int,
 ) -> np.ndarray:
-    classes = (visualizer.dataset_meta or {}).get('classes')
+    meta = visualizer.dataset_meta or {}
+    classes = meta.get('classes')
+    segments: list[tuple[list[float], str, float]] = []
+    if 'pred_panoptic_seg' in output and 'pred_instances' not in output:
+        image, segments = paint_segments(image, output, truth, scale, meta)
     visualizer.set_image(image)
     boxes = truth.gt_instances.bboxes if 'gt_instances' in truth else ()
     boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
@@ -348,6 +357,9 @@ def _draw(
         visualizer.draw_bboxes(
             boxes * scale, edge_colors=_TRUTH, line_widths=2, line_styles='--'
         )
+    if segments:
+        places, labels, areas = map(list, zip(*segments, strict=True))
+        _write(visualizer, places, labels, areas, image.shape)
     found = _kept(output, score_thr)
     if len(found):
         # Predictions come in the original image's frame.
@@ -363,23 +375,35 @@ def _draw(
             f'{classes[label] if classes else int(label)} {score:.2f}'
             for label, score in zip(found.labels, found.scores, strict=True)
         ]
-        # Above the boxes, whose objects are to be seen, and inside the picture.
-        ends = [(_LETTER[0] * len(text), _LETTER[1]) for text in labels]
-        room = (limits[:2] - boxes.new_tensor(ends)).clamp(min=0)
+        # Above the boxes, whose objects are to be seen.
         above = boxes[:, :2] - boxes.new_tensor([0, _LETTER[1]])
-        corners = above.clamp(min=0).minimum(room)
-        shown = readable(corners.tolist(), labels, found.scores.tolist())
-        visualizer.draw_texts(
-            [labels[place] for place in shown],
-            corners[shown],
-            font_sizes=11,
-            colors='white',
-            bboxes=[
-                {'facecolor': 'black', 'alpha': 0.6, 'pad': 0.5, 'edgecolor': 'none'}
-            ]
-            * len(shown),
-        )
+        _write(visualizer, above.tolist(), labels, found.scores.tolist(), image.shape)
     return visualizer.get_image()
+
+
+def _write(
+    visualizer: Visualizer,
+    corners: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    scores: Sequence[float],
+    shape: Sequence[int],
+) -> None:
+    """Writes labels from their corners on, inside the picture (height, width, ...).
+
+    Those that would hide one of a higher score are left out.
+    """
+    ends = torch.tensor([(_LETTER[0] * len(text), _LETTER[1]) for text in labels])
+    room = (torch.tensor(shape[1::-1]) - ends).clamp(min=0)
+    places = torch.tensor(corners).clamp(min=0).minimum(room)
+    shown = readable(places.tolist(), labels, scores)
+    box = {'facecolor': 'black', 'alpha': 0.6, 'pad': 0.5, 'edgecolor': 'none'}
+    visualizer.draw_texts(
+        [labels[place] for place in shown],
+        places[shown],
+        font_sizes=11,
+        colors='white',
+        bboxes=[box] * len(shown),
+    )
 
 
 def readable(

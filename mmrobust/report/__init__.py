@@ -22,6 +22,7 @@ from .results import (
     figure_of,
     find_curves,
     has_own_figure,
+    worst_figure,
 )
 from .robustness import RobustnessReport, device_name
 
@@ -48,4 +49,5 @@ __all__ = [
     'package_versions',
     'page',
     'summaries',
+    'worst_figure',
 ]

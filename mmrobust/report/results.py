@@ -21,6 +21,8 @@ _USUAL = (
     *('top1', 'top5'),
 )
 _PERCENT = ('PQ', 'top1', 'top5')
+# What is read of predictions, and the figure that says how good it is.
+ANALYSES = {'boxes': 'mAP', 'masks': 'mAP', 'panoptic': 'PQ'}
 # Attributes of a result that are those of its attack.
 _TOLD = ('asks', 'baseline', 'transferable')
 _COUNTS = ('forwards', 'backwards', 'queries', 'seconds')
@@ -39,15 +41,17 @@ class AttackResult:
     seconds: float = 0.0  # of attacks and predictions, added up over images
     boxes: dict[str, Any] | None = None  # mAP with its interval, counts of errors
     masks: dict[str, Any] | None = None  # the same of masks
+    panoptic: dict[str, Any] | None = None  # PQ in percent with its interval, SQ, RQ
     # Of the evaluator's own figure, if it has an interval: its name, what it means, and
     # mAP and drop as in boxes.
     evaluator: dict[str, Any] | None = None
-    judged_by: str = 'boxes'  # or 'masks' or 'evaluator', by which passes are compared
+    # By which passes are compared: one of ANALYSES, or 'evaluator'.
+    judged_by: str = 'boxes'
     images: int = 0  # images that were attacked
     queries: int = 0  # forward passes of attacks that ask for the output only
     # The same attacked images rounded to 8 bits, stored as pictures and scored through
-    # the unchanged pipeline: metrics, boxes (or None), masks (if analysed) and radius,
-    # the largest perturbation after rounding.
+    # the unchanged pipeline: metrics, boxes (or None), what else is analysed, and
+    # radius, the largest perturbation after rounding.
     quantized: dict[str, Any] | None = None
     # Of an ensemble only, in their order: name, settings, images (on how many it ran),
     # chosen (on how many it is the worst), mAP (after this member), and its costs.
@@ -90,11 +94,11 @@ class AttackResult:
     def as_dict(self) -> dict[str, Any]:
         """Returns the attack's entry in the JSON file."""
         extra = (
-            *('boxes', 'masks', 'evaluator', 'quantized'),
+            *(*ANALYSES, 'evaluator', 'quantized'),
             *('members', 'watched', 'patches', 'load'),
         )
         costs = {key: round(getattr(self, key), 2) for key in _COUNTS}
-        told = self.masks or self.judged_by == 'evaluator'
+        told = self.masks or self.judged_by != 'boxes'
         return {
             'name': self.name,
             **({'judged_by': self.judged_by} if told else {}),
@@ -141,12 +145,13 @@ def figure_of(
 
     Args:
         metrics: as the evaluator gives them.
-        boxes: see :class:`AttackResult`; its mAP comes first, since it has an interval.
+        boxes: see :class:`AttackResult`, or masks, or the panoptic analysis; its figure
+            comes first, since it has an interval.
         key: the metric to read, by default the first of the usual ones.
     """
-    found = Figure.resampled((boxes or {}).get('mAP'))
-    if found:
-        return found
+    for name in ('mAP', 'PQ'):
+        if found := Figure.resampled((boxes or {}).get(name)):
+            return replace(found, percent=name in _PERCENT)
     key = key or _main_metric(metrics)
     found = Figure.of(metrics.get(key))
     return found and replace(found, percent=_end(key) in _PERCENT)
@@ -156,6 +161,14 @@ def has_own_figure(metrics: Mapping[str, Any]) -> bool:
     """Returns whether an evaluator's first figure is another one than COCO's mAP."""
     main = _end(_main_metric(metrics))
     return bool(main) and not main.startswith(('bbox_', 'segm_'))
+
+
+def worst_figure(worst_case: Mapping[str, Any] | None) -> Figure | None:
+    """Returns the figure of a worst case, or None if it has none."""
+    worst = worst_case or {}
+    key = 'PQ' if 'PQ' in worst else 'mAP'
+    found = Figure.resampled(worst.get('interval')) or Figure.of(worst.get(key))
+    return found and replace(found, percent=key in _PERCENT)
 
 
 class Headline:
@@ -175,12 +188,13 @@ class Headline:
         judged_by: str = 'boxes',
     ) -> None:
         self._key = _main_metric(metrics) or next(iter(metrics), '')
-        if judged_by == 'masks':
-            of_masks = [key for key in metrics if _end(key) == 'segm_mAP']
-            self._key = of_masks[0] if of_masks else self._key
+        wanted = {'masks': 'segm_mAP', 'panoptic': 'PQ'}.get(judged_by)
+        self._key = next((k for k in metrics if _end(k) == wanted), self._key)
         self.name = titles([self._key])[0]
         if boxes and judged_by == 'masks':
             self.name = 'mask mAP'
+        elif boxes and judged_by == 'panoptic':
+            self.name = 'PQ'
         elif boxes and judged_by == 'boxes':
             others = [key for key in metrics if _end(key) == 'mAP']
             self.name = 'COCO mAP' if others else 'mAP'

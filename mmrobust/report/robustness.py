@@ -30,7 +30,7 @@ from . import corruptions, sections
 from .document import Bar, Document, Part, Section, Table
 from .html import page
 from .markdown import markdown, part_markdown
-from .results import AttackResult, Headline
+from .results import ANALYSES, AttackResult, Headline
 from .verdict import verdict
 
 _SPACES = {
@@ -56,11 +56,12 @@ class RobustnessReport:
     attacks: list[AttackResult] = field(default_factory=list)
     benign_boxes: dict[str, Any] | None = None  # as AttackResult.boxes, without attack
     benign_masks: dict[str, Any] | None = None  # the same of masks
+    benign_panoptic: dict[str, Any] | None = None  # as AttackResult.panoptic
     benign_evaluator: dict[str, Any] | None = None  # as AttackResult.evaluator
     benign_load: dict[str, Any] | None = None  # as AttackResult.load, without attack
-    # The lowest mAP that a choice of passes, image by image, was found to give.
+    # The lowest figure that a choice of passes, image by image, was found to give.
     worst_case: dict[str, Any] | None = None
-    # The same by what does not compare passes: 'boxes' or 'masks'.
+    # The same by what does not compare passes, of ANALYSES.
     other_worst_cases: dict[str, Any] = field(default_factory=dict)
     judged_by: str = 'boxes'  # see AttackResult
     # Means over corruptions, see :func:`.corruptions.summaries`.
@@ -139,7 +140,7 @@ class RobustnessReport:
         """Returns the report as the JSON file holds it."""
         content = asdict(self)
         content['benign'] = {'metrics': self.benign}
-        for name in ('boxes', 'masks', 'evaluator', 'load'):
+        for name in (*ANALYSES, 'evaluator', 'load'):
             if found := content.pop(f'benign_{name}'):
                 content['benign'][name] = found
         for name, found in content.pop('other_worst_cases').items():
@@ -165,10 +166,7 @@ class RobustnessReport:
     def document(self, complete: bool = True) -> Document:
         """Returns the report for people, in tables and sentences."""
         headline = self.headline()
-        boxes = [(sections.BENIGN_LABEL, self.benign_boxes)]
-        boxes += [(attack.name, attack.boxes) for attack in self.attacks]
-        masks = [(sections.BENIGN_LABEL, self.benign_masks)]
-        masks += [(attack.name, attack.masks) for attack in self.attacks]
+        boxes, masks, panoptic = (self._passes(name) for name in ANALYSES)
         warnings = list(self.checks)
         warnings += [f'{a.name}: {text}' for a in self.attacks for text in a.checks]
         summary = verdict(
@@ -188,6 +186,8 @@ class RobustnessReport:
             sections.calibration_section(masks, 'masks'),
             sections.sizes_section(masks, 'masks'),
             sections.classes_section(masks, 'masks'),
+            sections.panoptic_section(panoptic, self._worst_of('panoptic')),
+            sections.classes_section(panoptic, 'panoptic'),
             sections.patches_section(self.attacks),
             sections.pictures_section(headline, self.attacks),
             sections.load_section(self.benign_load, self.attacks),
@@ -238,8 +238,7 @@ class RobustnessReport:
     @property
     def judged(self) -> dict[str, Any] | None:
         """Returns the analysis without attack by which passes are compared."""
-        found: dict[str, Any] | None = getattr(self, f'benign_{self.judged_by}')
-        return found
+        return self._benign_of(self.judged_by)
 
     def enter_worst_case(self, name: str, found: dict[str, Any] | None) -> None:
         """Puts in the worst case of an analysis, of ``'boxes'`` say."""
@@ -249,9 +248,16 @@ class RobustnessReport:
             self.other_worst_cases[name] = found
 
     def _worst_of(self, name: str) -> dict[str, Any] | None:
-        if name == self.judged_by:
-            return self.worst_case
-        return self.other_worst_cases.get(name)
+        others = self.other_worst_cases
+        return self.worst_case if name == self.judged_by else others.get(name)
+
+    def _benign_of(self, name: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = getattr(self, f'benign_{name}')
+        return found
+
+    def _passes(self, name: str) -> sections.Passes:
+        attacks = [(each.name, getattr(each, name)) for each in self.attacks]
+        return [(sections.BENIGN_LABEL, self._benign_of(name)), *attacks]
 
     # What other kinds of reports say in their own way.
 
@@ -280,7 +286,9 @@ class RobustnessReport:
         if self.judged_by == 'evaluator' and self.worst_case:
             worst = sections.worst_sentence(self.worst_case, self.headline().name)
             about.append(worst)
-        if self.benign_masks:
+        if self.judged_by == 'panoptic':
+            about.append('Passes are compared, and ensembles choose, by PQ.')
+        elif self.benign_masks or self.benign_panoptic:
             kind = 'masks' if self.judged_by == 'masks' else 'boxes'
             about.append(
                 f'Passes are compared, and ensembles choose, by the mAP of {kind}.'
@@ -290,7 +298,8 @@ class RobustnessReport:
     def _means(self) -> list[Part]:
         """Says which mAP is meant where."""
         coco = "COCO's AP at IoU 0.5 to 0.95, mean over classes"
-        if not (self.benign_boxes or self.benign_masks):
+        known = self.benign_boxes or self.benign_masks
+        if not known or self.judged_by == 'panoptic':
             return []
         name = self.headline().name
         if self.judged_by != 'evaluator':

@@ -20,6 +20,7 @@ from .document import (
     number,
 )
 from .results import (
+    ANALYSES,
     AttackResult,
     Curve,
     Headline,
@@ -27,6 +28,7 @@ from .results import (
     find_curves,
     shown_metrics,
     titles,
+    worst_figure,
 )
 
 BENIGN_LABEL = 'none (benign)'
@@ -44,6 +46,7 @@ _ENOUGH = 50
 _ERRORS = ('oLRP', 'oLRP_loc', 'oLRP_fp', 'oLRP_fn', 'LRP', 'LaECE')
 _SIZES = ('small', 'medium', 'large')
 _SINGULAR = {'boxes': 'box', 'masks': 'mask'}
+_FIGURES = {'masks': 'COCO mask mAP', 'panoptic': 'PQ'}
 # Of attacks, in the table of classes, which nobody could read with many of them.
 _MOST_COLUMNS = 8
 # More lines in one picture cannot be told apart.
@@ -99,7 +102,7 @@ def figure_bars(
 
     Those of corruptions are among ``more``, as their mean.
     """
-    worst = worst_case and _worst_figure(worst_case)
+    worst = worst_figure(worst_case)
     shown = [attack for attack in attacks if not attack.settings.get('corruption')]
     found = [
         (BENIGN_LABEL, headline.benign, 'benign'),
@@ -181,11 +184,12 @@ def _lines(
 
 def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
     """Tabulates the members of each ensemble."""
-    head = ['member', 'steps', 'images', 'chosen on', 'mAP after it']
-    head += ['forwards', 'backwards', 'seconds']
     found = []
     for attack in attacks:
-        name = 'COCO mask mAP' if attack.judged_by == 'masks' else 'COCO mAP'
+        figure = ANALYSES.get(attack.judged_by, 'mAP')
+        name = _FIGURES.get(attack.judged_by, 'COCO mAP')
+        head = ['member', 'steps', 'images', 'chosen on', f'{figure} after it']
+        head += ['forwards', 'backwards', 'seconds']
         text = (
             'In their order: on how many images each ran, on how many its example is '
             f'the one that counts, and the lowest {name} found so far (by a short '
@@ -195,7 +199,7 @@ def members_sections(attacks: Sequence[AttackResult]) -> list[Section]:
         for each in attack.members or ():
             steps = (each.get('settings') or {}).get('num_steps', '')
             cells = [each['name'], steps, each['images'], each['chosen']]
-            cells += [number(each['mAP']), each['forwards'], each['backwards']]
+            cells += [number(each[figure]), each['forwards'], each['backwards']]
             rows.append([*map(str, cells), number(each['seconds'], 1)])
         key, title = f'members-{attack.name}', f'Members of {attack.name}'
         found.append(_table_section(key, title, head, rows, text))
@@ -240,8 +244,34 @@ def boxes_section(
     return Section(kind, kind.capitalize(), parts, [drawing])
 
 
-def _worst_figure(worst: Mapping[str, Any]) -> Figure | None:
-    return Figure.resampled(worst.get('interval')) or Figure.of(worst['mAP'])
+def panoptic_section(passes: Passes, worst: Mapping[str, Any] | None) -> Section | None:
+    """Tabulates panoptic quality with intervals; states the worst case."""
+    rows = []
+    for name, found in passes:
+        if not found:
+            continue
+        intervals = [_text(Figure.resampled(found.get(key))) for key in ('PQ', 'drop')]
+        values = [found['SQ'], found['RQ'], found['things']['PQ'], found['stuff']['PQ']]
+        rows.append(
+            [
+                name,
+                *intervals,
+                *map(number, values),
+                *map(str, found['segments'].values()),
+            ]
+        )
+    if not rows:
+        return None
+    text = (
+        'Panoptic quality (PQ) and its fall in percent, with 95 % intervals over '
+        'images (jackknife); segmentation and recognition quality, PQ of things and of '
+        'stuff; segments of all images, matched from an IoU of 0.5.'
+    )
+    head = ['attack', 'PQ', 'fall', 'SQ', 'RQ', 'things', 'stuff']
+    parts: list[Part] = [text, Table([*head, 'matched', 'false', 'missed'], rows)]
+    if worst:
+        parts.append(worst_sentence(worst, 'PQ'))
+    return Section('panoptic', 'Panoptic segmentation', parts)
 
 
 def worst_sentence(worst: Mapping[str, Any], name: str) -> str:
@@ -250,7 +280,7 @@ def worst_sentence(worst: Mapping[str, Any], name: str) -> str:
     chosen = ', '.join(f'{name} {count}' for name, count in counts if count)
     return (
         f'Worst case, the lowest {name} found by choosing a pass for every image: '
-        f'**{_text(_worst_figure(worst))}** ({chosen} images). It falls with every '
+        f'**{_text(worst_figure(worst))}** ({chosen} images). It falls with every '
         'pass that takes part: compare models under the same attacks.'
     )
 
@@ -349,7 +379,8 @@ def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     attacks = given
     if given[0] == passes[0]:
         benign, attacks = given[0][1]['classes'], given[1:]
-    lowest = sorted(attacks, key=lambda each: each[1]['mAP']['estimate'])
+    figure = ANALYSES[kind]
+    lowest = sorted(attacks, key=lambda each: each[1][figure]['estimate'])
     shown = [each for each in attacks if each in lowest[:_MOST_COLUMNS]]
     counts = _objects(passes).get('classes')
     rows = []
@@ -362,7 +393,8 @@ def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
         count = [str(counts[name])] if counts else []
         rows.append((fall, [name, *count, *map(number, [before, fall, *figures])]))
     rows.sort(key=lambda row: -row[0])  # stable: ties stay in the dataset's order
-    text = 'COCO mAP of each class, those that fall most under any attack first'
+    name = 'PQ' if kind == 'panoptic' else 'COCO mAP'
+    text = f'{name} of each class, those that fall most under any attack first'
     if len(shown) < len(attacks):
         text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
     head = ['class', *(['objects'] if counts else []), passes[0][0], 'largest fall']

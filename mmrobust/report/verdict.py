@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .document import Figure, number
-from .results import AttackResult, Headline
+from .results import AttackResult, Headline, worst_figure
 
 
 def verdict(
@@ -41,8 +42,9 @@ def verdict(
     if known:
         figure, strongest = min(known, key=lambda pair: pair[0].value)
         name = f'**{strongest.name}** ({_ball(strongest)})'
-        if worst_case and is_lower(worst_case['mAP'], figure):
-            figure = Figure(worst_case['mAP'])
+        worst = worst_figure(worst_case)
+        if worst and is_lower(worst.value, figure):
+            figure = worst
             name = 'the worst of all passes on each image'
         text += f'**{_text(figure)}** is left under {name}{_share(figure, benign)}'
         text += _noise(headline, clean, strongest)
@@ -59,7 +61,7 @@ def verdict(
 
 def is_lower(value: float, figure: Figure) -> bool:
     """Returns whether a value is lower than a figure, as it is written."""
-    return number(value) != _text(figure) and value < figure.value
+    return _text(replace(figure, value=value)) != _text(figure) and value < figure.value
 
 
 def _noise(
