@@ -41,7 +41,7 @@ _LACKS = (
     'cannot be read off',
     'has one only',
     'masks alone',
-    'no `pred_instances`',
+    'does not detect boxes',
 )
 EPS = 4
 SEED = 7

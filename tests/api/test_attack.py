@@ -13,6 +13,7 @@ from evaluated import images_of
 from mmdet.apis import inference_detector
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmrobust.api.pictures import Pictures
 from mmrobust.errors import ConfigError
 
 SETTINGS = dict(attack='pgd', eps=4, num_steps=2)
@@ -148,3 +149,16 @@ MISTAKES = {
 def test_mistakes_are_sentences(given, sentence, model, pictures):
     with pytest.raises(ConfigError, match=sentence):
         mmrobust.attack(**{'model': model, 'images': pictures[0], **given})
+
+
+def test_pictures_say_their_classes_to_models_that_read_them():
+    keys = ('img_id', 'text', 'custom_entities')
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='PackDetInputs', meta_keys=keys),
+    ]
+    picture = np.zeros((8, 8, 3), np.uint8)
+    found = Pictures([picture], pipeline, {'classes': ('cup', 'dog')})
+    found.label([dict(bboxes=np.zeros((0, 4)), labels=np.zeros(0, int))])
+    sample = found[0]['data_samples']
+    assert (sample.text, sample.custom_entities) == (('cup', 'dog'), True)

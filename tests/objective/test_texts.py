@@ -145,14 +145,10 @@ def test_mislabel_lowers_the_loss_of_other_words(model):
         wanted = losses(model, sample([2, 3]))['loss_cls']
     assert float(values) == pytest.approx(-wanted, rel=1e-5)
     assert grads[0].abs().sum() > 0
-    # The likely ones are read off the scores of what stands for objects.
-    likely, _ = asked(model, 'mislabel', truth)
+    # The likely one is another one, read off the scores of what stands for objects.
+    likely, _ = asked(model, 'mislabel', sample([1]))
     with loss_mode(model):
-        every = [
-            -losses(model, sample([a, b]))['loss_cls']
-            for a in (0, 2, 3)
-            for b in (0, 1, 3)
-        ]
+        every = [-losses(model, sample([label]))['loss_cls'] for label in (0, 2, 3)]
     assert min(abs(float(likely) - each) for each in every) < 1e-5
 
 
