@@ -34,6 +34,7 @@ from mmrobust.utils.validation import did_you_mean
 
 from benchmarks.examine import (
     COLUMNS,
+    LOSSES,
     NO,
     OBJECTIVES,
     YES,
@@ -131,14 +132,17 @@ synthetic images; no checkpoint is loaded.
   afterwards. n/a: the model has no loss of that name, or its class scores cannot be
   read. empty: with random weights it predicts no box at all, which leaves nothing to
   rank; CornerNet and CentripetalNet drop every pair of corners whose classes differ or
-  whose embeddings are far apart, and that is any pair of a fresh network.
+  whose embeddings are far apart, and that is any pair of a fresh network. losses: its
+  predictions have no gradient, and scores are ranked where losses are computed.
 - *predicts*: it predicts on the attacked images.
 
 "yes" says that it runs and is right, not how robust a model gets. boxinst needs the
 package scikit-image, timm_example needs timm, and glip, grounding_dino and
 mm_grounding_dino need transformers (4.49), with a BERT of two layers written on the
 spot. Rows `projects/` need a checkout of mmdet (`--checkout`), whose package leaves its
-projects out. An empty cell was not measured: its row is from before that column."""
+projects out; those here are of mmdet 3.2. CO-DETR's loss calls `.cuda()`, which leaves
+tensors where they are on a machine without. SparseInst's loss fails on an image without
+objects. An empty cell was not measured: its row is from before that column."""
 
 
 def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str:
@@ -153,7 +157,7 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
     rows = {k: {**dict.fromkeys(COLUMNS, ''), **row} for k, row in rows.items()}
 
     def count(name: str) -> int:
-        return sum(row[name] == YES for row in rows.values())
+        return sum(row[name] in (YES, LOSSES) for row in rows.values())
 
     good = sum(NO not in (row[name] for name in COLUMNS) for row in rows.values())
     counts = []
@@ -176,7 +180,7 @@ def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str
         f'**{good} of {len(rows)} families work**: {count("trains")} train, '
         f'{attacked}, {count("predicts")} predict. Folders out of scope: '
         f'{len(skipped)}.',
-        markdown_table(head, lines, 'l'),
+        markdown_table(head, lines, 'l' * (len(head) - 2) + 'rl'),
     ]
     if skipped:
         table = markdown_table(['folder', 'why'], sorted(skipped.items()), 'l')

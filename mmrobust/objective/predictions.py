@@ -159,6 +159,12 @@ def unsuppressed(model: nn.Module, **changes: Any) -> Iterator[Change]:
     for module in suppressing(model):
         changed = deepcopy(module.test_cfg)
         changed.update(nms=None, **changes)
+        queries = getattr(module, 'num_query', None)
+        if queries and 'max_per_img' in changes:
+            # CO-DETR takes so many of its scores, and must not be asked for more.
+            sigmoid = getattr(module.loss_cls, 'use_sigmoid', False)
+            most = queries * (module.num_classes if sigmoid else 1)
+            changed.max_per_img = min(changed.max_per_img, most)
         yield module, 'test_cfg', changed
     for name, module in model.named_modules():
         masks: Any = module._modules.get('mask_head')

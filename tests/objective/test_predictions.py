@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import InstanceData
+from torch import nn
 
 from mmrobust.attacks import PGD
 from benchmarks.families import config_root, tiny_model
@@ -96,6 +97,18 @@ def test_no_score_is_too_sure_or_too_unlikely_for_a_finite_gradient():
     predicted.scores.requires_grad_()
     ranking(predicted, tiny.instances([BOX], [0])).backward()
     assert predicted.scores.grad.isfinite().all()
+
+
+def test_no_more_predictions_are_asked_for_than_queries_give():
+    """CO-DETR suppresses, and takes the highest of its scores by their number."""
+    head = nn.Module()
+    head.num_query, head.num_classes = 9, 3
+    head.test_cfg = ConfigDict(max_per_img=300, nms=dict(type='soft_nms'))
+    for sigmoid, most in ((True, 27), (False, 9)):
+        head.loss_cls = nn.Module()
+        head.loss_cls.use_sigmoid = sigmoid
+        ((_, _, cfg),) = unsuppressed(head, max_per_img=5000)
+        assert (cfg.nms, cfg.max_per_img) == (None, most)
 
 
 def test_scores_that_are_nearly_one_keep_a_gradient():
