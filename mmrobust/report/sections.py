@@ -384,7 +384,9 @@ def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     shown = [each for each in attacks if each in lowest[:_MOST_COLUMNS]]
     counts = _objects(passes).get('classes')
     rows = []
-    for name in given[0][1]['classes']:
+    names = list(given[0][1]['classes'])
+    there = [name for name in names if not counts or counts[name]]
+    for name in there:
         values = [boxes['classes'].get(name) for _, boxes in attacks]
         known = [value for value in values if value is not None]
         before = benign.get(name)
@@ -395,6 +397,8 @@ def classes_section(passes: Passes, kind: str = 'boxes') -> Section | None:
     rows.sort(key=lambda row: -row[0])  # stable: ties stay in the dataset's order
     name = 'PQ' if kind == 'panoptic' else 'COCO mAP'
     text = f'{name} of each class, those that fall most under any attack first'
+    if left := len(names) - len(there):
+        text += f', without the {left} that no image shows'
     if len(shown) < len(attacks):
         text += f', with the {len(shown)} lowest attacks; all are in the JSON file'
     head = ['class', *(['objects'] if counts else []), passes[0][0], 'largest fall']
