@@ -57,6 +57,9 @@ def run(main: Callable[[], None]) -> None:
     those of mistakes to stderr with ``MMROBUST_TRACEBACK=1`` in the environment.
     """
     after_import('torch', refuse_code)
+    # Threads that wait for each other would spin, and beside other work each parallel
+    # loop then takes as long as a time slice. OpenMP reads it when torch is imported.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     try:
         main()
     except Exception as error:

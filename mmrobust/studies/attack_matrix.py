@@ -63,8 +63,7 @@ class Detector:
                 raise ConfigError(f'config {self.config!r} has no {key} to test with.')
         if self.cfg.get('default_scope') in ('mmpretrain', 'mmcls'):
             raise ConfigError(
-                f'config {self.config!r} is of a classifier: a transfer matrix is of '
-                'detectors.'
+                f'config {self.config!r} is of a classifier: this is for detectors.'
             )
         loop = self.cfg.test_cfg
         self._kept = {key: loop[key] for key in _KEPT if key in loop}
