@@ -7,7 +7,7 @@ from evaluated import ap, attack_of
 from mmdet.models import FCOS
 from mmdet.registry import MODELS
 from mmrobust.attacks import PGD, Attack, RandomNoise
-from mmrobust.evaluation import box_analysis
+from mmrobust.evaluation import pass_tables
 from mmrobust.registry import ATTACKS
 from torch.nn.functional import avg_pool2d
 
@@ -139,14 +139,14 @@ class Dud(Attack):
 def test_attacks_that_are_none(evaluate, coco, monkeypatch):
     # Six images tell too little; as if there were more of them.
     for name in ('map_interval', 'difference_interval'):
-        stock = getattr(box_analysis, name)
+        stock = getattr(pass_tables, name)
 
         def narrow(*tables, stock=stock, **settings):
             found = stock(*tables, **settings)
             ends = dict(low=found.estimate - 0.02, high=found.estimate + 0.02)
             return replace(found, **ends)
 
-        monkeypatch.setattr(box_analysis, name, narrow)
+        monkeypatch.setattr(pass_tables, name, narrow)
     attacks = dict(noise=NOISE, dud=dict(type='mmrobust.Dud', eps=8), pgd=STEPS)
     report = evaluate(attacks, check_images=0)
     found = {each['name']: each['checks'] for each in report['attacks']}
