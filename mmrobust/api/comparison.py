@@ -25,6 +25,7 @@ from ..report import (
     markdown,
     number,
     page,
+    worst_figure,
 )
 from ..utils.files import write_atomically
 from .report import BENIGN, WORST, Report
@@ -124,10 +125,7 @@ class Comparison:
         cases = [each.content.get('worst_case') or {} for each in reports]
         if not all(cases) or any(names != passes[0] for names in passes):
             return []
-        figures = [
-            Figure.resampled(case.get('interval')) or Figure.of(case.get('mAP'))
-            for case in cases
-        ]
+        figures = [worst_figure(case) for case in cases]
         benign = [figure_of(*each.figures_of(BENIGN)) for each in reports]
         return [self._made(WORST, figures, benign, [None] * len(reports))]
 

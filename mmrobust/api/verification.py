@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from ..analysis import mean_ap, read_tables, restrict
+from ..analysis import MatchTable, mean_ap, read_tables, restrict
 from ..errors import ConfigError
 from ..report import package_versions
 from ..utils.configs import merge_options
@@ -26,6 +26,8 @@ from .report import Report
 # By how much a figure of another machine may differ: rounding turns searches.
 TOLERANCE = 0.02
 NAME = 'verification.json'
+# What a report says of the figure that compares passes, to the loop's option.
+_JUDGED_BY = {'boxes': 'bbox', 'masks': 'segm', 'evaluator': 'auto'}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Verified:
 
     Attributes:
         name: of the pass, ``'benign'`` or an attack's.
-        claimed: box mAP of these images in the report.
-        found: box mAP of them now.
+        claimed: mAP of these images in the report's tables: COCO's of boxes or of
+            masks, or VOC's, by which the report compares passes.
+        found: the same mAP of them now.
     """
 
     name: str
@@ -104,7 +107,8 @@ def verify(
         cfg_options: settings of the config that are others here, like ``data_root``.
 
     Raises:
-        ConfigError: if the weights or the images are not those of the claim.
+        ConfigError: if the weights or the images are not those of the claim, or its
+            tables are of another mAP than those of the new evaluation.
     """
     notes = _weights(claim, os.fspath(checkpoint))
     tables = read_tables(claim.path.with_suffix('.npz'))
@@ -118,6 +122,7 @@ def verify(
     cfg.test_dataloader.dataset = _only(cfg.test_dataloader.dataset, chosen, cfg)
     kept = ('seed', 'space', 'gt_frame', 'fp16', 'speed', 'attack_batch_size')
     settings = {key: cfg.test_cfg[key] for key in kept if key in cfg.test_cfg}
+    settings['judged_by'] = _JUDGED_BY.get(claim.judged_by, 'auto')
     report = evaluate(
         cfg,
         checkpoint,
@@ -130,6 +135,7 @@ def verify(
     for name, table in found.items():
         if name in tables:
             old = restrict(tables[name], np.isin(np.arange(len(known)), places))
+            _check_same_figure(old, table)
             passes.append(Verified(name, mean_ap(old), mean_ap(table)))
     if len(passes) < 2:
         raise ConfigError('the claim has no attack that could be made again.')
@@ -139,6 +145,25 @@ def verify(
     )
     result.write(Path(work_dir) / NAME)
     return result
+
+
+def _check_same_figure(old: MatchTable, new: MatchTable) -> None:
+    """Makes sure that the mAP of two tables of the same images is the same figure."""
+    facts = [
+        {
+            'levels of recall': table.points,
+            'IoU thresholds': len(table.hit),
+            'classes': table.num_classes,
+            'objects': len(table.gt_label),
+        }
+        for table in (old, new)
+    ]
+    for what, claimed in facts[0].items():
+        if (found := facts[1][what]) != claimed:
+            raise ConfigError(
+                f'the claim cannot be compared with the new evaluation: its tables '
+                f'have {claimed} {what} on these images, and the new ones {found}.'
+            )
 
 
 def _weights(claim: Report, checkpoint: str) -> list[str]:

@@ -309,6 +309,7 @@ class AttackEvaluation(BaseLoop):
             report.checks += analysis.problems
         if self.scores.voc:
             report.enter_worst_case('evaluator', self.scores.voc.worst_case())
+            report.checks += self.scores.voc.problems
         if self.analyses and self.report:
             judging = judging or next(iter(self.analyses.values()))
             judging.write(Path(self.report).with_suffix('.npz'))

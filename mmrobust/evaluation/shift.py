@@ -152,6 +152,8 @@ class ShiftedData:
             run.predict(index, data_batch)
         part.wait_for_others()
         metrics, told = scores.compute(self.shift.name)
+        if voc and evaluated.voc:
+            evaluated.voc.problems += voc.problems
         return {
             'name': self.shift.name,
             'ann_file': self.shift.ann_file,

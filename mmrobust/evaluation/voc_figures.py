@@ -11,6 +11,8 @@ from mmengine.evaluator import Evaluator
 from ..analysis import MatchTable, match_as_voc
 from .pass_tables import PassTables
 
+# More than the order of detections of equal score, of which the metric has none, makes.
+_LEAST_GAP = 0.01
 _MODES = {'11points': '11 levels of recall', 'area': 'all of recall'}
 
 
@@ -25,6 +27,7 @@ class VOCFigures(PassTables):
     Attributes:
         key: the metric's name among those of the evaluator.
         means: what it measures, in words.
+        problems: sentences for the report's checks.
     """
 
     def __init__(self, metric: VOCMetric, dataset: Any, seed: int) -> None:
@@ -37,6 +40,7 @@ class VOCFigures(PassTables):
         ious = ', '.join(f'{iou:g}' for iou in metric.iou_thrs)
         mode = _MODES[metric.eval_mode]
         self.means = f"VOC's AP at IoU {ious} over {mode}, mean over classes"
+        self.problems: list[str] = []
         self._table: MatchTable | None = None
 
     @classmethod
@@ -95,6 +99,11 @@ class VOCFigures(PassTables):
         found = self.enter(name, self._table, keep)
         # Detections of equal score have no order in the metric.
         value, around = float(metrics[self.key]), found['mAP']
+        if abs(value - around['estimate']) > _LEAST_GAP:
+            self.problems.append(
+                f'{self.key} of {name} is {value:.3f}, and its interval is made of '
+                f'matches that give {around["estimate"]:.3f}: do not trust it.'
+            )
         around['estimate'] = value
         around['low'] = min(value, around['low'])
         around['high'] = max(value, around['high'])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from ..corruptions import BENCHMARK, GROUP_OF, GROUPS, NAMES, SEVERITIES
@@ -84,7 +85,7 @@ def summaries(
 
 
 def mean_figures(
-    found: Sequence[Mapping[str, Any]],
+    headline: Headline, found: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, Figure | None]]:
     """Returns labels and figures of the means, for the chart of the page."""
     figures = []
@@ -93,7 +94,7 @@ def mean_figures(
         name = f'{each["attack"]} on corruptions' if each['attack'] else 'corruptions'
         label = each['passes'][0] if one else f'{name} (mPC)'
         figure = Figure.resampled(each['mPC_interval']) or Figure.of(each['mPC'])
-        figures.append((label, figure))
+        figures.append((label, figure and replace(figure, percent=headline.percent)))
     return figures
 
 

@@ -199,6 +199,7 @@ class Headline:
             others = [key for key in metrics if _end(key) == 'mAP']
             self.name = 'COCO mAP' if others else 'mAP'
         self.benign = self.read(metrics, boxes)
+        self.percent = bool(self.benign and self.benign.percent)
 
     def of(self, attack: AttackResult) -> Figure | None:
         """Returns the figure of an attack, or None if it has none."""

@@ -288,7 +288,9 @@ class RobustnessReport:
             about.append(worst)
         if self.judged_by == 'panoptic':
             about.append('Passes are compared, and ensembles choose, by PQ.')
-        elif self.benign_masks or self.benign_panoptic:
+        elif self.judged_by != 'evaluator' and (
+            self.benign_masks or self.benign_panoptic
+        ):
             kind = 'masks' if self.judged_by == 'masks' else 'boxes'
             about.append(
                 f'Passes are compared, and ensembles choose, by the mAP of {kind}.'
@@ -306,12 +308,18 @@ class RobustnessReport:
             return [f'{name} is {coco}.']
         known = self.benign_evaluator or {}
         means = known.get('means', "the evaluator's own figure, which has no interval")
-        return [f'{name} is {means}. COCO mAP, in the sections below, is {coco}.']
+        text = f'{name} is {means}. COCO mAP, in the sections below, is {coco}.'
+        if self.benign_evaluator and any(each.members for each in self.attacks):
+            text += (
+                f' Ensembles chose by COCO mAP on these images, which intervals of '
+                f'their {name} do not count in.'
+            )
+        return [text]
 
     def bars(self) -> list[Bar]:
         """Returns the figures that the page draws."""
         headline = self.headline()
-        more = corruptions.mean_figures(self.corruptions)
+        more = corruptions.mean_figures(headline, self.corruptions)
         more += sections.shift_figures(headline, self.shifts, self.judged_by)
         return sections.figure_bars(headline, self.attacks, self.worst_case, more)
 

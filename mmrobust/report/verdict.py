@@ -35,7 +35,11 @@ def verdict(
     searched = [each for each in clean if not each.baseline]
     found = [(headline.of(each), each) for each in searched]
     known = [(figure, each) for figure, each in found if figure]
-    means = [Figure(each['mPC']) for each in corruptions if not each['attack']]
+    means = [
+        Figure(each['mPC'], percent=headline.percent)
+        for each in corruptions
+        if not each['attack']
+    ]
     if not benign or not (known or means):
         return ''
     text = f'Of {headline.name} {_text(benign)}, '

@@ -125,3 +125,24 @@ def test_the_tool(given, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         runpy.run_path(str(TOOL), run_name='__main__')
     assert "two reports are called 'a'" in capsys.readouterr().err
+
+
+def test_a_worst_case_in_percent_without_interval():
+    def report(value):
+        key = 'coco_panoptic/PQ'
+        return Report(
+            'none.json',
+            dict(
+                judged_by='panoptic',
+                dataset={},
+                checks=[],
+                benign=dict(metrics={key: 50.0}),
+                attacks=[dict(name='a', metrics={key: 20.0}, checks=[])],
+                worst_case=dict(PQ=value),
+            ),
+        )
+
+    worst = Comparison(dict(a=report(10.0), b=report(15.0))).rows[-1]
+    assert worst.name == 'worst'
+    assert [(f.value, f.percent) for f in worst.figures] == [(10, True), (15, True)]
+    assert worst.differences[1].value == 5

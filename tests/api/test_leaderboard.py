@@ -111,7 +111,23 @@ def test_a_claim_that_says_more(claim, trained, tmp_path, monkeypatch, capsys):
     assert re.search(r'pgd: claimed .* overstated', capsys.readouterr().out)
 
 
-def test_what_is_no_claim_on_these_weights(claim, tmp_path):
+def test_what_is_no_claim_on_these_weights(claim, trained, tmp_path, monkeypatch):
+    asked = []
+
+    def by_voc(*args, settings, work_dir):
+        asked.append(settings['judged_by'])
+        path = tmp_path / 'voc.json'
+        path.write_text(json.dumps(claim.content))
+        tables = read_tables(claim.path.with_suffix('.npz'))
+        new = {name: replace(table, points=11) for name, table in tables.items()}
+        write_tables(path.with_suffix('.npz'), new)
+        return load(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr('mmrobust.api.verification.evaluate', by_voc)
+        with pytest.raises(ConfigError, match=r'have 101 levels of recall .* ones 11'):
+            verify(claim, trained)
+    assert asked == ['bbox']
     other = tmp_path / 'other.pth'
     other.write_bytes(b'x')
     with pytest.raises(ConfigError, match='and the claim is about'):

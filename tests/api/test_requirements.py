@@ -87,3 +87,14 @@ def test_the_tool_ends_with_status_3(
     else:
         runpy.run_path(str(TEST), run_name='__main__')
     assert json.loads((tmp_path / 'robustness.json').read_text())['complete']
+
+
+def test_boxes_stand_for_an_evaluators_worst_case_alone():
+    content = {**REPORT.content, 'worst_case': None}
+    content['worst_case_boxes'] = dict(mAP=0.125)
+    bound = [Requirement.read('worst>=0.2')]
+    (found,) = check(Report('x.json', {**content, 'judged_by': 'evaluator'}), bound)
+    assert found.startswith("worst by COCO's mAP of boxes is 0.125, and >= 0.2")
+    for judged_by in ('masks', 'panoptic'):
+        report = Report('x.json', {**content, 'judged_by': judged_by})
+        assert check(report, bound) == ['worst has no figure']

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from mmrobust.corruptions import BENCHMARK, SEVERITIES
 from mmrobust.report import AttackResult, summaries
+from mmrobust.report.corruptions import mean_figures
 from mmrobust.report.results import Headline
+from mmrobust.report.verdict import verdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made_up_report import attack, report
@@ -84,3 +86,13 @@ def test_the_report_shows_them():
     assert 'corruptions (mPC)' in labels
     assert 'fog-severity1' not in labels
     assert 'corruptions (mPC)' in made.html()
+
+
+def test_means_in_percent_stay_so():
+    benign, passes = {'coco_panoptic/PQ': 50.0}, [corrupted('fog', 1, 0.0)]
+    passes[0].metrics = {'coco_panoptic/PQ': 40.0}
+    headline = Headline(benign, None)
+    found = summaries(headline, benign, passes)
+    ((_, figure),) = mean_figures(headline, found)
+    assert figure.share == pytest.approx(0.4)
+    assert '**40.00** on corrupted' in verdict(headline, passes, None, 0, found)

@@ -200,3 +200,18 @@ def test_an_entry_is_read_as_it_was_written():
         asks='values',
     )
     assert AttackResult.read(square.as_dict()) == square
+
+
+def test_an_evaluators_figure_compares_passes_whatever_else_is_analysed():
+    made = report()
+    made.benign_masks = made.benign_boxes
+    assert 'Passes are compared, and ensembles choose, by the mAP of boxes' in (
+        made.markdown()
+    )
+    made.judged_by = 'evaluator'
+    made.benign_evaluator = dict(
+        name='coco/bbox_mAP', means='VOC', mAP=made.benign_boxes['mAP']
+    )
+    text = made.markdown()
+    assert 'Passes are compared' not in text
+    assert 'Ensembles chose by COCO mAP on these images' in text
