@@ -10,7 +10,12 @@ from .dataset import (
     gives_rgb,
     keeps_images,
 )
-from .metrics import check_metrics, figures_disagree, scores_image_by_image
+from .metrics import (
+    check_metrics,
+    figures_disagree,
+    qualities_disagree,
+    scores_image_by_image,
+)
 from .paths import path_difference
 from .trial import examine, trial_verdicts
 from .watch import WatchedOracle, pass_verdicts
@@ -28,6 +33,7 @@ __all__ = [
     'keeps_images',
     'pass_verdicts',
     'path_difference',
+    'qualities_disagree',
     'scores_image_by_image',
     'trial_verdicts',
 ]

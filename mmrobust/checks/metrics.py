@@ -16,6 +16,7 @@ _SAME_FIGURE = {
 }
 # VOC counts boxes a little otherwise than COCO; other frames make it a multiple.
 _LEAST_GAP, _LEAST_SHARE = 0.05, 0.25
+_LEAST_GAP_OF_PQ = 0.1  # in percent; both follow one definition
 
 
 def check_metrics(evaluator: Evaluator, dataset: Any) -> list[str]:
@@ -107,3 +108,27 @@ def figures_disagree(
                 'LoadAnnotations behind the transforms that move boxes.'
             ]
     return []
+
+
+def qualities_disagree(
+    metrics: Mapping[str, Any], found: Mapping[str, Any] | None
+) -> list[str]:
+    """Notices that a metric gives the same segments another PQ than their analysis.
+
+    Args:
+        metrics: of a pass, by name.
+        found: what the panoptic analysis says of it; None if there is none.
+
+    Returns:
+        A sentence for the report's checks, if they disagree.
+    """
+    if not found:
+        return []
+    figure = found['PQ']['estimate']
+    return [
+        f'{key} is {value:.2f}, and the same segments have PQ {figure:.2f} in this '
+        'report: the metric takes crowds or unlabelled pixels otherwise, see '
+        '"Panoptic quality" in docs/evaluation.md.'
+        for key, value in metrics.items()
+        if key.split('/')[-1] == 'PQ' and abs(value - figure) > _LEAST_GAP_OF_PQ
+    ]

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 
 from ..batch import check_batch, check_range
-from ..checks import figures_disagree
+from ..checks import figures_disagree, qualities_disagree
 from ..errors import doing
 from ..region import padding_share
 from ..report import RobustnessReport
@@ -166,6 +166,7 @@ def enter_benign(report: RobustnessReport, scores: Scores) -> dict[str, Any]:
     found = [
         *figures_disagree(metrics, report.benign_boxes),
         *figures_disagree(metrics, report.benign_masks, 'segm'),
+        *qualities_disagree(metrics, report.benign_panoptic),
     ]
     if not metrics:
         # CocoMetric's answer to no detection at all.

@@ -34,7 +34,7 @@ class WorstOf:
 
     def search(self, tables: Sequence[Any], rounds: int) -> None:
         """Takes a better combination of the tables, if one is found."""
-        assignment, value = self.analysis.lowest(tables, rounds)
+        assignment, value, _ = self.analysis.lowest(tables, rounds)
         if not self.value <= value:
             self.assignment, self.value = assignment, value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -95,7 +94,9 @@ class PanopticAnalysis(BoxAnalysis):
         return PanopticTable.of(everywhere)
 
     def write(self, path: Path) -> None:
-        """Writes nothing: the file is for tables of detections."""
+        """Removes the file of an earlier run, which is for tables of detections."""
+        if is_main_process():
+            path.unlink(missing_ok=True)
 
     def mean_intervals(self, names: Sequence[Sequence[str]]) -> None:
         """Gives no interval of means over corruptions."""
@@ -108,9 +109,11 @@ class PanopticAnalysis(BoxAnalysis):
         """Returns it with an interval."""
         return pq_interval(table, seed=self.seed)
 
-    def lowest(self, tables: Sequence[Any], rounds: int) -> tuple[np.ndarray, float]:
+    def lowest(
+        self, tables: Sequence[Any], rounds: int
+    ) -> tuple[np.ndarray, float, dict[str, Any]]:
         """Returns the combination of lowest PQ that is found, and its PQ."""
-        return worst_case_pq(tables, seed=self.seed, max_rounds=rounds)
+        return *worst_case_pq(tables, seed=self.seed, max_rounds=rounds), {}
 
     def lowest_intervals(
         self, tables: Sequence[Any], assignment: np.ndarray
@@ -121,23 +124,6 @@ class PanopticAnalysis(BoxAnalysis):
     def restrict(self, table: Any, images: np.ndarray) -> Any:
         """Returns the table of some of the images."""
         return table.restrict(images)
-
-    def worst_case(self) -> dict[str, Any] | None:
-        """Returns the combination of passes, the benign one among them, of lowest PQ.
-
-        Never above the PQ of any attack, nor above the benign one.
-        """
-        names, tables = list(self.tables), list(self.tables.values())
-        if len(names) < 3:  # the benign pass and one attack
-            return None
-        assignment, lowest = self.lowest(tables, self.rounds)
-        interval, _ = self.lowest_intervals(tables, assignment)
-        chosen = Counter(names[index] for index in assignment)
-        return {
-            'PQ': lowest,
-            'interval': asdict(interval),
-            'images': {name: chosen[name] for name in names},
-        }
 
     def _finish(
         self, name: str, found: Sequence[Any], keep: bool

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.dist import is_main_process
 
 from ..analysis import (
     Interval,
@@ -75,9 +76,16 @@ class PassTables:
         return result
 
     def write(self, path: Path) -> None:
-        """Writes the tables, by which figures of several reports are compared."""
-        if self.tables:  # of the main process
+        """Writes the tables, by which figures of several reports are compared.
+
+        Where there are none, those that an earlier run has left are removed.
+        """
+        if not is_main_process():
+            return
+        if self.tables:
             write_tables(path, self.tables)
+        else:
+            path.unlink(missing_ok=True)
 
     def mean_intervals(
         self, names: Sequence[Sequence[str]]
@@ -108,10 +116,20 @@ class PassTables:
         """Returns it with an interval."""
         return map_interval(table, seed=self.seed)
 
-    def lowest(self, tables: Sequence[Any], rounds: int) -> tuple[np.ndarray, float]:
-        """Returns the combination of the lowest figure that is found, and that."""
+    def lowest(
+        self, tables: Sequence[Any], rounds: int
+    ) -> tuple[np.ndarray, float, dict[str, Any]]:
+        """Returns the combination of the lowest figure that is found, and that.
+
+        And what else the report says of the search.
+        """
         found = worst_case_map(tables, seed=self.seed, max_rounds=rounds)
-        return found.assignment, found.mean_ap
+        about = {
+            'per_image_mAP': found.per_image,
+            'rounds': found.rounds,
+            'converged': found.converged,
+        }
+        return found.assignment, found.mean_ap, about
 
     def lowest_intervals(
         self, tables: Sequence[Any], assignment: np.ndarray
@@ -124,22 +142,19 @@ class PassTables:
         return restrict(table, images)
 
     def worst_case(self) -> dict[str, Any] | None:
-        """Returns the combination of passes, the benign one among them, of lowest mAP.
+        """Returns the combination of passes, the benign one among them, that is lowest.
 
-        Never above the mAP of any attack, nor above the benign one.
+        Its figure is never above that of any attack, nor above the benign one.
         """
-        names = list(self.tables)
+        names, tables = list(self.tables), list(self.tables.values())
         if len(names) < 3:  # the benign pass and one attack
             return None
-        tables = list(self.tables.values())
-        worst = worst_case_map(tables, seed=self.seed, max_rounds=self.rounds)
-        interval, _ = worst_case_intervals(tables, worst.assignment, seed=self.seed)
-        chosen = Counter(names[index] for index in worst.assignment)
+        assignment, lowest, about = self.lowest(tables, self.rounds)
+        interval, _ = self.lowest_intervals(tables, assignment)
+        chosen = Counter(names[index] for index in assignment)
         return {
-            'mAP': worst.mean_ap,
+            self.figure: lowest,
             'interval': asdict(interval),
-            'per_image_mAP': worst.per_image,
             'images': {name: chosen[name] for name in names},
-            'rounds': worst.rounds,
-            'converged': worst.converged,
+            **about,
         }

@@ -7,7 +7,7 @@ import pytest
 from mmdet.registry import DATASETS
 from mmengine.evaluator import Evaluator
 from mmrobust.checks import check_classes, check_has_boxes, check_metrics
-from mmrobust.checks.metrics import figures_disagree
+from mmrobust.checks.metrics import figures_disagree, qualities_disagree
 from mmrobust.errors import ConfigError
 from torch import nn
 
@@ -138,3 +138,8 @@ def test_two_figures_of_the_same_boxes():
     for near in ({'pascal_voc/AP50': 0.66}, {'coco/bbox_mAP': 0.4}, {}):
         assert figures_disagree(near, boxes) == []
     assert figures_disagree(voc, None) == []
+    panoptic = dict(PQ=dict(estimate=40.0))
+    assert qualities_disagree({'coco_panoptic/PQ': 40.05}, panoptic) == []
+    assert qualities_disagree({'coco_panoptic/PQ': 40.05}, None) == []
+    (found,) = qualities_disagree({'coco_panoptic/PQ': 39.5}, panoptic)
+    assert found.startswith('coco_panoptic/PQ is 39.50, and the same segments')

@@ -19,6 +19,7 @@ from mmrobust.api.requirements import Requirement, check
 from mmrobust.checks import scores_image_by_image
 from mmrobust.errors import ConfigError
 from mmrobust.evaluation.box_analysis import measured_types
+from mmrobust.evaluation.pass_tables import PassTables
 from mmrobust.evaluation.segments import paint_segments
 from panoptic_data import STUFF, THINGS, make_panoptic
 
@@ -133,8 +134,11 @@ def figure(entry):
 def test_ensembles_choose_by_panoptic_quality(evaluate, panoptic, tmp_path):
     model = {**tiny.fcos(), 'type': 'Panoptic'}
     settings = dict(check_images=0, gallery=1, num_images=3)
+    (tmp_path / 'r.npz').write_text('tables of an earlier run')
     report = evaluate(ATTACKS, None, model, panoptic, **settings)
     assert report['judged_by'] == 'panoptic'
+    assert not (tmp_path / 'r.npz').exists()
+    assert report['checks'] == []
     passes = [report['benign'], *report['attacks']]
     for each in passes:
         metric = each['metrics']['coco_panoptic/PQ']
@@ -215,3 +219,11 @@ def test_segments_are_painted_where_they_are_seen():
     for row, column in ((9, 18), (17, 30), (21, 9)):
         assert painted[row, column].tolist() == [100, 100, 100]
     assert (grey == 100).all()
+
+
+def test_tables_of_an_earlier_run_do_not_stay(tmp_path):
+    path = tmp_path / 'r.npz'
+    path.write_text('tables of an earlier run')
+    PassTables().write(path)
+    assert not path.exists()
+    PassTables().write(path)
