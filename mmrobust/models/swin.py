@@ -24,7 +24,9 @@ class SwinTransformer(Stock):
     def init_weights(self) -> None:
         """Runs the steps of ``init_cfg``; mmdet's own code for ``Pretrained`` alone."""
         own = self.init_cfg
-        if own is None or (isinstance(own, dict) and own['type'] == 'Pretrained'):
+        stock = own is None or (isinstance(own, dict) and own['type'] == 'Pretrained')
+        # What has been loaded once leaves a Pretrained without a file behind.
+        if stock and not self.is_init:
             super().init_weights()
         else:
             BaseModule.init_weights(self)

@@ -112,7 +112,8 @@ def convert(
     Raises:
         ConfigError: if the file cannot be read, is of no known source or
             architecture, of another one than ``arch``, or does not tell the
-            normalisation or activation while none is given.
+            normalisation or activation while none is given; if an activation is given
+            for something else than a CLIP tower.
     """
     weights = read_weights(path, trust, normalization)
     state = rename(weights)
@@ -143,6 +144,11 @@ def convert(
             )
         if activation == 'quick_gelu':
             found = found.activated(QUICK_GELU)
+    elif activation is not None:
+        raise ConfigError(
+            f'{path!r} is {found.name} and no tower of CLIP, which alone may have two '
+            'activations: leave out --activation.'
+        )
     return Converted(weights, found, {k: v.contiguous() for k, v in state.items()})
 
 

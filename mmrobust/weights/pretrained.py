@@ -16,9 +16,10 @@ from ..registry import HOOKS, WEIGHT_INITIALIZERS
 from ..utils.models import bare_model
 from .architectures import recognise
 from .checkpoints import misfits
+from .families import QUICK_GELU
 from .normalization import note
 from .renaming import find_layout, rename, to_mm
-from .sources import Weights, converted_normalization, read_weights
+from .sources import Weights, activation_of, converted_normalization, read_weights
 from .tables import fit_tables
 
 
@@ -48,8 +49,9 @@ class PretrainedBackbone:
 
     Raises:
         ConfigError: when called, if the file cannot be read, its names are unknown, it
-            lacks weights that are not in ``fresh``, or another step of the same
-            ``init_cfg`` would overwrite them.
+            lacks weights that are not in ``fresh``, a CLIP tower's is known to be of
+            another activation, or another step of the same ``init_cfg`` would overwrite
+            them.
     """
 
     # Which weights of mmpretrain's classifiers are the module's own.
@@ -86,6 +88,7 @@ class PretrainedBackbone:
             raise ConfigError(_refusal(weights, module, own, found, missing))
         unused = [name for name in given if name not in own]
         self._refuse_surplus(weights, module, unused)
+        _refuse_other_activation(weights, module, own)
         loaded = {name: value for name, value in found.items() if name not in wrong}
         _initialise_children(module)
         module.load_state_dict(loaded, strict=False)
@@ -150,6 +153,25 @@ class PretrainedClassifier(PretrainedBackbone):
     """
 
     _part = ''
+
+
+def _refuse_other_activation(
+    weights: Weights, module: nn.Module, own: Mapping[str, Tensor]
+) -> None:
+    """No weight shows which activation a CLIP tower has been trained with."""
+    needed = activation_of(weights)
+    if needed is None or not any('pre_norm.' in name for name in own):
+        return
+    kinds = {type(part).__name__ for part in module.modules()}
+    there = {'QuickGELU': 'quick_gelu', 'GELU': 'gelu'}
+    found = [name for kind, name in there.items() if kind in kinds]
+    if found and needed not in found:
+        kind = QUICK_GELU if needed == 'quick_gelu' else 'GELU'
+        raise ConfigError(
+            f'{weights.path!r} is a tower of CLIP with {needed} and '
+            f'{type(module).__name__} has {found[0]}: set layer_cfgs=dict(act_cfg='
+            f'dict(type={kind!r})) in the backbone.'
+        )
 
 
 def _refusal(

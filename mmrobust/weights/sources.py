@@ -191,8 +191,11 @@ _GELU = r'ARES_(ResNet152|Wide_ResNet50_2)_AT'
 # Buffers that follow from sizes, and need not be those of another image.
 _DERIVED = ('relative_position_index', 'attn_mask')
 
-# A CLIP tower's activation leaves no trace either.
-_ACTIVATIONS = ((r'(fare|tecoa)_eps_\d', 'quick_gelu'), (r'laion', 'gelu'))
+# A CLIP tower's activation leaves no trace either. timm's fine-tuned ones have GELUs.
+_ACTIVATIONS = (
+    (r'quick_?gelu|openai(?!_ft)|(fare|tecoa)_eps_\d', 'quick_gelu'),
+    (r'laion', 'gelu'),
+)
 
 # SHA-256 of published files, where they are known.
 PUBLISHED = {
@@ -294,13 +297,18 @@ def read_weights(path: str, trust: bool = False, normalization: Any = None) -> W
 def activation_of(weights: Weights) -> str | None:
     """Returns the activation of a CLIP tower by its file, if anything there tells it.
 
+    That is what the converter noted, or the names of the file and the folder it is in.
+
     Returns:
         ``'quick_gelu'``, ``'gelu'`` or None.
     """
     layers = (weights.meta.get('backbone') or {}).get('layer_cfgs')
     if weights.meta:
         return 'quick_gelu' if layers else 'gelu'
-    found = (a for text, a in _ACTIVATIONS if re.search(text, weights.path.lower()))
+    # Hugging Face keeps a repository's files one revision below its name.
+    path = re.sub(r'[/\\](resolve|snapshots)[/\\][^/\\]+', '', weights.path.lower())
+    name = '/'.join(re.split(r'[/\\]', path)[-2:])
+    found = (a for text, a in _ACTIVATIONS if re.search(text, name))
     return next(found, None)
 
 

@@ -34,6 +34,7 @@ from mmrobust.weights import (
 )
 from mmrobust.weights.families import QUICK_GELU
 from mmrobust.weights.renaming import find_layout, to_mm
+from mmrobust.weights.sources import Weights, activation_of
 
 UNIT = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 IMAGENET = published.MEAN, published.STD
@@ -332,6 +333,45 @@ def test_activations_are_not_guessed(tmp_path):
     again = convert(out).architecture  # which the file now knows
     assert again.backbone == converted.architecture.backbone
     assert convert(source, activation='gelu').architecture.backbone != again.backbone
+    with pytest.raises(ConfigError, match=r'no tower of CLIP.*leave out --activation'):
+        convert(
+            published.save(swin().state_dict(), tmp_path / 'swin.pth'),
+            normalization='unit',
+            activation='gelu',
+        )
+    # A detector's tower is compared with what is known of the file.
+    layers = dict(act_cfg=dict(type='GELU'))
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=out)
+    config = {**again.detection, 'layer_cfgs': layers, 'init_cfg': init}
+    with pytest.raises(ConfigError, match=r"quick_gelu and .* has gelu: .*QuickGELU'"):
+        DETECTION.build(ConfigDict(config)).init_weights()
+    named = published.save(state, tmp_path / 'x-laion2b.bin')
+    init = dict(type='mmrobust.PretrainedBackbone', checkpoint=named)
+    with pytest.raises(ConfigError, match=r"gelu and .* has quick_gelu: .*'GELU'"):
+        DETECTION.build(
+            ConfigDict({**again.detection, 'init_cfg': init})
+        ).init_weights()
+
+
+@pytest.mark.parametrize(
+    ('path', 'activation'),
+    [
+        ('/a/vit_b_32-quickgelu-laion400m_e32-46683a32.pt', 'quick_gelu'),
+        ('/a/vit_b_16-laion400m_e32-55e67d44.pt', 'gelu'),
+        ('/data/laion400m/ViT-L-14-openai.pt', 'quick_gelu'),
+        ('/data/laion400m/runs/model.pt', None),
+        ('vit_base_patch16_clip_224.openai_ft_in1k/model.bin', None),
+        ('chs20/FARE4-ViT-B-32-laion2B-s34B-b79K/open_clip_model.bin', 'gelu'),
+        (
+            'https://huggingface.co/chs20/FARE4-ViT-B-32-laion2B-s34B-b79K/resolve/main/'
+            'open_clip_model.bin',
+            'gelu',
+        ),
+        ('/w/fare_eps_4.pt', 'quick_gelu'),
+    ],
+)
+def test_names_that_tell_the_activation(path, activation):
+    assert activation_of(Weights(path, 'CLIP', {})) == activation
 
 
 @pytest.mark.parametrize('kind', ['mmrobust.SwinTransformer', 'mmpretrain'])
@@ -353,6 +393,7 @@ def test_position_biases_are_fitted_to_another_window(tmp_path, kind):
         kind = 'mmpretrain.SwinTransformer'
     ours = DETECTION.build(ConfigDict(config, type=kind, init_cfg=init))
     ours.init_weights()
+    ours.init_weights()  # which is nothing more
     wanted, given = stock.state_dict(), ours.state_dict()
     name = 'stages.2.blocks.1.attn.w_msa.relative_position_bias_table'
     assert given[name].shape == (25, 2)
