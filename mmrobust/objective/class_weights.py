@@ -126,8 +126,8 @@ def weighted_classification_loss(model: nn.Module, weights: Tensor) -> Iterator[
     gives, is weighted column by column; a vector (N,), as cross entropy gives, by the
     class of its target, background having weight 1, and one by tokens of a text by the
     class of each token. Heads with another number of classes (an RPN's objectness) are
-    left alone. A bounded loss is weighted before it
-    is bounded, as in the code of arXiv 2305.17438.
+    left alone. A bounded loss is weighted before it is bounded, as in the code of arXiv
+    2305.17438.
 
     Args:
         model: the bare detector.

@@ -219,7 +219,9 @@ def _loss(
     with ExitStack() as stack:
         for sample in samples:
             prompt = sample.get('caption_prompt', None)
-            if prompt is not None:
+            # As mmdet's predictions: without chunks for custom entities only.
+            used = size > 0 or samples[0].get('custom_entities', False)
+            if prompt is not None and used:
                 ask = partial(_described, model.get_tokens_and_prompts, prompt)
                 stack.enter_context(replaced(model, 'get_tokens_and_prompts', ask))
                 break  # it belongs to the dataset, not to the image
@@ -238,10 +240,18 @@ def _loss(
 
 
 def _check(model: Any, sample: Any) -> None:
+    from mmdet.models.detectors import GLIP  # not at the top: classifiers
+
     if sample.get('tokens_positive', None) == -1:
         raise ConfigError(
             'tokens_positive=-1 asks for whatever a sentence means, for which '
             f'{type(model).__name__} has no loss: give the places of its phrases.'
+        )
+    if 'tokens_positive' in sample and isinstance(model, GLIP):
+        raise ConfigError(
+            f"{type(model).__name__}'s loss reads no tokens_positive, but takes the "
+            'parts of the text between its dots for its classes: give the text as a '
+            'list of them, or use Grounding DINO.'
         )
     class_tokens(model, sample)
 
