@@ -23,7 +23,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from . import registry as our_registry
-from .compat import after_import
+from .compat import after_import, allow_mmengine_checkpoints
 from .compat.checkpoints import refuse_code
 from .errors import ConfigError, short
 from .names import names
@@ -56,6 +56,8 @@ def run(main: Callable[[], None]) -> None:
     is printed before it, a line for each note. Tracebacks also go to the log file, and
     those of mistakes to stderr with ``MMROBUST_TRACEBACK=1`` in the environment.
     """
+    # Again: while mmengine was imported itself, it could not be asked for its names.
+    after_import('torch', allow_mmengine_checkpoints)
     after_import('torch', refuse_code)
     # Threads that wait for each other would spin, and beside other work each parallel
     # loop then takes as long as a time slice. OpenMP reads it when torch is imported.

@@ -89,9 +89,10 @@ def allow_mmengine_checkpoints() -> bool:
         True if the names are on torch's list now.
     """
     try:
-        import mmengine.logging  # noqa: F401
         import torch
-    except ImportError:
+
+        safe = safe_globals()
+    except Exception:  # of a mmengine that is absent, half imported or broken
         return False
     # add_safe_globals came with 2.4, names that differ from the object's own and
     # the protection by default with 2.6.
@@ -99,7 +100,7 @@ def allow_mmengine_checkpoints() -> bool:
         return False
     # Pairs, not bare classes: OneDL's mmengine adds and then removes the bare ones
     # at each load, and would take ours away with its own.
-    torch.serialization.add_safe_globals(safe_globals())
+    torch.serialization.add_safe_globals(safe)
     return True
 
 
