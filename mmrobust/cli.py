@@ -59,9 +59,6 @@ def run(main: Callable[[], None]) -> None:
     # Again: while mmengine was imported itself, it could not be asked for its names.
     after_import('torch', allow_mmengine_checkpoints)
     after_import('torch', refuse_code)
-    # Threads that wait for each other would spin, and beside other work each parallel
-    # loop then takes as long as a time slice. OpenMP reads it when torch is imported.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     try:
         main()
     except Exception as error:
