@@ -1,0 +1,237 @@
+"""Every training method at equal cost, under attacks, patches and corruptions.
+
+    python experiments/methods/run.py
+    python experiments/methods/run.py --task blood-cells --data bccd/ \
+        --weights yolox_nano_coco.pth
+
+A standard detector is trained first, then fine-tuned by each method, with every seed.
+Fine-tuning costs the same for all, counted in forward and backward passes: a method
+that attacks a batch before it learns from it makes fewer updates. Interrupted, it goes
+on where it was; a row is added to records.json when it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+from mmrobust import cli
+from mmrobust.utils.files import write_atomically
+from tables import METRICS, tables
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
+# Config, stages (updates, learning rate) of the standard detector, rate of fine-tuning,
+# eps of the training, radii of the evaluation, images of it. A DETR takes longer.
+TASKS: dict[str, dict[str, Any]] = {
+    'fcos': {
+        'config': CONFIGS / 'standard_fcos.py',
+        'stages': ((1200, 2e-3),),
+        'lr': 1e-3,
+        'eps': 8,
+    },
+    'faster-rcnn': {
+        'config': CONFIGS / 'standard_faster-rcnn.py',
+        'stages': ((1200, 2e-3),),
+        'lr': 1e-3,
+        'eps': 8,
+    },
+    'dn-detr': {
+        'config': CONFIGS / 'standard_dn-detr.py',
+        'stages': ((1200, 2e-3), (4000, 1e-3)),
+        'lr': 1e-3,
+        'eps': 8,
+    },
+    'blood-cells': {
+        'config': Path(__file__).with_name('configs') / 'blood-cells.py',
+        'stages': ((200, 1e-3),),
+        'lr': 5e-4,
+        'eps': 4,
+    },
+}
+RADII = {4: (1, 2, 4, 8), 8: (2, 4, 8)}
+BUDGET = {'blood-cells': 300}
+IMAGES = {'blood-cells': 24}
+
+
+def methods(eps: float) -> dict[str, tuple[dict[str, Any], float]]:
+    """Adversary, and passes (forward and backward) per update, of each method."""
+    mixture = {'name': 'mixed', 'of': ['total', 'mislabel', 'dag', 'vanish']}
+    pgd = {'type': 'PGDAdversary', 'eps': eps, 'num_steps': 2}
+    found: dict[str, tuple[dict[str, Any], float]] = {
+        'standard': ({'type': 'NoAdversary'}, 1),
+        'FreeAT': (
+            {'type': 'FreeAdversary', 'eps': eps, 'replays': 4, 'carry': 'run'},
+            1,
+        ),
+        'PGD-AT': (pgd, 3),
+        'mixed': ({**pgd, 'objective': mixture}, 3),
+        'PBCAT': ({'type': 'PBCATAdversary', 'eps': eps, 'replays': 8}, 2),
+        'MTD': ({'type': 'MTDAdversary', 'eps': eps}, 1 + 2 + 2 / 3),
+        'CWAT': ({'type': 'CWATAdversary', 'eps': eps}, 2),
+    }
+    if eps != 4:  # the radius outside of patches in its paper
+        found['PBCAT, eps 4'] = ({'type': 'PBCATAdversary', 'eps': 4, 'replays': 8}, 2)
+    return found
+
+
+def attacks(eps: float) -> dict[str, Any]:
+    """What a detector is evaluated under."""
+    from mmrobust.corruptions import BENCHMARK
+
+    pgd = {'type': 'mmrobust.PGD', 'eps': eps, 'num_steps': 10}
+    found: dict[str, Any] = {
+        'noise': {'type': 'mmrobust.RandomNoise', 'eps': eps},
+        'pgd': pgd,
+    }
+    for radius in RADII[eps]:
+        found[f'ensemble-{radius}'] = {
+            'type': 'mmrobust.Ensemble',
+            'version': 'fast',
+            'eps': radius,
+        }
+    found['patch'] = {'type': 'mmrobust.Patch', 'size': 0.1, 'num_steps': 20}
+    for name in BENCHMARK:
+        found[name] = {'type': 'mmrobust.Corruption', 'name': name, 'severity': 3}
+    return found
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--work-dir', default='work_dirs/methods')
+    parser.add_argument('--task', default='fcos', choices=list(TASKS))
+    parser.add_argument('--methods', nargs='+', choices=list(methods(8)))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--budget', type=int, help='passes of each fine-tuning')
+    parser.add_argument('--num-images', type=int, help='of the evaluation')
+    parser.add_argument('--data', help='blood-cells: folder of BCCD (VOC layout)')
+    parser.add_argument('--weights', help='blood-cells: COCO-trained YOLOX-nano')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs what is missing of the grid and writes the tables."""
+    args = parse_args()
+    work_dir = Path(args.work_dir)
+    cli.check_work_dir(args.work_dir)
+    task = dict(TASKS[args.task], name=args.task, data=args.data, weights=args.weights)
+    if args.task == 'blood-cells' and not (args.data and args.weights):
+        raise SystemExit('--task blood-cells needs --data and --weights.')
+    task['budget'] = args.budget or BUDGET.get(args.task, 800)
+    task['images'] = args.num_images or IMAGES.get(args.task, 40)
+    records = work_dir / args.task / 'records.json'
+    rows = {
+        (row['method'], row['seed']): row
+        for row in (json.loads(records.read_text()) if records.is_file() else [])
+    }
+    for method in args.methods or methods(task['eps']):
+        for seed in args.seeds:
+            folder = work_dir / args.task / str(seed)
+            start = standard(task, seed, folder / 'start')
+            name = ''.join(c if c.isalnum() else '-' for c in method.lower())
+            rows[method, seed] = fine_tuned(task, method, seed, start, folder / name)
+            write_atomically(records, json.dumps(list(rows.values()), indent=1))
+    print(tables(list(rows.values())))
+
+
+def load(task: dict[str, Any], seed: int, folder: Path) -> Config:
+    """The detector's config."""
+    cfg = Config.fromfile(task['config'])
+    cfg.work_dir = str(folder)
+    cfg.experiment_name = '_'.join(folder.parts[-3:])
+    cfg.randomness = {'seed': seed}
+    cfg.default_hooks.pop('attack_visualization', None)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.train_cfg.pop('val_interval', None)
+    if task['data']:
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            loader.dataset.data_root = task['data']
+    cfg.test_dataloader.dataset.indices = task['images']
+    return cfg
+
+
+def set_length(cfg: Config, updates: int) -> None:
+    """Stretches the schedule of the config: a warm-up, then half a cosine."""
+    cfg.train_cfg.max_iters = updates
+    cfg.param_scheduler[1].end = updates
+
+
+def standard(task: dict[str, Any], seed: int, folder: Path) -> Path:
+    """Trains the standard detector; returns its checkpoint."""
+    checkpoint = Path(task['weights']) if task['weights'] else None
+    for number, (updates, rate) in enumerate(task['stages']):
+        stage = folder / str(number)
+        cfg = load(task, seed, stage)
+        cfg.optim_wrapper.optimizer.lr = rate
+        set_length(cfg, updates)
+        start, checkpoint = checkpoint, stage / f'iter_{updates}.pth'
+        if not checkpoint.exists():
+            start_from(cfg, start)
+            Runner.from_cfg(cfg).train()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def start_from(cfg: Config, checkpoint: Path | None) -> None:
+    """Goes on where an earlier run was interrupted, or starts from a checkpoint."""
+    cfg.resume = (Path(cfg.work_dir) / 'last_checkpoint').exists()
+    # mmengine takes load_from as what to resume when both are given.
+    cfg.load_from = None if cfg.resume or checkpoint is None else str(checkpoint)
+
+
+def fine_tuned(
+    task: dict[str, Any], method: str, seed: int, start: Path, folder: Path
+) -> dict[str, Any]:
+    """Fine-tunes and attacks a detector; returns its record."""
+    report = folder / 'robustness.json'
+    adversary, passes = methods(task['eps'])[method]
+    updates = round(task['budget'] / passes)
+    cfg = load(task, seed, folder)
+    cfg.train_cfg = ConfigDict(
+        type='mmrobust.AdvIterBasedTrainLoop',
+        max_iters=updates,
+        adversary={**adversary, 'type': f'mmrobust.{adversary["type"]}'},
+    )
+    set_length(cfg, updates)
+    cfg.optim_wrapper.optimizer.lr = task['lr']
+    cfg.test_cfg = ConfigDict(
+        type='mmrobust.AttackTestLoop', attacks=attacks(task['eps'])
+    )
+    checkpoint = folder / f'iter_{updates}.pth'
+    clock = folder / 'seconds.json'
+    if not checkpoint.exists():
+        started = time.monotonic()
+        start_from(cfg, start)
+        Runner.from_cfg(cfg).train()
+        write_atomically(clock, json.dumps(time.monotonic() - started))
+    if not (report.exists() and json.loads(report.read_text())['complete']):
+        # Draws of the evaluation are the same for all.
+        cfg.randomness = {'seed': 0}
+        cfg.resume, cfg.load_from = False, str(checkpoint)
+        Runner.from_cfg(cfg).test()
+    found = json.loads(report.read_text())
+    passes_of = {'benign': found['benign']['metrics']}
+    passes_of.update({a['name']: a['metrics'] for a in found['attacks']})
+    return {
+        'task': task['name'],
+        'method': method,
+        'seed': seed,
+        'updates': updates,
+        'passes': task['budget'],
+        'seconds': round(json.loads(clock.read_text())),
+        'images': found['dataset']['num_images'],
+        'metrics': {
+            name: {key: metrics[f'coco/{key}'] for key in METRICS}
+            for name, metrics in passes_of.items()
+        },
+    }
+
+
+if __name__ == '__main__':
+    cli.run(main)
