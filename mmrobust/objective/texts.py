@@ -209,7 +209,7 @@ def prompted_as_deployed(model: Any) -> Iterator[None]:
 def _loss(
     model: Any,
     own: Callable[..., dict[str, Any]],
-    known: set[Any],
+    known: set[str],
     inputs: Tensor,
     samples: Sequence[Any],
 ) -> dict[str, Any]:
@@ -227,9 +227,10 @@ def _loss(
                 break  # it belongs to the dataset, not to the image
         if not listed or any(each.text != names for each in samples):
             for each in samples:
-                if str(each.text) not in known:
+                asked = f'{each.text} {each.get("tokens_positive", None)}'
+                if asked not in known:
                     _check(model, each)
-                    known.add(str(each.text))
+                    known.add(asked)
             return own(inputs, samples)
         stack.enter_context(_extracting_once(model))
         parts = [
