@@ -37,7 +37,7 @@ import updates
 from mmdet.models.task_modules import RandomSampler
 from mmdet.registry import TASK_UTILS
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import get_dist_info
+from mmengine.dist import barrier, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
@@ -203,6 +203,8 @@ def launched(launcher: str) -> Any:
     os.environ['SLURM_NODELIST'] = 'localhost'
     cfg = Config(dict(launcher=launcher))
     start_processes(cfg)
+    # The first one keeps the addresses, which the second may be still asking for.
+    barrier()
     return [*get_dist_info(), cfg.model_wrapper_cfg.to_dict()]
 
 

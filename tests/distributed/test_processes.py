@@ -143,6 +143,7 @@ def test_other_launchers_start_on_cpus(found, launcher):
         find_unused_parameters=False,
         device_ids=None,
     )
+    assert statuses(found, launcher) == [0, 0], found[launcher][1]['errors']
     results = [process['result'] for process in found[launcher]]
     assert results == [[0, 2, wrapper], [1, 2, wrapper]]
 
