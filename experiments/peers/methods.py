@@ -65,12 +65,14 @@ def ours(
             keep_best=keep_best,
         )
 
+    size: dict[str, Any] = {'eps': eps, 'num_steps': num_steps}
     methods: dict[str, Method] = {
         'PGD': Ours(setup, pgd(False, True)),
         'PGD, last': Ours(setup, pgd(False, False)),
         'PGD, random start': Ours(setup, pgd(True, True)),
         'PGD, random start, last': Ours(setup, pgd(True, False)),
-        'APGD': Ours(setup, APGD(eps=eps, num_steps=num_steps, objective=setup.terms)),
+        'APGD': Ours(setup, APGD(**size, objective=setup.terms)),
+        'APGD, ranking': Ours(setup, APGD(**size, objective='ranking')),
     }
     if whole_batch:
         for together in ('stacked', 'whole batch'):
