@@ -1,8 +1,6 @@
 """Every training method at equal cost, under attacks, patches and corruptions.
 
     python experiments/methods/run.py
-    python experiments/methods/run.py --task blood-cells --data bccd/ \
-        --weights yolox_nano_coco.pth
 
 A standard detector is trained first, then fine-tuned by each method, with every seed.
 Fine-tuning costs the same for all, counted in forward and backward passes: a method
@@ -47,16 +45,8 @@ TASKS: dict[str, dict[str, Any]] = {
         'lr': 1e-3,
         'eps': 8,
     },
-    'blood-cells': {
-        'config': Path(__file__).with_name('configs') / 'blood-cells.py',
-        'stages': ((200, 1e-3),),
-        'lr': 5e-4,
-        'eps': 4,
-    },
 }
 RADII = {4: (1, 2, 4, 8), 8: (2, 4, 8)}
-BUDGET = {'blood-cells': 300}
-IMAGES = {'blood-cells': 24}
 
 
 def methods(eps: float) -> dict[str, tuple[dict[str, Any], float]]:
@@ -108,31 +98,32 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--task', default='fcos', choices=list(TASKS))
     parser.add_argument('--methods', nargs='+', choices=list(methods(8)))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--budget', type=int, help='passes of each fine-tuning')
-    parser.add_argument('--num-images', type=int, help='of the evaluation')
-    parser.add_argument('--data', help='blood-cells: folder of BCCD (VOC layout)')
-    parser.add_argument('--weights', help='blood-cells: COCO-trained YOLOX-nano')
+    parser.add_argument('--budget', type=int, default=800, help='passes of each')
+    parser.add_argument('--num-images', type=int, default=40, help='of the evaluation')
     return parser.parse_args()
 
 
 def main() -> None:
     """Runs what is missing of the grid and writes the tables."""
     args = parse_args()
-    work_dir = Path(args.work_dir)
     cli.check_work_dir(args.work_dir)
-    task = dict(TASKS[args.task], name=args.task, data=args.data, weights=args.weights)
-    if args.task == 'blood-cells' and not (args.data and args.weights):
-        raise SystemExit('--task blood-cells needs --data and --weights.')
-    task['budget'] = args.budget or BUDGET.get(args.task, 800)
-    task['images'] = args.num_images or IMAGES.get(args.task, 40)
-    records = work_dir / args.task / 'records.json'
+    task = {'weights': None, **TASKS[args.task]}
+    task |= {'name': args.task, 'budget': args.budget, 'images': args.num_images}
+    run_methods(task, args.methods, args.seeds, Path(args.work_dir) / args.task)
+
+
+def run_methods(
+    task: dict[str, Any], chosen: list[str] | None, seeds: list[int], work_dir: Path
+) -> None:
+    """Runs what is missing of a task's methods; prints their table."""
+    records = work_dir / 'records.json'
     rows = {
         (row['method'], row['seed']): row
         for row in (json.loads(records.read_text()) if records.is_file() else [])
     }
-    for method in args.methods or methods(task['eps']):
-        for seed in args.seeds:
-            folder = work_dir / args.task / str(seed)
+    for method in chosen or methods(task['eps']):
+        for seed in seeds:
+            folder = work_dir / str(seed)
             start = standard(task, seed, folder / 'start')
             name = ''.join(c if c.isalnum() else '-' for c in method.lower())
             rows[method, seed] = fine_tuned(task, method, seed, start, folder / name)
@@ -141,7 +132,7 @@ def main() -> None:
 
 
 def load(task: dict[str, Any], seed: int, folder: Path) -> Config:
-    """The detector's config."""
+    """The detector's config, for training it alone."""
     cfg = Config.fromfile(task['config'])
     cfg.work_dir = str(folder)
     cfg.experiment_name = '_'.join(folder.parts[-3:])
@@ -149,87 +140,90 @@ def load(task: dict[str, Any], seed: int, folder: Path) -> Config:
     cfg.default_hooks.pop('attack_visualization', None)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.train_cfg.pop('val_interval', None)
-    if task['data']:
+    if 'data' in task:
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             loader.dataset.data_root = task['data']
     cfg.test_dataloader.dataset.indices = task['images']
     return cfg
 
 
-def set_length(cfg: Config, updates: int) -> None:
-    """Stretches the schedule of the config: a warm-up, then half a cosine."""
-    cfg.train_cfg.max_iters = updates
-    cfg.param_scheduler[1].end = updates
-
-
 def standard(task: dict[str, Any], seed: int, folder: Path) -> Path:
     """Trains the standard detector; returns its checkpoint."""
     checkpoint = Path(task['weights']) if task['weights'] else None
     for number, (updates, rate) in enumerate(task['stages']):
-        stage = folder / str(number)
-        cfg = load(task, seed, stage)
-        cfg.optim_wrapper.optimizer.lr = rate
-        set_length(cfg, updates)
-        start, checkpoint = checkpoint, stage / f'iter_{updates}.pth'
-        if not checkpoint.exists():
-            start_from(cfg, start)
-            Runner.from_cfg(cfg).train()
+        cfg = load(task, seed, folder / str(number))
+        checkpoint = train(cfg, updates, rate, checkpoint)
     assert checkpoint is not None
     return checkpoint
 
 
-def start_from(cfg: Config, checkpoint: Path | None) -> None:
-    """Goes on where an earlier run was interrupted, or starts from a checkpoint."""
-    cfg.resume = (Path(cfg.work_dir) / 'last_checkpoint').exists()
-    # mmengine takes load_from as what to resume when both are given.
-    cfg.load_from = None if cfg.resume or checkpoint is None else str(checkpoint)
+def train(cfg: Config, updates: int, rate: float, start: Path | None) -> Path:
+    """Trains, or goes on where it was interrupted; returns the checkpoint.
+
+    The schedule is a warm-up, then half a cosine.
+    """
+    folder = Path(cfg.work_dir)
+    checkpoint = folder / f'iter_{updates}.pth'
+    if not checkpoint.exists():
+        started = time.monotonic()
+        cfg.train_cfg.max_iters = cfg.param_scheduler[1].end = updates
+        cfg.optim_wrapper.optimizer.lr = rate
+        cfg.resume = (folder / 'last_checkpoint').exists()
+        # mmengine takes load_from as what to resume when both are given.
+        cfg.load_from = None if cfg.resume or start is None else str(start)
+        Runner.from_cfg(cfg).train()
+        seconds = json.dumps(time.monotonic() - started)
+        write_atomically(folder / 'seconds.json', seconds)
+    return checkpoint
+
+
+def attacked(cfg: Config, checkpoint: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The report of an evaluation, which goes on where it was interrupted."""
+    report = Path(cfg.work_dir) / 'robustness.json'
+    if not (report.exists() and json.loads(report.read_text())['complete']):
+        cfg.test_cfg = ConfigDict(type='mmrobust.AttackTestLoop', attacks=asked)
+        # Draws of the evaluation are the same for all.
+        cfg.randomness = {'seed': 0}
+        cfg.resume, cfg.load_from = False, str(checkpoint)
+        Runner.from_cfg(cfg).test()
+    return json.loads(report.read_text())
+
+
+def metrics_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures of each pass of a report."""
+    passes = {'benign': report['benign']['metrics']}
+    passes.update({attack['name']: attack['metrics'] for attack in report['attacks']})
+    return {
+        name: {key: metrics[f'coco/{key}'] for key in METRICS}
+        for name, metrics in passes.items()
+    }
+
+
+def adversarial(adversary: dict[str, Any]) -> ConfigDict:
+    """The train loop with an adversary of the package."""
+    named = {**adversary, 'type': f'mmrobust.{adversary["type"]}'}
+    return ConfigDict(type='mmrobust.AdvIterBasedTrainLoop', adversary=named)
 
 
 def fine_tuned(
     task: dict[str, Any], method: str, seed: int, start: Path, folder: Path
 ) -> dict[str, Any]:
     """Fine-tunes and attacks a detector; returns its record."""
-    report = folder / 'robustness.json'
     adversary, passes = methods(task['eps'])[method]
     updates = round(task['budget'] / passes)
     cfg = load(task, seed, folder)
-    cfg.train_cfg = ConfigDict(
-        type='mmrobust.AdvIterBasedTrainLoop',
-        max_iters=updates,
-        adversary={**adversary, 'type': f'mmrobust.{adversary["type"]}'},
-    )
-    set_length(cfg, updates)
-    cfg.optim_wrapper.optimizer.lr = task['lr']
-    cfg.test_cfg = ConfigDict(
-        type='mmrobust.AttackTestLoop', attacks=attacks(task['eps'])
-    )
-    checkpoint = folder / f'iter_{updates}.pth'
-    clock = folder / 'seconds.json'
-    if not checkpoint.exists():
-        started = time.monotonic()
-        start_from(cfg, start)
-        Runner.from_cfg(cfg).train()
-        write_atomically(clock, json.dumps(time.monotonic() - started))
-    if not (report.exists() and json.loads(report.read_text())['complete']):
-        # Draws of the evaluation are the same for all.
-        cfg.randomness = {'seed': 0}
-        cfg.resume, cfg.load_from = False, str(checkpoint)
-        Runner.from_cfg(cfg).test()
-    found = json.loads(report.read_text())
-    passes_of = {'benign': found['benign']['metrics']}
-    passes_of.update({a['name']: a['metrics'] for a in found['attacks']})
+    cfg.train_cfg = adversarial(adversary)
+    checkpoint = train(cfg, updates, task['lr'], start)
+    report = attacked(cfg, checkpoint, attacks(task['eps']))
     return {
         'task': task['name'],
         'method': method,
         'seed': seed,
         'updates': updates,
         'passes': task['budget'],
-        'seconds': round(json.loads(clock.read_text())),
-        'images': found['dataset']['num_images'],
-        'metrics': {
-            name: {key: metrics[f'coco/{key}'] for key in METRICS}
-            for name, metrics in passes_of.items()
-        },
+        'seconds': round(json.loads((folder / 'seconds.json').read_text())),
+        'images': report['dataset']['num_images'],
+        'metrics': metrics_of(report),
     }
 
 

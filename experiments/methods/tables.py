@@ -36,12 +36,13 @@ def tables(rows: list[dict[str, Any]], metric: str = 'bbox_mAP') -> str:
         ]
         cells.append(
             [method, len(group), group[0]['updates']]
-            + [_spread(each) for each in values.values()]
+            + [spread(each) for each in values.values()]
         )
     return markdown_table(columns, cells, 'lrr') + '\n'
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
     if len(values) == 1:
         return f'{values[0]:.1f}'
     return f'{mean(values):.1f} ± {stdev(values):.1f}'
