@@ -193,8 +193,9 @@ def metrics_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The figures of each pass of a report."""
     passes = {'benign': report['benign']['metrics']}
     passes.update({attack['name']: attack['metrics'] for attack in report['attacks']})
+    # CocoMetric has no figures where nothing at all is detected.
     return {
-        name: {key: metrics[f'coco/{key}'] for key in METRICS}
+        name: {key: metrics.get(f'coco/{key}', 0.0) for key in METRICS}
         for name, metrics in passes.items()
     }
 
