@@ -1,24 +1,18 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests.
+
+Which import torch and mmdet themselves: of several processes, the one that only hands
+out tests need not wait for them.
+"""
 
 import sys
 import uuid
 from pathlib import Path
 
 import pytest
-import torch
 
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope, init_default_scope
-from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
-import projects
-import quick
-import stored
-import tiny
-from evaluated import Evaluation
 
 
 def pytest_addoption(parser):
@@ -30,6 +24,10 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def _quiet_and_repeatable():
+    import torch
+    from mmengine.logging import MMLogger
+    from mmengine.registry import DefaultScope, init_default_scope
+
     threads = torch.get_num_threads()
     # Threads wait for each other longer than these tiny detectors compute.
     torch.set_num_threads(1)
@@ -47,6 +45,8 @@ def _quiet_and_repeatable():
 
 @pytest.fixture(scope='session', autouse=True)
 def _quick_surroundings():
+    import quick
+
     with pytest.MonkeyPatch.context() as patch:
         quick.shorten(patch)
         yield
@@ -55,12 +55,17 @@ def _quick_surroundings():
 @pytest.fixture(scope='session')
 def coco(tmp_path_factory):
     """A tiny COCO dataset of six images, the last one without objects."""
+    import tiny
+
     return tiny.make_coco(tmp_path_factory.mktemp('coco'))
 
 
 @pytest.fixture(scope='session')
 def project(tmp_path_factory):
     """A folder with configs, data and checkpoints for the tools."""
+    import projects
+    from mmengine.registry import DefaultScope
+
     with DefaultScope.overwrite_default_scope('mmdet'):
         return projects.build(tmp_path_factory.mktemp('project'))
 
@@ -68,6 +73,9 @@ def project(tmp_path_factory):
 @pytest.fixture
 def build_runner(coco, tmp_path):
     """Builds a Runner on the tiny dataset; keyword arguments override the config."""
+    import tiny
+    from mmengine.config import Config
+    from mmengine.runner import Runner
 
     def build(model=None, **overrides):
         cfg = tiny.runner_config(
@@ -83,12 +91,17 @@ def build_runner(coco, tmp_path):
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory):
     """Checkpoint of an FCOS that knows the tiny dataset by heart."""
+    import stored
+
     return stored.checkpoint('fcos', tmp_path_factory.mktemp('trained'))
 
 
 @pytest.fixture
 def evaluate(build_runner, trained, tmp_path, monkeypatch):
     """Tests the trained detector with attacks; other test files have their own."""
+    from evaluated import Evaluation
+    from mmengine.config import Config
+
     # Without yapf, which takes longer than a tiny evaluation.
     monkeypatch.setattr(Config, 'pretty_text', property(str))
     return Evaluation(build_runner, trained, tmp_path)

@@ -4,19 +4,25 @@ Runners print and save their config, laid out by yapf; datasets collect garbage;
 like ``mmdet::fcos/x.py`` is looked up in a hundred files, after a look at all packages;
 reports read the metadata of installed packages. Every visualizer begins with a figure,
 and VOCMetric with processes. Trials and pictures take longer than attacks on tiny
-detectors, and files longer to the disk than to the next test.
+detectors, files longer to the disk than to the next test, and their compression and a
+hundred weights of a stored detector longer than its evaluation.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+from copy import deepcopy
 from functools import cache
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import stored
+import torch
 from mmengine.fileio import load
 from mmengine.utils import is_installed
 from mmengine.utils.dl_utils import collect_env
@@ -38,6 +44,8 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr('mmengine.runner.runner.collect_env', cache(collect_env))
     patch.setattr('mmdet.evaluation.functional.mean_ap.Pool', ThreadPool)
     patch.setattr('os.fsync', lambda handle: None)
+    patch.setattr('numpy.savez_compressed', np.savez)
+    patch.setattr('torch.load', _read_once(torch.load))
     # Until workers that nobody waits for any more are ended.
     patch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.2)
     patch.setattr(Visualizer, '_initialize_fig', _figure(Visualizer._initialize_fig))
@@ -47,6 +55,21 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr('mmrobust.compat.stack.version', cache(version))
     patch.setattr(AttackTestLoop, 'default_check_images', 0)
     patch.setattr(AttackTestLoop, 'default_gallery', 0)
+
+
+def _read_once(stock: Any) -> Any:
+    """Checkpoints that :func:`stored.checkpoint` wrote; all other files as ever."""
+    found: dict[Any, Any] = {}
+
+    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(file, (str, os.PathLike)) or str(file) not in stored.WRITTEN:
+            return stock(file, *args, **kwargs)
+        key = str(file), os.stat(file).st_mtime_ns
+        if key not in found:
+            found[key] = stock(file, *args, **kwargs)
+        return deepcopy(found[key])
+
+    return load
 
 
 def _figure(stock: Any) -> Any:

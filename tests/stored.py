@@ -28,6 +28,7 @@ from torch import Tensor, nn
 FOLDER = Path(__file__).parent / 'detectors'
 UPDATES = {'fcos': 240, 'retinanet': 240, 'faster_rcnn': 200}
 SQUARE = dict(num_images=4, sizes=[(96, 96)])
+WRITTEN: set[str] = set()  # checkpoints, of tensors alone
 
 
 def weights(family: str) -> dict[str, Tensor]:
@@ -50,6 +51,7 @@ def checkpoint(family: str, folder: Path) -> Path:
     """Writes a checkpoint as mmengine's hook does, without what resuming needs."""
     path = folder / f'{family}.pth'
     torch.save(dict(meta={}, state_dict=weights(family)), path)
+    WRITTEN.add(str(path))
     return path
 
 

@@ -289,14 +289,22 @@ def precision_by(
             _dataset(images, found, num_classes),
             iou_type,
         )
-        evaluation.params.maxDets = list(MAX_DETS)
+        # Of as few as there are, limits beyond the first change nothing but the time.
+        most = max((_most(each.labels) for _, each in pairs), default=0)
+        limits = MAX_DETS[:1] if most <= MAX_DETS[0] else MAX_DETS
+        evaluation.params.maxDets = list(limits)
         if ranges is not None:
             evaluation.params.areaRng = [list(each) for each in ranges]
             evaluation.params.areaRngLbl = [str(each) for each in ranges]
         evaluation.evaluate()
         evaluation.accumulate()
     precision: np.ndarray = evaluation.eval['precision']
-    return precision
+    return np.broadcast_to(precision, (*precision.shape[:-1], len(MAX_DETS)))
+
+
+def _most(labels: np.ndarray) -> int:
+    """Returns how many of a class there are at most."""
+    return int(np.unique(labels, return_counts=True)[1].max(initial=0))
 
 
 def mean_precision(precision: np.ndarray) -> float:

@@ -78,6 +78,10 @@ def on_tiny_data(cfg, coco, work_dir):
             node.num_layers = 2
         if 'fc_out_channels' in node:
             node.fc_out_channels = 64
+        if 'num_queries' in node:
+            node.num_queries = node.test_cfg.max_per_img = 30
+        if node.get('feedforward_channels') == 2048:
+            node.feedforward_channels = 256
         # An untrained FCOS finds nothing, and mmdet gives no metric for that.
         if 'score_thr' in node:
             node.score_thr, node.max_per_img = 0.0, 20

@@ -64,11 +64,12 @@ def test_masked_gradients(evaluate, tmp_path):
 
 def test_a_detector_with_noise_of_its_own(evaluate):
     pgd = dict(STEPS, num_steps=1)
-    report = evaluate(dict(pgd=pgd), 'noisy', check_images=1)
+    report = evaluate(dict(pgd=pgd), 'noisy', check_images=1, num_images=2)
     assert says(report['checks'], 'loss of one image differs', 'under the same seed')
     assert says(report['checks'], 'the detector is randomised')
     # Nobody sees it without the trial.
-    assert evaluate(dict(pgd=pgd), 'noisy', check_images=0)['checks'] == []
+    unseen = evaluate(dict(pgd=pgd), 'noisy', check_images=0, num_images=2)
+    assert unseen['checks'] == []
 
 
 @MODELS.register_module(force=True)
@@ -103,9 +104,10 @@ def test_a_defence_without_gradients(evaluate):
 
 def test_boxes_in_another_frame(evaluate, coco):
     overrides = dict(test_dataloader=tiny.loader(coco, test=True, scale=(64, 48)))
-    report = evaluate(dict(pgd=STEPS), overrides=overrides, gt_frame='input')
+    pgd, few = dict(pgd=dict(STEPS, num_steps=2)), dict(num_images=3)
+    report = evaluate(pgd, overrides=overrides, gt_frame='input', **few)
     assert says(attack_of(report, 'pgd')['checks'], 'lie outside', '(input)')
-    report = evaluate(dict(pgd=STEPS), overrides=overrides)
+    report = evaluate(pgd, overrides=overrides, **few)
     assert attack_of(report, 'pgd')['checks'] == []
 
 

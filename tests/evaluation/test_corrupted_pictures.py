@@ -43,13 +43,14 @@ def test_passes_are_those_of_corrupted_files(evaluate, coco, tmp_path, monkeypat
         snow=SNOW, fog3=dict(FOG, severity=3), fog=FOG, on_fog=dict(FOG, attack=PGD)
     )
     saved = tmp_path / 'saved'
-    loader = tiny.loader(coco, test=True, batch_size=4)
+    loader = tiny.loader(coco, test=True, batch_size=2)
     settings = dict(
         overrides=dict(test_dataloader=dict(loader, num_workers=1)),
         save_adv=str(saved),
+        num_images=3,
         **QUICK,
     )
-    predict, left = Attacker.predict, [6 * 4 + 3]
+    predict, left = Attacker.predict, [3 * 4 + 1]
 
     def interrupted(self, part):
         left[0] -= 1
@@ -60,7 +61,7 @@ def test_passes_are_those_of_corrupted_files(evaluate, coco, tmp_path, monkeypat
     monkeypatch.setattr(Attacker, 'predict', interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(attacks, **settings)
-    left[0] = 3
+    left[0] = 2
     report = evaluate(attacks, **settings)
     assert left[0] == 0
     left[0] = 1000
@@ -75,6 +76,7 @@ def test_passes_are_those_of_corrupted_files(evaluate, coco, tmp_path, monkeypat
         ),
         report=str(tmp_path / 'files.json'),
         save_adv=str(tmp_path / 'files'),
+        num_images=3,
         **QUICK,
     )
     found = {name: attack_of(report, name) for name in attacks}

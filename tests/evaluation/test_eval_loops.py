@@ -225,16 +225,16 @@ class _Metrics(Hook):
 def test_batches_order_and_other_attacks_do_not_matter(evaluate, coco, tmp_path):
     """An image's adversarial example depends on the image, its id and the seed."""
     content = json.loads((coco / 'annotations.json').read_text())
-    content['images'].reverse()
+    content['images'] = content['images'][2::-1]
     turned = tmp_path / 'turned.json'
     turned.write_text(json.dumps(content))
     reverse = tiny.loader(coco, test=True)
     reverse['dataset']['ann_file'] = str(turned)
     found, figures = {}, {}
     for name, loader in dict(
-        one=tiny.loader(coco, test=True),
+        one=tiny.loader(coco, test=True, indices=3),
         # The last batch is smaller than the others.
-        four=tiny.loader(coco, test=True, batch_size=4),
+        two=tiny.loader(coco, test=True, batch_size=2, indices=3),
         after_noise=reverse,
     ).items():
         folder = tmp_path / name
@@ -243,9 +243,9 @@ def test_batches_order_and_other_attacks_do_not_matter(evaluate, coco, tmp_path)
         overrides = dict(test_dataloader=loader)
         figures[name] = evaluate(attacks, overrides, save_adv=str(folder))
         found[name] = images_of(folder / 'pgd')
-    assert len(found['one']) == 6
+    assert len(found['one']) == 3
     assert figures['after_noise'].items() >= figures['one'].items()
-    for name in ('four', 'after_noise'):
+    for name in ('two', 'after_noise'):
         assert found[name].keys() == found['one'].keys()
         for key, image in found['one'].items():
             assert np.array_equal(found[name][key], image), (name, key)

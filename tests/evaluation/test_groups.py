@@ -19,7 +19,8 @@ class OwnPreprocessor(DetDataPreprocessor):
     """What it does is not known."""
 
 
-PGD2 = dict(type='mmrobust.PGD', eps=8, num_steps=2)
+PGD1 = dict(type='mmrobust.PGD', eps=8, num_steps=1)
+PGD2 = dict(PGD1, num_steps=2)
 SQUARE = dict(type='mmrobust.Square', eps=8, num_queries=2)
 MAP = 'coco/bbox_mAP'
 # The images of one input shape among the six: three shapes, of which two are padded to
@@ -77,14 +78,14 @@ def test_figures_are_those_of_single_images(evaluate, groups, tmp_path):
 
 
 def test_groups_have_at_most_so_many_images(evaluate, groups):
-    evaluate(dict(pgd=PGD2), attack_batch_size=3)
+    evaluate(dict(pgd=PGD1), attack_batch_size=3)
     assert groups == [[10, 11, 13], [12, 15]]  # and 14 by itself
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_figures(
     evaluate, groups, monkeypatch, tmp_path
 ):
-    settings = dict(attacks=dict(pgd=dict(PGD2, num_steps=1)), attack_batch_size=4)
+    settings = dict(attacks=dict(pgd=PGD1), attack_batch_size=4)
     whole = evaluate(**settings)
     del groups[:]
     noted = Attacker.attack_together
@@ -115,9 +116,9 @@ def test_records_of_other_groups_do_not_count(evaluate, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Attacker, 'attack', stopped)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(dict(pgd=PGD2))
+            evaluate(dict(pgd=PGD1))
     with pytest.raises(ConfigError, match='attack_batch_size'):
-        evaluate(dict(pgd=PGD2), attack_batch_size=4)
+        evaluate(dict(pgd=PGD1), attack_batch_size=4)
 
 
 @ATTACKS.register_module(force=True)
@@ -152,7 +153,7 @@ def test_original_pixels_and_pictures_of_8_bits(evaluate, groups):
     reports = [
         attack_of(
             evaluate(
-                dict(pgd=PGD2), attack_batch_size=size, space='original', quantize=True
+                dict(pgd=PGD1), attack_batch_size=size, space='original', quantize=True
             ),
             'pgd',
         )
@@ -168,7 +169,7 @@ def test_original_pixels_and_pictures_of_8_bits(evaluate, groups):
 def test_a_model_that_does_not_allow_it_is_attacked_image_by_image(evaluate, groups):
     preprocessor = dict(tiny.fcos()['data_preprocessor'], type='OwnPreprocessor')
     model = {**tiny.fcos(), 'data_preprocessor': preprocessor}
-    report = evaluate(dict(pgd=PGD2), model=model, attack_batch_size=4)
+    report = evaluate(dict(pgd=PGD1), model=model, attack_batch_size=4)
     assert not groups
     assert report['environment']['attack_batch_size'] == 1
     (sentence,) = (text for text in report['checks'] if 'one by one' in text)
@@ -181,18 +182,18 @@ def test_a_built_loader_with_small_batches_is_refused(evaluate, coco):
     loader = Runner.build_dataloader(tiny.loader(coco, True))
     with pytest.raises(ConfigError, match='attack_batch_size=4'):
         evaluate(
-            dict(pgd=PGD2), attack_batch_size=4, overrides=dict(test_dataloader=loader)
+            dict(pgd=PGD1), attack_batch_size=4, overrides=dict(test_dataloader=loader)
         )
     loader = Runner.build_dataloader(tiny.loader(coco, True, batch_size=4))
     report = evaluate(
-        dict(pgd=PGD2), attack_batch_size=4, overrides=dict(test_dataloader=loader)
+        dict(pgd=PGD1), attack_batch_size=4, overrides=dict(test_dataloader=loader)
     )
     assert json.dumps(report['checks']).count('one by one') == 0
 
 
 def test_averaged_gradients_are_the_same_and_counted(evaluate):
     """What draws nothing has the gradient of one draw, at the price of three."""
-    one = dict(PGD2, num_steps=1)
+    one = PGD1
     attacks = dict(one=one, three=dict(one, eot=3))
     costs = []
     for size in (1, 2):

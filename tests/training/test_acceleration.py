@@ -47,19 +47,20 @@ class Counting:
         return graph.forward
 
 
-def shallow():
-    """FCOS with one stage of its backbone: every layer takes long to compile."""
-    model = tiny.fcos()
+def shallow(family='fcos'):
+    """With one stage of its backbone: every layer takes long to compile."""
+    model = tiny.FAMILIES[family]()
     model['backbone'].update(
         num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)
     )
-    model['neck'].update(in_channels=[4])
+    model['neck'].update(in_channels=[model['backbone']['base_channels']])
     return model
 
 
 def build(family):
     torch.manual_seed(0)
-    config = shallow() if family == 'fcos' else tiny.FAMILIES[family]()
+    compiled = family in ('fcos', 'dab_detr')
+    config = shallow(family) if compiled else tiny.FAMILIES[family]()
     model = MODELS.build(ConfigDict(config))
     model.init_weights()
     return tiny.filled(model).eval()

@@ -177,11 +177,11 @@ def test_ema_schedules_and_validation(build, coco, tmp_path):
         tmp_path,
         ['epoch_1.pth'],
         model=tiny.faster_rcnn(),
-        train_cfg=epochs(3, RUN),
+        train_cfg=epochs(3, NONE),
         default_hooks=hooks,
         custom_hooks=[dict(type='EMAHook', momentum=0.1)],
         param_scheduler=[
-            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=5),
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4),
             dict(type='ReduceOnPlateauLR', monitor='score', factor=0.1, patience=0),
         ],
         val_cfg=dict(type='ValLoop'),
@@ -305,7 +305,7 @@ def killed_while_saving(runner, number, monkeypatch):
 
 def test_a_kill_while_saving_loses_nothing(build, tmp_path, monkeypatch):
     """Nor where mmengine removes the only checkpoint before it writes the next."""
-    settings = dict(train_cfg=epochs(3, RUN), default_hooks=saving(max_keep_ckpts=1))
+    settings = dict(train_cfg=epochs(3, NONE), default_hooks=saving(max_keep_ckpts=1))
     runner = build(**settings)
     runner.train()
     expected, work = outcome(runner), tmp_path / 'work'

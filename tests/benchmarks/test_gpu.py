@@ -9,9 +9,9 @@ import tiny
 import torch
 from mmengine.config import Config
 from mmrobust.attacks import PGD
-from benchmarks import throughput
+from benchmarks import gpu
 from benchmarks.subject import Subject
-from benchmarks.throughput import attack_rows, matrix_peaks, operations, peak_format
+from benchmarks.gpu import attack_rows, matrix_peaks, operations, peak_format
 from benchmarks.timing import Clock
 from mmrobust.errors import ConfigError
 from torch import nn
@@ -72,7 +72,7 @@ def test_options_are_measured_beside_the_first(config, monkeypatch):
     }
     before = {k: v.clone() for k, v in subject.model.state_dict().items()}
     with monkeypatch.context() as patch:
-        patch.setattr(throughput.Acceleration, 'prepared', _failing_to_compile)
+        patch.setattr(gpu.Acceleration, 'prepared', _failing_to_compile)
         rows = list(attack_rows(subject, subject.batch, 2, 1, chosen))
     assert [row['option'] for row in rows] == list(chosen)
     plain, half, failed = rows
@@ -90,7 +90,7 @@ def test_options_are_measured_beside_the_first(config, monkeypatch):
     assert not list(attack_rows(subject, subject.batch, late=lambda: True))
 
 
-prepared = throughput.Acceleration.prepared
+prepared = gpu.Acceleration.prepared
 
 
 def _failing_to_compile(self, model):
@@ -105,19 +105,19 @@ def test_the_command_measures_everything(
     config.dump(tmp_path / 'tiny.py')
     monkeypatch.setattr(Config, 'pretty_text', property(str))
     path = str(tmp_path / 'tiny.py')
-    line = f'x --models {path} --size 64 96 --batch-size 2 --steps 2 --repeats 1'
+    line = f'x --models {path} --size 64 96 --batch-size 2 --steps 1 --repeats 1'
     line += f' --device cpu --peak-size 64 --json {tmp_path}/found.json'
     line += f' --effect {path} {trained} --num-images 3 --options none autocast'
     monkeypatch.setattr(sys, 'argv', line.split())
-    throughput.main()
+    gpu.main()
     found = json.loads((tmp_path / 'found.json').read_text())
     rows = found['rows']
-    kinds = ['PGD-2', 'PGD-2, eps 8, 3 images', 'FreeAT update']
-    kinds += ['PGD-AT update, 3 steps', 'PGD-2']
+    kinds = ['PGD-1', 'PGD-1, eps 8, 3 images', 'FreeAT update']
+    kinds += ['PGD-AT update, 3 steps', 'PGD-1, own losses', 'PGD-1, one loss']
     assert [row['what'] for row in rows] == [k for kind in kinds for k in [kind] * 2]
-    assert [row['option'] for row in rows] == ['none', 'autocast'] * 5
-    assert [row.get('batch') for row in rows[::2]] == [1, None, 2, 2, 2]
-    for row in (*rows[:2], *rows[-2:]):
+    assert [row['option'] for row in rows] == ['none', 'autocast'] * 6
+    assert [row.get('batch') for row in rows[::2]] == [1, None, 2, 2, 2, 2]
+    for row in (*rows[:2], *rows[-4:]):
         peak = found['matrix_peaks_tflops'][row['peak']]
         assert row['share'] == pytest.approx(row['tflops'] / peak)
     assert [rows[0]['peak'], rows[1]['peak']] == ['float32', 'bfloat16']

@@ -1,14 +1,15 @@
-"""Measures images per second of attacks and updates with every option of speed.
+"""Measures attacks and updates on a GPU, with every option of speed: a table.
 
-    python -m benchmarks.throughput --json gpu.json
+    python -m benchmarks.gpu --json gpu.json
 
-measures PGD-20 and adversarial updates on Faster R-CNN, FCOS and DAB-DETR with
-ResNet-50 at 800 x 1333, the matrix peak of the device and the share of it that attacks
-reach, and for every ``--effect CONFIG CHECKPOINT`` the AP that each option's attack
-leaves. Each option is measured against the same passes without it, and the images that
-an attack finds are judged in full precision, whatever it was computed in. Images and
-weights are made up (but for ``--effect``), and nothing is downloaded. What does not fit
-into ``--minutes`` is left out.
+measures PGD-20 on one image and on several, adversarial updates, their memory, on
+Faster R-CNN, FCOS and DAB-DETR with ResNet-50 at 800 x 1333, the matrix peak of the
+device and the share of it that attacks reach, and for every ``--effect CONFIG
+CHECKPOINT`` the AP that each option's attack leaves. Each option is measured against
+the same passes without it, and the images that an attack finds are judged in full
+precision, whatever it was computed in. Images and weights are made up (but for
+``--effect``), and nothing is downloaded. What does not fit into ``--minutes`` is left
+out. ``--device cpu --size 64 96 --steps 2`` shows without a GPU that all of it works.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images, take
 from mmrobust.errors import ConfigError
-from mmrobust.objective import Objective, loss_mode, make_oracle
+from mmrobust.objective import (
+    Objective,
+    StackedOracle,
+    find_seams,
+    loss_mode,
+    make_oracle,
+)
 from mmrobust.report import device_name, package_versions
 from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
 from mmrobust.utils.acceleration import Acceleration
@@ -87,6 +94,7 @@ def attack_rows(
     repeats: int = 3,
     options: Mapping[str, Mapping[str, Any]] = OPTIONS,
     late: Callable[[], bool] = lambda: False,
+    own_losses: bool = False,
 ) -> Iterator[Row]:
     """Measures PGD on a batch with each option: of one image as evaluations attack it.
 
@@ -97,6 +105,8 @@ def attack_rows(
         repeats: measurements after the first call, which compiles and is not counted.
         options: what is measured; the first is what the others are compared with.
         late: whether to stop before another option.
+        own_losses: several images share the network's passes only, as with the
+            ``attack_batch_size`` of an evaluation.
 
     Yields:
         For every option ``images_per_second``, ``speed_up``, ``first_seconds`` (of the
@@ -107,10 +117,18 @@ def attack_rows(
     model, device = subject.model, subject.device
     samples = subject.samples(batch)
     clean, together = float_images(batch, device), len(samples) > 1
-    attack = PGD(eps=8, num_steps=steps)
+    attack, seams, what = PGD(eps=8, num_steps=steps), None, f'PGD-{steps}'
+    if together:
+        what += ', own losses' if own_losses else ', one loss'
+    if own_losses:
+        with loss_mode(model):
+            seams = find_seams(model, take(batch, [0]), samples[:1])
 
     def oracle() -> Any:
-        return make_oracle(model, batch, samples, Objective(), not together)
+        basis = model, batch, samples, Objective()
+        if seams is not None:
+            return StackedOracle(*basis, seams, range(len(samples)))
+        return make_oracle(*basis, not together)
 
     def run() -> list[Tensor]:
         return attack.perturb(oracle(), clean, torch.Generator().manual_seed(0))
@@ -131,7 +149,7 @@ def attack_rows(
             gain = raised if place == 0 else gain
             row['reached'] = raised / gain if gain else None
             row['tflops'] = work / row['seconds'] / 1e12
-        yield {'what': f'PGD-{steps}', **row}
+        yield {'what': what, **row}
 
 
 def update_rows(
@@ -328,8 +346,9 @@ def rows(args: argparse.Namespace, device: torch.device, late: Any) -> Iterator[
         for row in update_rows(own, *attacks[1:]):
             yield {'model': name, **row}
     for name, own in subjects.items() if 'batch' in args.measure else ():
-        for row in attack_rows(own, own.batch, *attacks):
-            yield {'model': name, **row}
+        for own_losses in (True, False):
+            for row in attack_rows(own, own.batch, *attacks, own_losses):
+                yield {'model': name, **row}
 
 
 def parse_args() -> argparse.Namespace:
