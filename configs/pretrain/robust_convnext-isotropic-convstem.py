@@ -1,6 +1,5 @@
 # Isotropic ConvNeXt-S with ConvStem, linf 4/255, 300 epochs: 70.2 clean and 45.9 under
-# AutoAttack in arXiv 2303.01870. No mmpretrain file has its weights: name one of a
-# normally trained model in load_from.
+# AutoAttack in arXiv 2303.01870. Run clean_convnext-isotropic-convstem.py first.
 _base_ = ['./_base_/convnext_convstem.py', './_base_/heavy.py']
 
 model = dict(
@@ -8,3 +7,4 @@ model = dict(
     backbone=dict(_delete_=True, type='mmrobust.ConvNeXtIsotropic', convstem=True),
     head=dict(in_channels=384),
 )
+load_from = 'work_dirs/clean_convnext-isotropic-convstem/epoch_100.pth'

@@ -1,6 +1,7 @@
 """configs/pretrain: the published recipes, and that they train."""
 
 import json
+import tarfile
 from functools import cache
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from config_files import CONFIGS as ROOT, parameter_groups, parse, without_memory
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -24,11 +26,13 @@ PUBLISHED = {
     'robust_convnext-tiny': (300, 28_589_128),
     'robust_convnext-tiny-convstem': (300, 28_627_432),
     'robust_convnext-small-convstem': (50, 50_261_992),
+    'robust_convnext-base': (50, 88_591_464),
     'robust_convnext-base-convstem': (250, 88_753_416),
     'robust_convnext-large-convstem': (100, 198_134_680),
     'robust_vit-small': (300, 22_050_664),
     'robust_vit-small-convstem': (300, 22_777_576),
     'robust_vit-medium-convstem': (50, 39_527_272),
+    'robust_vit-base': (50, 86_567_656),
     'robust_vit-base-convstem': (250, 87_147_112),
 }
 
@@ -160,7 +164,8 @@ def narrow(cfg):
 @pytest.mark.parametrize(
     'name', ['robust_convnext-tiny-convstem', 'robust_resnet18_cifar10']
 )
-def test_it_trains_validates_and_saves(name, tmp_path):
+def test_it_trains_validates_and_saves(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(Config, 'pretty_text', property(str))  # yapf takes long
     cifar = 'cifar' in name
     make_pictures(tmp_path / 'data', dict(train=2, test=1), 32 if cifar else 64)
     cfg = read(name)
@@ -208,3 +213,61 @@ def test_it_trains_validates_and_saves(name, tmp_path):
     assert ('ema_state_dict' in saved) == (not cifar)
     assert json.dumps(saved['meta'].get('adversary', {}))
     assert all(torch.isfinite(v.float()).all() for v in saved['state_dict'].values())
+
+
+def into_shards(root):
+    """The training pictures of make_pictures, in two tar files."""
+    for part in range(2):
+        with tarfile.open(root / f'train-{part}.tar', 'w') as tar:
+            for label in range(5 * part, 5 * part + 5):
+                name = f'class{label}'
+                tar.add(root / 'train' / name, name)
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if torch.is_tensor(one) else one == other
+
+
+def test_it_resumes_exactly_from_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    """All that the recipe draws and averages, from pictures in shards."""
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+    make_pictures(tmp_path, dict(train=1), 48)
+    into_shards(tmp_path)
+    init_default_scope('mmpretrain')
+
+    def last(work, **settings):
+        cfg = read('robust_convnext-tiny-convstem')
+        narrow(cfg)
+        # As it is switched in a command line.
+        cfg.train_dataloader.dataset.type = 'mmrobust.TarShardsDataset'
+        cfg.train_dataloader.dataset.data_root = str(tmp_path)
+        cfg.train_dataloader.update(batch_size=4, num_workers=0)
+        cfg.train_dataloader.persistent_workers = False
+        cfg.train_dataloader.dataset.pipeline[1].scale = 64
+        cfg.model.backbone.drop_path_rate = 0.5
+        for key in ('val', 'test'):
+            cfg[f'{key}_dataloader'] = cfg[f'{key}_evaluator'] = None
+            cfg[f'{key}_cfg'] = None
+        cfg.train_cfg.max_epochs = 2
+        for scheduler in cfg.param_scheduler:
+            scheduler.update(begin=0, end=2)
+        cfg.default_hooks.checkpoint.update(interval=1, by_epoch=False)
+        cfg.default_hooks.checkpoint.max_keep_ckpts = -1
+        cfg.update(work_dir=str(tmp_path / work), log_level='WARNING', load_from=None)
+        cfg.experiment_name = f'pretrain_{work}'
+        cfg.randomness = dict(seed=0)
+        cfg.update(settings)
+        Runner.from_cfg(cfg).train()
+        return torch.load(tmp_path / work / 'iter_6.pth', weights_only=True)
+
+    whole = last('whole')
+    torch.rand(7)  # a new process has drawn something else
+    path = str(tmp_path / 'whole' / 'iter_2.pth')
+    resumed = last('resumed', load_from=path, resume=True)
+    for key in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        assert same(whole[key], resumed[key]), key
+    assert same(whole['mmrobust_training'], resumed['mmrobust_training'])
