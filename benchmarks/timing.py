@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +12,7 @@ from typing import Any
 import torch
 from mmrobust.errors import ConfigError
 from mmrobust.report import markdown_table
-from torch.profiler import ProfilerActivity, profile
+from mmrobust.utils.measuring import PeakMemory
 
 # How figures are written, by key of a row.
 _FORMATS = {
@@ -224,32 +221,12 @@ def judge(side: Side, row: dict[str, Any], passes: float) -> None:
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """Measures the most memory that tensors made in a call take at once.
 
-    On a GPU PyTorch's allocator keeps the peak. On a CPU its profiler records every
-    allocation and release of tensor memory, operators' scratch tensors included, from
-    which the peak follows exactly; the resident size of the process would add what the
-    C library keeps for later, and would differ from run to run.
+    See :class:`mmrobust.utils.measuring.PeakMemory`.
 
     Args:
         run: what is measured.
         device: whose memory; a GPU or the CPU.
     """
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    with PeakMemory(device) as peak:
         run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, 'trace.json')
-        profiler.export_chrome_trace(path)
-        with open(path, encoding='utf-8') as file:
-            events = json.load(file)['traceEvents']
-    memory = [event for event in events if event.get('name') == '[memory]']
-    held = peak = 0
-    for event in sorted(memory, key=lambda each: each['ts']):
-        held += event['args']['Bytes']
-        peak = max(peak, held)
-    return peak
+    return peak.bytes

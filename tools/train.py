@@ -37,6 +37,15 @@ def make_parser() -> cli.Parser:
         help='resume from this checkpoint, or without a value from the latest one in '
         'the work dir',
     )
+    parser.add_argument(
+        '--dry-run',
+        nargs='?',
+        type=int,
+        const=1,
+        metavar='PROCESSES',
+        help='make a few updates on made-up pictures, print what the training takes on '
+        'so many processes, and stop; needs no data and keeps nothing',
+    )
     cli.add_common_options(parser)
     cli.add_speed_options(
         parser.add_argument_group('speed', 'Of adversarial updates and their attacks.')
@@ -105,6 +114,13 @@ def accelerate(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_sections_of_training(cfg: Config, args: argparse.Namespace) -> None:
+    """Makes sure that a config is one of a training."""
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(key) is None:
+            raise ConfigError(f'config {args.config!r} has no {key} to train with.')
+
+
 def use_mixed_precision(cfg: Config) -> None:
     """As mmdet's ``--amp``; without a GPU, bfloat16 on the CPU."""
     from mmengine.device import get_device
@@ -125,6 +141,19 @@ def main() -> None:
     if args.dump is not None:
         cfg = accelerate(cli.configure(args, convert), args)
         return conversion.write(cfg, args.dump, args.changes, '--dump')
+    if args.dry_run is not None:
+        if args.launcher != 'none':
+            raise ConfigError(
+                '--dry-run is for one process: leave --launcher out, and give the '
+                'number of processes as in --dry-run 8.'
+            )
+        cfg = accelerate(cli.configure(args, convert), args)
+        check_sections_of_training(cfg, args)
+        if args.amp:
+            use_mixed_precision(cfg)
+        from mmrobust.commands.dry_run import dry_run
+
+        return print(dry_run(cfg, args.dry_run))
     cfg = accelerate(cli.load_config(args, convert), args)
     # With torch and mmdet behind it, for which --help and mistakes need not wait.
     from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -146,9 +175,7 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         read_checkpoint,
     )
 
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
-        if cfg.get(key) is None:
-            raise ConfigError(f'config {args.config!r} has no {key} to train with.')
+    check_sections_of_training(cfg, args)
     if args.amp:
         use_mixed_precision(cfg)
     if args.auto_scale_lr:
