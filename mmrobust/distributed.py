@@ -7,7 +7,8 @@ themselves, srun with ``--kill-on-bad-exit=1``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -17,6 +18,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from .errors import ConfigError
+from .utils.models import replaced
 
 
 def start_processes(cfg: Config) -> None:
@@ -80,6 +82,36 @@ def alone() -> Iterator[None]:
         yield
     finally:
         torch.distributed.is_initialized = is_initialized
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tells whether FSDP has shared out a model's weights among the processes."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return isinstance(model, FullyShardedDataParallel)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, a model that FSDP has shared out has all its weights in every process.
+
+    It computes as if there were no FSDP, so that processes may ask for losses as often
+    as each of them likes. All of them have to come here, and outside of a forward or
+    backward pass. Weights may not be changed inside; gradients of images exist, those
+    of weights are not shared. Other models stay as they are.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    sharded: Any = model
+    with ExitStack() as stack:
+        stack.enter_context(sharded.summon_full_params(model, writeback=False))
+        for part in sharded.fsdp_modules(model):
+            # FSDP's own would gather the weights again.
+            stack.enter_context(replaced(part, 'forward', part._fsdp_wrapped_module))
+        yield
 
 
 @contextmanager

@@ -77,6 +77,7 @@ def differences(one: Any, two: Any, path: str = '') -> set[str]:
 READ = {
     *inspect.signature(Runner.__init__).parameters,
     *('find_unused_parameters', 'auto_scale_lr', 'custom_imports', 'data_root'),
+    *('runner_type', 'strategy'),
 }
 
 

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,18 @@ from mmengine.dist import barrier, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.runner import Runner
 from mmrobust.autoattack.shard import ShardStore
 from mmrobust.evaluation.attack_pass import AttackPass
 from mmrobust.evaluation.ensemble import EnsemblePass
 from mmrobust.utils.store import Store, StorePart
 from mmrobust.errors import ConfigError
-from mmrobust.distributed import start_processes
+from mmrobust.distributed import start_processes, whole
 from mmrobust.registry import ADVERSARIES
 from mmrobust.training.finite_updates import FiniteUpdates
 from mmrobust.utils.models import state_digest
+from mmrobust.utils.runner import build_runner
 from studies.test_backbone_transfer import draw_classes, make_backbones, task
 from torch import Tensor
 from training.test_non_finite import faulty
@@ -418,6 +420,126 @@ def resume_all(folder: Path) -> Any:
     return found
 
 
+# ------------------------------------------- training: processes share out the weights
+
+SHARED = dict(type='mmrobust.FSDPStrategy', blocks=['BasicBlock'], recompute=True)
+STRATEGIES = {
+    'ddp': dict(
+        type='DDPStrategy',
+        model_wrapper=dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+        ),
+    ),
+    'fsdp': SHARED,
+}
+OPTIMIZER = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    constructor='mmrobust.BackboneLrOptimWrapperConstructor',
+    clip_grad=dict(max_norm=1),
+)
+
+
+def partly_frozen() -> ConfigDict:
+    """A small FCOS: weights that are single numbers, and some that do not learn."""
+    model = steady('fcos')
+    two = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    model.backbone.update(frozen_stages=1, **two)
+    model.neck.update(in_channels=[4, 8], num_outs=2)
+    model.bbox_head.update(strides=[4, 8], regress_ranges=((-1, 32), (32, 1e8)))
+    return model
+
+
+def share_out(folder: Path) -> Any:
+    """The same updates under DDP and FSDP; the checkpoints are in files."""
+    start_processes(Config(dict(launcher='pytorch')))
+    found: dict[str, Any] = {}
+    pgd = ADVERSARY_KINDS['pgd']
+    methods = {'free': updates.free(eps=4, replays=2, carry='run'), 'pgd': pgd}
+    for (name, settings), (kind, method) in product(
+        STRATEGIES.items(), methods.items()
+    ):
+        environment = dict(launcher='pytorch', randomness=dict(seed=0))
+        strategy = MMENGINE_STRATEGIES.build(
+            dict(
+                copy.deepcopy(settings),
+                work_dir=str(folder),
+                experiment_name=f'{name} {kind}',
+                env_kwargs=environment,
+                log_kwargs=dict(log_level='ERROR'),
+            )
+        )
+        init_default_scope('mmdet')
+        model, wrapper = strategy.prepare(
+            partly_frozen(),
+            optim_wrapper=copy.deepcopy(OPTIMIZER),
+            dispatch_kwargs=dict(max_iters=4),
+        )
+        adversary, number = ADVERSARIES.build(copy.deepcopy(method)), 0
+        guard = FiniteUpdates(model.train(), wrapper, 3)
+        with guard.active():
+            for batch in (
+                updates.make_batch([(64, 96)], 2 * i + rank()) for i in (0, 1)
+            ):
+                for _ in range(adversary.replays):
+                    adversary.train_step(model, wrapper, batch, number)
+                    number += 1
+            norms = wrapper.message_hub.get_scalar('train/grad_norm').data[0]
+            # A fault in the part of one process alone.
+            before = [weight.detach().clone() for weight in model.parameters()]
+            for weight in model.parameters():
+                weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+            first = next(w for w in model.parameters() if w.requires_grad and len(w))
+            if rank() == 0:
+                first.grad.view(-1)[0] = torch.inf
+            wrapper.step()
+        strategy.save_checkpoint(
+            str(folder / f'{name}_{kind}.pth'), save_param_scheduler=False
+        )
+        found[f'{name} {kind}'] = dict(
+            norms=norms.tolist()[-number:],
+            held=sum(weight.numel() for weight in model.parameters()),
+            skipped=guard.skipped,
+            kept=all(map(torch.equal, before, model.parameters())),
+        )
+    return found
+
+
+def resume_shared(folder: Path) -> Any:
+    """A whole training under FSDP, and what is left of it from a checkpoint."""
+    root = tiny.make_coco(folder / 'coco')
+    found = []
+    start_processes(Config(dict(launcher='pytorch')))
+    for more in ({}, dict(load_from=str(folder / 'shared.kept'), resume=True)):
+        cfg = tiny.runner_config(
+            root,
+            folder / 'shared',
+            partly_frozen(),
+            train_dataloader=tiny.loader(
+                root, test=False, batch_size=1, scale=(64, 48)
+            ),
+            train_cfg=updates.iters(3, updates.free(eps=4, replays=2, carry='run')),
+            optim_wrapper=copy.deepcopy(OPTIMIZER),
+            launcher='pytorch',
+            strategy=copy.deepcopy(SHARED),
+            **updates.NO_VALIDATION,
+            log_processor=dict(by_epoch=False),
+            experiment_name=f'shared_{len(more)}',
+            **more,
+        )
+        cfg['default_hooks']['checkpoint'].update(by_epoch=False, interval=1)
+        runner = build_runner(Config(cfg), training=True)
+        runner.train()
+        if rank() == 0 and not more:
+            shutil.copy(folder / 'shared/iter_1.pth', folder / 'shared.kept')
+        barrier()
+        deltas = runner.train_loop.adversary.state_dict(runner.iter)['deltas']
+        with whole(runner.model):
+            weights = [float(w.double().norm()) for w in runner.model.parameters()]
+        found.append([weights, [float(d.double().sum()) for d in deltas]])
+    return found
+
+
 FAULTS: list[list[str | None]] = [
     [None, 'loss', 'grad', None, None, None, None, *[None] * 9],
     [None, None, None, None, 'features', None, None, *['loss'] * 9],
@@ -746,6 +868,10 @@ def main(folder: Path) -> None:
         'equal, two': start(folder, 'equal_two', [training] * 2),
         'share': start(folder, 'share', [partial(train_some, folder)] * 2),
         'faults': start(folder, 'faults', [skip_faults] * 2),
+        'shared out': start(folder, 'share_out', [partial(share_out, folder)] * 2),
+        'shared, resumed': start(
+            folder, 'resume_shared', [partial(resume_shared, folder)] * 2
+        ),
         **bare(folder),
         **detectors(folder),
         'resumed': start(folder, 'resumed', [partial(resume_all, folder)] * 2),

@@ -194,8 +194,10 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
         if cfg.get('resume'):
             check_resumable(cfg.load_from, checkpoint)
     check_initial_weights(cfg.model)
-    runner = build_runner(cfg)
-    if cfg.get('load_from') and cfg.get('resume'):
+    runner = build_runner(cfg, training=True)
+    # A strategy builds the model later, and makes sure of that itself.
+    built = not isinstance(runner.model, dict)
+    if built and cfg.get('load_from') and cfg.get('resume'):
         check_checkpoint(cfg.load_from, bare_model(runner.model))
     with doing('training'), naming_bad_json(cfg):
         runner.train()

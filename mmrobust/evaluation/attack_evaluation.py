@@ -21,7 +21,7 @@ from ..checks import (
     check_metrics,
     comparison_verdicts,
 )
-from ..distributed import same_buffers
+from ..distributed import same_buffers, whole
 from ..errors import ConfigError
 from ..objective import is_classifier
 from ..report import (
@@ -268,7 +268,7 @@ class AttackEvaluation(BaseLoop):
         runner.call_hook(f'before_{stage}_epoch')
         model = bare_model(runner.model)
         # After the hook, which may have put averaged weights and buffers in place.
-        with same_buffers(model), self.speed.prepared(model):
+        with whole(runner.model), same_buffers(model), self.speed.prepared(model):
             metrics, report = self._run()
         runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
         runner.call_hook(f'after_{stage}')

@@ -28,6 +28,7 @@ from .optim import (
 from .pbcat import PBCATAdversary
 from .rates import follow_rates
 from .resume import SeedUpdatesHook, TrainingStateHook, newest_checkpoint
+from .sharded import FSDPStrategy
 
 __all__ = [
     'APGDAdversary',
@@ -38,6 +39,7 @@ __all__ = [
     'BFloat16OptimWrapper',
     'BackboneLrOptimWrapperConstructor',
     'CWATAdversary',
+    'FSDPStrategy',
     'FreeAdversary',
     'FreezeBackboneHook',
     'MTDAdversary',

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from ..distributed import is_sharded
 from ..errors import ConfigError
 from ..objective import LossState
 from ..utils.models import replaced
@@ -26,7 +28,8 @@ class FiniteUpdates:
     checkpoint of any moment is good.
 
     Processes decide alike without talking to each other: a loss that is not finite
-    makes the process's gradients NaN, and averaging hands them to all.
+    makes the process's gradients NaN, and averaging hands them to all. Where each
+    process has a part of the gradients alone (FSDP), they tell each other.
 
     Costs per update one pass over the gradients and a copy of the buffers. The host
     waits for the gradients, as it does in mmengine's gradient clipping and loss
@@ -48,6 +51,7 @@ class FiniteUpdates:
         self.skipped = 0
         self._step, self._update = optim_wrapper.step, optim_wrapper.update_params
         self._scales = hasattr(optim_wrapper, 'loss_scaler')
+        self._sharded = is_sharded(model)
         self._memory = LossState(model, normalisations=True)
 
     @contextmanager
@@ -99,10 +103,16 @@ class FiniteUpdates:
         groups = self.wrapper.optimizer.param_groups
         weights = [weight for group in groups for weight in group['params']]
         grads = [weight.grad for weight in weights if weight.grad is not None]
+        grads = [grad for grad in grads if grad.numel()]  # FSDP: of other processes
         # One number per weight, so that the host asks once. The largest size, as a sum
         # of squares can overflow where a loss is scaled.
         norms = torch._foreach_norm(grads, float('inf')) if grads else []
-        return not norms or bool(torch.stack(list(norms)).isfinite().all())
+        finite = not norms or bool(torch.stack(list(norms)).isfinite().all())
+        if self._sharded:
+            broken = torch.tensor(float(not finite), device=weights[0].device)
+            all_reduce(broken)
+            finite = not broken
+        return finite
 
     def _count(self) -> None:
         self.skipped += 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attacks import APGD, PGD, Attack
 from ..batch import float_images, take, with_images, with_samples
-from ..distributed import alone
+from ..distributed import alone, whole
 from ..errors import ConfigError
 from ..objective import (
     LossOracle,
@@ -88,7 +88,7 @@ class AttackAdversary(Adversary):
                 self.objective = self.mixture.draw(iteration // self.replays)
             # Losses on another ground truth may be as many as its objects ask for.
             own = alone() if self.objective.changes_losses else nullcontext()
-            with loss_mode(bare):
+            with whole(model), loss_mode(bare):
                 self._ask_all(bare, part, clean)
                 with own:
                     adversarial = self.perturb(bare, part, clean, generator)

@@ -9,7 +9,7 @@ AMP, EMA, gradient clipping and compile, and it leaves plain mmdet's checkpoints
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from ..checks import (
     check_one_image_each,
     gives_rgb,
 )
+from ..compat.checkpointing import checkpoints_give_input_gradients
+from ..distributed import is_sharded
 from ..errors import ConfigError, doing
 from ..registry import ADVERSARIES, LOOPS
 from ..utils.acceleration import Acceleration
@@ -38,6 +40,7 @@ from .finite_updates import FiniteUpdates
 from .rates import check_schedule
 from .replay import ReplayDataLoader, ReplayIterator
 from .resume import TrainingStateHook, settle_checkpoint
+from .sharded import check_strategy
 
 
 class _AdversarialTraining:
@@ -81,6 +84,10 @@ class _AdversarialTraining:
         self.adversary = (
             ADVERSARIES.build(adversary) if isinstance(adversary, dict) else adversary
         )
+        check_strategy(runner, self.adversary, self.speed)
+        if isinstance(runner.model, dict):
+            # A strategy would build it when the loops are there, which look at it.
+            runner.model = runner.strategy.build_model(runner.model)
         settle_checkpoint(runner)
         loader: Any = dataloader
         if isinstance(dataloader, dict):
@@ -210,7 +217,10 @@ class _AdversarialTraining:
             total: number of epochs or updates.
         """
         runner = self.runner
-        with self._accelerated():
+        # Shared weights are not where the other variant of checkpoints looks for them.
+        recompute = is_sharded(runner.model)
+        variant = checkpoints_give_input_gradients() if recompute else nullcontext()
+        with self._accelerated(), variant:
             self._guard = FiniteUpdates(
                 runner.model, runner.optim_wrapper, self.max_skipped
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attacks import PGD
 from ..batch import with_samples
+from ..distributed import whole
 from ..errors import ConfigError
 from ..objective import is_classifier, loss_mode, make_oracle
 from ..region import regions_in
@@ -137,7 +138,8 @@ class PBCATAdversary(FreeAdversary):
         chosen = len(self._masks) == len(images) and iteration % self.replays
         if self.choose == 'update' or not chosen:
             bare = bare_model(model)
-            self._masks = self._choose(bare, data_batch, images, iteration)
+            with whole(model):
+                self._masks = self._choose(bare, data_batch, images, iteration)
         masks = [mask.to(images[0].device) for mask in self._masks]
         rows = zip(masks, patches, deltas, strict=True)
         return [torch.where(*row) for row in rows]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 from collections import deque
 from glob import glob
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmengine.dist import (
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from ..checks import keeps_images
 from ..errors import ConfigError
@@ -141,12 +143,7 @@ class TrainingStateHook(Hook):
             }
         if get_world_size() > 1:
             # BatchNorm's statistics, of which checkpoints have the first process's.
-            names = model.state_dict().keys()
-            state['buffers'] = {
-                name: buffer.cpu()
-                for name, buffer in model.named_buffers()
-                if name in names
-            }
+            state['buffers'] = {n: b.cpu() for n, b in _kept_buffers(model).items()}
         return state
 
     def before_val(self, runner: Runner) -> None:
@@ -204,13 +201,25 @@ class TrainingStateHook(Hook):
         self.adversary.load_state_dict(own['adversary'])
         for module, size in zip(_batch_resizes(model), own['sizes'], strict=False):
             module._input_size = size
-        weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        weights, buffers = dict(model.named_parameters()), _kept_buffers(model)
         gradients, statistics = own.get('gradients', {}), own.get('buffers', {})
         for name in weights.keys() & gradients.keys():
             weights[name].grad = gradients[name].to(weights[name])
         for name in buffers.keys() & statistics.keys():
             buffers[name].copy_(statistics[name])
         set_generator_states(own['generators'])
+
+
+def _kept_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Finds the buffers that checkpoints keep, by the names that they have there."""
+    found = {}
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                # FSDP and checkpointed activations put modules in between.
+                path = re.sub(r'_(fsdp|checkpoint)_wrapped_module\.?', '', path)
+                found[f'{path}.{name}'.replace('..', '.').lstrip('.')] = buffer
+    return found
 
 
 def _saves_now(hook: Hook, runner: Runner) -> bool:
@@ -237,7 +246,10 @@ def save_in_one_piece(runner: Any) -> None:
 
     mmengine writes into the file itself; killed meanwhile, it leaves a part of it,
     where the previous one of that name may have been. Only local files are covered.
+    A strategy, in which all processes take part in saving, sees to that itself.
     """
+    if hasattr(runner, 'strategy'):
+        return
     stock = runner.save_checkpoint
 
     @master_only
@@ -275,7 +287,12 @@ def settle_checkpoint(runner: Runner) -> None:
     seed = checkpoint.get('meta', {}).get('seed')
     if seed is not None and seed != runner._randomness_cfg.get('seed'):
         runner._randomness_cfg.update(seed=seed)
-        runner.set_randomness(**runner._randomness_cfg)
+        strategy = getattr(runner, 'strategy', None)
+        if strategy is None:
+            runner.set_randomness(**runner._randomness_cfg)
+        else:
+            strategy._randomness.update(seed=seed)
+            strategy._set_randomness(**strategy._randomness)
 
 
 def newest_checkpoint(work_dir: str) -> tuple[str | None, dict[str, Any]]:

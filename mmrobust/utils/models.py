@@ -38,7 +38,8 @@ def state_digest(module: nn.Module, without: Sequence[str] = ()) -> str:
         if not isinstance(value, Tensor):  # a module's extra state
             continue
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        # A copy: FSDP cannot let go of memory that numpy has seen.
+        flat = value.detach().to('cpu', copy=True).contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

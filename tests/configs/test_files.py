@@ -66,6 +66,8 @@ def test_a_config_builds(path):
     with without_memory():
         model = MODELS.build(cfg.model)
     assert sum(p.numel() for p in model.parameters()) > 1e5
+    blocks = set(cfg.get('strategy', {}).get('blocks', ()))
+    assert blocks <= {type(module).__name__ for module in model.modules()}
     # The optimizer groups exist (and the backbone's multiplier matches something).
     assert parameter_groups(model, cfg)
     # Loops: arguments that fit, an adversary and attacks that build.

@@ -87,6 +87,25 @@ def test_backbones_are_those_of_the_table(detector, kind, name):
     assert dict(model.data_preprocessor).items() >= preprocessor.items()
 
 
+LARGE = ('convnext-large', 'swin-large', 'clip-large', 'vit-huge', 'vit-giant')
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_large_backbones_are_those_of_the_table(name):
+    """As `--backbone` gives them, with activations that are computed again."""
+    cfg, known = parse(f'scale/robust_faster-rcnn_{name}'), TABLE[name]
+    backbone = {k: v for k, v in cfg.model.backbone.items() if k != 'init_cfg'}
+    again = backbone.pop('with_cp', False)
+    assert backbone == known.detection
+    assert cfg.model.neck.in_channels == list(known.channels)
+    assert cfg.model.backbone.init_cfg.checkpoint == known.weights
+    assert list(cfg.model.backbone.init_cfg.get('fresh', ())) == list(known.fresh)
+    preprocessor = known.normalization.settings('bgr_to_rgb')
+    assert dict(cfg.model.data_preprocessor).items() >= preprocessor.items()
+    strategy = cfg.get('strategy', {})
+    assert again is not strategy.get('recompute', False)
+
+
 def test_levels_that_the_neck_leaves_out_have_norms_without_gradient():
     for detector in DETECTORS:
         cfg = parse(f'robust_{detector}_convnext')

@@ -111,6 +111,65 @@ def test_two_processes_resume_exactly(found, name):
         assert first[key] != second[key]
 
 
+@pytest.mark.parametrize('kind', ['free', 'pgd'])
+def test_shared_weights_train_like_whole_ones(folder, found, kind):
+    """FSDP, also with activations that are computed again, and the optimizer's state.
+
+    FCOS has weights that are single numbers; its first stage does not learn.
+    """
+    assert statuses(found, 'shared out') == [0, 0], found['shared out'][0]['errors']
+    shared = [process['result'][f'fsdp {kind}'] for process in found['shared out']]
+    plain = found['shared out'][0]['result'][f'ddp {kind}']
+    assert sum(each['held'] for each in shared) == plain['held']
+    for each in shared:
+        assert each['held'] == pytest.approx(plain['held'] / 2, rel=0.01)
+        # Before they are clipped at 1, alike in both.
+        assert each['norms'] == pytest.approx(plain['norms'], rel=1e-6)
+        assert min(each['norms']) > 1
+    ours, theirs = (
+        torch.load(folder / f'{name}_{kind}.pth') for name in ('fsdp', 'ddp')
+    )
+    rates = [[g['lr'] for g in c['optimizer']['param_groups']] for c in (ours, theirs)]
+    assert rates[0] == rates[1]
+    for of in (of_model, of_optimizer):
+        one, two = of(ours), of(theirs)
+        assert one.keys() == two.keys()
+        for name, value in two.items():
+            assert one[name].shape == value.shape, name
+            assert torch.allclose(one[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def of_model(checkpoint):
+    """Weights by the names that they have without DDP."""
+    states = checkpoint['state_dict']
+    return {name.removeprefix('module.'): value for name, value in states.items()}
+
+
+def of_optimizer(checkpoint):
+    """States by the number of the weight and their name."""
+    states = checkpoint['optimizer']['state']
+    return {(i, k): v for i, state in states.items() for k, v in state.items()}
+
+
+def test_a_fault_in_the_part_of_one_process(found):
+    """None steps, and none waits for the other."""
+    for process in found['shared out']:
+        for kind in ('free', 'pgd'):
+            result = process['result'][f'fsdp {kind}']
+            assert (result['skipped'], result['kept']) == (1, True)
+
+
+def test_shared_weights_resume_exactly(found):
+    """From the middle of the replays of a batch, with the perturbation."""
+    ended = found['shared, resumed']
+    assert statuses(found, 'shared, resumed') == [0, 0], ended[0]['errors']
+    (whole, rest), (other, other_rest) = (process['result'] for process in ended)
+    assert rest == whole
+    assert other_rest == other
+    assert whole[0] == other[0]
+    assert whole[1] != other[1]  # each has a perturbation of its own
+
+
 def test_a_study_in_two_processes(folder, found):
     """The main one writes; a backbone that is fixed after DDP wrapped it stays so."""
     assert statuses(found, 'transfer') == [0, 0], found['transfer'][0]['errors']

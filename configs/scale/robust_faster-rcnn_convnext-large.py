@@ -1,0 +1,31 @@
+# Faster R-CNN with ConvNeXt-L of ARES (arXiv 2302.14301) on COCO, for 8 GPUs: bfloat16
+# and checkpointed activations. docs/scale.md says what it takes.
+_base_ = '../robust_faster-rcnn_r50.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmpretrain.ConvNeXt',
+        arch='large',
+        out_indices=[0, 1, 2, 3],
+        drop_path_rate=0.0,
+        layer_scale_init_value=1.0,
+        gap_before_final_norm=False,
+        frozen_stages=1,
+        with_cp=True,
+        init_cfg=dict(
+            type='mmrobust.PretrainedBackbone',
+            checkpoint='https://ml.cs.tsinghua.edu.cn/~xiaoyang/aresbench/'
+            'ckpt-imagenet/ARES_ConvNext_Large_AT.pth',
+            fresh=[r'norm[0-3]\.'],
+        ),
+    ),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
+)
+optim_wrapper = dict(
+    type='mmrobust.BFloat16OptimWrapper',
+    optimizer=dict(weight_decay=0.05),
+    paramwise_cfg=dict(bias_decay_mult=0.0),
+)
+# Of attacks before an update (PGD-AT), which has its own.
+train_cfg = dict(speed=dict(autocast='bfloat16'))
