@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from mmrobust.commands import rehearsal
-from mmrobust.commands.dry_run import dry_run
+from mmrobust.commands.dry_run import _images, dry_run
+from mmrobust.commands.made_up import _classes
 from mmrobust.errors import ConfigError
 from mmrobust.utils.measuring import Passes, PeakMemory, size_of
 from torch import nn
@@ -149,6 +150,23 @@ def test_a_detector_without_its_data(project, tmp_path, monkeypatch, capsys):
     assert 'epochs of unknown length: the data are not there' in text
     assert 'all updates' not in text
     assert not list(tmp_path.iterdir())
+
+
+COCO = dict(type='CocoDataset', ann_file='annotations/instances_train2017.json')
+VOC = [
+    dict(type='VOCDataset', ann_file=f'VOC{year}/ImageSets/Main/trainval.txt')
+    for year in (2007, 2012)
+]
+
+
+def test_well_known_data():
+    """Their classes and sizes, in wrappers too."""
+    assert len(_classes(COCO)) == 80
+    assert _classes(VOC[0])[0] == 'aeroplane'
+    assert _images(COCO) == 117266
+    both = dict(type='ConcatDataset', datasets=VOC)
+    assert _images(dict(type='RepeatDataset', times=3, dataset=both)) == (3 * 16551)
+    assert _images(dict(COCO, ann_file='mine.json')) is None
 
 
 def test_peak_memory_and_sizes():

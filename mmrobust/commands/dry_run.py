@@ -6,15 +6,11 @@ only the pictures are made up, and weights are random. Nothing is downloaded or 
 
 from __future__ import annotations
 
-import json
 import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -22,15 +18,12 @@ from mmengine.registry import DATASETS, DefaultScope, init_default_scope
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..errors import ConfigError
-from ..utils.configs import innermost, type_name
+from ..registry import ADVERSARIES
+from ..utils.configs import type_name
 from ..utils.runner import release
+from .made_up import dicts, make_up
 from .rehearsal import Measured, RehearsalHook, RehearsedError
 
-# Width and height in pixels, as ImageNet's and COCO's pictures often have them.
-_PICTURES = {'PackInputs': (500, 375), 'PackDetInputs': (640, 480)}
-_BOXES = 7  # of a picture, COCO's mean
-# Made on the machine that uses them, so that nothing need be made up.
-_OWN = ('DigitsDataset', 'DigitCropsDataset')
 # Pictures of well-known sets, which need not be there: by what their configs name.
 _KNOWN = {
     'instances_train2017.json': 117266,  # with objects
@@ -66,14 +59,13 @@ def dry_run(cfg: Config, processes: int) -> str:
     ):
         init_default_scope(scope)
         images = _images(cfg.train_dataloader.dataset)
+        replays = _without_repetition(cfg)
         notes += _simplify(cfg, Path(folder))
         loader = cfg.train_dataloader
         # More than the batches of all that is measured.
-        _make_up(loader, Path(folder), 6 * (loader.get('batch_size') or 2))
+        make_up(loader, Path(folder), 6 * (loader.get('batch_size') or 2))
         runner = Runner.from_cfg(cfg)
-        loop: Any = runner.train_loop
-        replays = getattr(getattr(loop, 'adversary', None), 'replays', 1)
-        hook = RehearsalHook(replays)
+        hook = RehearsalHook()
         runner.register_hook(hook, priority=hook.priority)
         try:
             runner.train()
@@ -86,6 +78,22 @@ def dry_run(cfg: Config, processes: int) -> str:
     return '\n'.join(_lines(hook.found, schedule, processes, notes))
 
 
+def _without_repetition(cfg: Config) -> int:
+    """Lets the adversary be as it is late in a training, each batch used once.
+
+    Returns:
+        How often it uses a batch in truth.
+    """
+    settings = cfg.train_cfg.get('adversary')
+    if settings is None:
+        return 1
+    replays = ADVERSARIES.build(settings).replays
+    settings.pop('warmup_iters', None)
+    if replays > 1:
+        settings['replays'] = 1
+    return replays
+
+
 def _simplify(cfg: Config, folder: Path) -> list[str]:
     """Takes out what an update does not need, and returns what to know about it."""
     notes = []
@@ -94,7 +102,7 @@ def _simplify(cfg: Config, folder: Path) -> list[str]:
         notes.append('Memory is that of one process which shares nothing with others.')
     if cfg.optim_wrapper.pop('accumulative_counts', 1) > 1:
         notes.append('Each batch of an accumulation counts as an update.')
-    for part in _dicts(cfg.model):
+    for part in dicts(cfg.model):
         if 'checkpoint' in (part.get('init_cfg') or ()):
             part['init_cfg'] = None
         if 'pretrained' in part:
@@ -106,102 +114,10 @@ def _simplify(cfg: Config, folder: Path) -> list[str]:
     hooks.pop('visualization', None)
     cfg.default_hooks = hooks
     cfg.visualizer = None
-    cfg.update(launcher='none', resume=False, load_from=None, log_level='WARNING')
+    cfg.update(launcher='none', resume=False, load_from=None, log_level='ERROR')
     cfg.work_dir = str(folder / 'work')
     cfg.experiment_name = f'dry_run_{uuid.uuid4().hex}'
     return notes
-
-
-def _dicts(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for inner in node:
-            yield from _dicts(inner)
-
-
-def _make_up(loader: Any, folder: Path, count: int) -> None:
-    """Puts made-up pictures in the place of a loader's datasets.
-
-    Raises:
-        ConfigError: if the pipeline packs something else than pictures with labels,
-            boxes or instance masks.
-    """
-    loader.num_workers = 0
-    for key in ('persistent_workers', 'prefetch_factor'):
-        loader.pop(key, None)
-    transforms = {type_name(part) for part in _dicts(loader)}
-    packed = [name for name in _PICTURES if name in transforms]
-    if not packed or 'LoadPanopticAnnotations' in transforms:
-        raise ConfigError(
-            '--dry-run makes up pictures with labels, boxes or instance masks, and the '
-            'pipeline of train_dataloader packs something else.'
-        )
-    width, height = _PICTURES[packed[0]]
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    cv2.imwrite(str(folder / 'picture.jpg'), picture)
-    for number, dataset in enumerate(innermost(loader.dataset)):
-        if type_name(dataset) in _OWN:
-            continue
-        pipeline = dataset.get('pipeline', [])
-        if packed[0] == 'PackInputs':
-            made: dict[str, Any] = {'type': 'CustomDataset', 'data_prefix': str(folder)}
-            lines = [f'picture.jpg {index % 2}' for index in range(count)]
-            file, text = folder / f'{number}.txt', '\n'.join(lines)
-        else:
-            made = {'type': 'CocoDataset', 'data_prefix': {'img': str(folder)}}
-            classes = _classes(dataset)
-            made['metainfo'] = {'classes': classes}
-            if 'return_classes' in dataset:
-                made['return_classes'] = dataset['return_classes']
-            content = _annotations(count, width, height, classes)
-            file, text = folder / f'{number}.json', json.dumps(content)
-        file.write_text(text, encoding='utf-8')
-        dataset.clear()
-        dataset.update(made, ann_file=str(file), pipeline=pipeline)
-
-
-def _classes(dataset: dict) -> list[str]:
-    named = (dataset.get('metainfo') or {}).get('classes')
-    kind = dataset['type']
-    found = DATASETS.get(kind) if isinstance(kind, str) else kind
-    classes = named or getattr(found, 'METAINFO', {}).get('classes')
-    if not classes:
-        raise ConfigError(
-            f'{type_name(dataset)} has no classes: set metainfo.classes of the dataset.'
-        )
-    return list(classes)
-
-
-def _annotations(count: int, width: int, height: int, classes: list[str]) -> dict:
-    """COCO's annotations of one picture, so many times."""
-    rng = np.random.default_rng(0)
-    sides = rng.uniform(0.1, 0.4, (_BOXES, 2)) * [width, height]
-    corners = rng.uniform(0, 0.6, (_BOXES, 2)) * [width, height]
-    annotations: list[dict] = []
-    for image in range(count):
-        for (x, y), (w, h) in zip(corners.tolist(), sides.tolist(), strict=True):
-            number = len(annotations)
-            annotations.append(
-                {
-                    'id': number,
-                    'image_id': image,
-                    'category_id': number % len(classes),
-                    'bbox': [x, y, w, h],
-                    'area': w * h,
-                    'iscrowd': 0,
-                    'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                }
-            )
-    size = {'file_name': 'picture.jpg', 'width': width, 'height': height}
-    return {
-        'images': [{'id': image, **size} for image in range(count)],
-        'annotations': annotations,
-        'categories': [{'id': i, 'name': name} for i, name in enumerate(classes)],
-    }
 
 
 def _images(dataset: dict) -> int | None:

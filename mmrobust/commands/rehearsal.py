@@ -68,18 +68,13 @@ class Measured:
 class RehearsalHook(Hook):
     """Measures updates, one after the other, and ends the training.
 
-    For each number of images the adversary makes as many updates as it makes with a
-    batch. The first ones count passes and operations, the next measure memory, the last
-    seconds with all images, if memory and time allow it.
-
-    Args:
-        replays: updates that the loop makes with the same batch.
+    The first one counts passes and operations, the next ones measure memory, the last
+    one seconds with all images, if memory and time allow it.
     """
 
     priority = 'VERY_LOW'  # the moving average belongs to an update
 
-    def __init__(self, replays: int = 1) -> None:
-        self.replays = replays
+    def __init__(self) -> None:
         self.found = Measured()
         self.measuring = ExitStack()  # open during an update
         self._updates = 0
@@ -102,9 +97,8 @@ class RehearsalHook(Hook):
                 *(('memory', size) for size in self._sizes),
                 ('time', found.batch),
             ]
-        if self._updates % self.replays == 0:
-            found.loading = now - self._loads
-        self._stage, self._size = self._plan[self._updates // self.replays]
+        found.loading = now - self._loads
+        self._stage, self._size = self._plan[self._updates]
         for key in ('inputs', 'data_samples'):
             data_batch[key] = data_batch[key][: self._size]
         self._device = torch.device(get_device())
@@ -132,8 +126,7 @@ class RehearsalHook(Hook):
             found.forward, found.backward = self._passes.forward, self._passes.backward
             found.operations = self._flops.get_total_flops() * share
         elif self._stage == 'memory':
-            before = self._peaks.get(self._size, 0)
-            self._peaks[self._size] = max(before, self._memory.bytes)
+            self._peaks[self._size] = self._memory.bytes
             found.timed, found.seconds = self._size, seconds * share
             found.measured, found.peak = self._size, self._on_a_line(found.batch)
             found.parts = _parts(runner)
@@ -143,9 +136,8 @@ class RehearsalHook(Hook):
                 found.allocated = torch.cuda.max_memory_allocated(self._device)
         self._updates += 1
         self._loads = time.perf_counter()
-        done, more = divmod(self._updates, self.replays)
-        last = done == len(self._plan) - 1 and not self._fits()
-        if more == 0 and (last or done == len(self._plan)):
+        left = len(self._plan) - self._updates
+        if left == 0 or (left == 1 and not self._fits()):
             raise RehearsedError
 
     def _fits(self) -> bool:
