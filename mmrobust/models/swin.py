@@ -16,10 +16,17 @@ class SwinTransformer(Stock):
 
     mmdet's own reads the ``checkpoint`` of any ``init_cfg`` by itself, as if it were of
     type ``Pretrained``: names that it does not know are left out, and those weights
-    stay random, without a word. Names of weights, levels and all settings are mmdet's.
+    stay random, without a word. Frozen stages are so from the start, as DDP needs it.
+    Names of weights, levels and all settings are mmdet's.
     """
 
     init_cfg: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # mmdet's waits for training mode, and DDP, which wraps it before, then waits
+        # for gradients of stages that have none.
+        self._freeze_stages()
 
     def init_weights(self) -> None:
         """Runs the steps of ``init_cfg``; mmdet's own code for ``Pretrained`` alone."""
