@@ -518,7 +518,7 @@ def resume_shared(folder: Path) -> Any:
             train_dataloader=tiny.loader(
                 root, test=False, batch_size=1, scale=(64, 48)
             ),
-            train_cfg=updates.iters(3, updates.free(eps=4, replays=2, carry='run')),
+            train_cfg=updates.iters(2, updates.free(eps=4, replays=2, carry='run')),
             optim_wrapper=copy.deepcopy(OPTIMIZER),
             launcher='pytorch',
             strategy=copy.deepcopy(SHARED),
