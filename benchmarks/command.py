@@ -27,13 +27,15 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from mmrobust.utils.files import write_atomically
+
 ROOT = Path(__file__).resolve().parents[1]
 TEST = str(ROOT / 'tools' / 'test.py')
 # What is varied, and the numbers of pictures, attacks and objects of a picture.
 GROWTH: dict[str, list[tuple[int, int, int]]] = {
     'pictures': [(count, 1, 2) for count in (32, 128, 512, 2000)],
-    'attacks': [(128, count, 2) for count in (1, 2, 4, 8)],
-    'objects of a picture': [(128, 1, count) for count in (1, 4, 16, 64)],
+    'attacks': [(64, count, 2) for count in (1, 2, 4, 8)],
+    'objects of a picture': [(64, 1, count) for count in (1, 4, 16, 64)],
 }
 # In the order of an evaluation; 'passes' are the network's, losses and selection of
 # boxes included, and all others are without those that happen in them.
@@ -44,14 +46,19 @@ STAGES = (
 
 
 class Stopwatch:
-    """Wall time by what is being done; what is inside something is not part of it."""
+    """Seconds by what is being done; what is inside something is not part of it.
 
-    def __init__(self, began: float) -> None:
+    Args:
+        began: what the clock showed when the process was started.
+        clock: tells seconds.
+    """
+
+    def __init__(self, began: float, clock: Callable[[], float] = time.time) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._doing, self._since = ['start'], began
+        self._doing, self._since, self._clock = ['start'], began, clock
 
     def _note(self) -> None:
-        now = time.time()
+        now = self._clock()
         self.seconds[self._doing[-1]] += now - self._since
         self._since = now
 
@@ -100,7 +107,8 @@ _WATCHED = (
 
 def child(out: str, argv: list[str]) -> None:
     """Runs test.py in this process, and writes where its time went."""
-    watch = Stopwatch(float(os.environ['BEGAN']))
+    began = os.environ.get('BEGAN')
+    watch = Stopwatch(float(began)) if began else Stopwatch(0.0, time.process_time)
     import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
     import torch
 
@@ -120,17 +128,20 @@ def child(out: str, argv: list[str]) -> None:
             Path(out).write_text(json.dumps(found))
 
 
-def measured(argv: Sequence[str], folder: Path, processes: int = 1) -> dict[str, Any]:
+def measured(
+    argv: Sequence[str], folder: Path, processes: int = 1, clock: str = 'wall'
+) -> dict[str, Any]:
     """Runs test.py, and says where the time of its first process went.
 
     Args:
         argv: of test.py.
         folder: of its results; what an earlier run left there is removed by test.py.
         processes: each with one thread.
+        clock: ``'wall'``, or ``'cpu'`` for the process's own time, up to its exit.
 
     Returns:
-        ``seconds`` by stage, ``wall`` (the command's seconds), ``mebibytes`` (the
-        largest resident size of the first process).
+        ``seconds`` by stage, ``total``, and ``mebibytes``, the largest resident size of
+        the first process.
     """
     command = [sys.executable, '-W', 'ignore']
     own = ['-m', 'benchmarks.command', 'child', str(folder / 'child.json'), *argv]
@@ -140,7 +151,10 @@ def measured(argv: Sequence[str], folder: Path, processes: int = 1) -> dict[str,
         command += [f'--nproc_per_node={processes}']
         own += ['--launcher', 'pytorch']
     path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-    environment = {**os.environ, 'BEGAN': str(time.time()), 'PYTHONPATH': path}
+    environment = {**os.environ, 'PYTHONPATH': path}
+    environment.pop('BEGAN', None)
+    if clock == 'wall':
+        environment['BEGAN'] = str(time.time())
     if processes > 1:
         environment['OMP_NUM_THREADS'] = '1'
     began = time.time()
@@ -149,11 +163,12 @@ def measured(argv: Sequence[str], folder: Path, processes: int = 1) -> dict[str,
     )
     if done.returncode:
         raise SystemExit(f'test.py failed:\n{done.stderr[-3000:]}')
-    wall = time.time() - began
     found = json.loads((folder / 'child.json').read_text())
-    # Until the process is gone, and for a launcher until all are.
-    found['seconds']['other'] += wall - sum(found['seconds'].values())
-    return {**found, 'wall': wall}
+    if clock == 'wall':
+        # Until the process is gone, and for a launcher until all are.
+        rest = time.time() - began - sum(found['seconds'].values())
+        found['seconds']['other'] += rest
+    return {**found, 'total': sum(found['seconds'].values())}
 
 
 def share(argv: Sequence[str], folder: Path) -> Iterator[list[str]]:
@@ -166,14 +181,14 @@ def share(argv: Sequence[str], folder: Path) -> Iterator[list[str]]:
     alone = 0.0
     for processes in (1, 2):
         found = measured(argv, folder / str(processes), processes)
-        alone = alone or found['wall']
+        alone = alone or found['total']
         seconds = [found['seconds'].get(stage, 0.0) for stage in STAGES]
-        outside = 1 - found['seconds']['passes'] / found['wall']
+        outside = 1 - found['seconds']['passes'] / found['total']
         yield [
-            *(str(processes), f'{found["wall"]:.1f}'),
+            *(str(processes), f'{found["total"]:.1f}'),
             *(f'{each:.1f}' for each in seconds),
             *(f'{outside:.1%}', f'{found["mebibytes"]:.0f}'),
-            f'{alone / found["wall"]:.2f}',
+            f'{alone / found["total"]:.2f}',
         ]
 
 
@@ -189,10 +204,10 @@ def project(folder: Path, pictures: int, attacks: int, objects: int) -> list[str
     Returns:
         The arguments of test.py.
     """
-    import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
     import numpy as np
     import torch
     from mmengine.config import Config
+    from mmengine.logging import MMLogger
     from mmengine.registry import MODELS, init_default_scope
     from mmrobust.datasets import make_digits
 
@@ -208,7 +223,17 @@ def project(folder: Path, pictures: int, attacks: int, objects: int) -> list[str
             about.update(id=len(truth['annotations']) + 1, bbox=box)
             truth['annotations'].append({**about, 'area': box[2] * box[3]})
     path.write_text(json.dumps(truth))
+    MMLogger.get_instance('mmengine', log_level='WARNING')
+    # A small network, as its passes are not what is looked at. Random weights are sure
+    # of nothing, and all boxes that may be left are to be.
+    small = {
+        'backbone': {'base_channels': 8},
+        'neck': {'in_channels': [16, 32], 'out_channels': 16},
+        'bbox_head': {'in_channels': 16, 'feat_channels': 16, 'stacked_convs': 1},
+        'test_cfg': {'score_thr': 0.0},
+    }
     base = Config.fromfile(ROOT / 'configs/demo/standard_fcos.py')
+    base.merge_from_dict({'model': small})
     init_default_scope('mmdet')
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(base.model))
@@ -220,33 +245,40 @@ def project(folder: Path, pictures: int, attacks: int, objects: int) -> list[str
     }
     loop = {'_delete_': True, 'type': 'mmrobust.AttackTestLoop', 'attacks': many}
     loader = {'dataset': {'data_root': str(folder / 'data'), 'indices': None}}
-    # Random weights are sure of nothing, and all boxes that may be left are to be.
     settings = {
         '_base_': str(ROOT / 'configs/demo/standard_fcos.py'),
         'test_dataloader': loader,
         'test_cfg': loop,
-        'model': {'test_cfg': {'score_thr': 0.0}},
+        'model': small,
     }
     text = ''.join(f'{key} = {value!r}\n' for key, value in settings.items())
     (folder / 'config.py').write_text(text)
     return [str(folder / 'config.py'), str(folder / 'random.pth')]
 
 
-def growth(varied: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
-    """Measures with growing numbers, one row after the other."""
+def growth(
+    varied: Sequence[str],
+    folder: Path,
+    clock: str = 'wall',
+    known: Sequence[dict[str, Any]] = (),
+) -> Iterator[dict[str, Any]]:
+    """Measures with growing numbers, one row after the other; not those known."""
+    done = {(row['what'], row['number']) for row in known}
     for what in varied:
         for numbers in GROWTH[what]:
+            if (what, numbers[list(GROWTH).index(what)]) in done:
+                continue
             place = folder / '-'.join(map(str, numbers))
             place.mkdir(parents=True, exist_ok=True)
-            found = measured(project(place, *numbers), place)
+            found = measured(project(place, *numbers), place, clock=clock)
             seconds = found['seconds']
             yield {
                 'what': what,
                 'number': numbers[list(GROWTH).index(what)],
-                'passes': seconds['passes'],
-                # Of what is done once, whatever there is to do.
-                'start': seconds['start'] + seconds['build'],
-                'seconds': found['wall'],
+                **{stage: seconds.get(stage, 0.0) for stage in STAGES},
+                # What is done once, whatever there is to do.
+                'start': seconds['start'] + seconds['build'] + seconds['checks'],
+                'seconds': found['total'],
                 'mebibytes': found['mebibytes'],
             }
 
@@ -280,6 +312,7 @@ def plot(found: Sequence[dict[str, Any]], path: str) -> None:
 
     matplotlib.use('svg')
     matplotlib.rcParams['svg.hashsalt'] = 'mmrobust'
+    matplotlib.rcParams['svg.fonttype'] = 'none'  # text stays text
     from matplotlib import pyplot
 
     varied = list(dict.fromkeys(row['what'] for row in found))
@@ -294,8 +327,8 @@ def plot(found: Sequence[dict[str, Any]], path: str) -> None:
         above.plot(x, rest, 's--', label='all else but the start')
         below.plot(x, [row['mebibytes'] for row in own], 'o-')
         below.set_xlabel(what)
-        above.set_ylim(bottom=0)
-        below.set_ylim(bottom=0)
+        above.set_ylim(0, 1.1 * max(passes + rest))
+        below.set_ylim(0, 1.1 * max(row['mebibytes'] for row in own))
     axes[0, 0].set_ylabel('seconds')
     axes[1, 0].set_ylabel('peak memory, MiB')
     axes[0, 0].legend(frameon=False, fontsize=8)
@@ -313,27 +346,33 @@ def main() -> None:
     what.add_parser('share', help='of the command line of tools/test.py that follows')
     growing = what.add_parser('growth')
     growing.add_argument('--vary', nargs='+', choices=list(GROWTH), default=GROWTH)
+    growing.add_argument('--clock', choices=['wall', 'cpu'], default='wall')
     growing.add_argument('--plot', metavar='FILE', help='an SVG')
-    growing.add_argument('--json', metavar='FILE', help='figures, read if it is there')
+    growing.add_argument(
+        '--json',
+        metavar='FILE',
+        help='rewritten after every row; those it has are kept',
+    )
     args, argv = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.what == 'share':
-            for number, row in enumerate(share(argv, folder)):
-                print(f'| {" | ".join(row)} |', flush=True)
+            for number, cells in enumerate(share(argv, folder)):
+                print(f'| {" | ".join(cells)} |', flush=True)
                 if not number:
-                    print('|' + ' --- |' * len(row), flush=True)
+                    print('|' + ' --- |' * len(cells), flush=True)
             return
+        found: list[dict[str, Any]] = []
         if args.json and Path(args.json).exists():
             found = json.loads(Path(args.json).read_text())
-        else:
-            found = list(growth(args.vary, folder))
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1))
+        for row in growth(args.vary, folder, args.clock, found):
+            found.append(row)
+            if args.json:
+                write_atomically(args.json, json.dumps(found, indent=1))
     head = ['varied', 'number', 'seconds', 'passes', 'start', 'all else', 'MiB']
     head += ['all else: one more, ms', 'memory: one more, KiB']
-    for row in [head, ['---'] * len(head), *rows_of(found)]:
-        print(f'| {" | ".join(row)} |')
+    for cells in [head, ['---'] * len(head), *rows_of(found)]:
+        print(f'| {" | ".join(cells)} |')
     if args.plot:
         plot(found, args.plot)
 

@@ -71,7 +71,7 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
     Returns:
         The robustness report.
     """
-    from mmengine.runner import Runner  # brings torch
+    from mmrobust.utils.runner import build_runner  # brings torch
 
     folder = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
     cfg = Config.fromfile(folder / f'{row}_fcos.py')
@@ -81,10 +81,10 @@ def train_and_measure(row: str, work_dir: Path, options: dict | None) -> dict:
     cfg.work_dir, cfg.resume = str(work_dir), True
     trained = work_dir / f'iter_{cfg.train_cfg.max_iters}.pth'
     if not trained.exists():
-        Runner.from_cfg(cfg).train()
+        build_runner(cfg, training=True).train()
     # A new runner, so that the report names the checkpoint that it measured.
     cfg.resume, cfg.load_from = False, str(trained)
-    Runner.from_cfg(cfg).test()
+    build_runner(cfg).test()
     return json.loads((work_dir / 'robustness.json').read_text(encoding='utf-8'))
 
 

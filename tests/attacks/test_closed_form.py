@@ -106,7 +106,7 @@ def _optimum(norm, eps, weights, curvature, clean):
     else:
         order = 2 if norm == 'l2' else 1
         cheap, dear = 1e-9, 1e6
-        for _ in range(200):
+        for _ in range(70):  # down to rounding
             middle = (cheap + dear) / 2
             long = np.linalg.norm(at(middle), order) > eps
             cheap, dear = (middle, dear) if long else (cheap, middle)
