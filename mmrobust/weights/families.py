@@ -298,7 +298,8 @@ def swin(
             **shape,
             **levels,
             'pad_small_map': True,
-            'frozen_stages': 0,  # counted from zero there
+            # Nothing is frozen: mmpretrain's freezes when training begins, which is
+            # after DDP has listed the weights that get gradients.
         }
     name = f'swin-{size or "-".join(map(str, depths))}'
     return Architecture(
