@@ -1,6 +1,6 @@
 """Kills trainings at random moments, resumes them, and compares the final checkpoints.
 
-    python experiments/resume/kill_train.py
+    python experiments/resume/kill_train.py [--only PART_OF_A_NAME]
 
 ``tools/train.py`` runs once undisturbed for each setting. Then it runs again, and its
 process group gets SIGKILL at one random moment after the other, each time going on with
@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from typing import Any
 import mmrobust  # noqa: F401  (lets torch read mmengine's checkpoints)
 import torch
 from mmengine.config import Config
+from mmrobust.datasets import digits_root, make_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = [
@@ -80,7 +82,10 @@ SETTINGS: dict[str, tuple[str, dict, dict, int | None]] = {
         None,
     ),
 }
-PARTIAL = '.*.pth.partial'
+# That of arXiv 2303.01870, on the demo's pictures in tar files.
+HEAVY = 'the heavy recipe for a classifier, from tar shards'
+HEAVY_EVERY = 5
+PARTIAL = '.*.pth.*.pth'
 
 
 def parse_args() -> argparse.Namespace:
@@ -89,6 +94,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', default='work_dirs/kill_train')
     parser.add_argument('--kills', type=int, default=5, help='for each setting')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--only', help='a part of the names of settings')
     return parser.parse_args()
 
 
@@ -99,10 +105,17 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     rng = random.Random(args.seed)
     failed = 0
-    for number, (name, setting) in enumerate(SETTINGS.items()):
+    settings = {**SETTINGS, HEAVY: None}
+    for number, (name, setting) in enumerate(settings.items()):
+        if args.only and args.only not in name:
+            continue
         folder = work / str(number)
         folder.mkdir(parents=True)
-        config = write_config(folder / 'config.py', *setting)
+        config = folder / 'config.py'
+        if setting is None:
+            write_heavy(config)
+        else:
+            write_config(config, *setting)
         started = time.monotonic()
         with training(config, folder / 'whole') as process:
             startup = wait_for_checkpoint(process, folder / 'whole')
@@ -143,7 +156,7 @@ def main() -> int:
 
 def write_config(
     path: Path, base: str, train_cfg: dict, loader: dict, every: int | None
-) -> Path:
+) -> None:
     """A demo config with augmentation, EMA, few images and checkpoints."""
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / f'{base}.py')
     by_epoch = train_cfg['type'] == BY_EPOCH
@@ -163,7 +176,38 @@ def write_config(
     cfg.log_processor.by_epoch = by_epoch
     cfg.randomness = {'seed': 0}
     cfg.dump(path)
-    return path
+
+
+def write_heavy(path: Path) -> None:
+    """A pre-training, of a narrow ConvNeXt on small crops, and its pictures."""
+    root = Path(digits_root())
+    make_digits(root)
+    pictures = sorted((root / 'train').glob('*.png'))[:40]
+    for part in range(2):
+        with tarfile.open(path.parent / f'train-{part}.tar', 'w') as tar:
+            for number, picture in enumerate(pictures[part::2]):
+                tar.add(picture, f'{number % 2}/{picture.name}')
+    cfg = Config.fromfile(ROOT / 'configs/pretrain/robust_convnext-tiny-convstem.py')
+    cfg.model.backbone.arch = {'depths': [1] * 4, 'channels': [8, 8, 16, 16]}
+    cfg.model.backbone.drop_path_rate = 0.2
+    cfg.model.head.in_channels = 16
+    data = cfg.train_dataloader
+    data.update(WORKERS, batch_size=4)
+    data.dataset.update(
+        type='mmrobust.TarShardsDataset', data_root=str(path.parent.resolve())
+    )
+    data.dataset.pipeline[1].scale = 64
+    for name in ('val', 'test'):
+        for key in ('dataloader', 'evaluator', 'cfg'):
+            cfg[f'{name}_{key}'] = None
+    cfg.train_cfg.max_epochs = 12
+    for scheduler, (begin, end) in zip(
+        cfg.param_scheduler, ((0, 1), (1, 12)), strict=True
+    ):
+        scheduler.update(begin=begin, end=end)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=HEAVY_EVERY)
+    cfg.update(load_from=None, randomness={'seed': 0})
+    cfg.dump(path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ only the pictures are made up, and weights are random. Nothing is downloaded or 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
 from pathlib import Path
@@ -51,6 +52,8 @@ def dry_run(cfg: Config, processes: int) -> str:
     """
     if processes < 1:
         raise ConfigError(f'--dry-run {processes} must be a number of processes.')
+    # PyTorch's profiler writes what it does to stderr otherwise.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     notes = []
     scope = cfg.get('default_scope') or 'mmdet'
     with (

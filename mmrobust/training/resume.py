@@ -258,6 +258,9 @@ def save_in_one_piece(runner: Any) -> None:
             stock(out_dir, filename, *args, **kwargs)
             return
         os.makedirs(out_dir, exist_ok=True)
+        # What earlier kills have left, each as large as a checkpoint.
+        for part in Path(out_dir).glob('.*.pth.*.pth'):
+            part.unlink(missing_ok=True)
         with replacing(os.path.join(out_dir, filename)) as temporary:
             stock(out_dir, temporary.name, *args, **kwargs)
             with open(temporary, 'rb+') as file:

@@ -314,6 +314,7 @@ def test_a_kill_while_saving_loses_nothing(build, tmp_path, monkeypatch):
     killed_while_saving(build(**settings), 3, monkeypatch)
     assert newest_checkpoint(str(work))[0] == str(work / 'epoch_2.pth')
     assert not (work / 'epoch_3.pth').exists()
+    (work / '.epoch_3.pth.abcdefgh.pth').touch()  # a part that a real kill leaves
     resumed = build(**settings, resume=True)
     resumed.train()
     for key, value in outcome(resumed).items():
