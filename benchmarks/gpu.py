@@ -45,8 +45,8 @@ from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
 from mmrobust.utils.acceleration import Acceleration
 from mmrobust.utils.configs import read_config
 from mmrobust.utils.files import write_atomically
+from mmrobust.utils.measuring import counts_operations
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.subject import Subject, loss
 from benchmarks.timing import Clock
@@ -237,9 +237,9 @@ def operations(
     """
     leaves = [image.detach().requires_grad_() for image in images]
     with loss_mode(subject.model):
-        with FlopCounterMode(display=False) as forward:
+        with counts_operations() as forward:
             value = loss(subject, leaves, samples)
-        with FlopCounterMode(display=False) as backward:
+        with counts_operations() as backward:
             value.backward()  # type: ignore[no-untyped-call]
     there, back = (int(c.get_total_flops()) for c in (forward, backward))
     # The clean image and the last iterate are asked for without a gradient.

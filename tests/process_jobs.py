@@ -434,7 +434,8 @@ STRATEGIES = {
 }
 OPTIMIZER = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    # A smaller eps would let gradients that are roundings move weights like others.
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, eps=1e-3),
     constructor='mmrobust.BackboneLrOptimWrapperConstructor',
     clip_grad=dict(max_norm=1),
 )

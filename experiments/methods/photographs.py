@@ -3,9 +3,9 @@
     python experiments/methods/photographs.py --data bccd/ --coco coco/ \
         --weights yolox_nano_coco.pth --study methods
 
-Training methods at equal cost, backbones and heads, and the backbone's learning rate,
-each rate chosen on validation pictures. Interrupted, it goes on where it was; a row is
-added to the study's records.json when it is complete.
+Training methods at equal cost, backbones and heads, and optimizers with the backbone's
+learning rate, for which the rate is chosen on validation pictures. Interrupted, it goes
+on where it was; a row is added to the study's records.json when it is complete.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Any
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmengine.config import Config
 from mmrobust import cli
+from mmrobust.errors import ConfigError
 from mmrobust.report import markdown_table
 from mmrobust.utils.files import write_atomically
+from mmrobust.utils.validation import positive_int
 from run import adversarial, attacked, load, metrics_of, run_methods, train
 from tables import spread
 
@@ -115,14 +117,24 @@ def main() -> None:
     args = parse_args()
     work_dir = Path(args.work_dir)
     cli.check_work_dir(args.work_dir)
+    positive_int(args.num_images, '--num-images')
+    if args.study != 'methods' and args.coco is None:
+        raise ConfigError(f'--study {args.study} needs --coco.')
+    for path in (args.data, args.weights, args.coco):
+        if path and not Path(path).exists():
+            raise ConfigError(f'{path} is not there.')
     if args.study == 'methods':
         task = {**METHODS, 'data': args.data, 'weights': args.weights}
         task['images'] = args.num_images
         methods = ['standard', 'FreeAT', 'PGD-AT', 'mixed', 'PBCAT']
         run_methods(task, args.rows or methods, args.seeds, work_dir / task['name'])
         return
-    if args.coco is None:
-        raise SystemExit(f'--study {args.study} needs --coco.')
+    unknown = [name for name in args.rows or () if name not in STUDIES[args.study]]
+    if unknown:
+        raise ConfigError(
+            f'--rows {unknown[0]!r} is unknown: choose from '
+            f'{"; ".join(STUDIES[args.study])}.'
+        )
     records = work_dir / args.study / 'records.json'
     rows = json.loads(records.read_text()) if records.exists() else {}
     for name in args.rows or STUDIES[args.study]:

@@ -20,6 +20,7 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmrobust import cli
+from mmrobust.errors import ConfigError
 from mmrobust.utils.files import write_atomically
 from tables import METRICS, tables
 
@@ -116,6 +117,9 @@ def run_methods(
     task: dict[str, Any], chosen: list[str] | None, seeds: list[int], work_dir: Path
 ) -> None:
     """Runs what is missing of a task's methods; prints their table."""
+    unknown = [name for name in chosen or () if name not in methods(task['eps'])]
+    if unknown:
+        raise ConfigError(f'the method {unknown[0]!r} is unknown.')
     records = work_dir / 'records.json'
     rows = {
         (row['method'], row['seed']): row
@@ -179,14 +183,22 @@ def train(cfg: Config, updates: int, rate: float, start: Path | None) -> Path:
 
 def attacked(cfg: Config, checkpoint: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """The report of an evaluation, which goes on where it was interrupted."""
-    report = Path(cfg.work_dir) / 'robustness.json'
-    if not (report.exists() and json.loads(report.read_text())['complete']):
+    path = Path(cfg.work_dir) / 'robustness.json'
+    report = json.loads(path.read_text()) if path.exists() else {'complete': False}
+    wanted = cfg.test_dataloader.dataset.indices
+    if report['complete'] and report['dataset']['num_images'] != wanted:
+        raise ConfigError(
+            f'{path} is of {report["dataset"]["num_images"]} images and not of '
+            f'{wanted}: give another --work-dir for another --num-images.'
+        )
+    if not report['complete']:
         cfg.test_cfg = ConfigDict(type='mmrobust.AttackTestLoop', attacks=asked)
         # Draws of the evaluation are the same for all.
         cfg.randomness = {'seed': 0}
         cfg.resume, cfg.load_from = False, str(checkpoint)
         Runner.from_cfg(cfg).test()
-    return json.loads(report.read_text())
+        report = json.loads(path.read_text())
+    return report
 
 
 def metrics_of(report: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ The same command goes on where it was stopped. See README.md beside this file.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.attacks import PGD
+from mmrobust.errors import ConfigError
 from mmrobust.objective import loss_mode
 from mmrobust.report import markdown_table
 from mmrobust.utils.files import write_atomically
@@ -73,9 +75,10 @@ def main() -> None:
     for steps in args.backwards:
         positive_int(steps, '--backwards')
     out = Path(args.out)
-    report = json.loads(out.read_text()) if out.exists() else {'rows': []}
-    report['machine'] = machine()
+    radii = [to_pixels(eps, '--eps') for eps in args.eps]
+    report = read(out)
     known = {tuple(row['of']) for row in report['rows']}
+    shown = []
     for name, config, checkpoint in args.detector:
         asked = argparse.Namespace(
             config=config,
@@ -88,14 +91,17 @@ def main() -> None:
             same_start=False,
             methods=None,
         )
+        digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:12]
+        weights = (config, digest, args.num_images, args.seed)
         setup = set_up(asked)
         clean = [batch.images for batch in setup.batches]
         points = [(name, BENIGN, 0.0, 0)]
         for steps in args.backwards:
-            for eps in map(to_pixels, args.eps):
+            for eps in radii:
                 points += [(name, method, eps, steps) for method in METHODS]
         for point in points:
-            if (*point, args.num_images, args.seed) in known:
+            shown.append([*point, *weights])
+            if (*point, *weights) in known:
                 continue
             _, method, asked.eps, asked.num_steps = point
             images, started = clean, time.process_time()
@@ -106,16 +112,32 @@ def main() -> None:
                 with loss_mode(setup.model):
                     images = [search(batch) for batch in setup.batches]
             row = {
-                'of': [*point, args.num_images, args.seed],
+                'of': [*point, *weights],
                 'seconds': time.process_time() - started,
                 'AP': setup.average_precision(images),
             }
             report['rows'].append(row)
             write_atomically(out, json.dumps(report, indent=1))
             print(row, flush=True)
-    curves = gather(report['rows'])
+    curves = gather([row for row in report['rows'] if row['of'] in shown])
     print(tables(curves))
     draw(curves).savefig(out.with_suffix('.png'), dpi=110)
+
+
+def read(out: Path) -> dict[str, Any]:
+    """Reads what is measured already.
+
+    Raises:
+        ConfigError: if the file is another one.
+    """
+    if not out.exists():
+        return {'rows': [], 'machine': machine()}
+    try:
+        report: dict[str, Any] = json.loads(out.read_text())
+        report['rows'].sort(key=lambda row: row['of'][3])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f'--out {out} is no file of this script: {error}.') from None
+    return report
 
 
 Curves = dict[tuple[str, float], dict[str, dict[int, float]]]
@@ -124,11 +146,12 @@ Curves = dict[tuple[str, float], dict[str, dict[int, float]]]
 def gather(rows: list[dict[str, Any]]) -> Curves:
     """AP by detector and eps, method, and number of backward passes."""
     found: Curves = {}
+    benign = {row['of'][0]: row['AP'] for row in rows if row['of'][1] == BENIGN}
     for row in rows:
         name, method, eps, steps, *_ = row['of']
         if method != BENIGN:
-            points = found.setdefault((name, eps), {}).setdefault(method, {})
-            points[steps] = row['AP']
+            methods = found.setdefault((name, eps), {BENIGN: {0: benign[name]}})
+            methods.setdefault(method, {})[steps] = row['AP']
     return dict(sorted(found.items(), key=lambda item: item[0]))
 
 
@@ -139,7 +162,7 @@ def tables(curves: Curves) -> str:
     )
     lines = []
     for (name, eps), rows in curves.items():
-        for method in METHODS:
+        for method in (BENIGN, *METHODS):
             points = rows.get(method, {})
             cells = [f'{points[k]:.3f}' if k in points else '' for k in steps]
             lines.append([name, f'{eps:g}', method, *cells])
@@ -165,6 +188,7 @@ def draw(curves: Curves) -> Figure:
                     marker='.',
                     label=method,
                 )
+        axis.axhline(rows[BENIGN][0], color='tab:green', linewidth=1, label=BENIGN)
         axis.set_xscale('log')
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

@@ -12,6 +12,8 @@ import os
 import random
 import re
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -241,6 +243,22 @@ def _warn(text: str) -> None:
     print_log(text, logger='current', level=logging.WARNING)
 
 
+@contextmanager
+def checkpoint_file(path: str) -> Iterator[Path]:
+    """Gives a file to write a local checkpoint into, which takes its name when whole.
+
+    What earlier kills have left in the folder, each as large as a checkpoint, goes.
+    """
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob('.*.pth.*.pth'):
+        part.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        yield temporary
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
+
+
 def save_in_one_piece(runner: Any) -> None:
     """Makes ``runner.save_checkpoint`` write a file that is whole or not there at all.
 
@@ -257,14 +275,8 @@ def save_in_one_piece(runner: Any) -> None:
         if '://' in out_dir or any(args[:1]) or kwargs.get('backend_args'):
             stock(out_dir, filename, *args, **kwargs)
             return
-        os.makedirs(out_dir, exist_ok=True)
-        # What earlier kills have left, each as large as a checkpoint.
-        for part in Path(out_dir).glob('.*.pth.*.pth'):
-            part.unlink(missing_ok=True)
-        with replacing(os.path.join(out_dir, filename)) as temporary:
+        with checkpoint_file(os.path.join(out_dir, filename)) as temporary:
             stock(out_dir, temporary.name, *args, **kwargs)
-            with open(temporary, 'rb+') as file:
-                os.fsync(file.fileno())
 
     runner.save_checkpoint = save
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +29,10 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from ..errors import ConfigError
 from ..registry import STRATEGIES
 from ..utils.acceleration import Acceleration
-from ..utils.files import replacing
 from .adversary import Adversary
 from .free import FreeAdversary
 from .freeze import FreezeBackboneHook
+from .resume import checkpoint_file
 
 # What optimizers call the number of their updates.
 _STEPS = 'step'
@@ -167,9 +166,7 @@ class FSDPStrategy(StockStrategy):
     def save_checkpoint(self, filename: str, **given: Any) -> None:
         """See mmengine's; all processes gather, the first one writes, in one piece."""
         local = is_main_process() and '://' not in filename
-        if local:
-            Path(filename).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(filename) if local else nullcontext(filename) as path:
+        with checkpoint_file(filename) if local else nullcontext(filename) as path:
             super().save_checkpoint(str(path), **given)
 
     def model_state_dict(self) -> dict:

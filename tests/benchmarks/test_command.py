@@ -1,7 +1,9 @@
 """Where the time of an evaluation goes: what is counted, and how it is laid out."""
 
+from pkgutil import resolve_name
+
 import pytest
-from benchmarks.command import Stopwatch, rows_of
+from benchmarks.command import _WATCHED, STAGES, Stopwatch, rows_of
 
 
 def test_what_is_inside_something_is_not_part_of_it():
@@ -34,3 +36,9 @@ def test_a_straight_line_has_the_same_in_each_row():
         ['', ''],
     ]
     assert table[1][:7] == ['a', '2', '15.0', '4.0', '4.0', '7.0', '102']
+
+
+def test_what_is_watched_exists():
+    for place, names, stage in _WATCHED:
+        assert all(callable(getattr(resolve_name(place), name)) for name in names)
+        assert stage in STAGES

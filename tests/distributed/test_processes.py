@@ -124,7 +124,7 @@ def test_shared_weights_train_like_whole_ones(folder, found, kind):
     for each in shared:
         assert each['held'] == pytest.approx(plain['held'] / 2, rel=0.01)
         # Before they are clipped at 1, alike in both.
-        assert each['norms'] == pytest.approx(plain['norms'], rel=1e-6)
+        assert each['norms'] == pytest.approx(plain['norms'], rel=1e-5)
         assert min(each['norms']) > 1
     ours, theirs = (
         torch.load(folder / f'{name}_{kind}.pth') for name in ('fsdp', 'ddp')
@@ -136,7 +136,7 @@ def test_shared_weights_train_like_whole_ones(folder, found, kind):
         assert one.keys() == two.keys()
         for name, value in two.items():
             assert one[name].shape == value.shape, name
-            assert torch.allclose(one[name], value, rtol=1e-4, atol=1e-6), name
+            assert torch.allclose(one[name], value, rtol=1e-4, atol=1e-5), name
 
 
 def of_model(checkpoint):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -296,6 +297,14 @@ class TestTables:
         assert lines[0].split(' | ')[1:] == ['a', 'b |']
         assert lines[3] == '| a | 10.0 (n = 1) | 30.0 (n = 1) |'
         assert tables.matrix(tables.Store([])) == '(not run)\n'
+
+
+def test_figures_of_the_page_are_in_the_tables():
+    page = (ROOT / 'docs' / 'evidence.md').read_text()
+    tables = ''.join(path.read_text() for path in RESULTS.glob('*/evidence.md'))
+    figures = re.findall(r'\d+\.\d ± \d+\.\d', page)
+    assert len(figures) > 20
+    assert [figure for figure in figures if figure not in tables] == []
 
 
 @pytest.mark.parametrize(
