@@ -118,7 +118,7 @@ BASES = {
     'convert_backbone.py': [
         ['PROJECT/resnet18.pth', 'out.pth', '--normalization', 'imagenet']
     ],
-    'demo.py': [['--row', 'robust', '--cfg-options', 'train_cfg.max_iters=1']],
+    'demo.py': [['--row', 'standard', '--cfg-options', 'train_cfg.max_iters=1']],
 }
 _SLOW = {'-h', '--help', '--show', '--seeds', '--lr'}  # or not for a test
 
