@@ -1,17 +1,24 @@
 """--dry-run: closed forms for what it counts, the real peak for what it carries on."""
 
+import functools
+import json
+import math
+import operator
 import runpy
 import sys
+import tarfile
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from mmrobust.commands import rehearsal
-from mmrobust.commands.dry_run import _images, dry_run
-from mmrobust.commands.made_up import _classes
+from mmrobust.commands.dry_run import _images, _sharded, _simplify, dry_run
+from mmrobust.commands.made_up import _classes, make_up
+from mmrobust.datasets.tar_shards import TarShardsDataset
 from mmrobust.errors import ConfigError
 from mmrobust.utils.measuring import Passes, PeakMemory, size_of
 from torch import nn
@@ -22,8 +29,8 @@ SIDE, WIDTH, CLASSES = 32, 8, 10
 
 @MODELS.register_module(force=True)
 class TwoConvolutions(BaseModule):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, init_cfg=None):
+        super().__init__(init_cfg)
         self.conv = nn.Conv2d(3, WIDTH, 3, padding=1, bias=False)
         self.grouped = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH, bias=False)
 
@@ -32,7 +39,10 @@ class TwoConvolutions(BaseModule):
 
 
 def config(batch=8, adversary=None, **settings):
-    """A classifier whose operations and bytes can be counted by hand."""
+    """A classifier whose operations and bytes can be counted by hand.
+
+    It begins from a checkpoint that is not there.
+    """
     if adversary is None:
         adversary = dict(type='mmrobust.APGDAdversary', eps=4, num_steps=2)
     return Config(
@@ -44,7 +54,10 @@ def config(batch=8, adversary=None, **settings):
                 data_preprocessor=dict(
                     type='ClsDataPreprocessor', num_classes=CLASSES, to_rgb=True
                 ),
-                backbone=dict(type='TwoConvolutions'),
+                backbone=dict(
+                    type='TwoConvolutions',
+                    init_cfg=[dict(type='Pretrained', checkpoint='/nowhere.pth')],
+                ),
                 neck=dict(type='GlobalAveragePooling'),
                 head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=WIDTH),
             ),
@@ -121,9 +134,11 @@ def test_what_an_update_takes(monkeypatch, tmp_path):
 
 
 def test_memory_of_the_batch_follows_from_that_of_parts(monkeypatch):
-    small, _ = measured(monkeypatch, batch=12)
-    monkeypatch.setattr(rehearsal, '_SIZES', (12,))
-    whole, _ = measured(monkeypatch, batch=12)
+    # oneDNN's scratch memory is another one on each kind of processor.
+    with torch.backends.mkldnn.flags(enabled=False):
+        small, _ = measured(monkeypatch, batch=12)
+        monkeypatch.setattr(rehearsal, '_SIZES', (12,))
+        whole, _ = measured(monkeypatch, batch=12)
     assert (small.measured, whole.measured) == (4, 12)
     assert small.peak == pytest.approx(whole.peak, rel=0.02)
     # The image, its perturbed copies and gradient, and the maps of the convolutions.
@@ -147,7 +162,9 @@ def test_a_detector_without_its_data(project, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(TRAIN), run_name='__main__')
     text = capsys.readouterr().out
     assert '1 forward and 1 backward' in text
-    assert 'epochs of unknown length: the data are not there' in text
+    assert text.startswith('Dry run on')
+    assert 'epochs of unknown length: ' in text
+    assert 'gone.json' in text
     assert 'all updates' not in text
     assert not list(tmp_path.iterdir())
 
@@ -166,7 +183,67 @@ def test_well_known_data():
     assert _images(COCO) == 117266
     both = dict(type='ConcatDataset', datasets=VOC)
     assert _images(dict(type='RepeatDataset', times=3, dataset=both)) == (3 * 16551)
-    assert _images(dict(COCO, ann_file='mine.json')) is None
+    with pytest.raises(FileNotFoundError, match=r'mine\.json'):
+        _images(dict(COCO, ann_file='mine.json'))
+
+
+def test_data_that_are_counted_otherwise(coco, tmp_path, monkeypatch):
+    """A wrapper that repeats pictures; those whose count would write something."""
+    monkeypatch.setenv('MMROBUST_CACHE', str(tmp_path))
+    file = coco / 'annotations.json'
+    classes = [one['name'] for one in json.loads(file.read_text())['categories']]
+    inner = dict(
+        type='mmdet.CocoDataset',
+        ann_file=str(file),
+        data_prefix=dict(img=''),
+        metainfo=dict(classes=classes),
+    )
+    pictures = defaultdict(set)
+    for one in json.loads(file.read_text())['annotations']:
+        pictures[one['image_id']].add(one['category_id'])
+    # Every category is rarer than that.
+    often = Counter(category for found in pictures.values() for category in found)
+    repeated = sum(
+        max(math.ceil(math.sqrt(16 / (often[category] / 6))) for category in found)
+        for found in pictures.values()
+    )
+    balanced = dict(type='ClassBalancedDataset', oversample_thr=16, dataset=inner)
+    assert _images(balanced) == repeated + 6 - len(pictures)
+    shards = dict(type='mmrobust.TarShardsDataset', split='a', data_root=str(tmp_path))
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        tar.addfile(tarfile.TarInfo('c/picture.jpg'))
+    for dataset in (shards, dict(type='mmrobust.DigitsDataset'), balanced):
+        if dataset is balanced:
+            balanced['dataset'] = shards
+        with pytest.raises(ConfigError, match='is counted when a training reads it'):
+            _images(dataset)
+    assert [path.name for path in tmp_path.iterdir()] == ['a.tar']
+    TarShardsDataset(split='a', data_root=str(tmp_path))
+    assert _images(shards) == 1
+
+
+def test_digits_are_made_in_the_folder(tmp_path):
+    pipeline = [dict(type='PackDetInputs')]
+    digits = dict(type='mmrobust.DigitsDataset', pipeline=pipeline, data_root='mine')
+    loader = ConfigDict(dataset=digits)
+    make_up(loader, tmp_path, 1)
+    assert loader.dataset.data_root == str(tmp_path / 'digits')
+
+
+def test_what_is_left_out():
+    cfg = config(
+        runner_type='FlexibleRunner', strategy=dict(type='mmrobust.FSDPStrategy')
+    )
+    assert _sharded(cfg) == 'FSDPStrategy'
+    kaiming = dict(type='Kaiming', layer='Conv2d')
+    stored = dict(type='Pretrained', checkpoint='/nowhere.pth')
+    cfg.model.update(teacher_ckpt='/nowhere.pth', init_cfg=[kaiming, stored])
+    notes = _simplify(cfg, Path('folder'), 'FSDPStrategy')
+    assert 'FSDPStrategy is left out' in notes[0]
+    assert cfg.model.teacher_ckpt is None
+    assert cfg.model.backbone.init_cfg is None
+    assert cfg.model.init_cfg == [kaiming]
+    assert not _sharded(config(strategy=dict(type='DDPStrategy')))
 
 
 def test_peak_memory_and_sizes():
@@ -201,3 +278,31 @@ def test_what_cannot_be_made_up_is_refused():
         dry_run(cfg, 1)
     with pytest.raises(ConfigError, match='--dry-run 0'):
         dry_run(cfg, 0)
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'message'),
+    [
+        ('train_dataloader.dataset', None, 'must be a dict with a type'),
+        ('train_dataloader.dataset', 'coco', 'must be a dict with a type'),
+        ('train_dataloader.dataset.type', None, 'must be a dict with a type'),
+        ('train_dataloader.dataset.type', 'NoSuch', "no dataset 'NoSuch'"),
+        ('train_dataloader.batch_size', 0, 'batch_size=0'),
+        ('train_cfg.max_iters', 2, 'max_iters to 4 or more'),
+        (
+            'model.language_model',
+            dict(type='BertModel', name='no-such-bert'),
+            "'no-such-bert' is not on this machine",
+        ),
+    ],
+)
+def test_mistakes_end_with_a_sentence(path, value, message):
+    cfg = config()
+    *parents, key = path.split('.')
+    node = functools.reduce(operator.getitem, parents, cfg)
+    if value is None:
+        del node[key]
+    else:
+        node[key] = value
+    with pytest.raises(ConfigError, match=message):
+        dry_run(cfg, 1)

@@ -6,9 +6,13 @@ only the pictures are made up, and weights are random. Nothing is downloaded or 
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import uuid
+from contextlib import redirect_stdout
+from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,12 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, DefaultScope, init_default_scope
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..errors import ConfigError
+from ..errors import ConfigError, short
 from ..registry import ADVERSARIES
-from ..utils.configs import type_name
+from ..utils.configs import innermost, type_name
 from ..utils.runner import release
-from .made_up import dicts, make_up
-from .rehearsal import Measured, RehearsalHook, RehearsedError
+from .made_up import OWN, check_datasets, dicts, make_up
+from .rehearsal import UPDATES, Measured, RehearsalHook, RehearsedError
 
 # Pictures of well-known sets, which need not be there: by what their configs name.
 _KNOWN = {
@@ -32,6 +36,12 @@ _KNOWN = {
     'VOC2012/ImageSets/Main/trainval.txt': 11540,
 }
 _IMAGENET = 1281167
+# Of several processes each holds everything, and a copy of the gradients besides.
+_DDP = ('', 'DDPStrategy', 'MMDistributedDataParallel', 'DistributedDataParallel')
+_TOO_SHORT = (
+    f'the training ends before it is measured: --dry-run makes {UPDATES} updates, so '
+    f'set train_cfg.max_iters to {UPDATES} or more.'
+)
 _BYTES = ('B', 'KiB', 'MiB', 'GiB', 'TiB')
 _OPERATIONS = ('FLOP', 'kFLOP', 'MFLOP', 'GFLOP', 'TFLOP', 'PFLOP')
 
@@ -47,11 +57,20 @@ def dry_run(cfg: Config, processes: int) -> str:
         Lines to print.
 
     Raises:
-        ConfigError: for data that cannot be made up (panoptic ones, say), or a training
-            that ended before it was measured.
+        ConfigError: for data that cannot be made up (panoptic ones, say), a text
+            encoder that is not there, or a training too short to be measured.
     """
     if processes < 1:
         raise ConfigError(f'--dry-run {processes} must be a number of processes.')
+    loader = cfg.train_dataloader
+    batch_size = loader.get('batch_size', 2)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(
+            f'batch_size={batch_size!r} of train_dataloader must be a number from 1.'
+        )
+    if (cfg.train_cfg.get('max_iters') or UPDATES) < UPDATES:
+        raise ConfigError(_TOO_SHORT)
+    _check_text_encoders(cfg.model)
     # PyTorch's profiler writes what it does to stderr otherwise.
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     notes = []
@@ -59,26 +78,52 @@ def dry_run(cfg: Config, processes: int) -> str:
     with (
         DefaultScope.overwrite_default_scope(scope),
         tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(io.StringIO()),  # pycocotools says that it loads annotations
     ):
         init_default_scope(scope)
-        images = _images(cfg.train_dataloader.dataset)
+        check_datasets(loader.get('dataset'))
+        dataset = deepcopy(loader.dataset)
         replays = _without_repetition(cfg)
-        notes += _simplify(cfg, Path(folder))
-        loader = cfg.train_dataloader
+        sharded = _sharded(cfg)
+        notes += _simplify(cfg, Path(folder), sharded)
         # More than the batches of all that is measured.
-        make_up(loader, Path(folder), 6 * (loader.get('batch_size') or 2))
+        make_up(loader, Path(folder), 6 * batch_size)
         runner = Runner.from_cfg(cfg)
         hook = RehearsalHook()
         runner.register_hook(hook, priority=hook.priority)
         try:
             runner.train()
-            raise ConfigError('the training ended before it was measured.')
+            raise ConfigError(_TOO_SHORT)
         except RehearsedError:
-            schedule = _schedule(runner, images, processes, hook.found.batch, replays)
+            schedule = _schedule(runner, dataset, processes, hook.found.batch, replays)
         finally:
             hook.measuring.close()
             release(runner)
-    return '\n'.join(_lines(hook.found, schedule, processes, notes))
+    copies = 0 if sharded or processes == 1 else hook.found.parts['gradients']
+    return '\n'.join(_lines(hook.found, schedule, processes, copies, notes))
+
+
+def _check_text_encoders(model: dict) -> None:
+    """Refuses a BERT (GLIP, Grounding DINO) whose weights would be downloaded."""
+    for part in dicts(model):
+        name = str(part.get('name'))
+        if type_name(part) == 'BertModel' and not (
+            os.path.isdir(name) or _in_the_cache(name)
+        ):
+            raise ConfigError(
+                f'the text encoder {name!r} is not on this machine, and --dry-run '
+                'downloads nothing: fetch it, or name its folder (lang_model_name).'
+            )
+
+
+def _in_the_cache(name: str) -> bool:
+    """Tells whether a download of Hugging Face has left a model's weights here."""
+    if find_spec('huggingface_hub') is None:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ('model.safetensors', 'pytorch_model.bin')
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
 def _without_repetition(cfg: Config) -> int:
@@ -97,19 +142,38 @@ def _without_repetition(cfg: Config) -> int:
     return replays
 
 
-def _simplify(cfg: Config, folder: Path) -> list[str]:
+def _sharded(cfg: Config) -> str:
+    """Names the strategy or wrapper that shares the training out, other than DDP."""
+    for key in ('strategy', 'model_wrapper_cfg'):
+        name = type_name(cfg.get(key))
+        if name not in _DDP:
+            return name
+    return ''
+
+
+def _simplify(cfg: Config, folder: Path, sharded: str) -> list[str]:
     """Takes out what an update does not need, and returns what to know about it."""
     notes = []
-    if cfg.pop('runner_type', None) or cfg.get('strategy'):
-        cfg.pop('strategy', None)
-        notes.append('Memory is that of one process which shares nothing with others.')
+    for key in ('runner_type', 'strategy', 'model_wrapper_cfg'):
+        cfg.pop(key, None)
+    if sharded:
+        notes.append(
+            f'{sharded} is left out, with its sharding and recomputation: memory and '
+            'time are those of one process that holds everything.'
+        )
+    if any(type_name(part) in OWN for part in innermost(cfg.train_dataloader.dataset)):
+        notes.append("The pictures made up are the demo's digits.")
     if cfg.optim_wrapper.pop('accumulative_counts', 1) > 1:
         notes.append('Each batch of an accumulation counts as an update.')
     for part in dicts(cfg.model):
-        if 'checkpoint' in (part.get('init_cfg') or ()):
-            part['init_cfg'] = None
-        if 'pretrained' in part:
-            part['pretrained'] = None
+        initial = part.get('init_cfg') or []
+        initial = initial if isinstance(initial, (list, tuple)) else [initial]
+        if any('checkpoint' in one for one in initial):
+            rest = [one for one in initial if 'checkpoint' not in one]
+            part['init_cfg'] = rest or None  # [] is no default, to some models
+        for key in ('pretrained', 'teacher_ckpt'):
+            if key in part:
+                part[key] = None
     for name in ('val', 'test'):
         for key in ('dataloader', 'evaluator', 'cfg'):
             cfg[f'{name}_{key}'] = None
@@ -123,44 +187,56 @@ def _simplify(cfg: Config, folder: Path) -> list[str]:
     return notes
 
 
-def _images(dataset: dict) -> int | None:
-    """Pictures in a dataset of the config; None if it is unknown, and not there."""
-    if 'datasets' in dataset:
-        counts = [_images(inner) for inner in dataset['datasets']]
-        return None if None in counts else sum(count or 0 for count in counts)
-    if isinstance(dataset.get('dataset'), dict):
-        inner = _images(dataset['dataset'])
-        return None if inner is None else inner * dataset.get('times', 1)
+def _images(dataset: dict) -> int:
+    """Counts the pictures of a config's dataset; writes nothing.
+
+    Raises:
+        Exception: saying why they cannot be counted.
+    """
+    kind = type_name(dataset)
+    if kind == 'ConcatDataset':
+        return sum(_images(inner) for inner in dataset['datasets'])
+    if kind in ('RepeatDataset', 'MultiImageMixDataset'):
+        return _images(dataset['dataset']) * dataset.get('times', 1)
     if dataset.get('indices') is None:
-        if type_name(dataset) == 'ImageNet' and dataset.get('split') == 'train':
+        if kind == 'ImageNet' and dataset.get('split') == 'train':
             return _IMAGENET
         for name, count in _KNOWN.items():
             if str(dataset.get('ann_file')).endswith(name):
                 return count
-    try:
-        return len(DATASETS.build(dataset))
-    except Exception:  # whatever is missing, the estimate per update needs none of it
-        return None
+        if kind == 'TarShardsDataset':
+            count = DATASETS.build({**dataset, 'lazy_init': True}).count_noted()
+            if count is not None:
+                return count
+    # To build these writes data or notes.
+    for inner in map(type_name, innermost(dataset)):
+        if inner in (*OWN, 'TarShardsDataset'):
+            raise ConfigError(f'{inner} is counted when a training reads it')
+    return len(DATASETS.build(dataset))
 
 
 def _schedule(
-    runner: Runner, images: int | None, processes: int, batch: int, replays: int
+    runner: Runner, dataset: dict, processes: int, batch: int, replays: int
 ) -> tuple[int | None, str]:
     """How many updates the training makes, and how that comes about."""
     loop: Any = runner.train_loop
     if not isinstance(loop, EpochBasedTrainLoop):
         return loop.max_iters, 'as the config says'
-    if images is None:
-        return None, (
-            f'{loop.max_epochs} epochs of unknown length: the data are not there'
-        )
+    try:
+        images = _images(dataset)
+    except Exception as error:  # the estimate per update needs none of it
+        return None, f'{loop.max_epochs} epochs of unknown length: {short(str(error))}'
     length = -(-images // (batch * processes)) * replays
     how = f'{loop.max_epochs} epochs of {length}, for {images} pictures'
     return loop.max_epochs * length, how + (f' used {replays} times' * (replays > 1))
 
 
 def _lines(
-    found: Measured, schedule: tuple[int | None, str], processes: int, notes: list[str]
+    found: Measured,
+    schedule: tuple[int | None, str],
+    processes: int,
+    copies: int,
+    notes: list[str],
 ) -> list[str]:
     device = get_device()
     name = torch.cuda.get_device_name() if device == 'cuda' else device
@@ -168,8 +244,8 @@ def _lines(
     updates, how = schedule
     sizes = ', '.join(f'{h} x {w}' for h, w in sorted(found.shapes))
     parts = dict(found.parts)
-    if processes > 1:
-        parts["DDP's buckets"] = parts['gradients']
+    if copies:
+        parts["DDP's buckets"] = copies
     parts['activations and scratch'] = int(found.peak)
     line = f', on a line to {found.batch}' * (found.measured < found.batch)
     scaled = f', scaled to {found.batch}' * (found.timed < found.batch)

@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 from mmengine.registry import DATASETS
 
-from ..errors import ConfigError
+from ..errors import ConfigError, short
 from ..utils.configs import innermost, type_name
 
 # Width and height in pixels, as ImageNet's and COCO's pictures often have them.
 _PICTURES = {'PackInputs': (500, 375), 'PackDetInputs': (640, 480)}
 _BOXES = 7  # of a picture, COCO's mean
 # Made on the machine that uses them, so that nothing need be made up.
-_OWN = ('DigitsDataset', 'DigitCropsDataset')
+OWN = ('DigitsDataset', 'DigitCropsDataset')
 
 
 def dicts(node: Any) -> Iterator[dict]:
@@ -31,8 +31,33 @@ def dicts(node: Any) -> Iterator[dict]:
             yield from dicts(inner)
 
 
+def check_datasets(dataset: Any) -> None:
+    """Makes sure that a dataset, and those inside it, are of types that there are.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    if not isinstance(dataset, dict) or not type_name(dataset):
+        raise ConfigError(
+            f'{short(repr(dataset))} is no dataset of train_dataloader: it must be a '
+            'dict with a type.'
+        )
+    if _class(dataset) is None:
+        raise ConfigError(
+            f'there is no dataset {dataset["type"]!r}: spell it as its class, and '
+            'name its module in custom_imports if it is your own.'
+        )
+    if 'datasets' in dataset:
+        for inner in dataset['datasets']:
+            check_datasets(inner)
+    elif isinstance(dataset.get('dataset'), dict):
+        check_datasets(dataset['dataset'])
+
+
 def make_up(loader: Any, folder: Path, count: int) -> None:
     """Puts made-up pictures in the place of a loader's datasets.
+
+    The demo's digits are made in the folder, as they always are.
 
     Raises:
         ConfigError: if the pipeline packs something else than pictures with labels,
@@ -54,7 +79,8 @@ def make_up(loader: Any, folder: Path, count: int) -> None:
     picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     cv2.imwrite(str(folder / 'picture.jpg'), picture)
     for number, dataset in enumerate(innermost(loader.dataset)):
-        if type_name(dataset) in _OWN:
+        if type_name(dataset) in OWN:
+            dataset['data_root'] = str(folder / 'digits')
             continue
         pipeline = dataset.get('pipeline', [])
         if packed[0] == 'PackInputs':
@@ -74,13 +100,18 @@ def make_up(loader: Any, folder: Path, count: int) -> None:
         dataset.update(made, ann_file=str(file), pipeline=pipeline)
 
 
-def _classes(dataset: dict) -> list[str]:
-    named = (dataset.get('metainfo') or {}).get('classes')
+def _class(dataset: dict) -> Any:
+    """Finds a dataset's class; None if it is unknown."""
     found = dataset['type']
     if isinstance(found, str):
         with DATASETS.switch_scope_and_registry(None) as registry:
             found = registry.get(found)
-    classes = named or getattr(found, 'METAINFO', {}).get('classes')
+    return found
+
+
+def _classes(dataset: dict) -> list[str]:
+    named = (dataset.get('metainfo') or {}).get('classes')
+    classes = named or getattr(_class(dataset), 'METAINFO', {}).get('classes')
     if not classes:
         raise ConfigError(
             f'{type_name(dataset)} has no classes: set metainfo.classes of the dataset.'

@@ -21,6 +21,8 @@ from ..utils.models import bare_model
 
 # So many images have their memory measured; a BatchNorm needs two.
 _SIZES = (2, 4)
+# Updates that are made at most.
+UPDATES = len(_SIZES) + 2
 # On a CPU, where nothing else says when it is too long.
 _MOST_SECONDS = 60.0
 
