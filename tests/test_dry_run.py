@@ -207,6 +207,11 @@ def test_data_that_are_counted_otherwise(coco, tmp_path, monkeypatch):
         max(math.ceil(math.sqrt(16 / (often[category] / 6))) for category in found)
         for found in pictures.values()
     )
+    # As large as it is, whatever its name says.
+    known = tmp_path / 'instances_train2017.json'
+    known.write_text(file.read_text())
+    assert _images(dict(inner, ann_file=str(known))) == 6
+    known.unlink()
     balanced = dict(type='ClassBalancedDataset', oversample_thr=16, dataset=inner)
     assert _images(balanced) == repeated + 6 - len(pictures)
     shards = dict(type='mmrobust.TarShardsDataset', split='a', data_root=str(tmp_path))

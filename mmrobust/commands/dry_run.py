@@ -198,21 +198,35 @@ def _images(dataset: dict) -> int:
         return sum(_images(inner) for inner in dataset['datasets'])
     if kind in ('RepeatDataset', 'MultiImageMixDataset'):
         return _images(dataset['dataset']) * dataset.get('times', 1)
-    if dataset.get('indices') is None:
-        if kind == 'ImageNet' and dataset.get('split') == 'train':
-            return _IMAGENET
-        for name, count in _KNOWN.items():
-            if str(dataset.get('ann_file')).endswith(name):
-                return count
-        if kind == 'TarShardsDataset':
-            count = DATASETS.build({**dataset, 'lazy_init': True}).count_noted()
-            if count is not None:
-                return count
+    try:
+        return _there(dataset)
+    except Exception:
+        count = _published(dataset)
+        if count is None:
+            raise
+        return count
+
+
+def _there(dataset: dict) -> int:
+    if type_name(dataset) == 'TarShardsDataset' and dataset.get('indices') is None:
+        count = DATASETS.build({**dataset, 'lazy_init': True}).count_noted()
+        if count is not None:
+            return count
     # To build these writes data or notes.
     for inner in map(type_name, innermost(dataset)):
         if inner in (*OWN, 'TarShardsDataset'):
             raise ConfigError(f'{inner} is counted when a training reads it')
     return len(DATASETS.build(dataset))
+
+
+def _published(dataset: dict) -> int | None:
+    """The number of pictures of a well-known set that is not there."""
+    if dataset.get('indices') is not None:
+        return None
+    if type_name(dataset) == 'ImageNet' and dataset.get('split') == 'train':
+        return _IMAGENET
+    ends = str(dataset.get('ann_file')).endswith
+    return next((count for name, count in _KNOWN.items() if ends(name)), None)
 
 
 def _schedule(
