@@ -23,9 +23,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mmdet.models  # noqa: F401  (here, so that a forked process has it already)
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
+from mmdet import models  # noqa: F401  (here, so that a forked process has it)
 from mmengine.logging import MMLogger
 from mmrobust import cli
 from mmrobust.report import markdown_table, package_versions

@@ -127,3 +127,21 @@ def test_the_recipes_on_the_page_work(monkeypatch):
     finally:
         NAMED.pop('centerness', None)
         SOURCES[:] = [each for each in SOURCES if each.name != 'our lab']
+
+
+def test_scripts_import_mmrobust_before_parts_of_mmdet():
+    """It stands in for mmcv's operators, which those ask for when they are imported."""
+    wrong = []
+    for folder in ('benchmarks', 'experiments', 'tools'):
+        for path in sorted((ROOT / folder).rglob('*.py')):
+            names = []
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.Import):
+                    names += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names += [f'{node.module}.{alias.name}' for alias in node.names]
+            ours = [n for n, name in enumerate(names) if name.startswith('mmrobust')]
+            for name in names[: ours[0] if ours else None]:
+                if name.startswith(('mmdet.', 'mmpretrain.')):
+                    wrong.append(f'{path.relative_to(ROOT)}: {name}')
+    assert not wrong
