@@ -9,6 +9,7 @@ import pytest
 import stored
 import tiny
 import torch
+from mmdet.models.roi_heads.bbox_heads import MultiInstanceBBoxHead
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
@@ -109,6 +110,21 @@ def test_no_more_predictions_are_asked_for_than_queries_give():
         head.loss_cls.use_sigmoid = sigmoid
         ((_, _, cfg),) = unsuppressed(head, max_per_img=5000)
         assert (cfg.nms, cfg.max_per_img) == (None, most)
+
+
+def test_crowddet_keeps_what_overlaps():
+    """It suppresses by a function of its own, which asks for an overlap."""
+    head = nn.Module()
+    head.test_cfg = ConfigDict(nms=dict(iou_threshold=0.5), score_thr=0.01)
+    head.bbox_head = nn.Module()
+    head.bbox_head.set_nms = MultiInstanceBBoxHead.set_nms
+    ((_, _, cfg),) = unsuppressed(head)
+    # Coordinates, and the region that a box is from.
+    boxes = torch.tensor([[*BOX, 0], [*BOX, 1], [*NEAR, 2], [*FAR, 3]]).float()
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    for overlap, kept in ((0.5, 2), (cfg.nms['iou_threshold'], 4)):
+        found, _ = head.bbox_head.set_nms(boxes, scores, 0.0, overlap, 100)
+        assert len(found) == kept
 
 
 def test_scores_that_are_nearly_one_keep_a_gradient():
