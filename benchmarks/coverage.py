@@ -133,16 +133,17 @@ synthetic images; no checkpoint is loaded.
   read. empty: with random weights it predicts no box at all, which leaves nothing to
   rank; CornerNet and CentripetalNet drop every pair of corners whose classes differ or
   whose embeddings are far apart, and that is any pair of a fresh network. losses: its
-  predictions have no gradient, and scores are ranked where losses are computed.
+  predictions before suppression fail or have no finite gradient, and scores are ranked
+  where losses are computed, as an evaluation does it by itself and says in its report.
 - *predicts*: it predicts on the attacked images.
 
 "yes" says that it runs and is right, not how robust a model gets. boxinst needs the
 package scikit-image, timm_example needs timm, and glip, grounding_dino and
 mm_grounding_dino need transformers (4.49), with a BERT of two layers written on the
 spot. Rows `projects/` need a checkout of mmdet (`--checkout`), whose package leaves its
-projects out; those here are of mmdet 3.2. CO-DETR's loss calls `.cuda()`, which leaves
-tensors where they are on a machine without. SparseInst's loss fails on an image without
-objects. An empty cell was not measured: its row is from before that column."""
+projects out. CO-DETR's loss calls `.cuda()`, which leaves tensors where they are on a
+machine without. SparseInst's loss and CARAFE's mask head fail on an image without
+objects, as which *vanish* shows every image."""
 
 
 def markdown(rows: dict[str, Row], skipped: dict[str, str], command: str) -> str:

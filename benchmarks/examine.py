@@ -48,6 +48,7 @@ SEED = 7
 # The box branch of a fresh head can be dead (all ReLUs off), and then is built anew.
 SEEDS = (0, 1, 2)
 ZERO = 'the gradient is zero'
+NOT_FINITE = 'the gradient is not finite'
 TOLERANCE = 1e-5
 
 Row = dict[str, Any]
@@ -176,18 +177,17 @@ def check_attack(
             if objective != 'total' and any(text in str(error) for text in _LACKS):
                 return NOT_APPLICABLE
             raise
-        except RuntimeError:
+        except Exception as error:
             if target.reads != 'ranking':
+                raise
+            if str(error) == ZERO and not _predicted(together, images):
+                return EMPTY
+            if isinstance(error, CheckError) and str(error) != NOT_FINITE:
                 raise
             # As an evaluation does, which says so in its report.
             target.without_predictions()
             together = make_oracle(model, batch, samples, target, per_image=False)
             value = check_gradient(together, images)
-        except CheckError as error:
-            nothing = objective == 'ranking' and str(error) == ZERO
-            if nothing and not _predicted(together, images):
-                return EMPTY
-            raise
         oracle = make_oracle(model, batch, samples, target)
         # Both ways of PGD: the best iterate as in evaluation, the last as in training.
         best = objective == 'total'
@@ -256,7 +256,7 @@ def check_gradient(oracle: LossOracle, images: Sequence[Tensor]) -> float:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     for grad in grads:
         require(grad is not None, 'no gradient reaches the image')
-        require(torch.isfinite(grad).all(), 'the gradient is not finite')
+        require(torch.isfinite(grad).all(), NOT_FINITE)
     require(all(grad.abs().sum() > 0 for grad in grads), ZERO)
     return loss.item()
 
