@@ -173,11 +173,10 @@ def check_attack(
         try:
             together = make_oracle(model, batch, samples, target, per_image=False)
             value = check_gradient(together, images)
-        except ConfigError as error:
-            if objective != 'total' and any(text in str(error) for text in _LACKS):
-                return NOT_APPLICABLE
-            raise
         except Exception as error:
+            lacking = any(text in str(error) for text in _LACKS)
+            if isinstance(error, ConfigError) and objective != 'total' and lacking:
+                return NOT_APPLICABLE
             if target.reads != 'ranking':
                 raise
             if str(error) == ZERO and not _predicted(together, images):

@@ -154,7 +154,7 @@ def unsuppressed(model: nn.Module, **changes: Any) -> Iterator[Change]:
         **changes: other settings of the same ``test_cfg``.
 
     Raises:
-        ConfigError: if the model predicts masks alone.
+        ConfigError: if the model predicts masks alone, or refines boxes at length.
     """
     for module in suppressing(model):
         changed = deepcopy(module.test_cfg)
@@ -170,6 +170,11 @@ def unsuppressed(model: nn.Module, **changes: Any) -> Iterator[Change]:
             changed.max_per_img = min(changed.max_per_img, most)
         yield module, 'test_cfg', changed
     for name, module in model.named_modules():
+        if 'grid_head' in module._modules:
+            raise ConfigError(
+                f'{type(model).__name__} refines each box by a grid of its own, which '
+                'is too much for all boxes before suppression'
+            )
         masks: Any = module._modules.get('mask_head')
         if masks is None:
             continue
