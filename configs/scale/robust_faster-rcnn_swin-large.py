@@ -1,6 +1,6 @@
 # Faster R-CNN with Swin-L of ARES (arXiv 2302.14301) on COCO, for 8 GPUs: bfloat16 and
 # checkpointed activations. docs/scale.md says what it takes.
-_base_ = '../robust_faster-rcnn_r50.py'
+_base_ = './robust_faster-rcnn_convnext-large.py'
 
 model = dict(
     backbone=dict(
@@ -21,12 +21,4 @@ model = dict(
             fresh=[r'norm[0-3]\.'],
         ),
     ),
-    neck=dict(in_channels=[192, 384, 768, 1536]),
 )
-optim_wrapper = dict(
-    type='mmrobust.BFloat16OptimWrapper',
-    optimizer=dict(weight_decay=0.05),
-    paramwise_cfg=dict(bias_decay_mult=0.0),
-)
-# Of attacks before an update (PGD-AT), which has its own.
-train_cfg = dict(speed=dict(autocast='bfloat16'))
