@@ -4,6 +4,7 @@ Which import torch and mmdet themselves: of several processes, the one that only
 out tests need not wait for them.
 """
 
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Trainings that are equal to the last bit are asserted, which a GPU's are not.
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 def pytest_addoption(parser):

@@ -6,6 +6,7 @@ from .checkpoints import allow_mmengine_checkpoints
 from .imports import after_import
 from .mmcv_ops import install as install_mmcv_ops
 from .mmcv_ops import is_standin_active
+from .multimodal import leave_out_multimodal
 
 
 def install() -> None:
@@ -17,6 +18,7 @@ def install() -> None:
     """
     install_mmcv_ops()
     after_import('torch', allow_mmengine_checkpoints)
+    after_import('mmpretrain.utils.dependency', leave_out_multimodal)
 
 
 __all__ = [
@@ -25,4 +27,5 @@ __all__ = [
     'install',
     'install_mmcv_ops',
     'is_standin_active',
+    'leave_out_multimodal',
 ]

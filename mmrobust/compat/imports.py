@@ -14,7 +14,7 @@ def after_import(name: str, action: Callable[[], Any]) -> None:
     """Calls a function once a module is there: now, or right after its import.
 
     Args:
-        name: a top-level module, which need not be installed.
+        name: a module, which need not be installed.
         action: what is called; what it returns is ignored.
     """
     if name in sys.modules:

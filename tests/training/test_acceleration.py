@@ -191,8 +191,9 @@ def test_images_of_all_sizes_compile_once_for_each_use():
             model.train()
             model(**model.data_preprocessor(batch, True), mode='loss')
             graphs.append(counting.graphs)
-    # Backbone and neck: gradient, value and update.
-    assert graphs == [6] * 3
+    # Backbone and neck: gradient, value and update, of which some torch share one.
+    assert graphs == [graphs[0]] * 3
+    assert 5 <= graphs[0] <= 6
 
 
 # -------------------------------------------------------------------------- training

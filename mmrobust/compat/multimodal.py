@@ -1,0 +1,28 @@
+"""Imports of mmpretrain beside a transformers that it does not know.
+
+mmdet imports mmpretrain, and mmpretrain 1.2.0 its models of pictures and text wherever
+transformers is installed, from which newer versions took functions that these need. So
+no detector could be built, whether it reads texts or not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def leave_out_multimodal() -> None:
+    """Has mmpretrain do without those models, as it does without transformers.
+
+    Called when ``mmpretrain.utils.dependency`` has been imported.
+    """
+    dependency = sys.modules['mmpretrain.utils.dependency']
+    if not dependency.WITH_MULTIMODAL:
+        return
+    try:
+        utils = importlib.import_module('transformers.modeling_utils')
+    except Exception:  # of other packages' versions, too
+        dependency.WITH_MULTIMODAL = False
+        return
+    needed = 'apply_chunking_to_forward', 'find_pruneable_heads_and_indices'
+    dependency.WITH_MULTIMODAL = all(hasattr(utils, name) for name in needed)
