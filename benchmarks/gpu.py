@@ -28,7 +28,6 @@ from typing import Any
 import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 import torch
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
 from mmrobust import cli
 from mmrobust.attacks import PGD
 from mmrobust.batch import float_images, take
@@ -41,6 +40,7 @@ from mmrobust.objective import (
     make_oracle,
 )
 from mmrobust.report import device_name, package_versions
+from mmrobust.studies.study import running
 from mmrobust.training import Adversary, FreeAdversary, PGDAdversary
 from mmrobust.utils.acceleration import Acceleration
 from mmrobust.utils.configs import read_config
@@ -309,9 +309,9 @@ def effect_row(
             'gallery': 0,
             'speed': speed,
         }
-        runner = Runner.from_cfg(cfg)
-        runner.model.to(device)
-        runner.test()
+        with running(cfg, 'effect') as runner:
+            runner.model.to(device)
+            runner.test()
         found = json.loads(report.read_text())
     (attack,) = found['attacks']
     count = attack['cost']['images']
