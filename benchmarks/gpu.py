@@ -33,6 +33,7 @@ from mmrobust.attacks import PGD
 from mmrobust.batch import float_images, take
 from mmrobust.errors import ConfigError
 from mmrobust.objective import (
+    NotStackedError,
     Objective,
     StackedOracle,
     find_seams,
@@ -120,9 +121,15 @@ def attack_rows(
     attack, seams, what = PGD(eps=8, num_steps=steps), None, f'PGD-{steps}'
     if together:
         what += ', own losses' if own_losses else ', one loss'
+    if late():
+        return
     if own_losses:
-        with loss_mode(model):
-            seams = find_seams(model, take(batch, [0]), samples[:1])
+        try:
+            with loss_mode(model):
+                seams = find_seams(model, take(batch, [0]), samples[:1])
+        except NotStackedError as error:
+            yield {'what': what, 'batch': len(samples), 'failed': str(error)}
+            return
 
     def oracle() -> Any:
         basis = model, batch, samples, Objective()

@@ -12,7 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from mmrobust.batch import float_images, split_batch
+from mmrobust.batch import float_images, split_batch, take
 from mmrobust.frame import attack_samples
 from mmrobust.objective import Inputs, Objective, classifier_samples, is_classifier
 from torch import Tensor
@@ -64,7 +64,7 @@ class Subject:
         else:
             self.batch = synthetic_batch(cfg, model_cfg.to_dict(), [size] * batch_size)
         if not self.classifier:
-            settle(self.model, self.batch)
+            settle(self.model, take(self.batch, [0]))  # on the CPU
         self.model.to(self.device).train()
         cfg.optim_wrapper.pop('accumulative_counts', None)  # every update is one
         self.wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)

@@ -60,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backwards', nargs='+', type=int, default=[10, 20, 50, 100, 200, 500]
     )
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=METHODS)
     parser.add_argument('--num-images', type=int, default=32)
     parser.add_argument('--seed', type=int, default=0, help='of the starts')
     parser.add_argument('--out', default='work_dirs/peers/strength.json')
@@ -98,7 +99,7 @@ def main() -> None:
         points = [(name, BENIGN, 0.0, 0)]
         for steps in args.backwards:
             for eps in radii:
-                points += [(name, method, eps, steps) for method in METHODS]
+                points += [(name, method, eps, steps) for method in args.methods]
         for point in points:
             shown.append([*point, *weights])
             if (*point, *weights) in known:

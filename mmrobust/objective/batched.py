@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .oracle import LossOracle, gradients
 from .seams import NotStackedError, Seams
 
 # Of the outputs for a stack and their gradients, beside those of images alone: what
-# sums in another order (and in TF32, on a GPU) may change of their length.
+# sums in another order may change of their length.
 _TOLERANCE = 0.02
 
 # The same of losses, for which rounding may choose other proposals.
@@ -102,11 +102,27 @@ def find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
         NotStackedError: if there are none; the message says why, for the report.
     """
     try:
-        return _find_seams(model, part, samples)
+        with _without_tf32():
+            return _find_seams(model, part, samples)
     except torch.cuda.OutOfMemoryError:
         raise  # another time there may be enough
     except Exception as error:  # of a model that is made otherwise
         raise NotStackedError(str(error).strip().split('\n')[0]) from error
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Computes convolutions on a GPU with all digits of float32.
+
+    With three of them, which kernel takes a stack decides about proposals, and images
+    that nothing connects seem to depend on each other.
+    """
+    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def _find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:

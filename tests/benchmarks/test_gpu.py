@@ -14,6 +14,7 @@ from benchmarks.subject import Subject
 from benchmarks.gpu import attack_rows, matrix_peaks, operations, peak_format
 from benchmarks.timing import Clock
 from mmrobust.errors import ConfigError
+from mmrobust.objective import NotStackedError
 from torch import nn
 
 CPU = torch.device('cpu')
@@ -88,6 +89,17 @@ def test_options_are_measured_beside_the_first(config, monkeypatch):
     for name, value in subject.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not list(attack_rows(subject, subject.batch, late=lambda: True))
+
+
+def test_what_cannot_be_stacked_says_so(config, monkeypatch):
+    def refuse(*args):
+        raise NotStackedError('what it gives for an image depends on others')
+
+    monkeypatch.setattr(gpu, 'find_seams', refuse)
+    subject = Subject(config, 'cpu', (64, 96), 2)
+    (row,) = attack_rows(subject, subject.batch, own_losses=True)
+    assert row['failed'] == 'what it gives for an image depends on others'
+    assert row['batch'] == 2
 
 
 prepared = gpu.Acceleration.prepared

@@ -203,6 +203,21 @@ def test_the_same_model_without_oddity_is_not():
         assert case.seams().heads == []
 
 
+def test_it_is_tried_with_all_digits():
+    """Also on a GPU, whose kernels for convolutions keep three of them."""
+    case, seen = Case('fcos'), []
+    case.model.backbone.register_forward_hook(
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    before = torch.backends.cudnn.allow_tf32
+    assert before
+    with loss_mode(case.model):
+        case.seams()
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
 def test_statistics_of_the_batch_are_found_out():
     case = Case('fcos')
     with loss_mode(case.model):
