@@ -136,6 +136,7 @@ def main() -> None:
             f'{"; ".join(STUDIES[args.study])}.'
         )
     records = work_dir / args.study / 'records.json'
+    records.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(records.read_text()) if records.exists() else {}
     for name in args.rows or STUDIES[args.study]:
         row = STUDIES[args.study][name]
