@@ -10,6 +10,17 @@ from __future__ import annotations
 import importlib
 import sys
 
+# What they import from transformers.modeling_utils: all there up to 4.50 or so, not all
+# in 4.53, fewer in 4.57.
+NEEDED = (
+    'GenerationConfig',
+    'GenerationMixin',
+    'PreTrainedModel',
+    'apply_chunking_to_forward',
+    'find_pruneable_heads_and_indices',
+    'prune_linear_layer',
+)
+
 
 def leave_out_multimodal() -> None:
     """Has mmpretrain do without those models, as it does without transformers.
@@ -24,5 +35,4 @@ def leave_out_multimodal() -> None:
     except Exception:  # of other packages' versions, too
         dependency.WITH_MULTIMODAL = False
         return
-    needed = 'apply_chunking_to_forward', 'find_pruneable_heads_and_indices'
-    dependency.WITH_MULTIMODAL = all(hasattr(utils, name) for name in needed)
+    dependency.WITH_MULTIMODAL = all(hasattr(utils, name) for name in NEEDED)

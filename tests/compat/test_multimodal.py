@@ -8,13 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from mmrobust.compat import leave_out_multimodal
-
-NAMES = 'apply_chunking_to_forward', 'find_pruneable_heads_and_indices'
+from mmrobust.compat.multimodal import NEEDED
 
 
 @pytest.mark.parametrize(
     ('there', 'needed', 'left'),
-    [(True, NAMES, True), (True, NAMES[:1], False), (False, NAMES, False)],
+    [(True, NEEDED, True), (True, NEEDED[:1], False), (False, NEEDED, False)],
 )
 def test_its_models_of_texts_need_what_they_import(monkeypatch, there, needed, left):
     dependency = SimpleNamespace(WITH_MULTIMODAL=there)
