@@ -113,7 +113,8 @@ def attack_rows(
         For every option ``images_per_second``, ``speed_up``, ``first_seconds`` (of the
         first call), ``tflops`` per second, and ``reached``: how far the attack raises
         the loss, as a share of what the first option reaches; ``failed`` with the
-        reason instead where it does not work.
+        reason instead where it does not work, in a single row where images cannot
+        share passes.
     """
     model, device = subject.model, subject.device
     samples = subject.samples(batch)
@@ -121,9 +122,7 @@ def attack_rows(
     attack, seams, what = PGD(eps=8, num_steps=steps), None, f'PGD-{steps}'
     if together:
         what += ', own losses' if own_losses else ', one loss'
-    if late():
-        return
-    if own_losses:
+    if own_losses and not late():
         try:
             with loss_mode(model):
                 seams = find_seams(model, take(batch, [0]), samples[:1])

@@ -64,7 +64,7 @@ class Subject:
         else:
             self.batch = synthetic_batch(cfg, model_cfg.to_dict(), [size] * batch_size)
         if not self.classifier:
-            settle(self.model, take(self.batch, [0]))  # on the CPU
+            settle(self.model, take(self.batch, [0]))  # on the CPU: one image
         self.model.to(self.device).train()
         cfg.optim_wrapper.pop('accumulative_counts', None)  # every update is one
         self.wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)

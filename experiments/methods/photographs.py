@@ -21,11 +21,10 @@ import mmrobust  # noqa: F401  (before mmdet: it provides mmcv's operators)
 from mmengine.config import Config
 from mmrobust import cli
 from mmrobust.errors import ConfigError
-from mmrobust.report import markdown_table
 from mmrobust.utils.files import write_atomically
 from mmrobust.utils.validation import positive_int
 from run import adversarial, attacked, load, metrics_of, run_methods, train
-from tables import spread
+from tables import study_table
 
 CONFIGS = Path(__file__).with_name('configs')
 EPS = 4
@@ -154,7 +153,7 @@ def main() -> None:
                 'metrics': metrics,
             }
             write_atomically(records, json.dumps(rows, indent=1))
-    print(table(list(rows.values())))
+    print(study_table(list(rows.values())))
 
 
 def upstream(args: argparse.Namespace, start: str) -> Path | None:
@@ -217,23 +216,6 @@ def choose_rate(
         report = attacked(cfg, checkpoint, {'pgd': PGD})
         tried[str(rate)] = metrics_of(report)['pgd']['bbox_mAP']
     return max(row.rates, key=lambda rate: tried[str(rate)]), tried
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """One line per row: mean and standard deviation over seeds, in percent."""
-    lines = []
-    for name in dict.fromkeys(row['name'] for row in rows):
-        group = [row for row in rows if row['name'] == name]
-        cells = [
-            spread([100 * row['metrics'][column][metric] for row in group])
-            for metric in ('bbox_mAP', 'bbox_mAP_50')
-            for column in ('benign', *SHORT)
-        ]
-        lines.append([name, len(group), f'{group[0]["rate"]:g}', *cells])
-    columns = [
-        f'{column}{at}' for at in ('', ', IoU .5') for column in ('benign', *SHORT)
-    ]
-    return markdown_table(['training', 'seeds', 'rate', *columns], lines, 'lrr')
 
 
 if __name__ == '__main__':

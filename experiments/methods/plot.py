@@ -1,6 +1,6 @@
 """Draws the records of a study: mean and standard deviation over seeds, row by row.
 
-    python experiments/methods/plot.py records.json out.png
+python experiments/methods/plot.py records.json out.png
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ MARKS = {
     'patch': '^',
     'pgd': 'D',
     'ensemble': 's',
+    'ensemble-1': 'v',
     'ensemble-2': '<',
     'ensemble-4': 's',
     'ensemble-8': '>',
@@ -44,7 +45,7 @@ def draw(rows: list[dict[str, Any]], metric: str = 'bbox_mAP') -> Figure:
         )
     axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-1)
     axes.set_xlabel('box mAP (%), mean and standard deviation over seeds')
     axes.grid(axis='x', alpha=0.4)
     figure.legend(loc='outside upper right', ncols=len(passes))

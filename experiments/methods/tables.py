@@ -41,6 +41,21 @@ def tables(rows: list[dict[str, Any]], metric: str = 'bbox_mAP') -> str:
     return markdown_table(columns, cells, 'lrr') + '\n'
 
 
+def study_table(rows: list[dict[str, Any]]) -> str:
+    """One line per training of photographs.py's other studies, likewise."""
+    passes, lines = list(rows[0]['metrics']), []
+    for name in dict.fromkeys(row['name'] for row in rows):
+        group = [row for row in rows if row['name'] == name]
+        cells = [
+            spread([100 * row['metrics'][column][metric] for row in group])
+            for metric in METRICS
+            for column in passes
+        ]
+        lines.append([name, len(group), f'{group[0]["rate"]:g}', *cells])
+    columns = [f'{column}{at}' for at in ('', ', IoU .5') for column in passes]
+    return markdown_table(['training', 'seeds', 'rate', *columns], lines, 'lrr') + '\n'
+
+
 def spread(values: list[float]) -> str:
     """Mean and standard deviation."""
     if len(values) == 1:
@@ -48,8 +63,14 @@ def spread(values: list[float]) -> str:
     return f'{mean(values):.1f} ± {stdev(values):.1f}'
 
 
+def of_file(path: Path) -> str:
+    """The tables of a file of records."""
+    records = json.loads(path.read_text())
+    if isinstance(records, dict):
+        return study_table(list(records.values()))
+    return '\n'.join(f'{metric}\n\n{tables(records, metric)}' for metric in METRICS)
+
+
 if __name__ == '__main__':
-    for path in sys.argv[1:]:
-        content = json.loads(Path(path).read_text())
-        for each in METRICS:
-            print(f'{each}\n\n{tables(content, each)}')
+    for given in sys.argv[1:]:
+        print(of_file(Path(given)))

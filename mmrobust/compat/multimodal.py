@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 # What they import from transformers.modeling_utils: all there up to 4.50 or so, not all
 # in 4.53, fewer in 4.57.
@@ -27,7 +28,7 @@ def leave_out_multimodal() -> None:
 
     Called when ``mmpretrain.utils.dependency`` has been imported.
     """
-    dependency = sys.modules['mmpretrain.utils.dependency']
+    dependency: Any = sys.modules['mmpretrain.utils.dependency']
     if not dependency.WITH_MULTIMODAL:
         return
     try:
@@ -35,4 +36,5 @@ def leave_out_multimodal() -> None:
     except Exception:  # of other packages' versions, too
         dependency.WITH_MULTIMODAL = False
         return
+    # Of what they take from elsewhere in transformers, nothing was missing alone.
     dependency.WITH_MULTIMODAL = all(hasattr(utils, name) for name in NEEDED)

@@ -117,12 +117,16 @@ def _without_tf32() -> Iterator[None]:
     With three of them, which kernel takes a stack decides about proposals, and images
     that nothing connects seem to depend on each other.
     """
-    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
-    cudnn.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    new = hasattr(cudnn, 'conv')  # where the old name may not be read beside the new
+    owner = cudnn.conv if new else cudnn
+    name, exact = ('fp32_precision', 'ieee') if new else ('allow_tf32', False)
+    before = getattr(owner, name)
+    setattr(owner, name, exact)
     try:
         yield
     finally:
-        cudnn.allow_tf32 = before
+        setattr(owner, name, before)
 
 
 def _find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:

@@ -36,7 +36,7 @@ def test_detectors_are_there_beside_a_newer_transformers(tmp_path):
     code = 'import mmrobust\nfrom mmdet.models import FCOS\nprint(FCOS.__name__)'
     done = subprocess.run(
         [sys.executable, '-c', code],
-        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), *sys.path])},
         capture_output=True,
         text=True,
         timeout=120,

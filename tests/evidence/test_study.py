@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmrobust.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'experiments' / 'evidence'
 RESULTS = FOLDER / 'results'
+PHOTOGRAPHS = ROOT / 'experiments' / 'methods' / 'results'
 MODULES = ('data', 'grid', 'models', 'runs', 'tables', 'plots', 'run')
 
 
@@ -301,10 +303,21 @@ class TestTables:
 
 def test_figures_of_the_page_are_in_the_tables():
     page = (ROOT / 'docs' / 'evidence.md').read_text()
-    tables = ''.join(path.read_text() for path in RESULTS.glob('*/evidence.md'))
+    paths = [*RESULTS.glob('*/evidence.md'), *PHOTOGRAPHS.glob('*.md')]
+    tables = ''.join(path.read_text() for path in paths)
     figures = re.findall(r'\d+\.\d ± \d+\.\d', page)
     assert len(figures) > 20
     assert [figure for figure in figures if figure not in tables] == []
+
+
+def test_tables_of_photographs_are_those_of_the_records():
+    published = (PHOTOGRAPHS / 'blood-cells.md').read_text()
+    script = PHOTOGRAPHS.parent / 'tables.py'
+    of_file = runpy.run_path(str(script))['of_file']
+    records = sorted(PHOTOGRAPHS.glob('blood-cells-*.json'))
+    assert records
+    for path in records:
+        assert of_file(path) in published, path
 
 
 @pytest.mark.parametrize(

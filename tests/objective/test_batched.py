@@ -206,16 +206,19 @@ def test_the_same_model_without_oddity_is_not():
 def test_it_is_tried_with_all_digits():
     """Also on a GPU, whose kernels for convolutions keep three of them."""
     case, seen = Case('fcos'), []
-    case.model.backbone.register_forward_hook(
-        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
-    )
-    before = torch.backends.cudnn.allow_tf32
-    assert before
+    cudnn = torch.backends.cudnn
+
+    def precision():
+        if hasattr(cudnn, 'conv'):
+            return cudnn.conv.fp32_precision
+        return 'tf32' if cudnn.allow_tf32 else 'ieee'
+
+    case.model.backbone.register_forward_hook(lambda *_: seen.append(precision()))
+    before = precision()
     with loss_mode(case.model):
         case.seams()
-    assert seen
-    assert not any(seen)
-    assert torch.backends.cudnn.allow_tf32 is before
+    assert set(seen) == {'ieee'}
+    assert precision() == before != 'ieee'
 
 
 def test_statistics_of_the_batch_are_found_out():
