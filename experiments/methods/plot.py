@@ -32,7 +32,7 @@ def draw(rows: list[dict[str, Any]], metric: str = 'bbox_mAP') -> Figure:
     for row in rows:
         groups.setdefault(row.get('name') or row['method'], []).append(row['metrics'])
     passes = [name for name in MARKS if all(name in row['metrics'] for row in rows)]
-    figure = Figure(figsize=(8, 0.45 * len(groups) + 1.4), layout='constrained')
+    figure = Figure(figsize=(8, 0.5 * len(groups) + 1.6), layout='constrained')
     axes = figure.subplots()
     for shift, name in enumerate(passes):
         values = [[100 * each[name][metric] for each in g] for g in groups.values()]
@@ -48,7 +48,7 @@ def draw(rows: list[dict[str, Any]], metric: str = 'bbox_mAP') -> Figure:
     axes.set_xlim(left=-1)
     axes.set_xlabel('box mAP (%), mean and standard deviation over seeds')
     axes.grid(axis='x', alpha=0.4)
-    figure.legend(loc='outside upper right', ncols=len(passes))
+    figure.legend(loc='outside upper right', ncols=4)
     return figure
 
 
