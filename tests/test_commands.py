@@ -99,7 +99,7 @@ print('torch' in sys.modules, calls)
 import torch
 after_import('torch', lambda: calls.append('now'))
 loaders = {type(torch.__loader__).__module__, type(torch.__spec__.loader).__module__}
-print(calls, loaders, [f for f in sys.meta_path if 'mmrobust' in type(f).__module__])
+print(calls, loaders, [f for f in sys.meta_path if getattr(f, 'name', '') == 'torch'])
 names = {str(each) for each in torch.serialization.get_safe_globals()}
 print(any('HistoryBuffer' in each for each in names))
 """
