@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -127,14 +127,14 @@ def _fresh(element: BaseDataElement) -> Any:
 
     What ``element.clone()`` is for, without its price.
     """
-    copy = object.__new__(type(element))
-    content = vars(copy)
+    fresh = object.__new__(type(element))
+    content = vars(fresh)
     for name, value in vars(element).items():
         if isinstance(value, BaseDataElement):
             value = _fresh(value)
         elif isinstance(value, set):  # the names of its fields
             value = set(value)
         elif isinstance(value, (list, dict, np.ndarray)):
-            value = deepcopy(value) if name in element._metainfo_fields else value
+            value = copy(value) if name in element._metainfo_fields else value
         content[name] = value
-    return copy
+    return fresh
