@@ -23,8 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import t as student
+from scipy.special import expit, logit, stdtrit
 
 from ..errors import ConfigError
 from .average_precision import FastAP, mean_ap
@@ -304,7 +303,7 @@ class Jackknife:
             freedom = min(max(2 * self.count / (kurtosis - 1), 2.0), freedom)
         nearest = _LEAST_LEFT * share, 1 - _LEAST_LEFT * (1 - share)
         centre = min(max(share - bias / span, nearest[0]), nearest[1])
-        reach = float(student.ppf((1 + confidence) / 2, freedom))
+        reach = float(stdtrit(freedom, (1 + confidence) / 2))
         reach *= np.sqrt(variance) / span
         low, high = lowest + span * _around(centre, reach)
         return float(low), float(high)

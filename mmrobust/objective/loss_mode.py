@@ -119,7 +119,9 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
         with frozen(model), checkpoints_give_input_gradients(), late, prompts:
             for module in asked:
                 kind: Any = type(module)
-                module.training = not stays_in_eval(kind)
+                asks = not stays_in_eval(kind)
+                if module.training != asks:
+                    module.training = asks
             yield
     finally:
         state.restore(thorough=True)

@@ -66,14 +66,18 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Puts a model into eval mode without weight gradients; all flags return after."""
-    modes = {module: module.training for module in model.modules()}
-    wanted = {weight: weight.requires_grad for weight in model.parameters()}
-    model.eval()
-    model.requires_grad_(False)
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    # A network of many small parts feels each call, and every attacked image pays.
+    if any(training for _, training in modes):
+        model.eval()
+    for weight in learning:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
-        for weight, requires_grad in wanted.items():
-            weight.requires_grad_(requires_grad)
+        for module, training in modes:
+            if module.training != training:
+                module.training = training
+        for weight in learning:
+            weight.requires_grad_(True)
