@@ -44,15 +44,21 @@ def tables(rows: list[dict[str, Any]], metric: str = 'bbox_mAP') -> str:
 def study_table(rows: list[dict[str, Any]]) -> str:
     """One line per training of photographs.py's other studies, likewise."""
     passes, lines = list(rows[0]['metrics']), []
+    chosen = any(row['tried'] for row in rows)
     for name in dict.fromkeys(row['name'] for row in rows):
         group = [row for row in rows if row['name'] == name]
+        tried = group[0]['tried'].items()
         cells = [
             spread([100 * row['metrics'][column][metric] for row in group])
             for metric in METRICS
             for column in passes
         ]
+        if chosen:
+            words = (f'{float(rate):g}: {100 * mAP:.1f}' for rate, mAP in tried)
+            cells.append('; '.join(words))
         lines.append([name, len(group), f'{group[0]["rate"]:g}', *cells])
     columns = [f'{column}{at}' for at in ('', ', IoU .5') for column in passes]
+    columns += ['pgd by rate, validation'] * chosen
     return markdown_table(['training', 'seeds', 'rate', *columns], lines, 'lrr') + '\n'
 
 
