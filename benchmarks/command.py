@@ -275,9 +275,10 @@ def growth(
             yield {
                 'what': what,
                 'number': numbers[list(GROWTH).index(what)],
+                'clock': clock,
                 **{stage: seconds.get(stage, 0.0) for stage in STAGES},
                 # What is done once, whatever there is to do.
-                'start': seconds['start'] + seconds['build'] + seconds['checks'],
+                'once': seconds['start'] + seconds['build'] + seconds['checks'],
                 'seconds': found['total'],
                 'mebibytes': found['mebibytes'],
             }
@@ -290,16 +291,16 @@ def rows_of(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     """
     table = []
     for before, row in zip([None, *found], found, strict=False):
-        rest = row['seconds'] - row['passes'] - row['start']
+        rest = row['seconds'] - row['passes'] - row['once']
         more = ['', '']
         if before and before['what'] == row['what']:
             step = row['number'] - before['number']
-            earlier = before['seconds'] - before['passes'] - before['start']
+            earlier = before['seconds'] - before['passes'] - before['once']
             more = [
                 f'{1000 * (rest - earlier) / step:.1f}',
                 f'{1024 * (row["mebibytes"] - before["mebibytes"]) / step:.0f}',
             ]
-        figures = (row['seconds'], row['passes'], row['start'], rest)
+        figures = (row['seconds'], row['passes'], row['once'], rest)
         texts = [f'{each:.1f}' for each in figures]
         memory = f'{row["mebibytes"]:.0f}'
         table.append([row['what'], str(row['number']), *texts, memory, *more])
@@ -322,9 +323,9 @@ def plot(found: Sequence[dict[str, Any]], path: str) -> None:
         own = [row for row in found if row['what'] == what]
         x = [row['number'] for row in own]
         passes = [row['passes'] for row in own]
-        rest = [row['seconds'] - row['passes'] - row['start'] for row in own]
+        rest = [row['seconds'] - row['passes'] - row['once'] for row in own]
         above.plot(x, passes, 'o-', label='passes')
-        above.plot(x, rest, 's--', label='all else but the start')
+        above.plot(x, rest, 's--', label='all else')
         below.plot(x, [row['mebibytes'] for row in own], 'o-')
         below.set_xlabel(what)
         above.set_ylim(0, 1.1 * max(passes + rest))
@@ -365,11 +366,12 @@ def main() -> None:
         found: list[dict[str, Any]] = []
         if args.json and Path(args.json).exists():
             found = json.loads(Path(args.json).read_text())
+            found = [row for row in found if row.get('clock') == args.clock]
         for row in growth(args.vary, folder, args.clock, found):
             found.append(row)
             if args.json:
                 write_atomically(args.json, json.dumps(found, indent=1))
-    head = ['varied', 'number', 'seconds', 'passes', 'start', 'all else', 'MiB']
+    head = ['varied', 'number', 'seconds', 'passes', 'once', 'all else', 'MiB']
     head += ['all else: one more, ms', 'memory: one more, KiB']
     for cells in [head, ['---'] * len(head), *rows_of(found)]:
         print(f'| {" | ".join(cells)} |')

@@ -117,12 +117,14 @@ def attack_rows(
         share passes.
     """
     model, device = subject.model, subject.device
+    if late():
+        return
     samples = subject.samples(batch)
     clean, together = float_images(batch, device), len(samples) > 1
     attack, seams, what = PGD(eps=8, num_steps=steps), None, f'PGD-{steps}'
     if together:
         what += ', own losses' if own_losses else ', one loss'
-    if own_losses and not late():
+    if own_losses:
         try:
             with loss_mode(model):
                 seams = find_seams(model, take(batch, [0]), samples[:1])
@@ -214,7 +216,10 @@ def _measure(
     torch._dynamo.reset()
     torch.manual_seed(0)
     cuda = subject.device.type == 'cuda'
+    there = 0
     if cuda:
+        # Other subjects lie on the card, too.
+        there = torch.cuda.memory_allocated(subject.device)
         torch.cuda.reset_peak_memory_stats(subject.device)
     try:
         speed = Acceleration.read(settings)
@@ -230,7 +235,8 @@ def _measure(
     finally:
         torch.backends.cudnn.benchmark = before
     if cuda:
-        row['peak_mebibytes'] = torch.cuda.max_memory_allocated(subject.device) / 2**20
+        peak = torch.cuda.max_memory_allocated(subject.device) - there
+        row['peak_mebibytes'] = peak / 2**20
     return row, found
 
 

@@ -139,7 +139,7 @@ def main() -> None:
     rows = json.loads(records.read_text()) if records.exists() else {}
     for name in args.rows or STUDIES[args.study]:
         row = STUDIES[args.study][name]
-        rate, tried = choose_rate(args, row, args.seeds[0])
+        rate, tried = choose_rate(args, row)
         for seed in args.seeds:
             cfg, checkpoint = trained(args, row, rate, seed)
             report = attacked(cfg, checkpoint, SHORT)
@@ -200,15 +200,16 @@ def trained(
     return cfg, train(cfg, UPDATES, rate, None)
 
 
-def choose_rate(
-    args: argparse.Namespace, row: Row, seed: int
-) -> tuple[float, dict[str, float]]:
-    """The rate with the highest mAP under PGD on validation pictures, and all."""
+def choose_rate(args: argparse.Namespace, row: Row) -> tuple[float, dict[str, float]]:
+    """The rate with the highest mAP under PGD on validation pictures, and all.
+
+    With seed 0 whichever seeds are asked for, so that all have the same rate.
+    """
     if len(row.rates) == 1:
         return row.rates[0], {}
     tried = {}
     for rate in row.rates:
-        cfg, checkpoint = trained(args, row, rate, seed)
+        cfg, checkpoint = trained(args, row, rate, 0)
         cfg = copy.deepcopy(cfg)
         cfg.work_dir += '/validation'
         cfg.experiment_name += '_validation'

@@ -90,7 +90,6 @@ def main() -> None:
             losses=None,
             cfg_options=None,
             same_start=False,
-            methods=None,
         )
         digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:12]
         weights = (config, digest, args.num_images, args.seed)
@@ -109,6 +108,7 @@ def main() -> None:
             if method != BENIGN:
                 attack = PGD('linf', asked.eps, None, asked.num_steps)
                 asked.step_size = attack.step_size
+                asked.methods = [method]
                 search = build(setup, asked, ares, art)[method]
                 with loss_mode(setup.model):
                     images = [search(batch) for batch in setup.batches]

@@ -141,6 +141,8 @@ def _find_seams(model: Any, part: dict, samples: Sequence[Any]) -> Seams:
     if heads:
         try:
             return _tried(Seams(model, heads), prepare, pair, samples)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception:
             pass  # it may be the heads
     return _tried(Seams(model), prepare, pair, samples)

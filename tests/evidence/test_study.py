@@ -318,6 +318,14 @@ def test_tables_of_photographs_are_those_of_the_records():
     assert records
     for path in records:
         assert of_file(path) in published, path
+    matrix = json.loads((PHOTOGRAPHS / 'transfer-blood-cells.json').read_text())
+    rows = [line for line in published.splitlines() if line.startswith('| ')]
+    for name in matrix['clean']:
+        made = [each for each in matrix['entries'] if each['source'] == name]
+        cells = [f'{each["value"]:.3f} ({-each["fall"]:.3f})' for each in made]
+        assert len(cells) == len(matrix['clean'])
+        plain = [row.replace('*', '') for row in rows if row.startswith(f'| {name} |')]
+        assert f'| {name} | {" | ".join(cells)} |' in plain
 
 
 @pytest.mark.parametrize(
