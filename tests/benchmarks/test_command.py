@@ -25,7 +25,7 @@ def test_what_is_inside_something_is_not_part_of_it():
 
 def test_a_straight_line_has_the_same_in_each_row():
     rows = [
-        dict(what=what, number=n, seconds=9 + 3 * n + more, passes=2 * n, start=4)
+        dict(what=what, number=n, seconds=9 + 3 * n + more, passes=2 * n, once=4)
         for what, n, more in (('a', 1, 0), ('a', 2, 0), ('a', 4, 0), ('b', 8, 0))
     ]
     table = rows_of([{**row, 'mebibytes': 100 + row['number']} for row in rows])
