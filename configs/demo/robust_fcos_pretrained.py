@@ -1,6 +1,6 @@
 # The small FCOS with FreeAT for half as many updates, from the weights of
 # robust_classifier.py, which has to be trained first. The backbone changes ten times
-# slower, as in arXiv 2305.17438.
+# slower and a batch is used 4 times, as in arXiv 2305.17438.
 _base_ = './robust_fcos.py'
 
 model = dict(
@@ -12,11 +12,12 @@ model = dict(
         )
     )
 )
+train_dataloader = dict(batch_size=16)
 num_updates = 600
 train_cfg = dict(
     max_iters=num_updates,
     val_interval=num_updates,
-    adversary=dict(warmup_iters=100),
+    adversary=dict(replays=4, warmup_iters=100),
 )
 optim_wrapper = dict(
     constructor='mmrobust.BackboneLrOptimWrapperConstructor',

@@ -33,3 +33,6 @@ model = dict(
         max_per_img=50,
     ),
 )
+
+# It learns as much in as many updates as with 16, in less time.
+train_dataloader = dict(batch_size=12)

@@ -25,11 +25,12 @@ from mmrobust.utils.files import write_atomically
 from tables import METRICS, tables
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
-# Config, stages (updates, learning rate) of the standard detector, rate of fine-tuning,
+# Config, images of a batch, stages (updates, learning rate) of the standard detector, rate of fine-tuning,
 # eps of the training, radii of the evaluation, images of it. A DETR takes longer.
 TASKS: dict[str, dict[str, Any]] = {
     'fcos': {
         'config': CONFIGS / 'standard_fcos.py',
+        'batch_size': 16,
         'stages': ((1200, 2e-3),),
         'lr': 1e-3,
         'eps': 8,
@@ -144,6 +145,8 @@ def load(task: dict[str, Any], seed: int, folder: Path) -> Config:
     cfg.default_hooks.pop('attack_visualization', None)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.train_cfg.pop('val_interval', None)
+    if 'batch_size' in task:
+        cfg.train_dataloader.batch_size = task['batch_size']
     if 'data' in task:
         for loader in (cfg.train_dataloader, cfg.test_dataloader):
             loader.dataset.data_root = task['data']

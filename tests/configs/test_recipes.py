@@ -449,7 +449,7 @@ def test_the_demo_compares_like_with_like():
     assert robust.train_cfg.type == 'mmrobust.AdvIterBasedTrainLoop'
     assert standard.train_cfg.max_iters == robust.train_cfg.max_iters > 0
     adversary = ADVERSARIES.build(robust.train_cfg.adversary)
-    assert (adversary.eps, adversary.replays) == (8, 4)
+    assert (adversary.eps, adversary.replays) == (8, 2)
     assert adversary.warmup_iters <= 0.8 * robust.train_cfg.max_iters
     # The last validation falls on the last update, and so does the schedule's end.
     assert standard.param_scheduler[-1]['end'] == standard.train_cfg.max_iters
