@@ -1,6 +1,6 @@
 # The small FCOS of standard_fcos.py with FreeAT, for the same number of updates: every
-# batch is used for 2 of them, so the detector sees half of the batches. With the paper's
-# 4 it learns less from scratch in this time.
+# batch is used for 2 of them, so the detector sees half of the batches. With 4, as in
+# the paper, it learns less from scratch in this time.
 _base_ = './standard_fcos.py'
 
 train_cfg = dict(

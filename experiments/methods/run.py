@@ -25,8 +25,8 @@ from mmrobust.utils.files import write_atomically
 from tables import METRICS, tables
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
-# Config, images of a batch, stages (updates, learning rate) of the standard detector, rate of fine-tuning,
-# eps of the training, radii of the evaluation, images of it. A DETR takes longer.
+# Config, stages (updates, learning rate) of the standard detector, rate of fine-tuning,
+# eps of the training, images of a batch if not the config's. A DETR takes longer.
 TASKS: dict[str, dict[str, Any]] = {
     'fcos': {
         'config': CONFIGS / 'standard_fcos.py',
