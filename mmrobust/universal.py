@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ _ZERO, LARGEST = 128, 127
 _KEY = 'mmrobust'
 # Of a file's hash, that tells images apart.
 _DIGITS = 16
+# Characters of a text in a file: Pillow reads none above a mebibyte, and the hashes of
+# COCO's images are longer.
+_CHUNK = 1 << 19
 # Sizes of images that a canvas remembers.
 _MOST = 16
 
@@ -76,15 +80,15 @@ class Stored:
             ]
         fitted = set(self.settings.get('images', '').split())
         tested = image_hashes(dataset)
-        count = sum(each in fitted for each in tested)
-        if count and count == len(tested):
+        known = sum(each in fitted for each in tested)
+        if known and known == len(tested):
             raise ConfigError(
                 f'{self.path} was fitted on all of the images that it is to be tested '
                 'on: test on others.'
             )
-        if count:
+        if known:
             return [
-                f'{self.path} was fitted on {count} of the {len(tested)} images: only '
+                f'{self.path} was fitted on {known} of the {len(tested)} images: only '
                 'figures on other images tell how universal it is'
             ]
         return []
@@ -178,15 +182,21 @@ def write_picture(path: Path, picture: Tensor, settings: Mapping[str, Any]) -> s
         The file's hash.
     """
     pixels = picture.flip(0).permute(1, 2, 0).to(torch.uint8).cpu().numpy()
-    text = PngImagePlugin.PngInfo()
-    text.add_text(_KEY, json.dumps(settings, sort_keys=True), zip=True)
+    text, told = PngImagePlugin.PngInfo(), json.dumps(settings, sort_keys=True)
+    for number, start in enumerate(range(0, len(told), _CHUNK)):
+        text.add_text(_key(number), told[start : start + _CHUNK], zip=True)
     content = io.BytesIO()
     Image.fromarray(pixels, 'RGB').save(content, 'PNG', pnginfo=text)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
     write_atomically(path, content.getvalue())
-    told = json.dumps({'sha256': digest, **settings}, indent=2)
-    write_atomically(path.with_suffix('.json'), told + '\n')
+    beside = json.dumps({'sha256': digest, **settings}, indent=2)
+    write_atomically(path.with_suffix('.json'), beside + '\n')
     return digest
+
+
+def _key(number: int) -> str:
+    """The name of a part of the settings' text."""
+    return f'{_KEY}.{number}' if number else _KEY
 
 
 def read_picture(path: str | os.PathLike, kind: str) -> Stored:
@@ -207,7 +217,8 @@ def read_picture(path: str | os.PathLike, kind: str) -> Stored:
             image.load()
             form, mode, text = image.format, image.mode, dict(image.info)
             pixels = np.array(image)
-        settings = dict(json.loads(text.get(_KEY, '{}')))
+        parts = takewhile(text.__contains__, map(_key, count()))
+        settings = dict(json.loads(''.join(text[part] for part in parts) or '{}'))
     except Exception as error:  # each of Pillow's readers has its own
         raise ConfigError(f'{path!r} cannot be read as a PNG file.') from error
     if form != 'PNG' or mode != 'RGB':

@@ -52,6 +52,12 @@ def test_a_file_holds_the_perturbation_inside_its_ball(file):
     assert beside == {'sha256': stored.sha256, **stored.settings}
 
 
+def test_a_file_names_as_many_images_as_there_are(file):
+    """COCO's, of which Pillow would not read the hashes in one piece."""
+    names = ' '.join(f'{number:016x}' for number in range(120_000))
+    assert read_perturbation(file(images=names)).settings['images'] == names
+
+
 def test_foreign_files_are_read_and_others_refused(tmp_path, file):
     path = tmp_path / 'foreign.png'
     picture = np.full((5, 4, 3), 128, np.uint8)

@@ -201,7 +201,11 @@ def _noise(passes: _Passes) -> _Found:
 
 def _fitted(passes: _Passes) -> _Found:
     for each in passes.all:
-        controls = [p for p in passes.all if each.file and p.control_of == each.file]
+        controls = [
+            other
+            for other in passes.all
+            if each.file and (other.control_of, other.ball) == (each.file, each.ball)
+        ]
         lowest = min(controls, key=lambda p: p.value, default=None)
         if lowest is None or each.eps == 0 or lowest.value <= passes.ruin:
             continue

@@ -113,6 +113,8 @@ class Fit:
         self.count = len(dataset)
         size = plan.size or max(max(loop.picture_size()) for loop in loops)
         self.variable = plan.make((size, size))
+        for loop in loops:
+            self.variable.check(*loop.first())
         self.settings: dict[str, Any] = {
             'kind': self.variable.kind,
             **self.variable.settings(),

@@ -104,10 +104,14 @@ class FitLoop(AttackTestLoop):
         (found,) = self.attacks.values()
         return found
 
+    def first(self) -> tuple[Any, Tensor]:
+        """Returns what answers about the first image, and the image (C, H, W)."""
+        with self.attacker.asking():
+            return self._oracle(self.images.load(0))
+
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the first image without its padding, as it is shown."""
-        with self.attacker.asking():
-            oracle, clean = self._oracle(self.images.load(0))
+        oracle, clean = self.first()
         (threat,) = self.attack.threats(oracle, [clean])
         height, width = clean[threat.window()[0]].shape[-2:]
         return height, width

@@ -57,6 +57,13 @@ class Variable(ABC):
             generator: of all draws.
         """
 
+    def check(self, oracle: Any, image: Tensor) -> None:  # noqa: B027
+        """Makes sure that it has room on an image (C, H, W).
+
+        Raises:
+            ConfigError: if not.
+        """
+
     def held_back(self, values: Tensor) -> Tensor:
         """Returns what is taken off the direction of a step, whose mean size is 1."""
         return torch.zeros_like(values)
@@ -133,6 +140,10 @@ class Texture(Variable):
         """See :meth:`Variable.shown`."""
         (found,) = pasted(self._patch, lambda _: values, oracle, [image], generator)
         return found
+
+    def check(self, oracle: Any, image: Tensor) -> None:
+        """See :meth:`Variable.check`."""
+        self._patch.check_fits(oracle, [image])
 
     def held_back(self, values: Tensor) -> Tensor:
         """See :meth:`Variable.held_back`: the total variation of each channel."""

@@ -74,7 +74,9 @@ def _noise(
     """Says what a baseline of the same size leaves, if there was one."""
     for attack in attacks:
         figure = headline.of(attack)
-        if attack.baseline and figure and _ball(attack) == _ball(strongest):
+        if not attack.baseline or not figure or _ball(attack) != _ball(strongest):
+            continue
+        if attack.settings.get('patch') == strongest.settings.get('patch'):
             return f'; {attack.name} of the same size leaves {_text(figure)}'
     return ''
 

@@ -45,14 +45,24 @@ def _noise(ap, eps=8.0, margin=0.03):
     return AttackResult(f'noise_{eps:g}', settings, boxes=boxes, asks='nothing')
 
 
-def _universal(ap, control):
-    told = {'norm': 'linf', 'eps': 8.0, 'num_steps': 0, 'objective': None}
-    passes = {'universal': (ap, 'file'), 'random': (control, 'control_of')}
+def _universal(ap, control, name='universal', **patch):
+    told = {'norm': 'linf', 'eps': 8.0, 'num_steps': 0, 'objective': None, **patch}
+    passes = {name: (ap, 'file'), f'{name}-random': (control, 'control_of')}
     return [
         AttackResult(
             name, {**told, key: 'u.png'}, boxes=_boxes(each, 0.03), asks='nothing'
         )
         for name, (each, key) in passes.items()
+    ]
+
+
+def _patches(small, large):
+    """One file at two sizes, each with figures of its own and of its control."""
+    sizes = {'small': (small, '0.01'), 'large': (large, '0.4')}
+    return [
+        each
+        for name, (figures, size) in sizes.items()
+        for each in _universal(*figures, name, patch={'size': size})
     ]
 
 
@@ -171,6 +181,8 @@ def test_corrupted_pictures_are_compared_with_each_other():
         (_universal(0.59, 0.6), None, ''),
         (_universal(0.04, 0.04), None, ''),
         ([*_universal(0.3, 0.6), _pgd(0.4)], None, ''),
+        (_patches((0.6, 0.65), (0.2, 0.4)), None, ''),
+        (_patches((0.6, 0.6), (0.2, 0.4)), 'small', '(small-random)'),
         # above benign
         ([_pgd(0.74)], 'pgd_8_10', 'above the benign 0.700'),
         ([_pgd(0.72)], None, ''),

@@ -20,6 +20,8 @@ from torch.nn.functional import interpolate
 
 SIZES = [(8, 8), (6, 9), (12, 5), (8, 8), (7, 7)]
 EPS = 6.0
+# One object, whose middle is at (3, 3).
+OBJECT = torch.tensor([[0.0, 0, 6, 6]])
 
 
 class Linear:
@@ -38,15 +40,17 @@ class Linear:
     def picture_size(self):
         return SIZES[0]
 
+    def first(self):
+        image = torch.full_like(self.weights[0], 100.0)
+        return SimpleNamespace(regions=None, boxes=[OBJECT]), image
+
     def gradient(self, index, variable, shown, step):
         self.calls += 1
         if self.calls == self.die_at:
             raise KeyboardInterrupt
         image = torch.full_like(self.weights[index], 100.0)
         leaf = variable.clone().requires_grad_()
-        # One object, whose middle is at (3, 3).
-        box = torch.tensor([[0.0, 0, 6, 6]])
-        whole = SimpleNamespace(regions=None, boxes=[box])
+        whole = SimpleNamespace(regions=None, boxes=[OBJECT])
         moved = shown(leaf, whole, image, torch.Generator())
         value = (self.weights[index] * moved).sum()
         return float(value), torch.autograd.grad(value, leaf)[0]
@@ -167,3 +171,20 @@ def test_the_best_texture_of_linear_objectives_is_found(tmp_path):
     smooth = read_picture(held.run(), PATCH)
     roughness = [each.values.diff().abs().sum() for each in (stored, smooth)]
     assert roughness[1] < 0.5 * roughness[0]
+
+
+@pytest.mark.parametrize(
+    ('patch', 'message'),
+    [
+        ({'size': '9x4'}, '9 x 4 pixels is larger than a picture of 8 x 8'),
+        ({'size': 4, 'place': (8, 2)}, 'at 8,2 .left, top. lies outside'),
+    ],
+)
+def test_a_texture_without_room_is_refused_before_the_first_step(
+    tmp_path, patch, message
+):
+    loop = Linear()
+    make = lambda size: Texture(size, Patch(search='grey', **patch))  # noqa: E731
+    with pytest.raises(ConfigError, match=message):
+        Fit(plan(tmp_path, make=make), [loop])
+    assert loop.calls == 0

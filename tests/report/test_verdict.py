@@ -16,6 +16,18 @@ NOISE = attack('noise', 0.49, baseline=True)
 PGD, APGD = attack('pgd', 0.2), attack('apgd', 0.125, eps=8.0)
 
 
+def patch(name, figure, size, **fields):
+    settings = dict(norm='linf', eps=255.0, patch=dict(size=size, place='object'))
+    return AttackResult(name, settings, {'coco/bbox_mAP': figure}, **fields)
+
+
+PATCHES = [
+    patch('small', 0.3, '0.01'),
+    patch('small-grey', 0.48, '0.01', baseline=True),
+    patch('large', 0.1, '0.4'),
+]
+
+
 @pytest.mark.parametrize(
     ('attacks', 'worst', 'doubts', 'expected'),
     [
@@ -37,6 +49,17 @@ PGD, APGD = attack('pgd', 0.2), attack('apgd', 0.125, eps=8.0)
             'Of bbox_mAP 0.500, **0.100** is left under the worst of all passes on '
             'each image, 20% of it. But 2 checks say below why these figures may not '
             'hold.',
+        ),
+        # A control of another size says nothing of a patch.
+        (
+            *(PATCHES, None, 0),
+            'Of bbox_mAP 0.500, **0.100** is left under **large** (linf, eps 255), 20% '
+            'of it.',
+        ),
+        (
+            *([*PATCHES, patch('large-grey', 0.4, '0.4', baseline=True)], None, 0),
+            'Of bbox_mAP 0.500, **0.100** is left under **large** (linf, eps 255), 20% '
+            'of it; large-grey of the same size leaves 0.400.',
         ),
     ],
 )
