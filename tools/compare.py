@@ -41,8 +41,8 @@ def main() -> None:
                 f'two reports are called {name!r}: write NAME=REPORT for each.'
             )
         reports[name] = load(path)
-    cli.check_work_dir(args.out, 'folder of --out', '--out')
     comparison = Comparison(reports)
+    cli.check_work_dir(args.out, 'folder of --out', '--out')
     paths = comparison.write(Path(args.out))
     print(paths[0].read_text())
     print('written:', ', '.join(map(str, paths)))

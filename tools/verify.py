@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmrobust import cli
 from mmrobust.names import names
-from mmrobust.utils.validation import number, positive_int
+from mmrobust.utils.validation import number, positive_int, whole_number
 
 
 def make_parser() -> cli.Parser:
@@ -51,7 +51,7 @@ def main() -> None:
         claim,
         args.checkpoint,
         positive_int(args.num_images, 'num_images'),
-        seed=args.seed,
+        seed=whole_number(args.seed, 'seed'),
         tolerance=number(args.tolerance, 'tolerance', 1),
         work_dir=args.work_dir,
         cfg_options=args.cfg_options,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,9 +30,9 @@ from ..objective import classes_of, is_classifier
 from ..registry import ATTACKS
 from ..utils.acceleration import Acceleration
 from ..utils.models import bare_model
-from ..utils.validation import positive_int, whole_number
+from ..utils.validation import number, positive_int, whole_number
 from .attacked import AttackedImage, AttackedImages
-from .pictures import Pictures
+from .pictures import Pictures, meta_of_model
 
 Picture = str | os.PathLike | np.ndarray
 
@@ -85,6 +85,7 @@ def attack(
     """
     bare = _checked(model)
     built = _build(attack, options)
+    number(score_thr, 'score_thr', 1)
     if space not in ('original', 'input'):
         raise ConfigError(f"space={space!r} is unknown: choose 'original' or 'input'.")
     training = bare.training
@@ -168,6 +169,10 @@ def _load(
         names = [f'image {at}' for at in range(len(images.dataset))]  # type: ignore[arg-type]
         return images, names, 'the ground truth of the dataloader'
     single = isinstance(images, (str, os.PathLike, np.ndarray))
+    if not single and not isinstance(images, Iterable):
+        raise ConfigError(
+            f'images={images!r} must be paths, uint8 arrays, or a dataloader.'
+        )
     images = [images] if single else list(images)
     if not images:
         raise ConfigError('there is no image to attack.')
@@ -178,8 +183,8 @@ def _load(
             'build it with mmdet.apis.init_detector, or give a dataloader.'
         )
     pipeline = get_test_pipeline_cfg(cfg.copy())
-    meta = dict(getattr(model, 'dataset_meta', None) or {})
-    count = len(meta.get('classes') or ()) or None  # a checkpoint need not tell them
+    meta = meta_of_model(model)
+    count = len(meta.get('classes') or ()) or None
     with suppress(ConfigError):  # of heads that do not count classes
         count = count or classes_of(model)
     dataset = Pictures(images, pipeline, meta, count)
@@ -239,7 +244,8 @@ def _result(
     with attacker.asking():
         truth: Sequence[BaseDataElement] = attacker.samples(part)
         oracle = attacker.oracle(attack, part, truth)
-        inputs = [image.float().to(attacker.device) for image in part['inputs']]
+        # Both the same way: resizing with a gradient does not round.
+        inputs = attacker.shown(oracle, part, [clean])
         losses = [float(oracle.value(each)) for each in (inputs, outcome.inputs)]
     found: Tensor = outcome.found[0]
     return AttackedImage(

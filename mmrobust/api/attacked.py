@@ -36,7 +36,8 @@ class AttackedImage:
         adversarial: the same under attack. Its values need not be whole numbers.
         truth: the objects that were attacked, ``gt_instances`` in the frame of the
             network's input.
-        before: the model's prediction on the clean picture, in the picture's frame.
+        before: the model's prediction on the clean picture, in the picture's frame, as
+            its pipeline shows it, which may round after resizing.
         after: that on the attacked one.
         loss_before: the attack's objective on the clean picture.
         loss_after: the same on the attacked one.

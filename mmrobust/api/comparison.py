@@ -317,6 +317,13 @@ def _check_data(reports: Mapping[str, Report]) -> None:
             f'{key} of the dataset',
             {c: r.content.get('dataset', {}).get(key) for c, r in reports.items()},
         )
+    chosen = {
+        column: str(found)[:12]
+        for column, report in reports.items()
+        if (found := report.content.get('dataset', {}).get('annotations_sha256'))
+    }
+    if len(chosen) > 1:
+        _agree('the hash of the evaluated images and their objects', chosen)
     _agree('judged_by', {c: r.judged_by for c, r in reports.items()})
     _agree('figure', {c: r.figure for c, r in reports.items()})
     _agree('space', {c: r.content.get('space', 'input') for c, r in reports.items()})

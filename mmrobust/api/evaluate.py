@@ -11,7 +11,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ..attacks import attack_preset, takes
+from ..attacks import CORRUPTION_SETS, attack_preset, corrupted, takes
+from ..corruptions import NAMES, SEVERITIES
 from ..errors import ConfigError, doing
 from ..utils.configs import read_config
 from ..utils.models import bare_model
@@ -26,6 +27,7 @@ def evaluate(
     attacks: str | Sequence[str] | Mapping[str, Any] = ('noise', 'pgd'),
     num_images: int | None = None,
     *,
+    severity: Sequence[int] = SEVERITIES,
     work_dir: str | os.PathLike = 'work_dirs/evaluate',
     settings: Mapping[str, Any] | None = None,
     **options: Any,
@@ -46,9 +48,10 @@ def evaluate(
         model: a config (its path or a ``Config``), or a detector of
             ``mmdet.apis.init_detector``, with its weights as they are.
         checkpoint: file or address of the weights; none for a detector.
-        attacks: names that the command line knows, or configs of attacks by name, like
-            ``dict(pgd=dict(type='mmrobust.PGD', eps=4))``.
+        attacks: names that the command line knows, of corruptions too, or configs of
+            attacks by name, like ``dict(pgd=dict(type='mmrobust.PGD', eps=4))``.
         num_images: evaluate on a fixed choice of so many images.
+        severity: of corruptions that are named, each from 1 to 5.
         work_dir: folder of the report and its records.
         settings: of the test loop, see :class:`mmrobust.evaluation.AttackTestLoop`,
             like ``dict(seed=1, space='original', attack_batch_size=8)``.
@@ -65,15 +68,20 @@ def evaluate(
     if isinstance(attacks, str):
         attacks = [attacks]
     if not isinstance(attacks, Mapping):
+        chosen = [name for name in attacks if name in CORRUPTION_SETS or name in NAMES]
+        names = [name for name in attacks if name not in chosen]
         for key in options:
-            if not any(takes(name, key) for name in attacks):
+            if not any(takes(name, key) for name in names):
                 raise ConfigError(f'{key} is no setting of {" or ".join(attacks)}.')
-        attacks = {name: attack_preset(name, **options) for name in attacks}
+        attacks = {name: attack_preset(name, **options) for name in names}
+        attacks |= {label: each for label, _, each in corrupted(chosen, severity)}
     elif options:
         raise ConfigError(
             f'{", ".join(options)} belong to attacks that are named: put them into the '
             'configs of the attacks.'
         )
+    if not attacks:
+        raise ConfigError("attacks is empty: name at least one, like attacks=['pgd'].")
     cfg.work_dir = os.fspath(work_dir)
     report = Path(work_dir) / 'robustness.json'
     cfg.test_cfg = ConfigDict(

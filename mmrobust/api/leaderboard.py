@@ -24,7 +24,7 @@ from .report import BENIGN, Report, load
 from .verification import NAME
 
 _HEAD = ('detector', 'benign', 'left', 'interval', 'share', 'backwards', 'checks')
-_DATA = ('type', 'ann_file', 'num_images')
+_DATA = ('type', 'ann_file', 'num_images', 'annotations_sha256')
 
 
 def find_reports(folder: Path) -> tuple[dict[str, Report], list[str]]:

@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..utils.seeding import derive_seed
 from .attack import attack as attack_pictures
+from .pictures import meta_of_model
 
 CHANNELS = ('rgb', 'bgr')
 
@@ -49,7 +50,7 @@ class MaiteModel:
         self, model: nn.Module, name: str = 'detector', channels: str = 'rgb'
     ) -> None:
         self.model, self.channels = model, _channels(channels)
-        classes = (getattr(model, 'dataset_meta', None) or {}).get('classes')
+        classes = meta_of_model(model).get('classes')
         self.metadata: dict[str, Any] = {'id': name}
         if classes:
             self.metadata['index2label'] = dict(enumerate(classes))

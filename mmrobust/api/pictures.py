@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -14,9 +15,12 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from mmdet.datasets import BaseDetDataset
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..objective import classes_of
+from ..utils.configs import innermost, meta_of
 
 
 class Pictures(BaseDetDataset):
@@ -103,6 +107,10 @@ class Pictures(BaseDetDataset):
         Raises:
             ConfigError: if they do not fit.
         """
+        if not isinstance(targets, Sequence):
+            raise ConfigError(
+                f'targets={targets!r} must be a list, one for each image.'
+            )
         if len(targets) != len(self._infos):
             raise ConfigError(
                 f'there are {len(self._infos)} images and {len(targets)} targets: '
@@ -113,6 +121,22 @@ class Pictures(BaseDetDataset):
         self.data_list = self.load_data_list()
         self._fully_initialized = False
         self.full_init()
+
+
+def meta_of_model(model: Any) -> dict[str, Any]:
+    """Returns what is known of a detector's classes: its checkpoint need not tell them.
+
+    Those of its test data then, if they are as many as the detector tells apart.
+    """
+    meta = dict(getattr(model, 'dataset_meta', None) or {})
+    loader = (getattr(model, 'cfg', None) or {}).get('test_dataloader') or {}
+    if meta.get('classes') or not loader.get('dataset'):
+        return meta
+    found = meta_of(innermost(loader['dataset'])[0])
+    with suppress(ConfigError):  # of heads that do not count classes
+        if len(found.get('classes') or ()) == classes_of(model):
+            return {**meta, **found}
+    return meta
 
 
 def with_annotations(pipeline: Sequence[Mapping[str, Any]]) -> list[ConfigDict]:
@@ -135,7 +159,8 @@ def _instances(
     name = info['img_path'] if target is None else f'image {info["img_id"]}'
     if hasattr(target, 'gt_instances'):
         target = target.gt_instances
-    if not all(key in target for key in ('bboxes', 'labels')):
+    readable = isinstance(target, (Mapping, InstanceData))
+    if not readable or not all(key in target for key in ('bboxes', 'labels')):
         raise ConfigError(f'the targets of {name} need bboxes (n, 4) and labels (n,).')
     boxes = target['bboxes'] if isinstance(target, Mapping) else target.bboxes
     labels = target['labels'] if isinstance(target, Mapping) else target.labels
@@ -145,6 +170,11 @@ def _instances(
         raise ConfigError(
             f'the targets of {name} have bboxes of shape {boxes.shape} and labels of '
             f'shape {labels.shape}: (n, 4) and (n,) were expected.'
+        )
+    if not (np.isfinite(boxes).all() and (boxes[:, 2:] >= boxes[:, :2]).all()):
+        raise ConfigError(
+            f'the targets of {name} have bboxes that are not (x1, y1, x2, y2) with '
+            'x1 <= x2 and y1 <= y2.'
         )
     known = math.inf if classes is None else classes
     if len(labels) and (labels.min() < 0 or labels.max() >= known):

@@ -110,10 +110,10 @@ class Report:
         return data_frame(self.rows())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Copies the report and its twins to another place.
+        """Copies the report, its tables of matches and its twins to another place.
 
         Args:
-            path: of the new JSON file, whose twins lie beside it.
+            path: of the new JSON file, beside which the others lie.
 
         Raises:
             ConfigError: if it is no JSON file.
@@ -122,7 +122,9 @@ class Report:
         if target.suffix != '.json':
             raise ConfigError(f'{path} must be a .json file.')
         target.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in ('.json', '.md', '.html'):
+        if target.resolve() == self.path.resolve():
+            return
+        for suffix in ('.json', '.npz', '.md', '.html'):
             if (source := self.path.with_suffix(suffix)).is_file():
                 shutil.copyfile(source, target.with_suffix(suffix))
 
@@ -161,7 +163,7 @@ def load(path: str | os.PathLike) -> Report:
     try:
         content = json.loads(found.read_text())
         complete = content['complete']
-        content['benign'], content['attacks']
+        dict(content['benign']), [each['name'] for each in content['attacks']]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f'{found} is no robustness report.') from error
     if not complete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Requirement:
         try:
             if found:
                 name, metric, relation, bound = found.groups()
-                return cls(name, relation, float(bound), metric)
+                if math.isfinite(float(bound)):
+                    return cls(name, relation, float(bound), metric)
         except ValueError:
             pass
         raise ConfigError(

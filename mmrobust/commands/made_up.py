@@ -9,10 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.registry import DATASETS
 
 from ..errors import ConfigError, short
-from ..utils.configs import innermost, type_name
+from ..utils.configs import class_of, innermost, meta_of, type_name
 
 # Width and height in pixels, as ImageNet's and COCO's pictures often have them.
 _PICTURES = {'PackInputs': (500, 375), 'PackDetInputs': (640, 480)}
@@ -42,7 +41,7 @@ def check_datasets(dataset: Any) -> None:
             f'{short(repr(dataset))} is no dataset of train_dataloader: it must be a '
             'dict with a type.'
         )
-    if _class(dataset) is None:
+    if class_of(dataset) is None:
         raise ConfigError(
             f'there is no dataset {dataset["type"]!r}: spell it as its class, and '
             'name its module in custom_imports if it is your own.'
@@ -100,18 +99,8 @@ def make_up(loader: Any, folder: Path, count: int) -> None:
         dataset.update(made, ann_file=str(file), pipeline=pipeline)
 
 
-def _class(dataset: dict) -> Any:
-    """Finds a dataset's class; None if it is unknown."""
-    found = dataset['type']
-    if isinstance(found, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            found = registry.get(found)
-    return found
-
-
 def _classes(dataset: dict) -> list[str]:
-    named = (dataset.get('metainfo') or {}).get('classes')
-    classes = named or getattr(_class(dataset), 'METAINFO', {}).get('classes')
+    classes = meta_of(dataset).get('classes')
     if not classes:
         raise ConfigError(
             f'{type_name(dataset)} has no classes: set metainfo.classes of the dataset.'

@@ -223,8 +223,13 @@ class Attacker:
             return clean, found, found
         resized = self._resized(oracle, part)
         found = attack.perturb(resized, clean, draws)
-        pairs = zip(resized.resizers, found, strict=True)
-        return clean, found, [resizer(image) for resizer, image in pairs]
+        return clean, found, resized.inputs(found)
+
+    def shown(self, oracle: Any, part: dict, images: list[Tensor]) -> list[Tensor]:
+        """Returns what the network gets of a part's images in the attacked space."""
+        if self.space == 'input':
+            return images
+        return self._resized(oracle, part).inputs(images)
 
     def _resized(self, oracle: Any, part: dict) -> ResizedOracle:
         assert self.pixels is not None

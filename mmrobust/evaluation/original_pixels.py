@@ -120,13 +120,13 @@ class ResizedOracle:
     def value(self, images: Sequence[Tensor]) -> Tensor:
         """Objective (N,) of pictures (C, H, W) in original pixels."""
         with torch.no_grad():
-            return self.oracle.value(self._inputs(images))
+            return self.oracle.value(self.inputs(images))
 
     def value_and_grad(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Objective (N,), and its gradient with respect to the original pixels."""
         with torch.enable_grad():
             leaves = [image.detach().requires_grad_() for image in images]
-            inputs = self._inputs(leaves)
+            inputs = self.inputs(leaves)
         values, grads = self.oracle.value_and_grad([each.detach() for each in inputs])
         # Image by image: resizing has no memory, and each is let go at once.
         pulled = [
@@ -149,7 +149,8 @@ class ResizedOracle:
         moved: AbstractContextManager[None] = self.oracle.moved(found)
         return moved
 
-    def _inputs(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def inputs(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what the network gets of pictures (C, H, W), with a gradient."""
         pairs = zip(self.resizers, images, strict=True)
         return [resizer(image) for resizer, image in pairs]
 

@@ -355,7 +355,10 @@ def _draw(
     boxes = boxes.tensor if hasattr(boxes, 'tensor') else boxes
     if len(boxes):
         visualizer.draw_bboxes(
-            boxes * scale, edge_colors=_TRUTH, line_widths=2, line_styles='--'
+            _inside(torch.as_tensor(boxes) * scale, image),
+            edge_colors=_TRUTH,
+            line_widths=2,
+            line_styles='--',
         )
     if segments:
         places, labels, areas = map(list, zip(*segments, strict=True))
@@ -368,8 +371,7 @@ def _draw(
         else:
             factors = found.bboxes.new_tensor(output.get('scale_factor', (1.0, 1.0)))
             boxes = found.bboxes * factors.repeat(2) * scale
-        limits = boxes.new_tensor(image.shape[1::-1]).repeat(2)
-        boxes = boxes.clamp(min=boxes.new_zeros(4), max=limits - 1)
+        boxes = _inside(boxes, image)
         visualizer.draw_bboxes(boxes, edge_colors=_DETECTION, line_widths=2)
         labels = [
             f'{classes[label] if classes else int(label)} {score:.2f}'
@@ -379,6 +381,12 @@ def _draw(
         above = boxes[:, :2] - boxes.new_tensor([0, _LETTER[1]])
         _write(visualizer, above.tolist(), labels, found.scores.tolist(), image.shape)
     return visualizer.get_image()
+
+
+def _inside(boxes: Tensor, image: np.ndarray) -> Tensor:
+    """Cuts boxes off: the picture would grow by what lies outside of it."""
+    limits = boxes.new_tensor(image.shape[1::-1]).repeat(2)
+    return boxes.clamp(min=boxes.new_zeros(4), max=limits - 1)
 
 
 def _write(

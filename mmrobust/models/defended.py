@@ -35,6 +35,11 @@ def Defended(  # noqa: N802 (a type in configs)
     pipeline loaded, before the data preprocessor's normalisation, image by image and
     without the padding of a batch.
 
+    >>> import mmrobust
+    >>> from mmdet.apis import init_detector
+    >>> model = init_detector(config, checkpoint, device='cpu')
+    >>> model = mmrobust.Defended(model, dict(type='mmrobust.JPEG', quality=75))
+
     Args:
         detector: a detector or its config.
         preprocess: a step or several, in their order: configs of JPEG, MedianFilter,

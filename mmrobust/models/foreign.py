@@ -31,6 +31,13 @@ class ForeignDetector(BaseDetector):
     ``images`` is a list of tensors (3, H, W), RGB, in 0-255. Without ``loss`` there are
     the attacks that ask for no gradient (``square``, ``noise``), and corruptions.
 
+    >>> import mmrobust, torch
+    >>> def black_box(images):  # it sees the same object everywhere
+    ...     box = torch.tensor([[2.0, 3, 20, 30]])
+    ...     one = dict(boxes=box, labels=torch.tensor([0]), scores=torch.tensor([0.9]))
+    ...     return [one for _ in images]
+    >>> detector = mmrobust.ForeignDetector(black_box)
+
     Args:
         detector: what is wrapped, or its config for the ``MODELS`` registry.
         data_preprocessor: of the images; by default they are turned from mmdet's BGR

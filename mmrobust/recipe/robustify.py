@@ -58,6 +58,11 @@ def robustify(
     clipping, and the attack evaluation as test loop. Data, model and hooks stay, and
     so do an AdamW's learning rate and a clipping that are there already.
 
+    >>> import mmrobust
+    >>> cfg = mmrobust.robustify('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
+    >>> cfg.train_cfg.type
+    'mmrobust.AdvEpochBasedTrainLoop'
+
     Args:
         cfg: a config, a config file or a name like ``'mmdet::fcos/...'``; it is not
             changed.

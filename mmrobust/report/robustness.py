@@ -48,7 +48,8 @@ class RobustnessReport:
     checkpoint_sha256: str | None  # of a local file
     seed: int  # of the attacks
     versions: dict[str, str]
-    dataset: dict[str, Any]  # type, ann_file, data_root, num_images, padding
+    # type, ann_file, data_root, num_images, annotations_sha256, padding
+    dataset: dict[str, Any]
     checks: list[str] = field(default_factory=list)  # what makes all figures doubtful
     environment: dict[str, Any] = field(default_factory=dict)
     config_text: str = ''

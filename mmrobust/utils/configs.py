@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 from mmengine.utils import get_object_from_string
 
 from ..errors import ConfigError, short
@@ -246,3 +246,18 @@ def innermost(dataset: dict) -> list[dict]:
     if isinstance(dataset.get('dataset'), dict):
         return innermost(dataset['dataset'])
     return [dataset]
+
+
+def class_of(dataset: dict) -> Any:
+    """Finds the class of a dataset's config; None if it is unknown."""
+    found = dataset['type']
+    if isinstance(found, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            found = registry.get(found)
+    return found
+
+
+def meta_of(dataset: dict) -> dict[str, Any]:
+    """Returns what a dataset's config and class tell of it, like its ``classes``."""
+    told = getattr(class_of(dataset), 'METAINFO', {})
+    return {**told, **(dataset.get('metainfo') or {})}

@@ -60,7 +60,12 @@ def given(tmp_path_factory):
             seed=0,
             space='input',
             checkpoint_sha256='0',
-            dataset=dict(type='CocoDataset', ann_file='x.json', num_images=12),
+            dataset=dict(
+                type='CocoDataset',
+                ann_file='x.json',
+                num_images=12,
+                annotations_sha256='a' * 64,
+            ),
             benign=dict(metrics={'coco/bbox_mAP': 0.2}, boxes=boxes['benign']),
             attacks=attacks,
             worst_case=None,

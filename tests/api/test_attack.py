@@ -13,7 +13,8 @@ from evaluated import images_of
 from mmdet.apis import inference_detector
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmrobust.api.pictures import Pictures
+from mmrobust.api.attacked import AttackedImages
+from mmrobust.api.pictures import Pictures, meta_of_model
 from mmrobust.errors import ConfigError
 
 SETTINGS = dict(attack='pgd', eps=4, num_steps=2)
@@ -50,11 +51,11 @@ def test_no_radius_changes_nothing(space, model, pictures):
         assert torch.equal(each.before.pred_instances.bboxes, expected.bboxes)
         if space == 'input':
             assert torch.equal(each.after.pred_instances.scores, expected.scores)
-            assert each.loss_after == each.loss_before
         else:
             assert np.array_equal(each.picture, cv2.imread(path))
             gap = each.after.pred_instances.scores - expected.scores
             assert gap.abs().max() < 0.02
+        assert each.loss_after == each.loss_before
 
 
 def test_files_and_arrays_are_attacked_alike(model, pictures):
@@ -127,7 +128,36 @@ def test_results_show_themselves(model, pictures):
     assert len(found.plot().axes) == 2
 
 
+def test_objects_that_stick_out_leave_the_picture_where_it_is(model, pictures):
+    """Nothing is drawn but their edges, and no margin around the picture."""
+    height, width = cv2.imread(pictures[0]).shape[:2]
+    target = dict(bboxes=[[-90, -90, width + 90, height + 90]], labels=[0])
+    (found,) = mmrobust.attack(model, pictures[0], 'noise', target, eps=0)
+    (plain,) = mmrobust.attack(
+        model, pictures[0], 'noise', dict(bboxes=[], labels=[]), eps=0
+    )
+    drawn = [AttackedImages([each], {}, 'input', '', [], {}).pictures(2)[0]
+             for each in (found, plain)]  # fmt: skip
+    same = (drawn[0] == drawn[1]).all(axis=2)
+    assert 0.8 < same.mean() < 1
+
+
+def test_classes_are_named_by_the_test_data_if_the_checkpoint_does_not(model, pictures):
+    model.dataset_meta = {'classes': None}
+    model.cfg.test_dataloader.dataset.metainfo = {'classes': tiny.CLASSES}
+    assert meta_of_model(model)['classes'] == tiny.CLASSES
+    model.cfg.test_dataloader.dataset.metainfo = {'classes': ('a', 'b', 'c', 'd')}
+    assert not meta_of_model(model).get('classes')
+
+
 MISTAKES = {
+    'no list': (dict(images=None), 'images=None must be paths'),
+    'score': (dict(score_thr=2), 'score_thr=2 must be a number from 0 to 1'),
+    'no target': (dict(targets=5), 'need bboxes'),
+    'corners': (
+        dict(targets=dict(bboxes=[[9, 9, 2, 2]], labels=[0])),
+        'not .x1, y1, x2, y2. with',
+    ),
     'model': (dict(model='x'), 'the model is a str: give a detector'),
     'no file': (dict(images='x.jpg'), 'image x.jpg does not exist'),
     'no images': (dict(images=[]), 'there is no image to attack'),

@@ -87,6 +87,11 @@ CHANGES = {
         'num_images of the dataset',
     ),
     'data': (lambda c: c['dataset'].update(ann_file='y'), 'ann_file of the dataset'),
+    'choice': (
+        lambda c: c['dataset'].update(annotations_sha256='b' * 64),
+        'robust cannot be compared: the hash of the evaluated images and their objects '
+        'is a{12} in the one and b{12} in',
+    ),
     'eps': (lambda c: c['attacks'][0].update(eps=3.0), 'eps of a-eps2 is 2.0'),
     'steps': (lambda c: c['attacks'][1].update(num_steps=9), 'num_steps of a-eps4'),
     'space': (lambda c: c.update(space='original'), 'space is input in the one'),

@@ -42,6 +42,16 @@ def test_figures_are_those_of_the_test_loop(cfg, evaluate, trained, tmp_path):
     assert figures(by_model) == figures(by_config)
 
 
+def test_corruptions_have_the_names_of_the_command_line(cfg, trained, tmp_path):
+    given = dict(
+        attacks=['noise', 'weather-corruptions'], severity=[2, 3], num_images=1
+    )
+    report = mmrobust.evaluate(cfg, trained, work_dir=tmp_path / 'w', **given)
+    names = ('snow', 'frost', 'fog', 'brightness')
+    labels = {f'{name}-severity{number}' for name in names for number in (2, 3)}
+    assert {*report.attacks} == {'noise', *labels}
+
+
 @pytest.fixture
 def written(tmp_path):
     """A report with every field that is read."""
@@ -66,6 +76,7 @@ def written(tmp_path):
     path = tmp_path / 'robustness.json'
     path.write_text(json.dumps(content))
     path.with_suffix('.md').write_text('twin')
+    path.with_suffix('.npz').write_text('tables')
     return path
 
 
@@ -81,14 +92,17 @@ def test_a_report_is_read(written, tmp_path):
     report.save(tmp_path / 'x' / 'copy.json')
     assert mmrobust.load(tmp_path / 'x' / 'copy.json').content == report.content
     assert (tmp_path / 'x' / 'copy.md').read_text() == 'twin'
+    assert (tmp_path / 'x' / 'copy.npz').read_text() == 'tables'
+    report.save(written)
 
 
 def test_reports_that_are_none(written, tmp_path):
     with pytest.raises(ConfigError, match='does not exist'):
         mmrobust.load(tmp_path / 'x.json')
-    (tmp_path / 'y.json').write_text('{}')
-    with pytest.raises(ConfigError, match='is no robustness report'):
-        mmrobust.load(tmp_path / 'y.json')
+    for text in ('{}', '{"complete": true, "benign": 3, "attacks": 5}'):
+        (tmp_path / 'y.json').write_text(text)
+        with pytest.raises(ConfigError, match='is no robustness report'):
+            mmrobust.load(tmp_path / 'y.json')
     written.write_text(written.read_text().replace('true', 'false'))
     with pytest.raises(ConfigError, match='has not ended'):
         mmrobust.load(written)
@@ -98,6 +112,8 @@ MISTAKES = {
     'no checkpoint': ({}, 'give the checkpoint'),
     'no file': (dict(checkpoint='x.pth'), 'x.pth'),
     'option': (dict(checkpoint=0, rho=1), 'rho is no setting of noise or pgd'),
+    'nothing': (dict(checkpoint=0, attacks=[]), 'attacks is empty'),
+    'severity': (dict(checkpoint=0, attacks=['fog'], severity=[6]), '6'),
     'settings of configs': (dict(checkpoint=0, attacks={}, eps=2), 'eps belong to'),
 }
 

@@ -35,11 +35,15 @@ def test_figures_that_can_be_compared_share_a_table(given, tmp_path):
     (tmp_path / 'few').mkdir()
     (tmp_path / 'few' / 'robustness.json').write_text(json.dumps(other))
     (tmp_path / 'few' / 'notes.json').write_text('{}')
+    (tmp_path / 'others').mkdir()
+    other['dataset'].update(num_images=12, annotations_sha256='b' * 64)
+    (tmp_path / 'others' / 'robustness.json').write_text(json.dumps(other))
     (tmp_path / 'open').mkdir()
     other['complete'] = False
     (tmp_path / 'open' / 'robustness.json').write_text(json.dumps(other))
     page = leaderboard(tmp_path)
-    assert page.count('<h2>a-eps2 (linf, eps 2), 12 images of x.json') == 1
+    # Of as many images, but of others.
+    assert page.count('<h2>a-eps2 (linf, eps 2), 12 images of x.json') == 2
     assert page.count('<h2>a-eps2 (linf, eps 2), 9 images of x.json') == 1
     rows = table_of(page, 'a-eps4 (linf, eps 4), 12 images of x.json')
     figures = {

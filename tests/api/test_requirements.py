@@ -46,7 +46,9 @@ def test_figures_are_compared(text, missed):
     assert not missed or found[0].startswith(missed)
 
 
-@pytest.mark.parametrize('text', ['pgd', 'pgd>0.2', 'pgd>=x', '>=0.2', 'pgd==0.2', ''])
+@pytest.mark.parametrize(
+    'text', ['pgd', 'pgd>0.2', 'pgd>=x', 'pgd>=nan', '>=0.2', 'pgd==0.2', '']
+)
 def test_requirements_that_are_none(text):
     with pytest.raises(ConfigError, match='cannot be read'):
         Requirement.read(text)
