@@ -338,6 +338,21 @@ def test_a_box_that_is_none(coco, tmp_path, build_runner, untouched, box, traini
         run()
 
 
+def test_an_object_without_the_mask_that_is_loaded(
+    coco, tmp_path, build_runner, untouched
+):
+    """mmdet's pipeline would end at its image with a KeyError."""
+    path = changed(
+        coco, tmp_path, lambda content: content['annotations'][2].pop('segmentation')
+    )
+    loader = tiny.loader(coco, test=True)
+    loader['dataset'].update(ann_file=path, pipeline=tiny.pipeline(True, masks=True))
+    test = dict(type='mmrobust.AttackTestLoop', attacks=ATTACKS)
+    run = build_runner(test_cfg=test, test_dataloader=loader).test
+    with pytest.raises(ConfigError, match='has an object without a mask'):
+        run()
+
+
 def test_a_metric_without_a_class(coco, tmp_path, build_runner, untouched):
     """mmdet's fails once every image has been predicted, or scores other classes."""
     path = changed(coco, tmp_path, lambda content: content['categories'].pop(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -14,7 +15,8 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
     """Makes sure that a dataset has an object at all, and that its boxes are boxes.
 
     Boxes that are not finite or have their corners exchanged make losses NaN without
-    any error. Reads annotations only.
+    any error. If the pipeline loads masks, each object needs one. Reads annotations
+    only.
 
     Args:
         dataset: an mmdet dataset or a wrapper of it. Datasets that give no
@@ -22,7 +24,8 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         purpose: ``'training'`` or ``'attack'``, for the message.
 
     Raises:
-        ConfigError: if the dataset is empty or has no object, or for such a box.
+        ConfigError: if the dataset is empty or has no object, or for such a box or an
+            object without its mask.
     """
     if len(dataset) == 0:
         raise ConfigError(
@@ -31,7 +34,7 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         )
     if not hasattr(dataset, 'get_data_info'):
         return
-    objects = 0
+    objects, masks = 0, any(getattr(p, 'with_mask', False) for p in _parts(dataset))
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         if 'instances' not in info:
@@ -43,6 +46,12 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
                     f'{info.get("img_path", f"image {index}")} has the box '
                     f'{instance["bbox"]} (x1, y1, x2, y2), which is none: repair or '
                     'remove its annotation.'
+                )
+            if masks and 'mask' not in instance:
+                raise ConfigError(
+                    f'{info.get("img_path", f"image {index}")} has an object without a '
+                    'mask (segmentation), which the pipeline loads (with_mask): take '
+                    'annotations with masks.'
                 )
     if objects == 0:
         raise ConfigError(
@@ -119,10 +128,16 @@ def keeps_images(dataset: Any) -> bool:
     Args:
         dataset: a dataset, a wrapper of some, or a pipeline or transform of one.
     """
-    if hasattr(dataset, 'results_cache'):
-        return True
+    return any(hasattr(part, 'results_cache') for part in _parts(dataset))
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """Yields a dataset, what it wraps, and the transforms of their pipelines."""
     if isinstance(dataset, (list, tuple)):
-        return any(keeps_images(inner) for inner in dataset)
-    names = ('dataset', 'datasets', 'pipeline', 'transforms')
-    parts = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
-    return any(keeps_images(part) for part in parts)
+        inner = list(dataset)
+    else:
+        yield dataset
+        names = ('dataset', 'datasets', 'pipeline', 'transforms')
+        inner = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
+    for part in inner:
+        yield from _parts(part)
