@@ -360,7 +360,9 @@ class AttackEvaluation(BaseLoop):
                 *doubts_of(self.attacks, dataset),
             ]
         report = RobustnessReport.start(runner, dataset, self.seed, notes)
-        report.dataset['annotations_sha256'] = annotations_digest(dataset)
+        report.dataset['annotations_sha256'] = annotations_digest(
+            dataset, folders=False
+        )
         report.space, report.adversary = self.space, self._adversary
         report.environment['speed'] = self.speed.describe()
         report.environment['attack_batch_size'] = self.attacker.group_size

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,14 +212,21 @@ def restrict_metrics(evaluator: Evaluator, dataset: Any) -> None:
             )
 
 
-def annotations_digest(dataset: Any) -> str | None:
-    """Hashes what a dataset says about its images; None if it says nothing."""
+def annotations_digest(dataset: Any, folders: bool = True) -> str | None:
+    """Hashes what a dataset says about its images; None if it says nothing.
+
+    Args:
+        dataset: an mmdet dataset.
+        folders: whether it matters where the files of the images lie.
+    """
     if not hasattr(dataset, 'get_data_info'):
         return None
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         known = [info.get(key) for key in _OF_IMAGE]
+        if not folders:
+            known = [Path(e).name if isinstance(e, str) else e for e in known]
         for each in info.get('instances') or ():
             known += [each.get(key) for key in _OF_OBJECT]
         digest.update(repr(known).encode())

@@ -397,11 +397,14 @@ def test_any_change_of_an_annotation_is_noticed(coco, tmp_path):
     root = tmp_path / 'data'
     shutil.copytree(coco, root)
 
-    def digest():
-        return annotations_digest(DATASETS.build(tiny.dataset(root, True, masks=True)))
+    def digest(root=root, **how):
+        data = DATASETS.build(tiny.dataset(root, True, masks=True))
+        return annotations_digest(data, **how)
 
     seen = [digest()]
-    assert digest() == seen[0]
+    assert digest() == seen[0] != digest(coco)
+    # Reports of two machines are of the same images.
+    assert digest(folders=False) == digest(coco, folders=False)
     for change in (
         dict(category_id=lambda old: old % 3 + 1),
         dict(iscrowd=lambda old: 1),
