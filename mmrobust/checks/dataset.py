@@ -34,7 +34,7 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
         )
     if not hasattr(dataset, 'get_data_info'):
         return
-    objects, masks = 0, any(getattr(p, 'with_mask', False) for p in _parts(dataset))
+    objects, masks = 0, any(map(_loads_masks, _parts(dataset)))
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         if 'instances' not in info:
@@ -59,6 +59,12 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
             'all: check ann_file and that metainfo names the classes of the annotation '
             f'file{_why(dataset)}.'
         )
+
+
+def _loads_masks(transform: Any) -> bool:
+    # A subclass may have masks from elsewhere, as LoadPanopticAnnotations.
+    exactly = type(transform).__name__ == 'LoadAnnotations'
+    return exactly and getattr(transform, 'with_mask', False)
 
 
 def _why(dataset: Any) -> str:
