@@ -62,9 +62,10 @@ def check_has_boxes(dataset: Any, purpose: str) -> None:
 
 
 def _loads_masks(transform: Any) -> bool:
-    # A subclass may have masks from elsewhere, as LoadPanopticAnnotations.
-    exactly = type(transform).__name__ == 'LoadAnnotations'
-    return exactly and getattr(transform, 'with_mask', False)
+    # mmdet's own: a subclass may have masks from elsewhere, or do without some.
+    kind = type(transform)
+    own = kind.__name__ == 'LoadAnnotations' and kind.__module__.startswith('mmdet.')
+    return own and transform.with_mask
 
 
 def _why(dataset: Any) -> str:

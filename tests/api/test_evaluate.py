@@ -113,7 +113,7 @@ MISTAKES = {
     'no file': (dict(checkpoint='x.pth'), 'x.pth'),
     'option': (dict(checkpoint=0, rho=1), 'rho is no setting of noise or pgd'),
     'nothing': (dict(checkpoint=0, attacks=[]), 'attacks is empty'),
-    'severity': (dict(checkpoint=0, attacks=['fog'], severity=[6]), '6'),
+    'severity': (dict(checkpoint=0, attacks=['fog'], severity=[6]), 'severity'),
     'settings of configs': (dict(checkpoint=0, attacks={}, eps=2), 'eps belong to'),
 }
 
